@@ -1,0 +1,191 @@
+"""Train one segmentation run: any method, any network, one split, one seed.
+
+    accelerate launch -m mgcc_dist.segment --preset mgcc_busi --data.shards out/busi --out out/runs/mgcc_1
+
+The run folder then holds `best/` and `last/model.safetensors` (read by `mgcc_dist.predict`) and `result.json` with the
+scores of every validation image (read by `mgcc_dist.report`). The same command again goes on where a run was stopped.
+"""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from mgcc_dist.config import CONFIGS, NonNegativeInt, PositiveInt, parse
+from mgcc_dist.data.loader import Concat, EvalLoader, Source, StreamLoader, subset_by_keys
+from mgcc_dist.data.records import ShardFolder
+from mgcc_dist.data.splits import Split, read_split
+from mgcc_dist.errors import UserError, run_program
+from mgcc_dist.evaluation import score_images
+from mgcc_dist.methods import Method, MethodConfig, build
+from mgcc_dist.methods.trained import header, load_predictor
+from mgcc_dist.metrics import summarize
+from mgcc_dist.models import NetworkConfig
+from mgcc_dist.schedules import Progress
+from mgcc_dist.train.loop import LoopConfig, fit
+from mgcc_dist.train.process_group import describe, start
+from mgcc_dist.train.run_folder import claim, is_finished, write_result
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    shards: str
+    """shard folder of the labeled data set, made by `python -m mgcc_dist.shards`"""
+    split: str
+    """split file, or the name of one that ships with the package, such as busi_random_1"""
+    labels: Literal["half", "all"] = "half"
+    """which training images keep their labels: the half that the split marks (Tables I to III) or all (Table IV)"""
+    unlabeled: bool = True
+    """use the training images without labels as unlabeled images (with labels: all there are none)"""
+    synthetic: str | None = None
+    """shard folder of generated images, which become unlabeled images too (Tables III and IV)"""
+    image_size: PositiveInt = 256
+    """pixels a side; images are stretched to a square (paper: 256)"""
+    batch_labeled: PositiveInt = 4
+    """labeled images a rank and micro-step (paper: 4)"""
+    batch_unlabeled: NonNegativeInt = 4
+    """unlabeled images a rank and micro-step (paper: 4); 0 for supervised training"""
+    workers: NonNegativeInt = 2
+    """loader processes a rank; does not change what is loaded"""
+
+
+@dataclass(frozen=True)
+class SegmentConfig:
+    data: DataConfig
+    loop: LoopConfig
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    out: str = "out/segment"
+    """run folder"""
+
+
+def main() -> None:
+    run(parse(SegmentConfig, "segment", "Train one segmentation run.", CONFIGS / "segment", "demo"))
+
+
+def run(config: SegmentConfig) -> None:
+    """One run, from shards to result.json; returns at once where that is there already."""
+    began = time.monotonic()
+    accelerator = start(config.loop.precision, config.loop.accumulation)
+    folder = Path(config.out)
+    claim(folder, config, accelerator)
+    accelerator.print(f"segment: {describe(accelerator)}")
+    if is_finished(folder):
+        accelerator.print(f"segment: {folder / 'result.json'} is there already; nothing to do")
+        return
+
+    data = ShardFolder.open(Path(config.data.shards), verify=accelerator.is_local_main_process)
+    split = read_split(_split_path(config.data.split))
+    set_seed(config.loop.seed)
+    task = SegmentationTask(config, data, split, accelerator)
+    state = fit(task, config.loop, folder, accelerator)
+
+    best = {"step": state.best["step"], "epoch": state.best["epoch"]} | task.score_saved(folder, "best", accelerator)
+    epoch = round(task.loader.epoch_of(state.position), 4)
+    last = {"step": state.step, "epoch": epoch} | task.score_saved(folder, "last", accelerator)
+    result = {
+        "program": "segment",
+        "method": config.method.name,
+        "network": asdict(config.network),
+        "dataset": data.dataset,
+        "split": split.name,
+        "seed": config.loop.seed,
+        "images": task.counts,
+        "parameters": {"inference": _count(task.module.predictor()), "training": _count(task.module)},
+        "best": best,
+        "last": last,
+        "steps": state.step,
+        "seconds": {"training": round(state.seconds, 1), "last_start": round(time.monotonic() - began, 1)},
+    }
+    write_result(folder, result, accelerator)
+    iou = best["summary"]["corrected"]["iou"]
+    accelerator.print(f"segment: IoU {100 * iou:.2f} % at the best step -> {folder / 'result.json'}")
+
+
+class SegmentationTask:
+    """What the loop trains: a method on a labeled and an unlabeled stream."""
+
+    name = "segment"
+    best_metric = "iou"
+    best_is_higher = True
+
+    def __init__(self, config: SegmentConfig, data: ShardFolder, split: Split, accelerator: Accelerator) -> None:
+        self.config = config
+        self.module: Method = build(config.method, config.network)
+        rest = split.unlabeled
+        labeled = split.labeled + rest if config.data.labels == "all" else split.labeled
+        unlabeled: list[Source] = []
+        if config.data.unlabeled and config.data.labels == "half":
+            unlabeled.append(subset_by_keys(data, rest))
+        if config.data.synthetic:
+            unlabeled.append(ShardFolder.open(Path(config.data.synthetic), verify=accelerator.is_local_main_process))
+        if config.data.batch_unlabeled and not unlabeled:
+            raise UserError(
+                "data.batch_unlabeled is not 0 but there are no unlabeled images; "
+                "set it to 0, or give data.synthetic, or data.labels half with data.unlabeled true"
+            )
+        uses_unlabeled = config.data.batch_unlabeled > 0
+        self.counts = {
+            "labeled": len(labeled),
+            "unlabeled": sum(len(source) for source in unlabeled) if uses_unlabeled else 0,
+            "validation": len(split.validation),
+        }
+        self.loader = StreamLoader(
+            labeled=subset_by_keys(data, labeled),
+            unlabeled=Concat(unlabeled) if uses_unlabeled else None,
+            batch_labeled=config.data.batch_labeled,
+            batch_unlabeled=config.data.batch_unlabeled,
+            image_size=config.data.image_size,
+            seed=config.loop.seed,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            workers=config.data.workers,
+            augment=True,
+        )
+        self.validation = EvalLoader(
+            subset_by_keys(data, split.validation),
+            batch=config.data.batch_labeled + config.data.batch_unlabeled,
+            image_size=config.data.image_size,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            workers=config.data.workers,
+        )
+
+    def after_step(self, progress: Progress) -> None:
+        self.module.after_step(progress)
+
+    def validate(self, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        """Mean scores under the corrected protocol (see metrics.py)."""
+        assert isinstance(module, Method)
+        images = score_images(module.predictor(), self.validation.batches(), accelerator, surface=False)
+        return summarize(images)["corrected"]
+
+    def weights(self, module: nn.Module) -> dict[str, Tensor]:
+        assert isinstance(module, Method)
+        return module.predictor().state_dict()
+
+    def header(self) -> dict[str, str]:
+        return header(self.config.method, self.config.network, self.config.data.image_size)
+
+    def score_saved(self, run: Path, weights: Literal["best", "last"], accelerator: Accelerator) -> dict[str, Any]:
+        """Full scores of a saved network, image by image."""
+        network, _ = load_predictor(run, weights)
+        images = score_images(network.to(accelerator.device), self.validation.batches(), accelerator, surface=True)
+        return {"summary": summarize(images), "images": images}
+
+
+def _split_path(name: str) -> Path:
+    shipped = CONFIGS / "splits" / f"{name}.json"
+    return shipped if shipped.is_file() else Path(name)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+if __name__ == "__main__":
+    run_program("segment", main)

@@ -1,0 +1,264 @@
+"""The training loop.
+
+One optimizer step: `accumulation` micro-steps of (batch, seed, forward, backward), clip, step, EMA. Nothing in it waits
+for the device: losses are summed where they are and read every `log_every` steps. A run is a pure function of its
+config: batches depend on the place in the sample streams, randomness on (seed, step), the learning rate on the step.
+So a run that was killed and started again goes on from its last checkpoint to the same losses and weights, bit for bit
+where the arithmetic itself is deterministic (CPU; the same number of ranks).
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from mgcc_dist.config import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
+from mgcc_dist.data.loader import StreamLoader
+from mgcc_dist.errors import UserError
+from mgcc_dist.schedules import Progress, learning_rate_factor
+from mgcc_dist.train import checkpoints
+from mgcc_dist.train.checkpoints import TrainState
+from mgcc_dist.train.ema import Ema
+from mgcc_dist.train.journal import Journal
+from mgcc_dist.train.process_group import seed_step
+from mgcc_dist.train.signals import EXIT_STOPPED, StopSignal
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    epochs: PositiveFloat | None = None
+    """length in epochs of the labeled images (of all images where there are no labels); or give `steps` (paper: 300 for
+    segmentation, 1000 for autoencoder and denoiser)"""
+    steps: PositiveInt | None = None
+    """length in optimizer steps, instead of `epochs`"""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """paper: sgd for segmentation, adam for the autoencoder, adamw for the denoiser"""
+    learning_rate: PositiveFloat = 0.01
+    """at its highest (paper: 0.01 segmentation, 1e-6 autoencoder, 1e-4 denoiser)"""
+    momentum: UnitInterval = 0.9
+    """of sgd (paper: 0.9)"""
+    weight_decay: NonNegativeFloat = 1e-4
+    """paper: 1e-4 for segmentation"""
+    schedule: Literal["poly", "constant", "cosine"] = "poly"
+    """how the learning rate falls from its highest value to 0 at the end (paper: poly, power 0.9)"""
+    warmup_steps: NonNegativeInt = 0
+    """optimizer steps over which the learning rate rises from 0, linearly"""
+    accumulation: PositiveInt = 1
+    """micro-steps whose gradients are averaged into one optimizer step"""
+    clip_norm: NonNegativeFloat = 0.0
+    """largest L2 norm of the gradient; 0 does not clip (paper: silent; released code: no clipping)"""
+    ema_decay: UnitInterval = 0.0
+    """decay of the weights' moving average, which is then what is validated and saved; 0 keeps none"""
+    precision: Literal["no", "fp16", "bf16"] | None = None
+    """mixed precision; null takes what `accelerate launch` was told"""
+    seed: NonNegativeInt = 0
+    """of initial weights, sample order, augmentation and noise"""
+    log_every: PositiveInt = 10
+    """optimizer steps between rows of metrics.jsonl"""
+    validate_every: PositiveFloat = 1.0
+    """epochs between validations; the last step is always validated"""
+    checkpoint_every: PositiveInt = 500
+    """optimizer steps between checkpoints; a signal and the last step save one too"""
+    keep_checkpoints: PositiveInt = 2
+    """older checkpoints are deleted"""
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"give one of loop.epochs and loop.steps, got {self.epochs} and {self.steps}")
+
+
+class Task(Protocol):
+    """What is trained: a module that computes its own losses, its batches, its validation."""
+
+    name: str
+    module: nn.Module
+    """forward(batch, Progress) -> scalar losses by name; "loss" is minimised"""
+    loader: StreamLoader
+    best_metric: str
+    """key of the validation row by which the best step is chosen"""
+    best_is_higher: bool
+
+    def after_step(self, progress: Progress) -> None:
+        """Called after every optimizer step (a mean teacher's update)."""
+
+    def validate(self, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        """Scores of `module` (`self.module` or its EMA), equal on all ranks. Collective."""
+
+    def weights(self, module: nn.Module) -> dict[str, Tensor]:
+        """The state dict that `best/` and `last/` keep."""
+
+    def header(self) -> dict[str, str]:
+        """What their safetensors header says besides the scores."""
+
+
+def total_steps(config: LoopConfig, loader: StreamLoader) -> int:
+    """Optimizer steps of the whole run."""
+    if config.steps is not None:
+        return config.steps
+    assert config.epochs is not None
+    return math.ceil(loader.steps_for(config.epochs) / config.accumulation)
+
+
+def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) -> TrainState:
+    """Train `task` to its end in `folder`, going on from the newest checkpoint there.
+
+    Leaves `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `best/model.safetensors` and `last/model.safetensors`.
+
+    Raises:
+        UserError: the loss is not finite, or a record or checkpoint can't be read.
+        SystemExit: with EXIT_STOPPED, after a signal, once everything is saved.
+    """
+    total = total_steps(config, task.loader)
+    ema = Ema(task.module.to(accelerator.device), config.ema_decay) if config.ema_decay else None
+    module, optimizer = accelerator.prepare(task.module, _optimizer(task.module, config))
+    state = checkpoints.restore(folder, ema, accelerator)
+    sums = _LossSums(state, accelerator)
+    evaluated = ema.module if ema else task.module
+    journal = Journal(task.name, folder, state.step, total, accelerator)
+    if accelerator.is_main_process:
+        trained = sum(parameter.numel() for parameter in task.module.parameters() if parameter.requires_grad)
+        start = f"from step {state.step} of {total}" if state.step else f"{total} steps"
+        print(f"{task.name}: {trained:,} parameters, {start} -> {folder}", flush=True)
+    batches = task.loader.batches(state.position)
+    clock = time.monotonic() - state.seconds
+
+    with StopSignal() as stop:
+        while state.step < total:
+            rate = config.learning_rate * learning_rate_factor(config.schedule, state.step, total, config.warmup_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            progress = Progress(state.step, total, task.loader.epoch_of(state.position), config.seed)
+            for micro in range(config.accumulation):
+                batch, state.position = next(batches)
+                seed_step(config.seed, state.step * config.accumulation + micro)
+                with accelerator.accumulate(module):
+                    losses = module(batch.to(accelerator.device), progress)
+                    accelerator.backward(losses["loss"])
+                    if config.clip_norm and accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(module.parameters(), config.clip_norm)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                sums.add(losses)
+            state.step += 1
+            task.after_step(progress)
+            if ema:
+                ema.update(task.module)
+            journal.advance()
+
+            last = state.step == total
+            epoch = task.loader.epoch_of(state.position)
+            if state.step % config.log_every == 0 or last:
+                row = sums.mean_and_reset()
+                if not math.isfinite(row["loss"]):
+                    raise UserError(_not_finite(task.name, state.step, row))
+                seconds = round(time.monotonic() - clock, 3)
+                journal.write("train", state.step, epoch, row | {"learning_rate": rate}, seconds=seconds)
+            if last or int(epoch / config.validate_every) > int(progress.epoch / config.validate_every):
+                scores = _validate(task, evaluated, accelerator)
+                journal.write("validation", state.step, epoch, scores)
+                if _is_better(task, scores, state.best):
+                    state.best = {"step": state.step, "epoch": round(epoch, 4), **scores}
+                    _export(task, evaluated, folder / "best", state.best, accelerator)
+            stopped = stop.agreed()
+            if last or stopped or state.step % config.checkpoint_every == 0:
+                state.seconds = time.monotonic() - clock
+                sums.remember(state)
+                checkpoints.save(folder, state, ema, accelerator, config.keep_checkpoints)
+            if stopped and not last:
+                journal.close()
+                if accelerator.is_main_process:
+                    print(f"{task.name}: stopped by a signal at step {state.step}; the same command goes on from here")
+                raise SystemExit(EXIT_STOPPED)
+
+    batches.close()
+    journal.close()
+    _export(task, evaluated, folder / "last", {"step": state.step}, accelerator)
+    accelerator.free_memory()
+    return state
+
+
+class _LossSums:
+    """Sums of the losses since the last row, on the device; read only for a row or a checkpoint."""
+
+    def __init__(self, state: TrainState, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._count = state.loss_count
+        self._sums: dict[str, Tensor] = {}
+        if state.loss_sums:  # on another number of ranks the mean over the old ranks is as near as it gets
+            ranks = state.loss_sums
+            same = len(ranks) == accelerator.num_processes
+            for name in ranks[0]:
+                mine = ranks[accelerator.process_index][name] if same else sum(r[name] for r in ranks) / len(ranks)
+                self._sums[name] = torch.tensor(mine, device=accelerator.device)
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        for name, value in losses.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._count += 1
+
+    def remember(self, state: TrainState) -> None:
+        """Put the sums of all ranks into `state`. Collective."""
+        gathered = self._gather()
+        state.loss_sums = [dict(zip(self._sums, row, strict=True)) for row in gathered] if self._sums else []
+        state.loss_count = self._count
+
+    def mean_and_reset(self) -> dict[str, float]:
+        """Mean per micro-step over all ranks. Collective."""
+        gathered = self._gather()
+        means = {
+            name: sum(row[column] for row in gathered) / (len(gathered) * self._count)
+            for column, name in enumerate(self._sums)
+        }
+        self._sums, self._count = {}, 0
+        return means
+
+    def _gather(self) -> list[list[float]]:
+        if not self._sums:
+            return [[] for _ in range(self._accelerator.num_processes)]
+        return self._accelerator.gather(torch.stack(list(self._sums.values()))[None]).tolist()
+
+
+def _optimizer(module: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, rate, momentum=config.momentum, weight_decay=decay)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, rate, weight_decay=decay)
+
+
+def _validate(task: Task, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+    was_training = module.training
+    module.eval()
+    with torch.no_grad():
+        scores = task.validate(module, accelerator)
+    module.train(was_training)
+    return scores
+
+
+def _is_better(task: Task, scores: dict[str, float], best: dict[str, float]) -> bool:
+    if not best:
+        return True
+    difference = scores[task.best_metric] - best[task.best_metric]
+    return difference > 0 if task.best_is_higher else difference < 0
+
+
+def _export(task: Task, module: nn.Module, folder: Path, notes: dict[str, float], accelerator: Accelerator) -> None:
+    if accelerator.is_main_process:
+        header = task.header() | {key: repr(value) for key, value in notes.items()}
+        checkpoints.save_weights(task.weights(module), folder / "model.safetensors", header)
+    accelerator.wait_for_everyone()
+
+
+def _not_finite(name: str, step: int, row: dict[str, float]) -> str:
+    shown = ", ".join(f"{key} {value:.4g}" for key, value in row.items())
+    return (
+        f"{name}: the loss is not finite at step {step} ({shown}); earlier checkpoints are kept. "
+        "Try a lower loop.learning_rate, loop.clip_norm 1, or precision no"
+    )
