@@ -1,0 +1,110 @@
+"""The parts of the loop: signals, moving average, journal, run folder."""
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from mgcc_dist.errors import UserError
+from mgcc_dist.train import run_folder
+from mgcc_dist.train.ema import Ema
+from mgcc_dist.train.journal import Journal, read_rows
+from mgcc_dist.train.process_group import seed_step
+from mgcc_dist.train.signals import StopSignal
+
+
+@pytest.fixture
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_signal_is_remembered_and_handlers_come_back(number):
+    before = signal.getsignal(number)
+    with StopSignal() as stop:
+        assert not stop.agreed()
+        os.kill(os.getpid(), number)
+        assert stop.agreed()
+        assert stop.received == number.name
+    assert signal.getsignal(number) == before
+
+
+def test_ema_follows_its_formula_and_copies_batchnorm_statistics():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).double()
+    ema = Ema(module, decay=0.5)
+    expected = [parameter.detach().clone() for parameter in module.parameters()]
+    for n in range(12):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        module(torch.randn(8, 3, dtype=torch.float64))
+        ema.update(module)
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = [decay * e + (1 - decay) * p.detach() for e, p in zip(expected, module.parameters(), strict=True)]
+    for e, a in zip(expected, ema.module.parameters(), strict=True):
+        torch.testing.assert_close(a, e)
+    torch.testing.assert_close(ema.module[1].running_mean, module[1].running_mean, rtol=0, atol=0)
+    assert ema.module[1].num_batches_tracked == 12
+    assert not ema.module.training
+
+
+def test_a_resumed_journal_drops_the_rows_after_its_checkpoint_and_a_line_cut_short(tmp_path, accelerator):
+    journal = Journal("t", tmp_path, 0, 10, accelerator)
+    for step in range(1, 6):
+        journal.write("train", step, step / 5, {"loss": 0.1 * step}, seconds=1.0)
+    journal.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "epo')
+    Journal("t", tmp_path, 3, 10, accelerator).close()
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[2] == {"step": 3, "epoch": 0.6, "split": "train", "loss": pytest.approx(0.3), "seconds": 1.0}
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = 0.1
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class Config:
+    data: Inner
+    out: str = "here"
+
+
+def test_a_run_folder_of_another_config_is_refused_naming_the_key(tmp_path, accelerator):
+    run_folder.claim(tmp_path, Config(Inner()), accelerator)
+    run_folder.claim(tmp_path, Config(Inner(workers=7), out="there"), accelerator)
+    with pytest.raises(UserError, match=r"data\.rate = 0\.1, not 0\.2"):
+        run_folder.claim(tmp_path, Config(Inner(rate=0.2)), accelerator)
+
+
+def test_a_run_is_finished_when_its_result_is_there_and_a_damaged_result_is_named(tmp_path, accelerator):
+    assert not run_folder.is_finished(tmp_path)
+    run_folder.write_result(tmp_path, {"program": "segment"}, accelerator)
+    assert run_folder.is_finished(tmp_path)
+    result = run_folder.read_result(tmp_path)
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["world_size"] == 1
+    (tmp_path / "result.json").write_text(json.dumps(result)[:-9])
+    with pytest.raises(UserError, match=r"result\.json is damaged"):
+        run_folder.read_result(tmp_path)
+
+
+def test_randomness_of_a_step_depends_on_seed_and_step_alone():
+    def draw(seed, step):
+        seed_step(seed, step)
+        return torch.rand(4)
+
+    first = draw(1, 5)
+    torch.rand(100)
+    assert torch.equal(draw(1, 5), first)
+    assert not torch.equal(draw(1, 6), first)
+    assert not torch.equal(draw(2, 5), first)
