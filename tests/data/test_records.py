@@ -1,0 +1,242 @@
+import dataclasses
+import json
+import multiprocessing
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
+from mgcc_dist.errors import UserError
+
+
+def sample(i: int, labeled: bool = True, key: str | None = None) -> Sample:
+    rng = np.random.default_rng(i)
+    image = rng.integers(0, 256, (20 + i, 30), dtype=np.uint8)
+    mask = np.where(image > 128, 255, 0).astype(np.uint8) if labeled else None
+    meta = {"dataset": "toy", "class": "benign" if i % 2 else "malignant", "original_size": [30, 20 + i]}
+    return Sample(f"benign ({i})" if key is None else key, image, mask, {**meta, "group": f"patient {i // 2}"})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two shards of three records; the last record is unlabeled."""
+    shards = [
+        write_shard(tmp_path / "toy-000000.tar", [sample(i) for i in range(3)]),
+        write_shard(tmp_path / "toy-000001.tar", [sample(3), sample(4), sample(5, labeled=False)]),
+    ]
+    write_index(tmp_path, "toy", shards, made={"by": "a test"})
+    return tmp_path
+
+
+def assert_same(read: Sample, written: Sample) -> None:
+    assert read.key == written.key
+    np.testing.assert_array_equal(read.image, written.image)
+    assert read.image.dtype == np.uint8
+    assert (read.mask is None) == (written.mask is None)
+    if written.mask is not None:
+        np.testing.assert_array_equal(read.mask, written.mask)
+    assert written.meta.items() <= read.meta.items()
+
+
+def test_read_gives_what_was_written_in_any_order(folder):
+    shards = ShardFolder.open(folder)
+    assert len(shards) == 6
+    for i in (5, 0, 3, 0):
+        assert_same(shards.read(i), sample(i, labeled=i != 5))
+    assert shards.keys() == [f"benign ({i})" for i in range(6)]
+    assert shards.position("benign (4)") == 4
+    assert [record.labeled for record in shards.records] == [True] * 5 + [False]
+    assert shards.records[3].group == "patient 1"
+    assert shards.records[3].category == "benign"
+    assert shards.records[3].shard == "toy-000001.tar"
+
+
+def test_index_counts_records_by_class_and_label(folder):
+    index = json.loads((folder / "index.json").read_text())
+    assert index["format"] == "mgcc-dist shards"
+    assert (index["records"], index["labeled"]) == (6, 5)
+    assert index["classes"] == {"benign": 3, "malignant": 3}
+    assert index["made"] == {"by": "a test"}
+
+
+def test_plain_webdataset_reads_the_same_records(folder):
+    urls = sorted(str(path) for path in folder.glob("*.tar"))
+    plain = list(webdataset.WebDataset(urls, shardshuffle=False).decode("l8"))
+    ours = ShardFolder.open(folder)
+    assert [record["__key__"] for record in plain] == ours.keys()
+    for i, record in enumerate(plain):
+        read = ours.read(i)
+        np.testing.assert_array_equal(record["png"], read.image)
+        assert ("mask.png" in record) == (read.mask is not None)
+        if read.mask is not None:
+            np.testing.assert_array_equal(record["mask.png"], read.mask)
+        assert record["json"] == read.meta
+
+
+def test_same_samples_give_the_same_bytes(tmp_path):
+    first = write_shard(tmp_path / "a" / "x.tar", [sample(i) for i in range(3)])
+    again = write_shard(tmp_path / "b" / "x.tar", [sample(i) for i in range(3)])
+    assert first == again
+    assert (tmp_path / "a" / "x.tar").read_bytes() == (tmp_path / "b" / "x.tar").read_bytes()
+
+
+def test_a_sample_that_was_read_can_be_written_again_unchanged(folder, tmp_path):
+    shards = ShardFolder.open(folder)
+    entry = write_shard(tmp_path / "again" / "toy-000000.tar", [shards.read(i) for i in range(3)])
+    assert entry == shards.index["shards"][0]
+
+
+@settings(deadline=None, derandomize=True, max_examples=25)
+@given(st.text(min_size=1, max_size=150))
+def test_any_key_either_round_trips_or_is_refused(tmp_path_factory, key):
+    folder = tmp_path_factory.mktemp("key")
+    try:
+        shard = write_shard(folder / "x.tar", [sample(1, key=key)])
+    except UserError:
+        assert any(letter in "./" or not letter.isprintable() for letter in key)
+        return
+    write_index(folder, "toy", [shard])
+    assert_same(ShardFolder.open(folder).read(0), sample(1, key=key))
+    (plain,) = webdataset.WebDataset(str(folder / "x.tar"), shardshuffle=False)
+    assert plain["__key__"] == key
+
+
+@pytest.mark.parametrize("key", ["", "a.b", "a/b", "a\nb"])
+def test_a_key_that_would_break_a_tar_record_is_refused(tmp_path, key):
+    with pytest.raises(UserError, match="cannot be a key"):
+        write_shard(tmp_path / "x.tar", [sample(1, key=key)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_duplicate_keys_are_refused(tmp_path):
+    shards = [write_shard(tmp_path / f"{i}.tar", [sample(1)]) for i in range(2)]
+    with pytest.raises(UserError, match=r"benign \(1\)"):
+        write_index(tmp_path, "toy", shards)
+
+
+def test_folder_without_index_counts_as_half_written(folder):
+    (folder / "index.json").unlink()
+    with pytest.raises(UserError, match="half-written"):
+        ShardFolder.open(folder)
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere is not there"):
+        ShardFolder.open(tmp_path / "nowhere")
+
+
+def test_a_missing_shard_is_named(folder):
+    (folder / "toy-000001.tar").unlink()
+    with pytest.raises(UserError, match=r"toy-000001\.tar is missing"):
+        ShardFolder.open(folder)
+
+
+def test_a_cut_off_shard_is_refused_without_hashing(folder):
+    path = folder / "toy-000001.tar"
+    path.write_bytes(path.read_bytes()[:-512])
+    with pytest.raises(UserError, match=r"toy-000001\.tar has \d+ bytes, not \d+"):
+        ShardFolder.open(folder, verify=False)
+
+
+def test_a_flipped_bit_is_refused_when_verified(folder):
+    flip(folder / "toy-000001.tar", "benign (4).png")
+    with pytest.raises(UserError, match=r"toy-000001\.tar has another sha256"):
+        ShardFolder.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("{", "not JSON"), ("[]", "not the index"), ('{"format": "mgcc-dist shards", "version": 9}', "version 9")],
+)
+def test_a_damaged_index_is_refused(folder, content, says):
+    (folder / "index.json").write_text(content)
+    with pytest.raises(UserError, match=says):
+        ShardFolder.open(folder)
+
+
+def test_an_index_that_lost_a_field_is_refused(folder):
+    index = json.loads((folder / "index.json").read_text())
+    del index["shards"][0]["records"][0]["group"]
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="damaged"):
+        ShardFolder.open(folder)
+
+
+def test_unknown_key_names_folder_and_key(folder):
+    with pytest.raises(UserError, match=r"no record 'malignant \(9\)'"):
+        ShardFolder.open(folder).position("malignant (9)")
+
+
+def flip(path, member: str, bit: int = 1) -> None:
+    """Change one bit in the middle of a tar's member."""
+    with tarfile.open(path) as tar:
+        info = tar.getmember(member)
+    content = bytearray(path.read_bytes())
+    content[info.offset_data + info.size // 2] ^= bit
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("member", ["benign (4).png", "benign (4).mask.png", "benign (4).json"])
+def test_a_corrupt_record_names_shard_and_key_and_spares_the_others(folder, member):
+    shards = ShardFolder.open(folder)
+    flip(folder / "toy-000001.tar", member, bit=128)
+    with pytest.raises(UserError, match=r"toy-000001\.tar: record 'benign \(4\)' is corrupt"):
+        shards.read(4)
+    assert_same(shards.read(3), sample(3))
+
+
+def test_a_json_that_still_parses_but_says_another_class_is_corrupt(folder):
+    shards = ShardFolder.open(folder)
+    path = folder / "toy-000000.tar"
+    path.write_bytes(path.read_bytes().replace(b'"class": "benign"', b'"class": "bonign"'))
+    with pytest.raises(UserError, match=r"record 'benign \(1\)' is corrupt"):
+        shards.read(1)
+
+
+@pytest.mark.parametrize("lost", ["png", "mask.png", "json"])
+def test_a_record_with_a_part_missing_is_corrupt_and_never_silently_unlabeled(folder, lost):
+    path = folder / "toy-000000.tar"
+    shards = ShardFolder.open(folder)
+    with tarfile.open(path) as tar:
+        kept = [(info, tar.extractfile(info).read()) for info in tar if info.name != f"benign (1).{lost}"]
+    with webdataset.TarWriter(str(path), encoder=False) as tar:
+        for info, content in kept:
+            key, _, extension = info.name.partition(".")
+            tar.write({"__key__": key, extension: content})
+    with pytest.raises(UserError, match=rf"record 'benign \(1\)' is corrupt: benign \(1\)\.{lost} is missing"):
+        shards.read(1)
+    assert_same(shards.read(2), sample(2))
+
+
+def test_a_tar_cut_off_after_opening_names_shard_and_key(folder):
+    shards = ShardFolder.open(folder)
+    path = folder / "toy-000001.tar"
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"toy-000001\.tar: record 'benign \(4\)' is corrupt"):
+        shards.read(4)
+
+
+def test_folder_survives_pickling_and_forking_after_files_were_opened(folder):
+    shards = ShardFolder.open(folder)
+    shards.read(0)
+    assert_same(pickle.loads(pickle.dumps(shards)).read(1), sample(1))
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        for i, read in enumerate(pool.map(shards.read, range(5))):
+            assert_same(read, sample(i))
+
+
+def test_wrong_arrays_are_refused_before_anything_is_written(tmp_path):
+    good = sample(1)
+    for bad in (
+        dataclasses.replace(good, image=good.image.astype(np.float32)),
+        dataclasses.replace(good, mask=good.mask[:-1]),
+        dataclasses.replace(good, mask=good.mask // 255),
+    ):
+        with pytest.raises(ValueError, match=r"uint8|mask"):
+            write_shard(tmp_path / "x.tar", [good, bad])
+    assert list(tmp_path.iterdir()) == []
