@@ -168,7 +168,7 @@ class SegmentationTask:
         assert isinstance(module, Method)
         return module.predictor().state_dict()
 
-    def header(self) -> dict[str, str]:
+    def header(self) -> dict[str, Any]:
         return header(self.config.method, self.config.network, self.config.data.image_size)
 
     def score_saved(self, run: Path, weights: Literal["best", "last"], accelerator: Accelerator) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -11,12 +11,12 @@ from torch import nn
 from mgcc_dist.errors import UserError
 from mgcc_dist.methods import MethodConfig, build
 from mgcc_dist.models import NetworkConfig
+from mgcc_dist.train.checkpoints import HEADER
 
 
-def header(method: MethodConfig, network: NetworkConfig, image_size: int) -> dict[str, str]:
-    """What `load_predictor` must know to build the network again, as safetensors metadata."""
-    facts = {"method": asdict(method), "network": asdict(network), "image_size": image_size}
-    return {key: json.dumps(value) for key, value in facts.items()}
+def header(method: MethodConfig, network: NetworkConfig, image_size: int) -> dict[str, Any]:
+    """What `load_predictor` must know to build the network again; stands in the file's header."""
+    return {"method": asdict(method), "network": asdict(network), "image_size": image_size}
 
 
 def load_predictor(run: Path, weights: Literal["best", "last"] = "best") -> tuple[nn.Module, int]:
@@ -32,7 +32,7 @@ def load_predictor(run: Path, weights: Literal["best", "last"] = "best") -> tupl
         raise UserError(f"{path} is not there; is {run} the folder of a segmentation run?")
     try:
         with safe_open(path, framework="pt") as file:
-            facts = {key: json.loads(file.metadata()[key]) for key in ("method", "network", "image_size")}
+            facts = json.loads(file.metadata()[HEADER])
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no dict)
         network = NetworkConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in facts["network"].items()})
         predictor = build(MethodConfig(**facts["method"]), network).predictor()

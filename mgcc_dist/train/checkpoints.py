@@ -5,10 +5,12 @@ random state per rank), `ema.safetensors`, and `state.json`: the step, the place
 score so far. The weights of two further files are for use, not for resuming: `best/` and `last/model.safetensors`.
 """
 
+import json
 import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -21,6 +23,7 @@ from mgcc_dist.errors import UserError
 from mgcc_dist.files import read_json, replacing, write_json
 from mgcc_dist.train.ema import Ema
 
+HEADER = "mgcc_dist"  # one key, because safetensors writes several in no fixed order
 _SCRATCH = ".saving"
 _DOOMED = ".deleting-"
 
@@ -97,11 +100,11 @@ def restore(folder: Path, ema: Ema | None, accelerator: Accelerator) -> TrainSta
         raise UserError(f"{path} does not load ({error}); delete it to go on from the one before") from error
 
 
-def save_weights(weights: dict[str, Tensor], path: Path, header: dict[str, str] | None = None) -> None:
-    """Write a state dict as safetensors, by rename."""
+def save_weights(weights: dict[str, Tensor], path: Path, header: dict[str, Any] | None = None) -> None:
+    """Write a state dict as safetensors, by rename; `header` goes, as JSON, under HEADER into the file's metadata."""
     with replacing(path) as scratch:
         tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}
-        save_file(tensors, scratch, metadata=header)
+        save_file(tensors, scratch, metadata={HEADER: json.dumps(header)} if header else None)
 
 
 def _path(folder: Path, step: int) -> Path:

@@ -11,7 +11,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -92,8 +92,8 @@ class Task(Protocol):
     def weights(self, module: nn.Module) -> dict[str, Tensor]:
         """The state dict that `best/` and `last/` keep."""
 
-    def header(self) -> dict[str, str]:
-        """What their safetensors header says besides the scores."""
+    def header(self) -> dict[str, Any]:
+        """What their safetensors header says besides step and scores."""
 
 
 def total_steps(config: LoopConfig, loader: StreamLoader) -> int:
@@ -154,8 +154,7 @@ def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) 
             epoch = task.loader.epoch_of(state.position)
             if state.step % config.log_every == 0 or last:
                 row = sums.mean_and_reset()
-                if not math.isfinite(row["loss"]):
-                    raise UserError(_not_finite(task.name, state.step, row))
+                _require_finite(task.name, state.step, row)
                 seconds = round(time.monotonic() - clock, 3)
                 journal.write("train", state.step, epoch, row | {"learning_rate": rate}, seconds=seconds)
             if last or int(epoch / config.validate_every) > int(progress.epoch / config.validate_every):
@@ -168,6 +167,8 @@ def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) 
             if last or stopped or state.step % config.checkpoint_every == 0:
                 state.seconds = time.monotonic() - clock
                 sums.remember(state)
+                for row in state.loss_sums:
+                    _require_finite(task.name, state.step, row)
                 checkpoints.save(folder, state, ema, accelerator, config.keep_checkpoints)
             if stopped and not last:
                 journal.close()
@@ -251,14 +252,15 @@ def _is_better(task: Task, scores: dict[str, float], best: dict[str, float]) -> 
 
 def _export(task: Task, module: nn.Module, folder: Path, notes: dict[str, float], accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
-        header = task.header() | {key: repr(value) for key, value in notes.items()}
-        checkpoints.save_weights(task.weights(module), folder / "model.safetensors", header)
+        checkpoints.save_weights(task.weights(module), folder / "model.safetensors", task.header() | notes)
     accelerator.wait_for_everyone()
 
 
-def _not_finite(name: str, step: int, row: dict[str, float]) -> str:
-    shown = ", ".join(f"{key} {value:.4g}" for key, value in row.items())
-    return (
-        f"{name}: the loss is not finite at step {step} ({shown}); earlier checkpoints are kept. "
+def _require_finite(name: str, step: int, losses: dict[str, float]) -> None:
+    if math.isfinite(losses["loss"]):
+        return
+    shown = ", ".join(f"{key} {value:.4g}" for key, value in losses.items())
+    raise UserError(
+        f"{name}: the loss is not finite at step {step} ({shown}); what was saved before is kept. "
         "Try a lower loop.learning_rate, loop.clip_norm 1, or precision no"
     )

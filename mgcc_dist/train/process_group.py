@@ -18,7 +18,9 @@ def start(precision: str | None = None, accumulation: int = 1) -> Accelerator:
     on_cpu = not torch.accelerator.is_available()
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     # The timeout outlasts what one rank does alone while the others wait: checking shards, writing the last of them.
-    group = InitProcessGroupKwargs(backend="gloo" if on_cpu else None, timeout=timedelta(hours=2))
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1  # a backend makes Accelerate look for a group
+    backend = "gloo" if on_cpu and not alone else None
+    group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(hours=2))
     return Accelerator(
         cpu=on_cpu and not deepspeed,
         mixed_precision=precision,

@@ -1,0 +1,127 @@
+"""A killed run, started again, ends in the same losses and the same weights, bit for bit: two real ranks, CPU, fp32."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mgcc_dist.train.journal import read_rows
+from mgcc_dist.train.signals import EXIT_STOPPED
+
+ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+
+
+def start(words: list[str], ranks: int) -> subprocess.Popen:
+    """Start a program of the package on `ranks` gloo ranks, in a process group of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(port)]
+    return subprocess.Popen(
+        [sys.executable, *(launcher if ranks > 1 else []), "-m", *words],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(words: list[str], ranks: int) -> str:
+    process = start(words, ranks)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for_step(process: subprocess.Popen, metrics: Path, step: int) -> None:
+    """Return when `metrics` holds a row of `step` or later."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        rows = read_rows(metrics)
+        if rows and rows[-1]["step"] >= step:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    raise AssertionError(f"{metrics} did not reach step {step}")
+
+
+def losses(run: Path) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in read_rows(run / "metrics.jsonl")]
+
+
+def assert_same_run(run: Path, expected: Path) -> None:
+    assert losses(run) == losses(expected)
+    for which in ("best", "last"):
+        weights = load_file(run / which / "model.safetensors")
+        others = load_file(expected / which / "model.safetensors")
+        assert weights.keys() == others.keys()
+        for name, tensor in weights.items():
+            assert torch.equal(tensor, others[name]), name
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory) -> Path:
+    """40 phantom images of 32x32, and a split file."""
+    folder = tmp_path_factory.mktemp("data")
+    shards = ["mgcc_dist.shards", "phantom", "--count", "40", "--size", "32", "--out", str(folder / "shards")]
+    finish(shards, ranks=1)
+    split = ["--root", str(folder / "shards"), "--out", str(folder / "split.json")]
+    finish(["mgcc_dist.shards", "split", *split, "--validation", "0.25", "--labeled", "0.5", "--seed", "0"], ranks=1)
+    return folder
+
+
+def segment(phantom: Path, out: Path) -> list[str]:
+    """MGCC at a toy size: 15 labeled + 15 unlabeled images, 12 steps of two ranks x (2 + 2)."""
+    return (
+        f"mgcc_dist.segment --preset mgcc_demo --data.shards {phantom}/shards --data.split {phantom}/split.json "
+        f"--data.synthetic null --data.image_size 32 --data.batch_labeled 2 --data.batch_unlabeled 2 --data.workers 1 "
+        "--network.widths [4,8,8,8,16] --loop.epochs null --loop.steps 12 --loop.log_every 2 "
+        f"--loop.checkpoint_every 3 --loop.ema_decay 0.9 --out {out}"
+    ).split()
+
+
+@pytest.mark.multiprocess
+@pytest.mark.e2e
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_segmentation_killed_at_a_random_step_resumes_bit_exactly(tmp_path, phantom, number):
+    expected, run = tmp_path / "whole", tmp_path / "killed"
+    output = finish(segment(phantom, expected), ranks=2)
+    assert "world size 2" in output
+
+    process = start(segment(phantom, run), ranks=2)
+    wait_for_step(process, run / "metrics.jsonl", random.Random(number).choice([2, 4, 6, 8]))
+    os.killpg(process.pid, number)
+    process.communicate(timeout=60)
+    assert not (run / "result.json").exists()
+
+    output = finish(segment(phantom, run), ranks=2)
+    assert "from step" in output
+    assert_same_run(run, expected)
+    assert result_of(run) == result_of(expected)
+
+
+def result_of(run: Path) -> dict:
+    result = json.loads((run / "result.json").read_text())
+    del result["seconds"]
+    return result
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGINT])
+def test_a_signal_saves_and_exits_with_its_own_code(tmp_path, phantom, number):
+    process = start(segment(phantom, tmp_path), ranks=1)
+    wait_for_step(process, tmp_path / "metrics.jsonl", 2)
+    os.kill(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_STOPPED, output
+    assert "stopped by a signal at step" in output

@@ -1,0 +1,191 @@
+"""The loop on a toy task: what a step does, what a restart sees, what a kill in mid-save leaves."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import nn
+
+from mgcc_dist.data.loader import StreamLoader
+from mgcc_dist.data.records import Sample
+from mgcc_dist.errors import UserError
+from mgcc_dist.train.journal import read_rows
+from mgcc_dist.train.loop import LoopConfig, fit, total_steps
+
+
+class Numbers:
+    """12 flat grey images of 8x8."""
+
+    def __len__(self):
+        return 12
+
+    def read(self, i):
+        return Sample(f"n{i}", np.full((8, 8), 20 * i, np.uint8), None, {})
+
+
+class Toy(nn.Module):
+    """Fits a scalar to the images' mean grey, with noise from the global generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, batch, progress):
+        target = batch.images.mean(dim=(1, 2, 3)) + 0.1 * torch.rand(len(batch.images))
+        return {"loss": (self.weight - target).square().mean()}
+
+
+class ToyTask:
+    name = "toy"
+    best_metric = "error"
+    best_is_higher = False
+
+    def __init__(self, batch=2):
+        self.module = Toy()
+        self.loader = StreamLoader(None, Numbers(), 0, batch, 8, seed=0, rank=0, world=1, workers=0, augment=False)
+        self.steps_seen = []
+
+    def after_step(self, progress):
+        self.steps_seen.append(progress.step)
+
+    def validate(self, module, accelerator):
+        return {"error": module.weight.abs().item()}
+
+    def weights(self, module):
+        return module.state_dict()
+
+    def header(self):
+        return {}
+
+
+CONFIG = LoopConfig(
+    epochs=2, learning_rate=0.1, momentum=0.9, ema_decay=0.9, log_every=2, checkpoint_every=3, schedule="poly"
+)
+
+
+def run(folder, config=CONFIG, batch=2):
+    task = ToyTask(batch)
+    state = fit(task, config, folder, Accelerator(cpu=True, gradient_accumulation_steps=config.accumulation))
+    return task, state
+
+
+def rows(folder):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(folder / "metrics.jsonl")]
+
+
+def test_length_in_epochs_counts_optimizer_steps():
+    loader = ToyTask(batch=2).loader
+    assert total_steps(LoopConfig(epochs=2), loader) == 12
+    assert total_steps(LoopConfig(epochs=2, accumulation=3), loader) == 4
+    assert total_steps(LoopConfig(steps=5), loader) == 5
+    with pytest.raises(ValueError, match=r"loop\.epochs and loop\.steps"):
+        LoopConfig(epochs=1, steps=1)
+
+
+def test_a_run_leaves_rows_checkpoints_best_and_last(tmp_path):
+    task, state = run(tmp_path)
+    assert state.step == 12
+    assert task.steps_seen == list(range(12))
+    assert [row["step"] for row in rows(tmp_path) if row["split"] == "train"] == [2, 4, 6, 8, 10, 12]
+    assert [row["step"] for row in rows(tmp_path) if row["split"] == "validation"] == [6, 12]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000009", "step-00000012"]
+    assert (tmp_path / "best" / "model.safetensors").is_file()
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_first_learning_rate_is_the_highest_and_the_weights_saved_are_the_average(tmp_path):
+    task, _ = run(tmp_path)
+    assert rows(tmp_path)[0]["learning_rate"] == pytest.approx(0.1 * (11 / 12) ** 0.9)
+    assert load_file(tmp_path / "last" / "model.safetensors")["weight"] != task.module.weight
+
+
+def test_accumulated_gradients_equal_those_of_one_large_batch(tmp_path):
+    class Exact(Toy):
+        def forward(self, batch, progress):
+            return {"loss": (self.weight - batch.images.mean(dim=(1, 2, 3))).square().mean()}
+
+    weights = []
+    for name, accumulation, batch in (("large", 1, 6), ("accumulated", 3, 2)):
+        task = ToyTask(batch)
+        task.module = Exact()
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+        fit(task, replace(CONFIG, accumulation=accumulation, ema_decay=0.0), tmp_path / name, accelerator)
+        weights.append(task.module.weight.item())
+    assert weights[0] == pytest.approx(weights[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("back_to", [3, 6, 9])
+def test_going_on_from_a_checkpoint_gives_the_same_rows_and_weights(tmp_path, back_to):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    task, _ = run(whole, replace(CONFIG, keep_checkpoints=9))
+    shutil.copytree(whole, cut)
+    for checkpoint in (cut / "checkpoints").iterdir():
+        if int(checkpoint.name[-8:]) > back_to:
+            shutil.rmtree(checkpoint)
+    again, _ = run(cut, replace(CONFIG, keep_checkpoints=9))
+    assert again.steps_seen == list(range(back_to, 12))
+    assert torch.equal(again.module.weight, task.module.weight)
+    assert rows(cut) == rows(whole)
+    for which in ("best", "last"):
+        assert (cut / which / "model.safetensors").read_bytes() == (whole / which / "model.safetensors").read_bytes()
+
+
+def test_a_half_saved_checkpoint_is_ignored_and_swept_away(tmp_path):
+    scratch = tmp_path / "checkpoints" / ".saving"
+    scratch.mkdir(parents=True)
+    (scratch / "model.safetensors").write_bytes(b"half")
+    run(tmp_path)
+    assert not scratch.exists()
+
+
+def test_a_damaged_checkpoint_is_named_with_advice(tmp_path):
+    run(tmp_path)
+    damaged = tmp_path / "checkpoints" / "step-00000012" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    with pytest.raises(UserError, match=r"step-00000012 does not load .* delete it"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("log_every", [2, 100])
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_poisons_a_checkpoint(tmp_path, log_every):
+    class Exploding(Toy):
+        def forward(self, batch, progress):
+            return {"loss": super().forward(batch, progress)["loss"] * (float("inf") if progress.step == 7 else 1)}
+
+    task = ToyTask()
+    task.module = Exploding()
+    with pytest.raises(UserError, match=r"loss is not finite at step .*loop\.learning_rate"):
+        fit(task, replace(CONFIG, log_every=log_every), tmp_path, Accelerator(cpu=True))
+    assert max(int(path.name[-8:]) for path in (tmp_path / "checkpoints").glob("step-*")) == 6
+
+
+def test_kill_dash_nine_at_any_moment_of_saving_loses_nothing(tmp_path):
+    """A process that saves after each step is killed again and again; it ends as the one that was left alone."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    config = replace(CONFIG, steps=300, epochs=None, checkpoint_every=1, log_every=5)
+    run(whole, config)
+    program = Path(__file__).with_name("toy_program.py")
+    for delay in (0.3, 0.7, 0.45):
+        process = subprocess.Popen([sys.executable, str(program), str(killed), "300"], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()  # printed when the loop begins
+        try:
+            process.wait(timeout=delay)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+    subprocess.run([sys.executable, str(program), str(killed), "300"], check=True, stdout=subprocess.DEVNULL)
+    assert rows(killed) == rows(whole)
+    assert (killed / "last" / "model.safetensors").read_bytes() == (whole / "last" / "model.safetensors").read_bytes()
+    state = json.loads((killed / "checkpoints" / "step-00000300" / "state.json").read_text())
+    assert state["step"] == 300
