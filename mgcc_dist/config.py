@@ -102,6 +102,9 @@ def as_plain(config: Any) -> dict[str, Any]:
             return {key: plain(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [plain(item) for item in value]
+        for kind in (bool, int, float):  # jsonargparse's restricted numbers are subclasses, which YAML does not know
+            if isinstance(value, kind):
+                return kind(value)
         return str(value) if isinstance(value, Path) else value
 
     return plain(dataclasses.asdict(config))
