@@ -1,0 +1,42 @@
+"""Multi-level global context cross-consistency, the paper's method (Section III-C, Eq. 9 to 12)."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from mgcc_dist.errors import UserError
+from mgcc_dist.losses import consistency_loss, supervised_loss
+from mgcc_dist.methods.method import Method, MethodConfig
+from mgcc_dist.models import NetworkConfig, build_network
+from mgcc_dist.schedules import Progress, consistency_weight
+
+if TYPE_CHECKING:
+    from mgcc_dist.data.loader import Batch
+
+
+class CrossConsistency(Method):
+    """All decoders learn from labels; on unlabeled images the auxiliary ones are to agree with the main one."""
+
+    def __init__(self, config: MethodConfig, network: NetworkConfig) -> None:
+        super().__init__()
+        if network.name != "mgcc":
+            raise UserError(f"method.name mgcc needs network.name mgcc, got {network.name}")
+        self.config = config
+        self.network = build_network(network)
+
+    def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:
+        main, auxiliary = self.network(batch.images)  # one forward, so BN sees labeled and unlabeled images together
+        n = batch.labeled
+        supervised = torch.stack([supervised_loss(y[:n], batch.masks) for y in (main, *auxiliary)]).mean()  # Eq. 9, 10
+        consistency = consistency_loss(main[n:], [y[n:] for y in auxiliary], self.config.detach_target)  # Eq. 11
+        weight = consistency_weight(self.config.ramp, progress)
+        return {
+            "loss": supervised + weight * consistency,  # Eq. 12
+            "supervised": supervised,
+            "consistency": consistency,
+            "weight": supervised.new_full((), weight),
+        }
+
+    def predictor(self) -> nn.Module:
+        return self.network.inference_module()

@@ -1,0 +1,31 @@
+"""Supervised training with 0.5 * BCE + Dice (Eq. 10) on the labeled images; unlabeled ones are not looked at."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from mgcc_dist.losses import supervised_loss
+from mgcc_dist.methods.method import Method, MethodConfig
+from mgcc_dist.models import NetworkConfig, build_network
+from mgcc_dist.schedules import Progress
+
+if TYPE_CHECKING:
+    from mgcc_dist.data.loader import Batch
+
+
+class Supervised(Method):
+    """Any network; one with auxiliary decoders learns from the mean over all its decoders (Eq. 9)."""
+
+    def __init__(self, config: MethodConfig, network: NetworkConfig) -> None:
+        super().__init__()
+        self.network = build_network(network)
+
+    def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:
+        output = self.network(batch.images[: batch.labeled])
+        decoders = [output[0], *output[1]] if isinstance(output, tuple) else [output]
+        loss = torch.stack([supervised_loss(logits, batch.masks) for logits in decoders]).mean()
+        return {"loss": loss, "supervised": loss}
+
+    def predictor(self) -> nn.Module:
+        return self.network.inference_module()

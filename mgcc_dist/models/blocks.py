@@ -1,0 +1,105 @@
+"""Parts of the networks: convolution blocks, the ConvMixer layer, the multi-scale attention gate, perturbations.
+
+Tensors are [B,C,H,W]. Each module names its convolutions and norms, so that a fused module can take their place with
+the same state_dict keys.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class DoubleConv(nn.Module):
+    """(3x3 convolution, BN, ReLU) twice: [B,in,H,W] -> [B,out,H,W]."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        return F.relu(self.norm2(self.conv2(x)), inplace=True)
+
+
+class UpConv(nn.Module):
+    """Nearest x2 upsampling, 3x3 convolution, BN, ReLU: [B,in,H,W] -> [B,out,2H,2W]."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
+        return F.relu(self.norm(self.conv(x)), inplace=True)
+
+
+class ConvMixerLayer(nn.Module):
+    """One ConvMixer layer (Eq. 3 and 4): depthwise convolution with a residual, then pointwise convolution.
+
+    Each convolution is followed by GELU and then BN. Keeps the shape [B,C,H,W].
+    """
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+        self.depthwise_norm = nn.BatchNorm2d(channels)
+        self.pointwise = nn.Conv2d(channels, channels, 1)
+        self.pointwise_norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.depthwise_norm(F.gelu(self.depthwise(x)))  # Eq. 3
+        return self.pointwise_norm(F.gelu(self.pointwise(x)))  # Eq. 4
+
+
+class MSAG(nn.Module):
+    """Multi-scale attention gate on a skip connection (Eq. 5 and 6). Keeps the shape [B,C,H,W].
+
+    Eq. 6 shows no BN after the vote convolution; with it the parameter counts are those of Table VII.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.pointwise = nn.Conv2d(channels, channels, 1)
+        self.pointwise_norm = nn.BatchNorm2d(channels)
+        self.ordinary = nn.Conv2d(channels, channels, 3, padding=1)
+        self.ordinary_norm = nn.BatchNorm2d(channels)
+        self.dilated = nn.Conv2d(channels, channels, 3, padding=2, dilation=2)
+        self.dilated_norm = nn.BatchNorm2d(channels)
+        self.vote = nn.Conv2d(3 * channels, channels, 1)
+        self.vote_norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scales = (
+            self.pointwise_norm(self.pointwise(x)),
+            self.ordinary_norm(self.ordinary(x)),
+            self.dilated_norm(self.dilated(x)),
+        )
+        joined = F.relu(torch.cat(scales, dim=1), inplace=True)  # Eq. 5
+        return x + x * self.vote_norm(self.vote(joined)).sigmoid()  # Eq. 6
+
+
+def feature_noise(x: Tensor) -> Tensor:
+    """F-Noise (Ouali et al. 2020): x * (1 + u), u ~ U(-0.3, 0.3) of shape [C,H,W], the same for the whole batch."""
+    noise = 0.6 * torch.rand(x.shape[1:], dtype=x.dtype, device=x.device) - 0.3
+    return x * (1 + noise)
+
+
+def feature_dropout(x: Tensor) -> Tensor:
+    """F-Drop (Ouali et al. 2020): zero the most active positions of each image, over all its channels.
+
+    A position is kept where its channel mean is below the image's highest channel mean times a share ~ U(0.7, 0.9), of
+    which one is drawn a call.
+    """
+    attention = x.mean(dim=1, keepdim=True)
+    share = 0.7 + 0.2 * torch.rand((), device=x.device)
+    threshold = attention.amax(dim=(2, 3), keepdim=True) * share
+    return x * (attention < threshold)
+
+
+def dropout(x: Tensor) -> Tensor:
+    """Dropout of single elements with p = 0.3; the rest is scaled by 1 / 0.7."""
+    return F.dropout(x, p=0.3, training=True)

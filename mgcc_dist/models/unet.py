@@ -1,0 +1,72 @@
+"""U-Net (Ronneberger et al. 2015) as the paper's baseline: 34.53 M parameters at the default widths."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mgcc_dist.errors import UserError
+from mgcc_dist.models.blocks import MSAG, DoubleConv, UpConv
+
+PAPER_WIDTHS = (64, 128, 256, 512, 1024)
+
+
+class Encoder(nn.Module):
+    """Images [B,in_channels or 1,H,W] -> features [B,widths[i],H/2^i,W/2^i] of every level, shallow to deep.
+
+    One-channel images are repeated to `in_channels`. H and W are multiples of 2^(levels - 1).
+    """
+
+    def __init__(self, in_channels: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.blocks = nn.ModuleList(DoubleConv(before, width) for before, width in pairwise((in_channels, *widths)))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        multiple = 2 ** (len(self.blocks) - 1)
+        height, width = x.shape[2:]
+        if height % multiple or width % multiple:
+            raise UserError(f"images of {width}x{height} don't fit the network: image_size must divide by {multiple}")
+        if x.shape[1] == 1:
+            x = x.expand(-1, self.in_channels, -1, -1)
+        features = []
+        for level, block in enumerate(self.blocks):
+            x = block(F.max_pool2d(x, 2) if level else x)
+            features.append(x)
+        return features
+
+
+class Decoder(nn.Module):
+    """Features of every level, shallow to deep -> logits [B,1,H,W]. With `gated`, an MSAG sits on each skip."""
+
+    def __init__(self, widths: Sequence[int], gated: bool) -> None:
+        super().__init__()
+        levels = list(pairwise(widths))
+        self.ups = nn.ModuleList(UpConv(deeper, width) for width, deeper in levels)
+        self.gates = nn.ModuleList(MSAG(width) if gated else nn.Identity() for width, _ in levels)
+        self.blocks = nn.ModuleList(DoubleConv(2 * width, width) for width, _ in levels)
+        self.head = nn.Conv2d(widths[0], 1, 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        *skips, x = features
+        for skip, up, gate, block in reversed(list(zip(skips, self.ups, self.gates, self.blocks, strict=True))):
+            x = block(torch.cat((gate(skip), up(x)), dim=1))
+        return self.head(x)
+
+
+class UNet(nn.Module):
+    """Encoder and decoder with plain skips: images [B,in_channels or 1,H,W] -> logits [B,1,H,W]."""
+
+    def __init__(self, in_channels: int = 3, widths: Sequence[int] = PAPER_WIDTHS) -> None:
+        super().__init__()
+        self.encoder = Encoder(in_channels, widths)
+        self.decoder = Decoder(widths, gated=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encoder(x))
+
+    def inference_module(self) -> "UNet":
+        """What is needed to predict: all of it."""
+        return self

@@ -1,0 +1,71 @@
+"""What changes over a run: the learning rate's factor and the consistency loss's weight, as functions of the step."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Schedule = Literal["poly", "constant", "cosine"]
+Ramp = Literal["released", "paper_0.1"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, as a method sees it."""
+
+    step: int
+    """optimizer steps done before this one"""
+    total_steps: int
+    """optimizer steps of the whole run"""
+    epoch: float
+    """labeled epochs consumed"""
+    seed: int
+    """the run's seed"""
+
+
+def learning_rate_factor(schedule: Schedule, step: int, total: int, warmup: int = 0) -> float:
+    """What the highest learning rate is multiplied by at `step` (0, 1, ...): in [0,1], and 0 from `total` on.
+
+    Over the first `warmup` steps it rises linearly, 1/warmup, 2/warmup, ... 1; the schedule runs over the steps left.
+    """
+    if step >= total:
+        return 0.0
+    if step < warmup:
+        return (step + 1) / warmup
+    step, total = step - warmup, total - warmup
+    if schedule == "poly":
+        return poly(step, total)
+    if schedule == "cosine":
+        return cosine(step, total)
+    return constant(step, total)
+
+
+def poly(step: int, total: int, power: float = 0.9) -> float:
+    """(1 - step / total) ** power, and 0 from `total` on, where the power of a negative number would be complex."""
+    return max(0.0, 1 - step / total) ** power
+
+
+def cosine(step: int, total: int) -> float:
+    """Half a cosine wave from 1 to 0, and 0 from `total` on."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+
+
+def constant(step: int, total: int) -> float:
+    """1, and 0 from `total` on."""
+    return float(step < total)
+
+
+def consistency_weight(ramp: Ramp, progress: Progress) -> float:
+    """Lambda of Eq. 12, w_max * exp(-5 (1 - t / t_max)^2). The paper gives no w_max, so there are two presets.
+
+    released: w_max 7, t = step // 150, t_max 200, as in the released code, whatever the run's length. A run of 40,000
+    steps ends at 7.0 (from step 30,000 on), one of 20,000 at 3.99, one of 10,000 at 0.74.
+    paper_0.1: w_max 0.1, t = step, t_max = total_steps: the ramp stretches over the whole run, as the paper words it.
+    """
+    if ramp == "released":
+        return 7.0 * gaussian_ramp(progress.step // 150, 200)
+    return 0.1 * gaussian_ramp(progress.step, progress.total_steps)
+
+
+def gaussian_ramp(t: float, t_max: float) -> float:
+    """exp(-5 (1 - t / t_max)^2): e^-5 at 0, 1 from `t_max` on (Laine & Aila 2017, Section 3.3)."""
+    return math.exp(-5 * (1 - min(1.0, t / t_max)) ** 2)
