@@ -1,0 +1,184 @@
+"""First stage, Eq. 1: an autoencoder that maps an image to a small latent, z = E(x), and back, x̂ = D(z).
+
+It is diffusers' `AutoencoderKL` with one channel. Trained with the mean squared error of the reconstruction (Section
+IV-B.1) plus a small Kullback-Leibler term that keeps the latents near N(0, 1) (the "VAE [45]" of the paper). When
+training is over, 1 / std(z) over the training images is saved as `scaling_factor` in the model's config: the denoiser
+then sees latents of unit variance, which the paper does not mention but Stable Diffusion [10], its base, does.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mgcc_dist.config import NonNegativeFloat, PositiveInt
+from mgcc_dist.data.loader import Batch
+from mgcc_dist.diffusion.images import Images
+from mgcc_dist.diffusion.noise import Draw, generators
+from mgcc_dist.errors import UserError
+from mgcc_dist.schedules import Progress
+from mgcc_dist.train.loop import LoopConfig
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    loop: LoopConfig
+    """how it is trained (paper: adam, learning rate 1e-6, 1000 epochs)"""
+    channels: tuple[PositiveInt, ...] = (64, 128, 256, 512)
+    """channels of each level; every level after the first halves the side (paper: 512 to 64, which is four levels)"""
+    layers: PositiveInt = 2
+    """residual blocks a level"""
+    latent_channels: PositiveInt = 4
+    """channels of the latent (paper: silent; Stable Diffusion: 4)"""
+    norm_groups: PositiveInt = 32
+    """groups of the group normalisation; divides every one of `channels`"""
+    attention: bool = True
+    """self-attention at the smallest side (Stable Diffusion: yes)"""
+    kl_weight: NonNegativeFloat = 1e-6
+    """weight of the KL term, counted in nats per pixel, beside the MSE per pixel (Stable Diffusion: 1e-6)"""
+    batch: PositiveInt = 4
+    """images a rank and micro-step (paper: 4)"""
+
+    def __post_init__(self) -> None:
+        for width in self.channels:
+            if width % self.norm_groups:
+                raise ValueError(
+                    f"autoencoder.channels: {width} is not a multiple of autoencoder.norm_groups ({self.norm_groups})"
+                )
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels of the image a side, per pixel of the latent."""
+        return 2 ** (len(self.channels) - 1)
+
+
+def build(config: AutoencoderConfig, image_size: int) -> AutoencoderKL:
+    """A new autoencoder with random weights.
+
+    Raises:
+        UserError: `image_size` is not a multiple of the downsampling.
+    """
+    if image_size % config.downsampling:
+        raise UserError(
+            f"data.image_size {image_size} is not a multiple of {config.downsampling}, "
+            f"by which {len(config.channels)} autoencoder.channels reduce it"
+        )
+    levels = len(config.channels)
+    return AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=config.channels,
+        layers_per_block=config.layers,
+        latent_channels=config.latent_channels,
+        norm_num_groups=config.norm_groups,
+        mid_block_add_attention=config.attention,
+        sample_size=image_size,
+    )
+
+
+def load(config: AutoencoderConfig, image_size: int, folder: Path) -> AutoencoderKL:
+    """The autoencoder whose weights training saved in `folder`."""
+    vae = build(config, image_size)
+    vae.load_state_dict(load_file(folder / "model.safetensors"))
+    return vae.eval()
+
+
+def load_finished(folder: Path) -> AutoencoderKL:
+    """The autoencoder with its latent scale that `save_pretrained` wrote to `folder`.
+
+    Unlike with `from_pretrained`, the folder's path does not become a part of the config.
+    """
+    vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
+    vae.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
+    return vae.eval()
+
+
+class AutoencoderLoss(nn.Module):
+    """What the loop trains: the autoencoder with its loss.
+
+    MSE is the mean over pixels. The KL divergence of q(z|x) from N(0, 1) is summed over an image's latent and divided
+    by its pixels: the ratio of the two terms is that of Stable Diffusion and medfusion, which sum both over the image.
+    """
+
+    def __init__(self, vae: AutoencoderKL, kl_weight: float) -> None:
+        super().__init__()
+        self.vae = vae
+        self.kl_weight = kl_weight
+
+    def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Losses of `batch.images` [B,1,H,W] in [-1, 1]."""
+        images = batch.images.to(self.vae.dtype)
+        posterior = self.vae.encode(images).latent_dist
+        latents = posterior.sample(generators(progress.seed, Draw.POSTERIOR, batch.positions.tolist()))
+        mse = F.mse_loss(self.vae.decode(latents).sample, images)
+        kl = posterior.kl().mean() / images[0].numel()
+        return {"loss": mse + self.kl_weight * kl, "mse": mse, "kl": kl}
+
+
+class AutoencoderTask:
+    """Autoencoder, training images and held-out images, for `train.loop.fit`."""
+
+    name = "autoencoder"
+    best_metric = "mse"
+    best_is_higher = False
+
+    def __init__(self, config: AutoencoderConfig, images: Images, accelerator: Accelerator) -> None:
+        self.module = AutoencoderLoss(build(config, images.size), config.kl_weight)
+        self.loader = images.training(config.batch, config.loop.seed, accelerator)
+        self._held_out = images.held_out(config.batch, accelerator)
+
+    def after_step(self, progress: Progress) -> None:
+        pass
+
+    def validate(self, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        """Reconstruction of the held-out images: mean over images of MSE (range [-1, 1]) and of PSNR in dB."""
+        assert isinstance(module, AutoencoderLoss)
+        errors = []
+        for batch in self._held_out.batches():
+            images = batch.images.to(accelerator.device)
+            with accelerator.autocast():
+                reconstructed = reconstruct(module.vae, images)
+            squared = (reconstructed.float() - images).square().mean(dim=(1, 2, 3))
+            errors += list(zip(batch.positions.tolist(), squared.tolist(), strict=True))
+        mse = np.array([value for _, value in sorted(gather_object(errors))])
+        return {"mse": float(mse.mean()), "psnr": float(np.mean(10 * np.log10(4 / mse)))}
+
+    def header(self) -> dict[str, str]:
+        return {"program": "ldm", "stage": self.name}
+
+    def weights(self, module: nn.Module) -> dict[str, Tensor]:
+        assert isinstance(module, AutoencoderLoss)
+        return module.vae.state_dict()
+
+
+def reconstruct(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """D(E(x)) [B,1,H,W] in [-1, 1], with the mean of q(z|x) as the latent."""
+    return vae.decode(vae.encode(images.to(vae.dtype)).latent_dist.mode()).sample.clamp(-1, 1)
+
+
+@torch.no_grad()
+def latent_scale(vae: AutoencoderKL, batches: Iterable[Batch], accelerator: Accelerator) -> float:
+    """1 / std(z) over all latents of the images of all ranks. Collective; the same number on all ranks.
+
+    The posterior's moments are used, E[z²] = mean² + variance, so nothing is drawn.
+    """
+    moments = []
+    for batch in batches:
+        posterior = vae.encode(batch.images.to(accelerator.device)).latent_dist
+        mean, variance = posterior.mean.cpu().double(), posterior.var.cpu().double()
+        first = mean.mean(dim=(1, 2, 3)).tolist()
+        second = (mean.square() + variance).mean(dim=(1, 2, 3)).tolist()
+        moments += list(zip(batch.positions.tolist(), first, second, strict=True))
+    _, first, second = np.array(sorted(gather_object(moments))).mean(axis=0)
+    return 1 / math.sqrt(second - first**2)

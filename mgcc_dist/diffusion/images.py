@@ -1,0 +1,78 @@
+"""The images that the generative stage learns: those of one split's training side, with or without labels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from accelerate import Accelerator
+from torch import Tensor
+
+from mgcc_dist.config import NonNegativeInt, PositiveInt
+from mgcc_dist.data.loader import EvalLoader, Source, StreamLoader, Subset, subset_by_keys
+from mgcc_dist.data.records import ShardFolder
+from mgcc_dist.data.splits import Split
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    shards: str | None = None
+    """shard folder of real images, made by `python -m mgcc_dist.shards`; null makes `phantom` images in OUT/phantom"""
+    phantom: NonNegativeInt = 0
+    """images of the built-in phantom to make when there are no `shards`"""
+    split: str | None = None
+    """split file, or the name of one that ships with the package, such as busi_random_1; its labeled and unlabeled
+    images are learned, its validation images never; null makes a 70/30 split in OUT/split.json"""
+    image_size: PositiveInt = 512
+    """pixels a side; images are stretched to a square (paper: 512)"""
+    workers: NonNegativeInt = 2
+    """loader processes a rank; does not change what is loaded"""
+
+
+class Images:
+    """A split's training images and held-out (validation) images, as loaders."""
+
+    def __init__(self, config: DataConfig, data: ShardFolder, split: Split) -> None:
+        self.size = config.image_size
+        self.facts = {"dataset": data.dataset, "split": split.name}
+        self._workers = config.workers
+        self._train = subset_by_keys(data, split.labeled + split.unlabeled)
+        self._held_out = subset_by_keys(data, split.validation)
+        self.facts["images"] = {"training": len(self._train), "held_out": len(self._held_out)}
+
+    def training(self, batch: int, seed: int, accelerator: Accelerator) -> StreamLoader:
+        """Endless batches of training images, in the unlabeled stream."""
+        return StreamLoader(
+            labeled=None,
+            unlabeled=self._train,
+            batch_labeled=0,
+            batch_unlabeled=batch,
+            image_size=self.size,
+            seed=seed,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            workers=self._workers,
+            augment=False,
+        )
+
+    def training_once(self, batch: int, accelerator: Accelerator) -> EvalLoader:
+        """Every training image once over all ranks."""
+        return self._once(self._train, batch, accelerator)
+
+    def held_out(self, batch: int, accelerator: Accelerator) -> EvalLoader:
+        """Every held-out image once over all ranks."""
+        return self._once(self._held_out, batch, accelerator)
+
+    def _once(self, source: Source, batch: int, accelerator: Accelerator) -> EvalLoader:
+        return EvalLoader(
+            source,
+            batch=batch,
+            image_size=self.size,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            workers=self._workers,
+        )
+
+    def examples(self, count: int) -> Tensor:
+        """Held-out images [count,1,H,W] in [-1, 1], spread evenly over the split."""
+        chosen = np.linspace(0, len(self._held_out) - 1, min(count, len(self._held_out))).round().astype(int)
+        loader = EvalLoader(Subset(self._held_out, chosen.tolist()), count, self.size, rank=0, world=1, workers=0)
+        return next(iter(loader.batches())).images

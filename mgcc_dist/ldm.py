@@ -1,0 +1,215 @@
+"""The generative program: learn a set of ultrasound images, then make new ones of the same kind.
+
+    accelerate launch -m mgcc_dist.ldm                                          # demo: phantom images, minutes on a CPU
+    accelerate launch -m mgcc_dist.ldm --preset busi --data.shards out/busi     # the paper's settings
+
+It runs what is missing in OUT of five stages: `autoencoder/` and `denoiser/` (run folders), `pipeline/` (for plain
+diffusers), `samples/` (a shard folder, which `mgcc_dist.segment` reads by `--data.synthetic`) and `gallery.png`. The
+same command again goes on where it was stopped.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers import AutoencoderKL
+
+from mgcc_dist.config import CONFIGS, parse, save
+from mgcc_dist.data.phantom import write_phantom
+from mgcc_dist.data.records import ShardFolder
+from mgcc_dist.data.splits import make_split, read_split, write_split
+from mgcc_dist.diffusion import autoencoder, denoiser, gallery, pipeline, sampling
+from mgcc_dist.diffusion.autoencoder import AutoencoderConfig, AutoencoderTask
+from mgcc_dist.diffusion.denoiser import DenoiserConfig, DenoiserTask
+from mgcc_dist.diffusion.images import DataConfig, Images
+from mgcc_dist.diffusion.sampling import SamplingConfig
+from mgcc_dist.errors import UserError, run_program
+from mgcc_dist.files import sha256_of
+from mgcc_dist.train.journal import read_rows
+from mgcc_dist.train.loop import TrainState, fit
+from mgcc_dist.train.process_group import describe, start
+from mgcc_dist.train.run_folder import claim, is_finished, write_result
+
+
+@dataclass(frozen=True)
+class LdmConfig:
+    data: DataConfig
+    autoencoder: AutoencoderConfig
+    denoiser: DenoiserConfig
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    out: str = "out/ldm"
+    """folder of everything that is made"""
+
+    def __post_init__(self) -> None:
+        if self.autoencoder.loop.precision != self.denoiser.loop.precision:
+            raise ValueError("autoencoder.loop.precision and denoiser.loop.precision must be the same")
+
+
+@dataclass(frozen=True)
+class AutoencoderRun:
+    """What `autoencoder/` depends on."""
+
+    data: DataConfig
+    autoencoder: AutoencoderConfig
+
+
+@dataclass(frozen=True)
+class DenoiserRun:
+    """What `denoiser/` depends on."""
+
+    data: DataConfig
+    denoiser: DenoiserConfig
+    autoencoder_sha256: str
+
+
+def main() -> None:
+    run(parse(LdmConfig, "ldm", "Learn a set of images and make new ones of its kind.", CONFIGS / "ldm", "demo"))
+
+
+def run(config: LdmConfig) -> None:
+    """All stages, each of which returns at once where its result is there already."""
+    out = Path(config.out)
+    accelerator = start(config.autoencoder.loop.precision)
+    accelerator.print(f"ldm: {describe(accelerator)}")
+    if accelerator.is_main_process:
+        save(config, out / "config.yaml")
+
+    images = open_images(config.data, out, accelerator)
+    train_autoencoder(config, images, out)
+    train_denoiser(config, images, out)
+    save_pipeline(config, out, accelerator)
+    draw_samples(config, out, accelerator)
+    draw_gallery(images, out, accelerator)
+
+
+def open_images(config: DataConfig, out: Path, accelerator: Accelerator) -> Images:
+    """The images to learn; makes phantom images and split when none are given."""
+    if not config.shards and not config.phantom:
+        raise UserError(
+            "data.shards is not given; BUSI's are made by "
+            "`python -m mgcc_dist.shards busi --root Dataset_BUSI_with_GT --out out/busi`, then --data.shards out/busi"
+        )
+    folder = Path(config.shards) if config.shards else out / "phantom"
+    if accelerator.is_main_process and not config.shards and not (folder / "index.json").is_file():
+        write_phantom(folder, config.phantom, config.image_size, seed=0)
+    accelerator.wait_for_everyone()
+    data = ShardFolder.open(folder, verify=accelerator.is_local_main_process)
+
+    path = _split_path(config.split) if config.split else out / "split.json"
+    if accelerator.is_main_process and not config.split and not path.is_file():
+        held_out = round(0.3 * len(data))
+        labeled = (len(data) - held_out) // 2
+        split = make_split(data.records, seed=0, validation=held_out, labeled=labeled, grouped=True, name="split")
+        write_split(path, split)
+    accelerator.wait_for_everyone()
+    return Images(config, data, read_split(path))
+
+
+def train_autoencoder(config: LdmConfig, images: Images, out: Path) -> None:
+    """Leaves `autoencoder/vae/`, whose config has the latent scale, in its run folder."""
+    folder, loop = out / "autoencoder", config.autoencoder.loop
+    accelerator = start(loop.precision, loop.accumulation)
+    claim(folder, AutoencoderRun(config.data, config.autoencoder), accelerator)
+    if is_finished(folder):
+        accelerator.print(f"autoencoder: {folder / 'result.json'} is there already")
+        return
+    set_seed(loop.seed)
+    task = AutoencoderTask(config.autoencoder, images, accelerator)
+    state = fit(task, loop, folder, accelerator)
+
+    vae = autoencoder.load(config.autoencoder, images.size, folder / "last").to(accelerator.device)
+    once = images.training_once(config.autoencoder.batch, accelerator)
+    vae.register_to_config(scaling_factor=autoencoder.latent_scale(vae, once.batches(), accelerator))
+    if accelerator.is_main_process:
+        vae.save_pretrained(folder / "vae")
+    facts = {"parameters": vae.num_parameters(), "scaling_factor": vae.config.scaling_factor}
+    _write_result("autoencoder", facts, state, images, loop.seed, folder, accelerator)
+
+
+def train_denoiser(config: LdmConfig, images: Images, out: Path) -> None:
+    """Needs `autoencoder/vae/`."""
+    folder, loop = out / "denoiser", config.denoiser.loop
+    accelerator = start(loop.precision, loop.accumulation)
+    vae_sha256 = sha256_of(out / "autoencoder" / "vae" / "diffusion_pytorch_model.safetensors")
+    claim(folder, DenoiserRun(config.data, config.denoiser, vae_sha256), accelerator)
+    if is_finished(folder):
+        accelerator.print(f"denoiser: {folder / 'result.json'} is there already")
+        return
+    set_seed(loop.seed)
+    task = DenoiserTask(config.denoiser, images, out / "autoencoder" / "vae", accelerator)
+    state = fit(task, loop, folder, accelerator)
+    facts = {"parameters": task.module.unet.num_parameters()}
+    _write_result("denoiser", facts, state, images, loop.seed, folder, accelerator)
+
+
+def save_pipeline(config: LdmConfig, out: Path, accelerator: Accelerator) -> None:
+    """Put both networks into `pipeline/`, in diffusers' layout."""
+    folder = out / "pipeline"
+    parts = {"autoencoder": out / "autoencoder" / "vae", "denoiser": out / "denoiser" / "last"}
+    source = {name: sha256_of(next(part.glob("*.safetensors"))) for name, part in parts.items()}
+    if pipeline.is_made_of(source, folder):
+        accelerator.print(f"pipeline: {folder} is there already")
+    elif accelerator.is_main_process:
+        vae = autoencoder.load_finished(parts["autoencoder"])
+        unet = denoiser.load(config.denoiser, vae, parts["denoiser"])
+        pipeline.save(vae, unet, denoiser.build_schedule(config.denoiser), source, folder)
+        print(f"pipeline: diffusers reads it from {folder}")
+    accelerator.wait_for_everyone()
+
+
+def draw_samples(config: LdmConfig, out: Path, accelerator: Accelerator) -> None:
+    """Fill `samples/` with synthetic images."""
+    folder = out / "samples"
+    if sampling.is_finished(config.sampling, out / "pipeline", folder):
+        accelerator.print(f"samples: {folder / 'index.json'} is there already")
+        return
+    sampling.sample(config.sampling, out / "pipeline", folder, accelerator)
+    accelerator.print(f"samples: {config.sampling.count} synthetic images -> {folder}")
+
+
+def draw_gallery(images: Images, out: Path, accelerator: Accelerator) -> None:
+    """Draw `gallery.png` after the samples that it shows."""
+    path, samples = out / "gallery.png", out / "samples"
+    if path.is_file() and path.stat().st_mtime >= (samples / "index.json").stat().st_mtime:
+        accelerator.print(f"gallery: {path} is there already")
+    elif accelerator.is_main_process:
+        vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vqvae")
+        gallery.draw(images.examples(8), vae, ShardFolder.open(samples), path)
+        print(f"gallery: {path}")
+    accelerator.wait_for_everyone()
+
+
+def _write_result(
+    stage: str,
+    facts: dict[str, Any],
+    state: TrainState,
+    images: Images,
+    seed: int,
+    folder: Path,
+    accelerator: Accelerator,
+) -> None:
+    """Mark a training stage as finished."""
+    last = [row for row in read_rows(folder / "metrics.jsonl") if row["split"] == "validation"][-1]
+    result = {
+        "program": "ldm",
+        "stage": stage,
+        **images.facts,
+        "seed": seed,
+        **facts,
+        "best": state.best,
+        "last": {key: value for key, value in last.items() if key != "split"},
+        "steps": state.step,
+        "seconds": {"training": round(state.seconds, 1)},
+    }
+    write_result(folder, result, accelerator)
+
+
+def _split_path(name: str) -> Path:
+    shipped = CONFIGS / "splits" / f"{name}.json"
+    return shipped if shipped.is_file() else Path(name)
+
+
+if __name__ == "__main__":
+    run_program("ldm", main)

@@ -1,0 +1,28 @@
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_ldm import AUTOENCODER, DENOISER
+
+from mgcc_dist.diffusion import autoencoder, denoiser, pipeline
+
+
+@pytest.fixture
+def vae():
+    torch.manual_seed(0)
+    vae = autoencoder.build(AUTOENCODER, 16)
+    vae.register_to_config(scaling_factor=1.7)
+    return vae
+
+
+@pytest.fixture
+def unet(vae):
+    torch.manual_seed(1)
+    return denoiser.build(DENOISER, vae)
+
+
+@pytest.fixture
+def pipeline_folder(vae, unet, tmp_path) -> Path:
+    folder = tmp_path / "pipeline"
+    pipeline.save(vae, unet, denoiser.build_schedule(DENOISER), {}, folder)
+    return folder

@@ -1,0 +1,13 @@
+"""Started by the tests on several ranks: sample the pipeline argv[1] into the folder argv[2]."""
+
+import sys
+from pathlib import Path
+
+from tiny_ldm import SAMPLING
+
+from mgcc_dist.diffusion import sampling
+from mgcc_dist.train.process_group import describe, start
+
+accelerator = start()
+accelerator.print(describe(accelerator))
+sampling.sample(SAMPLING, Path(sys.argv[1]), Path(sys.argv[2]), accelerator)

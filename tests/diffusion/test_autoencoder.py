@@ -1,0 +1,102 @@
+"""The first stage: its loss, its noise, its latent scale."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny_ldm import AUTOENCODER, LOOP, PROGRESS, batch_of
+
+from mgcc_dist.diffusion import autoencoder
+from mgcc_dist.diffusion.autoencoder import AutoencoderConfig, AutoencoderLoss
+from mgcc_dist.diffusion.noise import Draw, generators
+from mgcc_dist.errors import UserError
+
+
+def test_loss_is_mse_plus_weighted_kl_per_pixel(vae):
+    vae = vae.double()
+    images = torch.rand(3, 1, 16, 16, dtype=torch.float64) * 2 - 1
+    places = [5, 0, 123]
+    losses = AutoencoderLoss(vae, kl_weight=0.1)(batch_of(images, places), PROGRESS)
+
+    with torch.no_grad():
+        mean, logvar = vae.quant_conv(vae.encoder(images)).chunk(2, dim=1)
+        draws = generators(PROGRESS.seed, Draw.POSTERIOR, places)
+        noise = torch.stack([torch.randn(mean[0].shape, generator=draw, dtype=torch.float64) for draw in draws])
+        decoded = vae.decoder(vae.post_quant_conv(mean + torch.exp(logvar / 2) * noise))
+        mse = ((decoded - images) ** 2).sum() / (3 * 16 * 16)
+        kl = (0.5 * (mean**2 + torch.exp(logvar) - 1 - logvar)).sum() / (3 * 16 * 16)
+    torch.testing.assert_close(losses["mse"], mse)
+    torch.testing.assert_close(losses["kl"], kl)
+    torch.testing.assert_close(losses["loss"], mse + 0.1 * kl)
+
+
+def test_an_images_latent_depends_on_its_place_alone(vae):
+    """Two batches that hold the same samples, divided otherwise, sum up to the same loss."""
+    module = AutoencoderLoss(vae, 0.0)
+    images = torch.rand(4, 1, 16, 16) * 2 - 1
+    whole = module(batch_of(images, [0, 1, 2, 3]), PROGRESS)["loss"]
+    torch.manual_seed(999)
+    halves = [module(batch_of(images[part], part), PROGRESS)["loss"] for part in ([3, 0], [2, 1])]
+    torch.testing.assert_close(whole, sum(halves) / 2)
+    assert module(batch_of(images, [4, 5, 6, 7]), PROGRESS)["loss"] != whole
+
+
+def test_draws_for_different_things_differ():
+    seeds = [g.initial_seed() for seed in (0, 1) for draw in Draw for g in generators(seed, draw, range(5))]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_latent_scale_gives_latents_of_unit_variance(vae):
+    images = torch.rand(7, 1, 16, 16) * 2 - 1
+    batches = [batch_of(images[part], part) for part in ([0, 1, 2], [3, 4, 5], [6])]
+    scale = autoencoder.latent_scale(vae, batches, Accelerator(cpu=True))
+
+    with torch.no_grad():
+        posterior = vae.encode(images).latent_dist
+        draws = torch.stack([posterior.sample(torch.Generator().manual_seed(i)) for i in range(2000)])
+    assert scale * draws.std().item() == pytest.approx(1, rel=0.01)
+    other_order = [batch_of(images[part], part) for part in ([6, 3], [0, 1, 2], [5, 4])]
+    assert autoencoder.latent_scale(vae, other_order, Accelerator(cpu=True)) == pytest.approx(scale, rel=1e-6)
+
+
+def test_latent_has_the_papers_size():
+    config = AutoencoderConfig(loop=LOOP)
+    assert 512 // config.downsampling == 64
+
+
+def test_psnr_and_mse_of_held_out_images(vae):
+    images = torch.rand(3, 1, 16, 16) * 2 - 1
+    task = object.__new__(autoencoder.AutoencoderTask)
+    task._held_out = type(
+        "Once", (), {"batches": lambda self: [batch_of(images[:2], [0, 1]), batch_of(images[2:], [2])]}
+    )()
+    scores = task.validate(AutoencoderLoss(vae, 0.0), Accelerator(cpu=True))
+    decoded = autoencoder.reconstruct(vae, images).detach().double().numpy()
+    mse = ((decoded - images.double().numpy()) ** 2).mean(axis=(1, 2, 3))
+    assert scores["mse"] == pytest.approx(mse.mean(), rel=1e-5)
+    # peak to peak of images in [-1, 1] is 2
+    assert scores["psnr"] == pytest.approx(np.mean([20 * math.log10(2 / math.sqrt(value)) for value in mse]), rel=1e-5)
+
+
+def test_weights_load_into_the_class_that_config_describes(vae, tmp_path):
+    vae.save_pretrained(tmp_path)
+    loaded = autoencoder.load_finished(tmp_path)
+    assert loaded.config.scaling_factor == 1.7
+    assert "_name_or_path" not in loaded.config
+    for name, tensor in vae.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    copy.deepcopy(loaded)
+
+
+@pytest.mark.parametrize(("size", "message"), [(18, "not a multiple of 4")])
+def test_an_image_size_that_does_not_divide_is_refused(size, message):
+    with pytest.raises(UserError, match=message):
+        autoencoder.build(AUTOENCODER, size)
+
+
+def test_channels_that_the_norm_can_not_group_are_refused():
+    with pytest.raises(ValueError, match=r"12 is not a multiple of autoencoder\.norm_groups"):
+        AutoencoderConfig(loop=LOOP, channels=(8, 12), norm_groups=8)

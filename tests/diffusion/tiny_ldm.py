@@ -1,0 +1,23 @@
+"""A tiny model of both stages: 16x16 images, 4x4 latents of two channels."""
+
+import torch
+
+from mgcc_dist.data.loader import Batch
+from mgcc_dist.diffusion.autoencoder import AutoencoderConfig
+from mgcc_dist.diffusion.denoiser import DenoiserConfig
+from mgcc_dist.diffusion.sampling import SamplingConfig
+from mgcc_dist.schedules import Progress
+from mgcc_dist.train.loop import LoopConfig
+
+LOOP = LoopConfig(steps=1)
+AUTOENCODER = AutoencoderConfig(loop=LOOP, channels=(4, 4, 8), layers=1, latent_channels=2, norm_groups=4)
+DENOISER = DenoiserConfig(loop=LOOP, channels=(8, 8), attention=(False, True), layers=1, norm_groups=4, head_channels=4)
+PROGRESS = Progress(0, 1, 0.0, 7)
+
+
+def batch_of(images: torch.Tensor, positions: list[int]) -> Batch:
+    size = images.shape[-1]
+    return Batch(images, torch.zeros(0, 1, size, size), torch.tensor(positions), [str(i) for i in positions])
+
+
+SAMPLING = SamplingConfig(count=7, steps=3, seed=5, per_shard=2, batch=2)
