@@ -1,0 +1,235 @@
+"""Built-in synthetic data: images that look like breast ultrasound, with exact lesion masks.
+
+`draw(seed, index, size)` is a pure function. It first draws a scene in coordinates where the image is the unit square
+(x to the right, y into depth), so the anatomy and the mask are the same at any size; the texture is drawn per size:
+
+1. Four layers with curved boundaries: skin, fat with septa, fibroglandular tissue, muscle with fascia along its fibres.
+2. Look-alikes that are no lesion: dark fat lobules, shadows of poor contact and of ligaments.
+3. A lesion, in BUSI's proportions (56% benign, 27% malignant, 17% none). Benign: a smooth, wider than tall ellipse with
+   a thin bright rim and, often, enhancement below it; some are cysts. Malignant: irregular, spiculated, taller, darker,
+   heterogeneous, with a blurred halo and a shadow below it.
+4. Depth attenuation, Rayleigh speckle (envelope of correlated complex Gaussian noise) and log compression.
+
+All brightness is in decibels until the last step, which shows 54 dB as 0 to 255. Speckle alone spreads tissue by
+up to 4 dB and fat, muscle and shadows are as dark as many lesions, so no threshold finds the lesions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+CLASSES = ("benign", "malignant", "normal")
+SHARES = (0.56, 0.27, 0.17)
+DYNAMIC_RANGE = 54.0  # dB from black to white
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """`image` uint8 [size,size]; `mask` uint8 [size,size], 0 or 255, all 0 when `category` is "normal"."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    category: str
+
+
+def draw(seed: int, index: int, size: int) -> Phantom:
+    """Phantom `index` of the endless series `seed`, `size` x `size` pixels.
+
+    Raises:
+        ValueError: the size is under 16 pixels, where nothing of the anatomy is left.
+    """
+    if size < 16:
+        raise ValueError(f"a phantom needs at least 16 pixels a side, not {size}")
+    canvas = _Canvas(seed, index, size)
+    category = str(canvas.random.choice(CLASSES, p=SHARES))
+    level = _tissue(canvas) + _lobules(canvas)
+    inside = np.zeros((size, size), dtype=bool)
+    if category != "normal":
+        level, inside = _with_lesion(canvas, level, malignant=category == "malignant")
+    level = level + _depth_and_contact(canvas) + _speckle(canvas) + canvas.random.uniform(-9, 1)
+    image = np.clip(255 * (1 + level / DYNAMIC_RANGE), 0, 255).astype(np.uint8)
+    return Phantom(image, inside.astype(np.uint8) * 255, category)
+
+
+class _Canvas:
+    """Where and from what a phantom is drawn: coordinates x [1,size], y [size,1], and two streams of random numbers.
+
+    `random` gives the scene and is used alike at any size; `noise` has a stream of its own.
+    """
+
+    def __init__(self, seed: int, index: int, size: int) -> None:
+        self.size = size
+        self.x = (np.arange(size)[None, :] + 0.5) / size
+        self.y = (np.arange(size)[:, None] + 0.5) / size
+        self.random = np.random.default_rng((seed, index))
+        self._texture = np.random.default_rng((seed, index, 1))
+
+    def noise(self, sigma_y: float, sigma_x: float) -> np.ndarray:
+        """Gaussian noise [size,size] of unit variance, smoothed by Gaussians of these sigmas in image widths."""
+        spectrum = np.fft.rfft2(self._texture.standard_normal((self.size, self.size)))
+        # The transfer function of a Gaussian of s image widths is exp(-2 (pi s f)^2) at f cycles per image.
+        spectrum *= np.exp(-2 * (np.pi * sigma_y * np.fft.fftfreq(self.size, 1 / self.size)[:, None]) ** 2)
+        spectrum *= np.exp(-2 * (np.pi * sigma_x * np.fft.rfftfreq(self.size, 1 / self.size)) ** 2)
+        smooth = np.fft.irfft2(spectrum, (self.size, self.size))
+        return (smooth - smooth.mean()) / smooth.std()
+
+    def curve(self, height: float) -> np.ndarray:
+        """A smooth random function of x [1,size], about `height` high."""
+        curve = self.random.normal(0, 0.5) * (self.x - 0.5)
+        for k in (1, 2, 3):
+            phase = self.random.uniform(0, 2 * np.pi)
+            curve = curve + self.random.normal(0, 0.6 / k) * np.cos(np.pi * k * self.x + phase)
+        return height * curve
+
+    def distance(
+        self,
+        centre: tuple[float, float],
+        half_axes: tuple[float, float],
+        wobble: float,
+        spicules: Sequence[tuple[float, float]] = (),
+    ) -> np.ndarray:
+        """About the distance [size,size] to a tilted ellipse's outline, negative inside, in image widths.
+
+        The outline wobbles by smooth harmonics of relative height `wobble`; a spicule is (angle, relative height).
+        """
+        tilt = self.random.uniform(-0.3, 0.3)
+        dx, dy = self.x - centre[0], self.y - centre[1]
+        u = (np.cos(tilt) * dx + np.sin(tilt) * dy) / half_axes[0]
+        v = (np.cos(tilt) * dy - np.sin(tilt) * dx) / half_axes[1]
+        radius, angle = np.hypot(u, v), np.arctan2(v, u)
+        outline = np.ones_like(angle)
+        for order in range(2, 8 if spicules else 5):
+            phase = self.random.uniform(0, 2 * np.pi)
+            outline += self.random.normal(0, wobble) * np.cos(order * angle + phase) / np.sqrt(order - 1)
+        for direction, height in spicules:
+            outline += height * np.exp(self.random.uniform(25, 160) * (np.cos(angle - direction) - 1))
+        return (radius - outline) * np.sqrt(half_axes[0] * half_axes[1])
+
+
+def _tissue(canvas: _Canvas) -> np.ndarray:
+    """Level [size,size] in dB of the four layers."""
+    random, y = canvas.random, canvas.y
+    skin_end = random.uniform(0.03, 0.06) + canvas.curve(0.006)
+    fat_end = random.uniform(0.14, 0.34) + canvas.curve(0.04)
+    gland_end = random.uniform(0.58, 0.85) + canvas.curve(0.05)
+    in_skin = _above(skin_end, y, 0.006)
+    in_fat = _above(fat_end, y, 0.01) * (1 - in_skin)
+    in_muscle = 1 - _above(gland_end, y, 0.01)
+    in_gland = 1 - in_skin - in_fat - in_muscle
+    skin, fat, gland, muscle = (random.uniform(*dB) for dB in ((-18, -9), (-39, -30), (-32, -22), (-42, -33)))
+    level = skin * in_skin + fat * in_fat + gland * in_gland + muscle * in_muscle
+
+    along = canvas.curve(0.06)  # the fibres' course
+    fine = _follow(canvas.noise(0.012, 0.06), along)
+    coarse = _follow(canvas.noise(0.04, 0.14), along)
+    streaks = random.uniform(1.5, 3.5) * (fine + 0.5 * fine**2)  # few bright, many dim
+    level += (4 * coarse + streaks) * (in_gland + 0.7 * in_muscle + 0.2 * in_fat)
+    # The zero line of smooth noise is a set of long thin curves, as septa and fascia are.
+    septa = np.exp(-((_follow(canvas.noise(0.03, 0.14), along) / 0.13) ** 2))
+    fascia = np.exp(-((_follow(canvas.noise(0.025, 0.3), along) / 0.15) ** 2))
+    patchy = np.clip(canvas.noise(0.05, 0.1) + 0.6, 0, 1.5)
+    level += patchy * septa * (random.uniform(7, 13) * in_fat + random.uniform(2, 7) * in_gland)
+    level += patchy * fascia * (random.uniform(7, 13) * in_muscle + random.uniform(2, 6) * in_gland)
+    return level + 9 * np.exp(-(((y - gland_end) / 0.008) ** 2)) + 5 * np.exp(-(((y - fat_end) / 0.008) ** 2))
+
+
+def _lobules(canvas: _Canvas) -> np.ndarray:
+    """Change [size,size] in dB by fat lobules: dark ovals with a bright capsule, weaker than lesions and no lesions."""
+    random = canvas.random
+    change = np.zeros((canvas.size, canvas.size))
+    for _ in range(random.integers(0, 5)):
+        centre = (random.uniform(0, 1), random.uniform(0.12, 0.7))
+        distance = canvas.distance(centre, half_axes=(0.09, 0.035), wobble=0.05)
+        change -= random.uniform(3, 7) * _sigmoid(-distance / 0.012)
+        change += random.uniform(2, 6) * np.exp(-((distance / 0.008) ** 2))
+    return change
+
+
+def _with_lesion(canvas: _Canvas, level: np.ndarray, malignant: bool) -> tuple[np.ndarray, np.ndarray]:
+    """`level` [size,size] in dB with a lesion in it and what it casts below itself; and where the lesion is, bool."""
+    random = canvas.random
+    half_width = np.exp(random.uniform(np.log(0.07), np.log(0.24)))
+    aspect = random.uniform(0.65, 1.25) if malignant else random.uniform(1.15, 2.2)
+    half_axes = (half_width, min(half_width / aspect, 0.26))
+    centre = (random.uniform(0.22, 0.78), random.uniform(0.12 + half_axes[1], max(0.62, 0.16 + half_axes[1])))
+    if malignant:
+        longest = min(0.5, 0.05 / half_width)
+        spicules = [
+            (random.uniform(-np.pi, np.pi), random.uniform(0.1, longest)) for _ in range(random.integers(6, 18))
+        ]
+        distance = canvas.distance(centre, half_axes, 0.07, spicules)
+        darker, edge, mottle = random.uniform(11, 21), random.uniform(0.006, 0.016), random.uniform(2, 5)
+        cast = -random.uniform(2, 16)
+    else:
+        cyst = random.random() < 0.2
+        distance = canvas.distance(centre, half_axes, 0.03)
+        darker, edge, mottle = random.uniform(7, 15), random.uniform(0.003, 0.008), random.uniform(0.5, 2)
+        darker, cast = (2 * darker, random.uniform(5, 10)) if cyst else (darker, random.uniform(-3, 8))
+    core = _sigmoid(-distance / edge)
+    around = np.average(level, weights=np.exp(-((distance / 0.05) ** 2)) + 1e-6)
+    level = level + 0.9 * core * (around - darker + mottle * canvas.noise(0.03, 0.035) - level)
+    if malignant:
+        level += random.uniform(1, 6) * np.exp(-((np.maximum(distance, 0) / 0.035) ** 2)) * (1 - core)  # halo
+        for _ in range(random.integers(0, 7)):  # microcalcifications
+            dx = canvas.x - centre[0] - random.normal(0, half_axes[0] / 3)
+            dy = canvas.y - centre[1] - random.normal(0, half_axes[1] / 3)
+            level += random.uniform(6, 14) * np.exp(-(dx**2 + dy**2) / 0.006**2)
+    else:
+        level += random.uniform(2, 8) * np.exp(-((distance / 0.007) ** 2))  # rim
+    return level + _below_lesion(canvas, centre, half_axes, cast, malignant) * (1 - 0.7 * core), distance < 0
+
+
+def _below_lesion(
+    canvas: _Canvas, centre: tuple[float, float], half_axes: tuple[float, float], cast: float, malignant: bool
+) -> np.ndarray:
+    """Change [size,size] in dB below a lesion: enhancement (`cast` > 0) or shadow, and shadows of benign flanks."""
+    offset, depth = np.abs(canvas.x - centre[0]) / half_axes[0], canvas.y - centre[1]
+    beam = _sigmoid((0.75 - offset) / 0.13) * _sigmoid((depth - 0.5 * half_axes[1]) / 0.06)
+    ragged = np.clip(1 + 0.3 * canvas.noise(0.3, 0.03), 0.3, 1.7)
+    if malignant:
+        return cast * beam * ragged
+    flanks = np.exp(-(((offset - 1) / 0.08) ** 2)) * _sigmoid(depth / 0.02)
+    fade = np.exp(-np.maximum(depth - half_axes[1], 0) / 0.2)
+    return (cast * beam * ragged - canvas.random.uniform(0, 6) * flanks) * fade
+
+
+def _depth_and_contact(canvas: _Canvas) -> np.ndarray:
+    """Change [size,size] in dB: attenuation beyond the focus, poor contact at a side, shadows of ligaments."""
+    random, x, y = canvas.random, canvas.x, canvas.y
+    focus = random.uniform(0.3, 0.6)
+    change = -random.uniform(8, 55) * np.maximum(y - focus, 0) ** 1.3 - 3 * np.abs(y - focus) + 0 * x
+    if random.random() < 0.3:
+        side = x if random.random() < 0.5 else 1 - x
+        change -= random.uniform(8, 28) * _sigmoid((random.uniform(0, 0.2) + 0.05 * y - side) / 0.025)
+    for _ in range(random.integers(0, 4)):
+        slope, start = random.uniform(-0.15, 0.15), random.uniform(0.08, 0.5)
+        across = (x - random.uniform(0, 1) - slope * y) / random.uniform(0.015, 0.06)
+        change -= random.uniform(2, 9) * np.exp(-(across**2)) * _sigmoid((y - start) / 0.04)
+    return change
+
+
+def _speckle(canvas: _Canvas) -> np.ndarray:
+    """Log-compressed Rayleigh speckle [size,size] in dB; scanners compound two to four looks."""
+    axial, lateral = canvas.random.uniform(0.0035, 0.0055), canvas.random.uniform(0.006, 0.011)
+    looks = canvas.random.integers(2, 5)
+    intensity = np.sum([canvas.noise(axial, lateral) ** 2 for _ in range(2 * looks)], axis=0) / looks
+    return 10 * np.log10(intensity + 0.02)
+
+
+def _follow(field: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """`field` [size,size] with each column moved down by `shift` [1,size] image heights, around the end."""
+    size = len(field)
+    rows, columns = np.arange(size)[:, None] - shift * size, np.arange(size)
+    above = np.floor(rows).astype(int)
+    rest = rows - above
+    return field[above % size, columns] * (1 - rest) + field[(above + 1) % size, columns] * rest
+
+
+def _above(boundary: np.ndarray, y: np.ndarray, softness: float) -> np.ndarray:
+    """1 above (shallower than) the boundary, 0 beyond it, soft between."""
+    return _sigmoid((boundary - y) / softness)
+
+
+def _sigmoid(value: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(0.5 * value))
