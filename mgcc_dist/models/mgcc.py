@@ -76,8 +76,8 @@ class MGCC(nn.Module):
         return self.main([*skips, bottlenecks[-1]]), auxiliary  # Eq. 8
 
     def inference_module(self) -> MGCCInference:
-        """What is needed to predict, without the auxiliary decoders; shares all parameters and buffers with this."""
-        return MGCCInference(self.encoder, self.mixer, self.main).train(self.training)
+        """What is needed to predict, without the auxiliary decoders; shares its parts with this network."""
+        return MGCCInference(self.encoder, self.mixer, self.main)
 
     def _perturbed(self, k: int, skips: list[Tensor], bottleneck: Tensor) -> list[Tensor]:
         """P_k of Eq. 7 on the features that auxiliary decoder `k` (from 0) sees, shallow to deep."""
