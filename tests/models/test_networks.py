@@ -1,0 +1,225 @@
+"""U-Net and MGCC: the paper's parameter counts and cost, what runs when, what sees which features."""
+
+import dataclasses
+
+import pytest
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import nn
+
+from mgcc_dist.errors import UserError
+from mgcc_dist.models import MGCC, NetworkConfig, UNet, build_network
+from mgcc_dist.models import mgcc as mgcc_module
+
+TINY = (2, 3, 4, 5)
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def on_meta(network_class, **arguments):
+    with torch.device("meta"):
+        return network_class(**arguments)
+
+
+def test_mgcc_has_the_paper_s_parameter_counts():
+    network = on_meta(MGCC)
+    assert count(network) == 122_182_980
+    assert count(network.inference_module()) == 52_142_145
+
+
+def test_unet_has_the_paper_s_parameter_count():
+    assert round(count(on_meta(UNet)) / 1e6, 2) == 34.53
+
+
+def test_mgcc_without_gates_has_the_paper_s_parameter_count():
+    network = on_meta(MGCC, gates=(False,) * 4)
+    assert round(count(network.inference_module()) / 1e6, 2) == 44.47
+
+
+def test_gates_are_switched_for_each_decoder_alone():
+    def gated(decoder):
+        return any("gates" in name for name, _ in decoder.named_parameters())
+
+    network = MGCC(widths=TINY, taps=(1, 2, 3), gates=(False, True, False, True))
+    assert [gated(decoder) for decoder in network.auxiliary] == [False, True, False]
+    assert gated(network.main)
+
+
+@pytest.mark.parametrize(
+    ("gates", "gmacs"), [((True,) * 4, 91.67), ((False,) * 4, 67.98)], ids=["with gates", "without gates"]
+)
+def test_mgcc_costs_what_the_paper_says(gates, gmacs):
+    # At a quarter of the side, for speed: every counted operation is proportional to the number of pixels.
+    network = MGCC(gates=gates).inference_module().eval()
+    flops = FlopCountAnalysis(network, torch.zeros(1, 3, 64, 64)).unsupported_ops_warnings(False)
+    assert round(flops.total() * 16 / 1e9, 2) == gmacs
+
+
+@pytest.mark.parametrize("network", [UNet(widths=TINY), MGCC(widths=TINY, taps=(1, 2, 3))], ids=["unet", "mgcc"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_logits_have_the_images_size(network, channels):
+    assert network.eval()(torch.rand(2, channels, 24, 40)).shape == (2, 1, 24, 40)
+
+
+def test_grey_images_are_repeated_to_the_network_s_channels():
+    network, grey = UNet(widths=TINY).eval(), torch.rand(1, 1, 16, 16)
+    torch.testing.assert_close(network(grey), network(grey.repeat(1, 3, 1, 1)))
+
+
+def test_size_that_does_not_halve_evenly_is_a_clear_error():
+    with pytest.raises(UserError, match="20x16 don't fit the network: image_size must divide by 8"):
+        UNet(widths=TINY)(torch.rand(1, 1, 16, 20))
+
+
+def test_training_gives_main_and_k_auxiliary_logits():
+    for taps in ((4,), (1, 3), (1, 2, 3, 5, 6)):
+        network = MGCC(widths=TINY, taps=taps, gates=(True,) * (len(taps) + 1))
+        main, auxiliary = network(torch.rand(2, 1, 16, 16))
+        assert len(network.mixer) == taps[-1]
+        assert [logits.shape for logits in (main, *auxiliary)] == [(2, 1, 16, 16)] * (len(taps) + 1)
+
+
+def test_evaluation_runs_the_main_decoder_alone_on_clean_features():
+    torch.manual_seed(0)
+    network = MGCC(widths=TINY, taps=(1, 2, 3))
+    for decoder in network.auxiliary:
+        decoder.register_forward_hook(lambda *_: pytest.fail("an auxiliary decoder ran"))
+    network.eval()
+    images = torch.rand(2, 1, 16, 16)
+    *skips, bottleneck = network.encoder(images)
+    for layer in network.mixer:
+        bottleneck = layer(bottleneck)
+    expected = network.main([*skips, bottleneck])
+    torch.testing.assert_close(network(images), expected)
+    torch.testing.assert_close(network.inference_module()(images), expected)
+
+
+def seen_by_decoders(network, images):
+    """{decoder's name: list of features it was called with}, and the encoder's features, in training mode."""
+    seen = {}
+
+    def remember(name):
+        return lambda _module, inputs: seen.__setitem__(name, [feature.detach().clone() for feature in inputs[0]])
+
+    hooks = [network.main.register_forward_pre_hook(remember("main"))]
+    hooks += [d.register_forward_pre_hook(remember(k)) for k, d in enumerate(network.auxiliary)]
+    network.train()(images)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+class Increment(nn.Module):
+    """Stands for a mixer layer: what has passed n of them is higher by n."""
+
+    def forward(self, x):
+        return x + 1
+
+
+@pytest.mark.parametrize("taps", [(3, 6, 9), (2, 5, 9), (4,), (1, 2, 4, 8)])
+def test_each_decoder_sees_the_number_of_mixer_layers_of_its_tap(taps, monkeypatch):
+    monkeypatch.setattr(mgcc_module, "PERTURBATIONS", (lambda x: x,) * 3)
+    network = MGCC(widths=TINY, taps=taps, gates=(True,) * (len(taps) + 1))
+    network.mixer = nn.Sequential(*(Increment() for _ in network.mixer))
+    images = torch.rand(2, 1, 16, 16)
+    seen = seen_by_decoders(network, images)
+    layers = [0, *taps[:-1]]
+    clean = network.encoder(images)[-1]
+    for k, passed in enumerate(layers):
+        torch.testing.assert_close(seen[k][-1], clean + passed)
+    torch.testing.assert_close(seen["main"][-1], clean + taps[-1])
+
+
+def test_perturbations_come_as_f_drop_dropout_f_noise_and_then_again():
+    network = MGCC(widths=TINY, taps=(1, 2, 3, 4), gates=(True,) * 5)
+    network.mixer = nn.Sequential(*(nn.Identity() for _ in range(4)))
+    seen = seen_by_decoders(network, torch.rand(2, 1, 16, 16))
+    for level, clean in enumerate(seen["main"]):
+        dropped, thinned, noisy, again = (seen[k][level] for k in range(4))
+        for feature in (dropped, again):  # F-Drop: a position keeps all its channels as they are, or none
+            kept = (feature == clean).all(dim=1)
+            assert (kept | (feature == 0).all(dim=1)).all()
+        assert (thinned.isclose(clean / 0.7) | (thinned == 0)).all()
+        ratio = (noisy / clean)[clean > 1e-6]
+        assert ratio.min() >= 0.7
+        assert ratio.max() <= 1.3
+        assert not torch.equal(noisy, clean)
+
+
+def test_bottleneck_perturbation_leaves_the_skips_clean():
+    network = MGCC(widths=TINY, taps=(1, 2, 3), perturb="bottleneck")
+    network.mixer = nn.Sequential(*(nn.Identity() for _ in range(3)))
+    seen = seen_by_decoders(network, torch.rand(2, 1, 32, 32))
+    for k in range(3):
+        assert all(torch.equal(skip, clean) for skip, clean in zip(seen[k][:-1], seen["main"][:-1], strict=True))
+        assert not torch.equal(seen[k][-1], seen["main"][-1])
+
+
+def test_inference_module_shares_weights_and_its_keys_are_part_of_the_whole_network_s():
+    network = MGCC(widths=TINY, taps=(1, 2, 3))
+    part, whole = network.inference_module().state_dict(), network.state_dict()
+    assert part.keys() == {name for name in whole if not name.startswith("auxiliary.")}
+    assert all(part[name].data_ptr() == whole[name].data_ptr() for name in part)
+
+
+def test_taking_the_inference_module_in_training_leaves_the_training_mode_alone():
+    network = MGCC(widths=TINY, taps=(1, 2, 3)).train()
+    network.inference_module()
+    assert all(module.training for module in network.modules())
+
+
+def test_state_dict_keys_are_the_ones_that_saved_files_hold():
+    keys = MGCC(widths=TINY, taps=(1, 2, 3)).state_dict().keys()
+    assert {name.partition(".")[0] for name in keys} == {"encoder", "mixer", "main", "auxiliary"}
+    for name in (
+        "encoder.blocks.0.conv1.weight",
+        "encoder.blocks.3.norm2.running_var",
+        "mixer.2.depthwise.weight",
+        "mixer.0.depthwise_norm.weight",
+        "mixer.0.pointwise.bias",
+        "mixer.0.pointwise_norm.bias",
+        "main.ups.0.conv.weight",
+        "main.ups.0.norm.weight",
+        "main.gates.2.pointwise.weight",
+        "main.gates.2.ordinary_norm.weight",
+        "main.gates.2.dilated.bias",
+        "main.gates.2.vote.weight",
+        "main.gates.2.vote_norm.bias",
+        "main.blocks.1.conv2.weight",
+        "main.head.bias",
+        "auxiliary.2.head.weight",
+    ):
+        assert name in keys
+    assert {name.partition(".")[0] for name in UNet(widths=TINY).state_dict()} == {"encoder", "decoder"}
+
+
+def test_config_builds_what_it_says():
+    config = NetworkConfig("mgcc", 1, (2, 4), (1, 3), 5, (False, False, True), "bottleneck")
+    network = build_network(config)
+    assert network.encoder.blocks[0].conv1.weight.shape == (2, 1, 3, 3)
+    assert network.mixer[0].depthwise.kernel_size == (5, 5)
+    assert (len(network.mixer), len(network.auxiliary)) == (3, 2)
+    assert not network.perturb_skips
+    assert isinstance(build_network(dataclasses.replace(config, name="unet")), UNet)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("in_channels", 0),
+        ("widths", (8,)),
+        ("widths", (8, 0)),
+        ("taps", ()),
+        ("taps", (6, 3)),
+        ("taps", (0, 3)),
+        ("taps", (3, 3, 9)),
+        ("kernel_size", 6),
+        ("kernel_size", -1),
+        ("gates", (True, True)),
+    ],
+)
+def test_impossible_value_is_refused_by_the_name_of_its_key(key, value):
+    with pytest.raises(ValueError, match=rf"network\.{key} .* got "):
+        NetworkConfig(**{key: value})
