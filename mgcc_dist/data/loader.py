@@ -1,0 +1,321 @@
+"""Batches of labeled and unlabeled images, for any number of ranks and workers.
+
+How the samples are divided. There are two streams, 0 labeled and 1 unlabeled. A stream over N samples is the endless
+concatenation of its epochs, each a permutation of its own: place p of the stream is sample
+
+    permutation(seed, stream, epoch = p // N)[p % N].
+
+A step takes the next `world * batch` places of each stream, and rank r has the r-th run of `batch` places of these. So
+
+- every batch is full, and all ranks have the same number of batches;
+- over N places each sample comes exactly once, whatever the number of ranks; an epoch may end within a batch;
+- the smaller stream is cycled beside the larger;
+- nothing depends on shards or workers, and all that a resumed run needs is its Position: the places consumed by all
+  ranks together. On another number of ranks it goes on in the same order, divided otherwise.
+
+The augmentation of place p of a stream is a pure function of (seed, stream, p).
+"""
+
+import itertools
+import math
+from bisect import bisect_right
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache, partial
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mgcc_dist.data.augment import draw_symmetry, symmetry
+from mgcc_dist.data.records import Sample, ShardFolder
+from mgcc_dist.data.workers import load_in_order
+from mgcc_dist.errors import UserError
+
+LABELED, UNLABELED = 0, 1
+
+
+@dataclass
+class Batch:
+    """L labeled images, then U unlabeled ones.
+
+    images: float32 [L+U,1,S,S] in [-1,1]. masks: float32 [L,1,S,S] of 0 and 1. positions: int64 [L+U] on the CPU, each
+    sample's place in its stream, which no other rank has. keys: those of the samples.
+    """
+
+    images: Tensor
+    masks: Tensor
+    positions: Tensor
+    keys: list[str]
+
+    @property
+    def labeled(self) -> int:
+        return self.masks.shape[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
+        """Images and masks on `device`; positions stay, because random generators are seeded with them."""
+        images = self.images.to(device, non_blocking=non_blocking)
+        return replace(self, images=images, masks=self.masks.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        return replace(self, images=self.images.pin_memory(), masks=self.masks.pin_memory())
+
+
+@dataclass(frozen=True)
+class Position:
+    """How many places of each stream all ranks together have consumed."""
+
+    labeled: int = 0
+    unlabeled: int = 0
+
+
+class Source(Protocol):
+    """Samples by number; a ShardFolder is one. Must be picklable."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, i: int) -> Sample: ...
+
+
+@runtime_checkable
+class Keyed(Protocol):
+    def position(self, key: str) -> int: ...
+
+
+class Subset:
+    """The samples `indices` of `source`, in that order."""
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self.source = source
+        self.indices = list(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, i: int) -> Sample:
+        return self.source.read(self.indices[i])
+
+    def position(self, key: str) -> int:
+        """The place of `key` in this subset, where `source` knows its keys."""
+        assert isinstance(self.source, Keyed)
+        return self.indices.index(self.source.position(key))
+
+
+class Concat:
+    """The samples of several sources, one source after the other."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = list(sources)
+        self.ends = list(itertools.accumulate(len(source) for source in sources))
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def read(self, i: int) -> Sample:
+        which = bisect_right(self.ends, i)
+        return self.sources[which].read(i - self.ends[which] + len(self.sources[which]))
+
+
+def subset_by_keys(folder: ShardFolder, keys: Iterable[str]) -> Subset:
+    """The records `keys` of a shard folder, in that order.
+
+    Raises:
+        UserError: keys that the folder does not have; names the first of them.
+    """
+    known = set(folder.keys())
+    keys = list(keys)
+    missing = [key for key in keys if key not in known]
+    if missing:
+        shown = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        raise UserError(
+            f"{folder.folder} lacks {len(missing)} of the {len(keys)} keys asked for: {shown}; "
+            "is the split made for another data set?"
+        )
+    return Subset(folder, [folder.position(key) for key in keys])
+
+
+@lru_cache(maxsize=8)
+def permutation(seed: int, stream: int, epoch: int, size: int) -> np.ndarray:
+    """Order int64 [size] of an epoch of a stream."""
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, stream, epoch))))
+    return generator.permutation(size)
+
+
+class StreamLoader:
+    """Endless training batches of one rank; see the module's text for who gets what.
+
+    Args:
+        labeled, unlabeled: the streams; None where there is none, and then its batch is 0.
+        batch_labeled, batch_unlabeled: samples of each stream a rank and step.
+        image_size: images of another size are stretched to `image_size` x `image_size`.
+        workers: processes that load ahead; 0 loads in this process. Does not change the batches.
+        augment: rotate and flip.
+
+    Raises:
+        UserError: no stream, an empty one, or one without a batch size or the other way round.
+    """
+
+    def __init__(
+        self,
+        labeled: Source | None,
+        unlabeled: Source | None,
+        batch_labeled: int,
+        batch_unlabeled: int,
+        image_size: int,
+        seed: int,
+        rank: int,
+        world: int,
+        workers: int,
+        augment: bool,
+    ) -> None:
+        _check_stream("labeled", labeled, batch_labeled)
+        _check_stream("unlabeled", unlabeled, batch_unlabeled)
+        if labeled is None and unlabeled is None:
+            raise UserError("loader: there are neither labeled nor unlabeled images to train on")
+        self.labeled = labeled
+        self.unlabeled = unlabeled
+        self.batch_labeled = batch_labeled
+        self.batch_unlabeled = batch_unlabeled
+        self.image_size = image_size
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.workers = workers
+        self.augment = augment
+
+    def batches(self, start: Position) -> Generator[tuple[Batch, Position], None, None]:
+        """Endless batches from `start` on, each with the Position after it.
+
+        Closing the iterator ends its worker processes.
+
+        Raises:
+            UserError: a record can't be read, or a record of the labeled stream has no mask.
+        """
+        with closing(load_in_order(partial(self._load, start), itertools.count(), self.workers)) as batches:
+            for steps, batch in enumerate(batches, start=1):
+                yield batch, self._after(start, steps)
+
+    def epoch_of(self, position: Position) -> float:
+        """Epochs consumed of the labeled stream; of the unlabeled one where there is no other."""
+        consumed = position.unlabeled if self.labeled is None else position.labeled
+        return consumed / self._leading()[0]
+
+    def steps_for(self, epochs: float) -> int:
+        """Steps after which `epochs` epochs of that stream are consumed."""
+        samples, batch = self._leading()
+        return math.ceil(Fraction(str(epochs)) * samples / (batch * self.world))  # exact: 1.1 * 10 is 11, not more
+
+    def _leading(self) -> tuple[int, int]:
+        """Size and batch of the stream that epochs are counted in."""
+        if self.labeled is not None:
+            return len(self.labeled), self.batch_labeled
+        assert self.unlabeled is not None
+        return len(self.unlabeled), self.batch_unlabeled
+
+    def _after(self, start: Position, steps: int) -> Position:
+        return Position(
+            start.labeled + steps * self.world * self.batch_labeled,
+            start.unlabeled + steps * self.world * self.batch_unlabeled,
+        )
+
+    def _load(self, start: Position, step: int) -> Batch:
+        """This rank's batch of the `step`-th step after `start`."""
+        begin = self._after(start, step)
+        chosen = self._choose(self.labeled, LABELED, begin.labeled, self.batch_labeled)
+        chosen += self._choose(self.unlabeled, UNLABELED, begin.unlabeled, self.batch_unlabeled)
+        return _assemble(chosen, self.image_size)
+
+    def _choose(self, source: Source | None, stream: int, begin: int, batch: int) -> "list[_Chosen]":
+        if source is None:
+            return []
+        chosen = []
+        for place in range(begin + self.rank * batch, begin + (self.rank + 1) * batch):
+            epoch, within = divmod(place, len(source))
+            sample = source.read(int(permutation(self.seed, stream, epoch, len(source))[within]))
+            if stream == LABELED and sample.mask is None:
+                raise UserError(
+                    f"loader: record {sample.key!r} has no mask but stands among the labeled ones; "
+                    "mark it as unlabeled in the split, or write its shards again with its mask"
+                )
+            which = draw_symmetry(self.seed, stream, place) if self.augment else 0
+            chosen.append(_Chosen(sample, place, which, labeled=stream == LABELED))
+        return chosen
+
+
+class EvalLoader:
+    """Every sample of `source` exactly once over all ranks, as it is; rank r has samples r, r + world, ...
+
+    Raises:
+        UserError: `source` is empty.
+    """
+
+    def __init__(self, source: Source, batch: int, image_size: int, rank: int, world: int, workers: int) -> None:
+        _check_stream("evaluation", source, batch)
+        self.source = source
+        self.batch = batch
+        self.image_size = image_size
+        self.rank = rank
+        self.world = world
+        self.workers = workers
+
+    def batches(self) -> Generator[Batch, None, None]:
+        """Batches of at most `batch` samples, whose positions are their numbers in the source.
+
+        Where some samples have no mask, the labeled ones of a batch come first.
+
+        Raises:
+            UserError: a record can't be read.
+        """
+        count = math.ceil(len(range(self.rank, len(self.source), self.world)) / self.batch)
+        yield from load_in_order(self._load, range(count), min(self.workers, count))
+
+    def _load(self, number: int) -> Batch:
+        mine = range(self.rank, len(self.source), self.world)
+        samples = [(place, self.source.read(place)) for place in mine[number * self.batch : (number + 1) * self.batch]]
+        chosen = [_Chosen(sample, place, 0, labeled=sample.mask is not None) for place, sample in samples]
+        return _assemble(sorted(chosen, key=lambda one: not one.labeled), self.image_size)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A sample for a batch: its place, its symmetry, and whether its mask is shown."""
+
+    sample: Sample
+    place: int
+    which: int
+    labeled: bool
+
+
+def _check_stream(name: str, source: Source | None, batch: int) -> None:
+    if source is not None and len(source) == 0:
+        raise UserError(f"loader: there are no {name} images; is the split or the shard folder empty?")
+    if (source is not None) != (batch > 0):
+        has = "no source" if source is None else f"{len(source)} images"
+        raise UserError(f"loader: the batch size of the {name} stream is {batch} but it has {has}")
+
+
+def _assemble(chosen: "list[_Chosen]", size: int) -> Batch:
+    """The batch of `chosen`, whose labeled samples come first."""
+    labeled = sum(one.labeled for one in chosen)
+    images = np.empty((len(chosen), 1, size, size), np.float32)
+    masks = np.empty((labeled, 1, size, size), np.float32)
+    for row, one in enumerate(chosen):
+        images[row, 0] = symmetry(_resize(one.sample.image, size, Image.Resampling.BILINEAR), one.which)
+        if one.labeled:
+            assert one.sample.mask is not None
+            masks[row, 0] = symmetry(_resize(one.sample.mask, size, Image.Resampling.NEAREST), one.which) > 0
+    images /= 127.5
+    images -= 1
+    places = torch.tensor([one.place for one in chosen], dtype=torch.int64)
+    return Batch(torch.from_numpy(images), torch.from_numpy(masks), places, [one.sample.key for one in chosen])
+
+
+def _resize(image: np.ndarray, size: int, how: Image.Resampling) -> np.ndarray:
+    """uint8 [H,W] -> [size,size]; Pillow's bilinear filter is antialiased."""
+    if image.shape == (size, size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size, size), how))
