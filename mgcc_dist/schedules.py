@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Schedule = Literal["poly", "constant", "cosine"]
-Ramp = Literal["released", "paper_0.1"]
+Ramp = Literal["released", "compressed", "paper_0.1"]
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,18 @@ def constant(step: int, total: int) -> float:
 
 
 def consistency_weight(ramp: Ramp, progress: Progress) -> float:
-    """Lambda of Eq. 12, w_max * exp(-5 (1 - t / t_max)^2). The paper gives no w_max, so there are two presets.
+    """Lambda of Eq. 12, w_max * exp(-5 (1 - t / t_max)^2). The paper gives no w_max, so there are three presets.
 
     released: w_max 7, t = step // 150, t_max 200, as in the released code, whatever the run's length. A run of 40,000
     steps ends at 7.0 (from step 30,000 on), one of 20,000 at 3.99, one of 10,000 at 0.74.
+    compressed: that of the released code's 20,000 steps (half of the labels) fitted to this run's length, 0.05 at its
+    start and 3.99 at its end. For short runs, over which `released` stays near 0.
     paper_0.1: w_max 0.1, t = step, t_max = total_steps: the ramp stretches over the whole run, as the paper words it.
     """
     if ramp == "released":
         return 7.0 * gaussian_ramp(progress.step // 150, 200)
+    if ramp == "compressed":
+        return 7.0 * gaussian_ramp(20_000 / 150 * progress.step / progress.total_steps, 200)
     return 0.1 * gaussian_ramp(progress.step, progress.total_steps)
 
 

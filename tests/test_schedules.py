@@ -63,6 +63,14 @@ def test_released_ramp_counts_in_steps_of_150_whatever_the_length():
     assert consistency_weight("released", at(0, 40000)) == pytest.approx(7 * math.exp(-5))
 
 
+def test_compressed_ramp_is_that_of_the_released_20000_steps_whatever_the_length():
+    for share in (0.0, 0.25, 0.5, 1.0):
+        released = 7 * math.exp(-5 * (1 - share * 20_000 / 150 / 200) ** 2)
+        for total in (40, 1000):
+            assert consistency_weight("compressed", at(int(share * total), total)) == pytest.approx(released)
+    assert consistency_weight("compressed", at(40, 40)) == pytest.approx(3.99, abs=0.02)
+
+
 def test_paper_ramp_stretches_over_the_run():
     assert consistency_weight("paper_0.1", at(0, 80)) == pytest.approx(0.1 * math.exp(-5))
     assert consistency_weight("paper_0.1", at(40, 80)) == pytest.approx(0.1 * math.exp(-1.25))

@@ -18,7 +18,8 @@ class MethodConfig:
     """mgcc (labeled and unlabeled images) or supervised (labeled images alone, any network)"""
     ramp: Ramp = "released"
     """weight of the consistency loss over the run: released is 7 exp(-5 (1 - t/200)^2) with t = step // 150, as in the
-    released code; paper_0.1 is 0.1 exp(-5 (1 - step/steps)^2) (the paper gives no highest weight)"""
+    released code; compressed is that of its 20,000-step run fitted to this run's length; paper_0.1 is
+    0.1 exp(-5 (1 - step/steps)^2) (the paper gives no highest weight)"""
     detach_target: bool = False
     """no gradient of the consistency loss into the main decoder (paper: open; released code: false; CCT: true)"""
 
