@@ -60,7 +60,7 @@ def consistency_weight(ramp: Ramp, progress: Progress) -> float:
     released: w_max 7, t = step // 150, t_max 200, as in the released code, whatever the run's length. A run of 40,000
     steps ends at 7.0 (from step 30,000 on), one of 20,000 at 3.99, one of 10,000 at 0.74.
     compressed: that of the released code's 20,000 steps (half of the labels) fitted to this run's length, 0.05 at its
-    start and 3.99 at its end. For short runs, over which `released` stays near 0.
+    start and 4.0 at its end. For short runs, over which `released` stays near 0.
     paper_0.1: w_max 0.1, t = step, t_max = total_steps: the ramp stretches over the whole run, as the paper words it.
     """
     if ramp == "released":
