@@ -17,7 +17,8 @@ from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 
 from mgcc_dist.config import CONFIGS, parse, save
-from mgcc_dist.data.phantom import write_phantom
+from mgcc_dist.data.convert import write_shards
+from mgcc_dist.data.datasets import Phantoms
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import make_split, read_split, write_split
 from mgcc_dist.diffusion import autoencoder, denoiser, gallery, pipeline, sampling
@@ -28,7 +29,7 @@ from mgcc_dist.diffusion.sampling import SamplingConfig
 from mgcc_dist.errors import UserError, run_program
 from mgcc_dist.files import sha256_of
 from mgcc_dist.train.journal import read_rows
-from mgcc_dist.train.loop import TrainState, fit
+from mgcc_dist.train.loop import Task, TrainState, fit
 from mgcc_dist.train.process_group import describe, start
 from mgcc_dist.train.run_folder import claim, is_finished, write_result
 
@@ -92,8 +93,8 @@ def open_images(config: DataConfig, out: Path, accelerator: Accelerator) -> Imag
             "`python -m mgcc_dist.shards busi --root Dataset_BUSI_with_GT --out out/busi`, then --data.shards out/busi"
         )
     folder = Path(config.shards) if config.shards else out / "phantom"
-    if accelerator.is_main_process and not config.shards and not (folder / "index.json").is_file():
-        write_phantom(folder, config.phantom, config.image_size, seed=0)
+    if accelerator.is_main_process and not config.shards:
+        write_shards(Phantoms(config.phantom, seed=0, size=config.image_size), folder)
     accelerator.wait_for_everyone()
     data = ShardFolder.open(folder, verify=accelerator.is_local_main_process)
 
@@ -124,8 +125,8 @@ def train_autoencoder(config: LdmConfig, images: Images, out: Path) -> None:
     vae.register_to_config(scaling_factor=autoencoder.latent_scale(vae, once.batches(), accelerator))
     if accelerator.is_main_process:
         vae.save_pretrained(folder / "vae")
-    facts = {"parameters": vae.num_parameters(), "scaling_factor": vae.config.scaling_factor}
-    _write_result("autoencoder", facts, state, images, loop.seed, folder, accelerator)
+    facts = {"scaling_factor": vae.config.scaling_factor}
+    _write_result(task, facts, state, images, loop.seed, folder, accelerator)
 
 
 def train_denoiser(config: LdmConfig, images: Images, out: Path) -> None:
@@ -140,8 +141,7 @@ def train_denoiser(config: LdmConfig, images: Images, out: Path) -> None:
     set_seed(loop.seed)
     task = DenoiserTask(config.denoiser, images, out / "autoencoder" / "vae", accelerator)
     state = fit(task, loop, folder, accelerator)
-    facts = {"parameters": task.module.unet.num_parameters()}
-    _write_result("denoiser", facts, state, images, loop.seed, folder, accelerator)
+    _write_result(task, {}, state, images, loop.seed, folder, accelerator)
 
 
 def save_pipeline(config: LdmConfig, out: Path, accelerator: Accelerator) -> None:
@@ -182,7 +182,7 @@ def draw_gallery(images: Images, out: Path, accelerator: Accelerator) -> None:
 
 
 def _write_result(
-    stage: str,
+    task: Task,
     facts: dict[str, Any],
     state: TrainState,
     images: Images,
@@ -194,9 +194,10 @@ def _write_result(
     last = [row for row in read_rows(folder / "metrics.jsonl") if row["split"] == "validation"][-1]
     result = {
         "program": "ldm",
-        "stage": stage,
+        "stage": task.name,
         **images.facts,
         "seed": seed,
+        "parameters": sum(parameter.numel() for parameter in task.module.parameters()),
         **facts,
         "best": state.best,
         "last": {key: value for key, value in last.items() if key != "split"},

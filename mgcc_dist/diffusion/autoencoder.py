@@ -134,7 +134,7 @@ class AutoencoderTask:
     best_is_higher = False
 
     def __init__(self, config: AutoencoderConfig, images: Images, accelerator: Accelerator) -> None:
-        self.module = AutoencoderLoss(build(config, images.size), config.kl_weight)
+        self.module: nn.Module = AutoencoderLoss(build(config, images.size), config.kl_weight)
         self.loader = images.training(config.batch, config.loop.seed, accelerator)
         self._held_out = images.held_out(config.batch, accelerator)
 

@@ -154,7 +154,7 @@ class DenoiserTask:
 
     def __init__(self, config: DenoiserConfig, images: Images, autoencoder: Path, accelerator: Accelerator) -> None:
         frozen = FrozenAutoencoder(autoencoder, accelerator)
-        self.module = DenoiserLoss(build(config, frozen.vae), build_schedule(config), frozen)
+        self.module: nn.Module = DenoiserLoss(build(config, frozen.vae), build_schedule(config), frozen)
         self.loader = images.training(config.batch, config.loop.seed, accelerator)
         self._held_out = images.held_out(config.batch, accelerator)
 

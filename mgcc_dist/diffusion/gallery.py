@@ -1,6 +1,6 @@
 """One picture of what the generative stage learned: real, reconstructed and synthetic images, a row each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ def draw(real: Tensor, vae: AutoencoderKL, synthetic: ShardFolder, path: Path) -
     save_rows(rows, path)
 
 
-def save_rows(rows: dict[str, Sequence[np.ndarray]], path: Path) -> None:
+def save_rows(rows: Mapping[str, Sequence[np.ndarray]], path: Path) -> None:
     """Draw grey images [H,W] in [-1, 1], a labelled row for each item of `rows`."""
     columns = max(len(images) for images in rows.values())
     figure = Figure(figsize=(1.5 * columns + 1, 1.55 * len(rows)), layout="constrained", dpi=120)

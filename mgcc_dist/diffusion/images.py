@@ -32,11 +32,12 @@ class Images:
 
     def __init__(self, config: DataConfig, data: ShardFolder, split: Split) -> None:
         self.size = config.image_size
-        self.facts = {"dataset": data.dataset, "split": split.name}
+        counts = {"training": len(split.labeled + split.unlabeled), "held_out": len(split.validation)}
+        self.facts = {"dataset": data.dataset, "split": split.name, "images": counts}
+        """what result.json says of them"""
         self._workers = config.workers
         self._train = subset_by_keys(data, split.labeled + split.unlabeled)
         self._held_out = subset_by_keys(data, split.validation)
-        self.facts["images"] = {"training": len(self._train), "held_out": len(self._held_out)}
 
     def training(self, batch: int, seed: int, accelerator: Accelerator) -> StreamLoader:
         """Endless batches of training images, in the unlabeled stream."""
