@@ -1,0 +1,389 @@
+"""Who gets which sample: on any ranks, workers, shards and batch sizes."""
+
+from collections import Counter
+from contextlib import closing
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mgcc_dist.data.augment import symmetry
+from mgcc_dist.data.loader import Batch, Concat, EvalLoader, Position, StreamLoader, Subset, subset_by_keys
+from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
+from mgcc_dist.errors import UserError
+
+SIZE = 4
+few = settings(deadline=None, derandomize=True, max_examples=30)
+
+
+class Memory:
+    """`count` random images of `shape`; the mask is where the image is bright."""
+
+    def __init__(self, name, count, shape=(SIZE, SIZE), labeled=True):
+        self.name, self.count, self.shape, self.labeled = name, count, shape, labeled
+
+    def __len__(self):
+        return self.count
+
+    def read(self, i):
+        image = np.random.default_rng((ord(self.name), i)).integers(0, 256, self.shape, dtype=np.uint8)
+        mask = np.where(image > 127, 255, 0).astype(np.uint8) if self.labeled else None
+        return Sample(f"{self.name}{i}", image, mask, {})
+
+
+def loader(rank=0, world=1, labeled=7, unlabeled=5, batches=(2, 2), workers=0, seed=3, augment=True):
+    """Unlabeled records keep a mask, which must not be seen."""
+    return StreamLoader(
+        Memory("l", labeled) if batches[0] else None,
+        Memory("u", unlabeled) if batches[1] else None,
+        *batches,
+        image_size=SIZE,
+        seed=seed,
+        rank=rank,
+        world=world,
+        workers=workers,
+        augment=augment,
+    )
+
+
+def take(stream_loader, steps, start=None):
+    with closing(stream_loader.batches(start or Position())) as batches:
+        return list(islice(batches, steps))
+
+
+def streams(world, steps, start=None, **settings):
+    """Both streams as all ranks together see them: {place: (key, image, mask)}; and the Position at the end."""
+    seen = ({}, {})
+    ends = set()
+    for rank in range(world):
+        taken = take(loader(rank, world, **settings), steps, start)
+        ends.add(taken[-1][1])
+        for batch, _ in taken:
+            for row, place in enumerate(batch.positions.tolist()):
+                stream = seen[row >= batch.labeled]
+                assert place not in stream, "two ranks or steps have one place"
+                mask = batch.masks[row].numpy().tobytes() if row < batch.labeled else None
+                stream[place] = (batch.keys[row], batch.images[row].numpy().tobytes(), mask)
+    assert len(ends) == 1, "ranks don't agree on the position"
+    return seen[0], seen[1], ends.pop()
+
+
+ranks = st.integers(1, 5)
+sizes = st.integers(1, 12)
+batch_sizes = st.integers(1, 4)
+
+
+@few
+@given(
+    world=ranks, labeled=sizes, unlabeled=sizes, batches=st.tuples(batch_sizes, batch_sizes), seed=st.integers(0, 99)
+)
+def test_each_sample_comes_exactly_once_in_every_epoch(world, labeled, unlabeled, batches, seed):
+    steps = 3 * max(labeled, unlabeled) // world + 1
+    seen = streams(world, steps, labeled=labeled, unlabeled=unlabeled, batches=batches, seed=seed)
+    for stream, name, count, batch in ((seen[0], "l", labeled, batches[0]), (seen[1], "u", unlabeled, batches[1])):
+        assert sorted(stream) == list(range(steps * world * batch)), "places are skipped"
+        for epoch in range(len(stream) // count):
+            keys = [stream[place][0] for place in range(epoch * count, (epoch + 1) * count)]
+            assert sorted(keys) == sorted(f"{name}{i}" for i in range(count))
+
+
+@few
+@given(world=ranks, labeled=sizes, unlabeled=sizes, batches=st.tuples(st.integers(0, 4), batch_sizes))
+def test_every_rank_has_full_batches_and_the_same_position_at_each_step(world, labeled, unlabeled, batches):
+    taken = [take(loader(r, world, labeled=labeled, unlabeled=unlabeled, batches=batches), 5) for r in range(world)]
+    for step in range(5):
+        assert {rank[step][1] for rank in taken} == {
+            Position((step + 1) * world * batches[0], (step + 1) * world * batches[1])
+        }
+        for rank in taken:
+            batch = rank[step][0]
+            assert batch.images.shape == (sum(batches), 1, SIZE, SIZE)
+            assert batch.masks.shape == (batches[0], 1, SIZE, SIZE)
+            assert batch.labeled == batches[0]
+            assert len(batch.positions) == len(batch.keys) == sum(batches)
+
+
+@few
+@given(world=ranks, batch=st.integers(1, 3))
+def test_what_all_ranks_see_does_not_depend_on_their_number(world, batch):
+    """Keys, augmented images and masks, place by place."""
+    many = streams(world, 6, batches=(batch, batch))
+    one = streams(1, 6 * world, batches=(batch, batch))
+    assert many == one
+
+
+@settings(deadline=None, derandomize=True, max_examples=8)
+@given(world=st.integers(1, 3), workers=st.integers(1, 2), batch=st.integers(1, 3))
+def test_workers_change_nothing(world, workers, batch):
+    for rank in range(world):
+        assert_same_batches(
+            take(loader(rank, world, batches=(batch, batch), workers=workers), 7),
+            take(loader(rank, world, batches=(batch, batch)), 7),
+        )
+
+
+def assert_same_batches(ours, theirs):
+    assert len(ours) == len(theirs)
+    for (a, after_a), (b, after_b) in zip(ours, theirs, strict=True):
+        assert after_a == after_b
+        assert a.keys == b.keys
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.masks, b.masks)
+        assert torch.equal(a.positions, b.positions)
+
+
+@settings(deadline=None, derandomize=True, max_examples=20)
+@given(stop=st.integers(1, 9), workers=st.sampled_from([0, 0, 0, 2]))
+def test_resume_at_any_position_gives_exactly_the_continuation(stop, workers):
+    whole = take(loader(1, 2, workers=workers), 12)
+    assert_same_batches(take(loader(1, 2, workers=workers), 12 - stop, start=whole[stop - 1][1]), whole[stop:])
+
+
+@few
+@given(before=ranks, after=ranks, steps=st.integers(1, 5))
+def test_resume_on_other_world_size_sees_the_same_samples(before, after, steps):
+    first = streams(before, steps)
+    then = streams(after, 6, start=first[2])
+    whole = streams(1, steps * before + 6 * after)
+    assert first[0] | then[0] == whole[0]
+    assert first[1] | then[1] == whole[1]
+    assert then[2] == whole[2]
+
+
+def test_epochs_seeds_and_streams_have_orders_of_their_own():
+    def order(stream, epoch, seed):
+        seen = streams(1, 40, batches=(1, 1), labeled=20, unlabeled=20, seed=seed)[stream]
+        return tuple(seen[place][0][1:] for place in range(20 * epoch, 20 * epoch + 20))
+
+    assert len({order(stream, epoch, seed) for stream in (0, 1) for epoch in (0, 1) for seed in (3, 4)}) == 8
+
+
+def test_the_order_of_an_epoch_is_the_one_that_is_stated():
+    """The formula of the module's text, written out: runs resumed by a later version must go on in it."""
+    seen = streams(2, 6, labeled=7, batches=(2, 2))[0]
+    for place, (key, *_) in seen.items():
+        seed_sequence = np.random.SeedSequence((3, 0, place // 7))
+        order = np.random.Generator(np.random.PCG64(seed_sequence)).permutation(7)
+        assert key == f"l{order[place % 7]}"
+    assert "".join(seen[place][0] for place in range(7)) == "l5l6l2l1l4l3l0"
+
+
+def test_rank_r_has_the_rth_run_of_places():
+    for rank in range(3):
+        (batch, _), *_ = take(loader(rank, 3, batches=(2, 1)), 1)
+        assert batch.positions.tolist() == [2 * rank, 2 * rank + 1, rank]
+
+
+def test_image_and_mask_are_rotated_and_flipped_together():
+    """Each pair is one symmetry of the record; over 60 places all eight occur, each time on both."""
+    source = Memory("l", 1)
+    record = source.read(0)
+    eight = {as_image(symmetry(record.image, which)).tobytes(): which for which in range(8)}
+    found = Counter()
+    for batch, _ in take(loader(labeled=1, batches=(2, 2)), 30):
+        for image, mask in zip(batch.images.numpy(), batch.masks.numpy(), strict=False):
+            which = eight[image[0].tobytes()]
+            np.testing.assert_array_equal(mask[0], symmetry(record.mask, which) / 255)
+            found[which] += 1
+    assert sorted(found) == list(range(8))
+
+
+def as_image(grey):
+    values = np.ascontiguousarray(grey).astype(np.float32)
+    values /= 127.5
+    return values - 1
+
+
+def test_without_augmentation_a_record_comes_as_it_is():
+    source = Memory("l", 3)
+    for batch, _ in take(loader(labeled=3, batches=(2, 1), augment=False), 4):
+        for row in range(2):
+            record = source.read(int(batch.keys[row][1:]))
+            np.testing.assert_array_equal(batch.images[row, 0].numpy(), as_image(record.image))
+            np.testing.assert_array_equal(batch.masks[row, 0].numpy(), record.mask / 255)
+
+
+def test_masks_of_unlabeled_records_are_not_shown():
+    """`Memory("u")` has masks; only the labeled stream's may appear."""
+    (batch, _), *_ = take(loader(batches=(1, 3)), 1)
+    assert batch.masks.shape[0] == 1
+    (batch, _), *_ = take(loader(batches=(0, 3)), 1)
+    assert batch.masks.shape == (0, 1, SIZE, SIZE)
+    assert batch.keys[0].startswith("u")
+
+
+def test_types_and_value_range():
+    (batch, _), *_ = take(loader(labeled=30, batches=(20, 20)), 1)
+    assert batch.images.dtype == batch.masks.dtype == torch.float32
+    assert batch.positions.dtype == torch.int64
+    assert batch.images.min() >= -1
+    assert batch.images.max() <= 1
+    assert batch.images.min() < -0.9
+    assert batch.images.max() > 0.9
+    assert set(batch.masks.unique().tolist()) == {0.0, 1.0}
+
+
+class Picture:
+    """One 60x90 image, left half black, right half white, one white speck in the black; the mask is the right half."""
+
+    def __len__(self):
+        return 1
+
+    def read(self, i):
+        image = np.zeros((60, 90), np.uint8)
+        image[:, 45:] = 255
+        image[30, 20] = 255
+        mask = np.zeros((60, 90), np.uint8)
+        mask[:, 45:] = 255
+        return Sample("picture", image, mask, {})
+
+
+@pytest.mark.parametrize("size", [30, 120])
+def test_other_sizes_are_stretched_smoothly_for_images_and_without_mixing_for_masks(size):
+    (batch,) = EvalLoader(Picture(), 1, size, rank=0, world=1, workers=0).batches()
+    assert batch.images.shape == batch.masks.shape == (1, 1, size, size)
+    assert set(batch.masks.unique().tolist()) == {0.0, 1.0}
+    assert batch.masks.mean() == 0.5
+    image = batch.images[0, 0]
+    assert image[:, -size // 3 :].min() == 1
+    # An antialiased filter keeps some of the speck when it shrinks the image; one that picks pixels may lose it.
+    assert image[:, : size // 3].max() > -0.99
+    if size == 30:
+        assert image[:, : size // 3].max() < 0
+
+
+def test_batch_moves_to_a_device_with_its_positions_staying_behind():
+    (batch, _), *_ = take(loader(), 1)
+    moved = batch.to("meta")
+    assert isinstance(moved, Batch)
+    assert moved.images.device.type == moved.masks.device.type == "meta"
+    assert moved.positions.device.type == "cpu"
+    assert moved.keys == batch.keys
+
+
+def test_epochs_are_counted_in_the_labeled_stream_and_else_in_the_unlabeled_one():
+    both = loader(0, 2, labeled=10, unlabeled=4, batches=(2, 2))
+    assert both.epoch_of(Position(5, 400)) == 0.5
+    assert both.steps_for(1) == 3  # 10 samples in steps of 4
+    assert both.steps_for(1.1) == 3
+    assert both.steps_for(1.3) == 4
+    alone = loader(0, 2, unlabeled=4, batches=(0, 2))
+    assert alone.epoch_of(Position(0, 6)) == 1.5
+    assert alone.steps_for(2) == 2
+
+
+def test_steps_of_a_fraction_of_an_epoch_are_not_one_too_many():
+    assert 0.07 * 100 > 7
+    assert loader(labeled=100, batches=(1, 0)).steps_for(0.07) == 7
+
+
+def test_a_labeled_stream_with_an_unlabeled_record_names_it():
+    source = Concat([Memory("l", 3), Memory("n", 1, labeled=False)])
+    stream = StreamLoader(source, None, 4, 0, SIZE, seed=0, rank=0, world=1, workers=1, augment=True)
+    with pytest.raises(UserError, match="record 'n0' has no mask"):
+        take(stream, 1)
+
+
+@pytest.mark.parametrize(
+    ("labeled", "unlabeled", "batches", "says"),
+    [
+        (Memory("l", 0), None, (1, 0), "no labeled images"),
+        (Memory("l", 1), Memory("u", 0), (1, 1), "no unlabeled images"),
+        (None, None, (0, 0), "neither labeled nor unlabeled"),
+        (Memory("l", 3), None, (1, 2), "batch size of the unlabeled stream is 2 but it has no source"),
+        (Memory("l", 3), Memory("u", 4), (1, 0), "batch size of the unlabeled stream is 0 but it has 4 images"),
+    ],
+)
+def test_streams_that_cannot_be_loaded_are_refused_at_once(labeled, unlabeled, batches, says):
+    with pytest.raises(UserError, match=says):
+        StreamLoader(labeled, unlabeled, *batches, SIZE, seed=0, rank=0, world=1, workers=0, augment=True)
+
+
+@few
+@given(world=ranks, count=sizes, batch=batch_sizes)
+def test_evaluation_sees_each_sample_exactly_once(world, count, batch):
+    seen = []
+    for rank in range(world):
+        for loaded in EvalLoader(Memory("l", count), batch, SIZE, rank, world, workers=0).batches():
+            assert 1 <= len(loaded.keys) <= batch
+            assert loaded.labeled == len(loaded.keys)
+            assert loaded.keys == [f"l{i}" for i in loaded.positions]
+            assert all(place % world == rank for place in loaded.positions.tolist())
+            seen += loaded.keys
+    assert sorted(seen) == sorted(f"l{i}" for i in range(count))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_evaluation_with_workers_gives_the_same_batches(workers):
+    def batches(workers):
+        return [(b, None) for b in EvalLoader(Memory("l", 9), 2, SIZE, rank=1, world=2, workers=workers).batches()]
+
+    assert_same_batches(batches(workers), batches(0))
+
+
+def test_evaluation_of_nothing_is_refused():
+    with pytest.raises(UserError, match="no evaluation images"):
+        EvalLoader(Memory("l", 0), 2, SIZE, rank=0, world=1, workers=0)
+
+
+def test_evaluation_of_some_unlabeled_images_keeps_masks_with_their_images():
+    mixed = Concat([Memory("n", 1, labeled=False), Memory("l", 2)])
+    (batch,) = EvalLoader(mixed, 3, SIZE, rank=0, world=1, workers=0).batches()
+    assert batch.keys == ["l0", "l1", "n0"]
+    assert batch.positions.tolist() == [1, 2, 0]
+    for row in range(2):
+        assert torch.equal(batch.masks[row] > 0, batch.images[row] > 0)
+
+
+def test_subset_and_concat_count_through():
+    both = Concat([Memory("a", 2), Subset(Memory("b", 5), [4, 1]), Memory("c", 1)])
+    assert len(both) == 5
+    assert [both.read(i).key for i in range(5)] == ["a0", "a1", "b4", "b1", "c0"]
+    with pytest.raises(IndexError):
+        both.read(5)
+
+
+@pytest.fixture(params=[1, 2, 7], ids=lambda shards: f"{shards} shards")
+def folder(tmp_path, request):
+    """Seven labeled records in one, two or seven shards."""
+    samples = [Memory("l", 7).read(i) for i in range(7)]
+    groups = np.array_split(np.arange(7), request.param)
+    shards = [write_shard(tmp_path / f"{n}.tar", [samples[i] for i in group]) for n, group in enumerate(groups)]
+    write_index(tmp_path, "toy", shards)
+    return ShardFolder.open(tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_may_be_fewer_than_ranks_and_change_nothing(folder, workers):
+    def stream(source, rank, workers):
+        return StreamLoader(source, None, 2, 0, SIZE, seed=0, rank=rank, world=3, workers=workers, augment=True)
+
+    for rank in range(3):
+        assert_same_batches(take(stream(folder, rank, workers), 5), take(stream(Memory("l", 7), rank, workers=0), 5))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_record_stops_the_loader_with_shard_and_key(folder, workers):
+    path = folder.folder / folder.records[3].shard
+    whole = path.read_bytes()
+    png = whole.index(b"IDAT", whole.index(b"l3.png"))
+    path.write_bytes(whole[: png + 8] + b"\0\0\0\0" + whole[png + 12 :])
+    stream = StreamLoader(folder, None, 7, 0, SIZE, seed=0, rank=0, world=1, workers=workers, augment=True)
+    with pytest.raises(UserError, match=rf"{path.name}: record 'l3' is corrupt"):
+        take(stream, 1)
+
+
+def test_subset_by_keys_is_in_the_order_of_the_keys(folder):
+    subset = subset_by_keys(folder, ["l4", "l0", "l6"])
+    assert [subset.read(i).key for i in range(3)] == ["l4", "l0", "l6"]
+    assert subset.position("l6") == 2
+
+
+def test_subset_by_keys_names_the_first_that_are_missing(folder):
+    with pytest.raises(
+        UserError, match=r"lacks 6 of the 7 keys asked for: 'x0', 'x1', 'x2', 'x3', 'x4', \.\.\.; is the"
+    ):
+        subset_by_keys(folder, ["l1", *(f"x{i}" for i in range(6))])
