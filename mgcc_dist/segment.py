@@ -95,7 +95,7 @@ def run(config: SegmentConfig) -> None:
         "split": split.name,
         "seed": config.loop.seed,
         "images": task.counts,
-        "parameters": {"inference": _count(task.module.predictor()), "training": _count(task.module)},
+        "parameters": {"inference": _count(_as_method(task.module).predictor()), "training": _count(task.module)},
         "best": best,
         "last": last,
         "steps": state.step,
@@ -115,7 +115,7 @@ class SegmentationTask:
 
     def __init__(self, config: SegmentConfig, data: ShardFolder, split: Split, accelerator: Accelerator) -> None:
         self.config = config
-        self.module: Method = build(config.method, config.network)
+        self.module: nn.Module = build(config.method, config.network)
         rest = split.unlabeled
         labeled = split.labeled + rest if config.data.labels == "all" else split.labeled
         unlabeled: list[Source] = []
@@ -156,17 +156,15 @@ class SegmentationTask:
         )
 
     def after_step(self, progress: Progress) -> None:
-        self.module.after_step(progress)
+        _as_method(self.module).after_step(progress)
 
     def validate(self, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """Mean scores under the corrected protocol (see metrics.py)."""
-        assert isinstance(module, Method)
-        images = score_images(module.predictor(), self.validation.batches(), accelerator, surface=False)
+        images = score_images(_as_method(module).predictor(), self.validation.batches(), accelerator, surface=False)
         return summarize(images)["corrected"]
 
     def weights(self, module: nn.Module) -> dict[str, Tensor]:
-        assert isinstance(module, Method)
-        return module.predictor().state_dict()
+        return _as_method(module).predictor().state_dict()
 
     def header(self) -> dict[str, Any]:
         return header(self.config.method, self.config.network, self.config.data.image_size)
@@ -176,6 +174,11 @@ class SegmentationTask:
         network, _ = load_predictor(run, weights)
         images = score_images(network.to(accelerator.device), self.validation.batches(), accelerator, surface=True)
         return {"summary": summarize(images), "images": images}
+
+
+def _as_method(module: nn.Module) -> Method:
+    assert isinstance(module, Method)
+    return module
 
 
 def _split_path(name: str) -> Path:

@@ -34,8 +34,9 @@ def load_predictor(run: Path, weights: Literal["best", "last"] = "best") -> tupl
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()[HEADER])
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no dict)
-        network = NetworkConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in facts["network"].items()})
-        predictor = build(MethodConfig(**facts["method"]), network).predictor()
+        # JSON has no tuples.
+        network: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["network"].items()}
+        predictor = build(MethodConfig(**facts["method"]), NetworkConfig(**network)).predictor()
         predictor.load_state_dict(state)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} does not hold a segmentation network ({error})") from error

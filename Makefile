@@ -1,0 +1,65 @@
+# Every target sets up what it needs in $(VENV); all that is asked of the machine is python3 (3.11+) with venv, and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= out
+BUSI ?= $(or $(MGCC_DATA),../shared/data)/Dataset_BUSI_with_GT
+
+BIN := $(VENV)/bin
+RUN := $(BIN)/python -m
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no -m
+READY := $(VENV)/.ready
+
+
+# The stories, as a user would type them.
+DEMO := $(OUT)/demo
+BUSI_OUT := $(OUT)/demo-busi
+
+.PHONY: help setup demo demo-busi test lint clean
+
+help:
+	@echo "make setup      virtual environment in $(VENV), with everything installed"
+	@echo "make demo       the whole story on built-in phantom data, minutes on two CPU cores"
+	@echo "make demo-busi  the same on BUSI (MGCC_DATA=folder that holds Dataset_BUSI_with_GT)"
+	@echo "make test       all tests"
+	@echo "make lint       ruff and mypy"
+	@echo "make clean      remove $(VENV), $(OUT) and caches"
+
+setup: $(READY)
+
+# torch first and by its exact version: then nothing that depends on it brings another build.
+$(READY): setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,kernels,slurm]'
+	touch $(READY)
+
+demo: $(READY)
+	$(RUN) mgcc_dist.shards phantom --count 400 --size 64 --out $(DEMO)/shards
+	$(RUN) mgcc_dist.shards split --root $(DEMO)/shards --out $(DEMO)/split.json --validation 0.3 --labeled 0.5 --seed 0
+	$(LAUNCH) mgcc_dist.ldm --preset demo --data.shards $(DEMO)/shards --data.split $(DEMO)/split.json --out $(DEMO)/ldm
+	$(LAUNCH) mgcc_dist.segment --preset mgcc_demo --data.shards $(DEMO)/shards --data.split $(DEMO)/split.json \
+	    --data.synthetic $(DEMO)/ldm/samples --out $(DEMO)/mgcc
+	$(LAUNCH) mgcc_dist.segment --preset unet_demo --data.shards $(DEMO)/shards --data.split $(DEMO)/split.json \
+	    --out $(DEMO)/unet
+	$(RUN) mgcc_dist.report $(DEMO) --out $(DEMO)/report.html
+
+demo-busi: $(READY)
+	$(RUN) mgcc_dist.shards busi --root $(BUSI) --out $(BUSI_OUT)/shards --size 128
+	$(LAUNCH) mgcc_dist.ldm --preset busi_small --data.shards $(BUSI_OUT)/shards --out $(BUSI_OUT)/ldm
+	$(LAUNCH) mgcc_dist.segment --preset mgcc_busi_small --data.shards $(BUSI_OUT)/shards \
+	    --data.synthetic $(BUSI_OUT)/ldm/samples --out $(BUSI_OUT)/mgcc
+	$(LAUNCH) mgcc_dist.segment --preset unet_busi_small --data.shards $(BUSI_OUT)/shards --out $(BUSI_OUT)/unet
+	$(RUN) mgcc_dist.report $(BUSI_OUT) --out $(BUSI_OUT)/report.html
+
+# Tests start ranks of their own, one thread each; more threads than cores would only slow them down.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) pytest --durations=15 $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

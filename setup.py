@@ -1,0 +1,58 @@
+"""Packaging. `mgcc_dist/{kernels,launch,configs,slurm}` are links to the top-level folders: the wheel carries them too."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = next(
+    line.split('"')[1]
+    for line in (HERE / "mgcc_dist" / "__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+
+setup(
+    name="mgcc-dist",
+    version=VERSION,
+    description="Semi-supervised ultrasound segmentation with latent diffusion (MGCC), as a distributed training system",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["mgcc_dist", "mgcc_dist.*"]),
+    # configs/ and launch/ hold no Python but belong to mgcc_dist through its links.
+    package_data={
+        "mgcc_dist": ["py.typed", "configs/**/*.yaml", "configs/**/*.json", "launch/**/*.yaml", "launch/**/*.md"],
+    },
+    install_requires=[
+        "torch>=2.6",
+        "accelerate>=1.10",
+        "diffusers>=0.35",
+        "webdataset>=1.0",
+        "jsonargparse[signatures]>=4.40",
+        "safetensors>=0.5",
+        "monai>=1.4",
+        "scipy>=1.11",  # monai's surface distances need it and do not ask for it
+        "tensorboard>=2.16",
+        "tqdm>=4.66",
+        "pillow>=11",
+        "matplotlib>=3.9",
+        "numpy>=2.0",
+        "PyYAML>=6.0",
+    ],
+    extras_require={
+        "kernels": ["triton>=3.2"],
+        "slurm": ["submitit>=1.5"],
+        "dev": [
+            "fvcore>=0.1.5.post20221221",
+            "hypothesis>=6.100",
+            "mypy>=1.15",
+            "pytest>=8.3",
+            "ruff>=0.12",
+            "setuptools>=77",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
+    },
+)
