@@ -6,6 +6,7 @@ Together these are the eight symmetries of the square. They are exact: no pixel 
 import numpy as np
 
 SYMMETRIES = 8
+MIRROR = 4  # left and right exchanged; up stays up
 
 
 def symmetry(square: np.ndarray, which: int) -> np.ndarray:

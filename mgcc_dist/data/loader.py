@@ -24,14 +24,14 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache, partial
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from mgcc_dist.data.augment import draw_symmetry, symmetry
+from mgcc_dist.data.augment import MIRROR, draw_symmetry, symmetry
+from mgcc_dist.data.images import resize_image, resize_mask
 from mgcc_dist.data.records import Sample, ShardFolder
 from mgcc_dist.data.workers import load_in_order
 from mgcc_dist.errors import UserError
@@ -153,7 +153,7 @@ class StreamLoader:
         batch_labeled, batch_unlabeled: samples of each stream a rank and step.
         image_size: images of another size are stretched to `image_size` x `image_size`.
         workers: processes that load ahead; 0 loads in this process. Does not change the batches.
-        augment: rotate and flip.
+        augment: rotate and flip; "mirror" only exchanges left and right, for what must learn which way is up.
 
     Raises:
         UserError: no stream, an empty one, or one without a batch size or the other way round.
@@ -170,7 +170,7 @@ class StreamLoader:
         rank: int,
         world: int,
         workers: int,
-        augment: bool,
+        augment: bool | Literal["mirror"],
     ) -> None:
         _check_stream("labeled", labeled, batch_labeled)
         _check_stream("unlabeled", unlabeled, batch_unlabeled)
@@ -242,6 +242,8 @@ class StreamLoader:
                     "mark it as unlabeled in the split, or write its shards again with its mask"
                 )
             which = draw_symmetry(self.seed, stream, place) if self.augment else 0
+            if self.augment == "mirror":
+                which &= MIRROR
             chosen.append(_Chosen(sample, place, which, labeled=stream == LABELED))
         return chosen
 
@@ -304,18 +306,11 @@ def _assemble(chosen: "list[_Chosen]", size: int) -> Batch:
     images = np.empty((len(chosen), 1, size, size), np.float32)
     masks = np.empty((labeled, 1, size, size), np.float32)
     for row, one in enumerate(chosen):
-        images[row, 0] = symmetry(_resize(one.sample.image, size, Image.Resampling.BILINEAR), one.which)
+        images[row, 0] = symmetry(resize_image(one.sample.image, size, size), one.which)
         if one.labeled:
             assert one.sample.mask is not None
-            masks[row, 0] = symmetry(_resize(one.sample.mask, size, Image.Resampling.NEAREST), one.which) > 0
+            masks[row, 0] = symmetry(resize_mask(one.sample.mask, size, size), one.which) > 0
     images /= 127.5
     images -= 1
     places = torch.tensor([one.place for one in chosen], dtype=torch.int64)
     return Batch(torch.from_numpy(images), torch.from_numpy(masks), places, [one.sample.key for one in chosen])
-
-
-def _resize(image: np.ndarray, size: int, how: Image.Resampling) -> np.ndarray:
-    """uint8 [H,W] -> [size,size]; Pillow's bilinear filter is antialiased."""
-    if image.shape == (size, size):
-        return image
-    return np.asarray(Image.fromarray(image).resize((size, size), how))
