@@ -21,6 +21,7 @@ from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import Split, read_split
 from mgcc_dist.errors import UserError, run_program
 from mgcc_dist.evaluation import score_images
+from mgcc_dist.figures import segmentation_gallery
 from mgcc_dist.methods import Method, MethodConfig, build
 from mgcc_dist.methods.trained import header, load_predictor
 from mgcc_dist.metrics import summarize
@@ -116,6 +117,8 @@ class SegmentationTask:
     def __init__(self, config: SegmentConfig, data: ShardFolder, split: Split, accelerator: Accelerator) -> None:
         self.config = config
         self.module: nn.Module = build(config.method, config.network)
+        self.data = data
+        self.classes = {record.key: record.category for record in data.records}
         rest = split.unlabeled
         labeled = split.labeled + rest if config.data.labels == "all" else split.labeled
         unlabeled: list[Source] = []
@@ -170,9 +173,15 @@ class SegmentationTask:
         return header(self.config.method, self.config.network, self.config.data.image_size)
 
     def score_saved(self, run: Path, weights: Literal["best", "last"], accelerator: Accelerator) -> dict[str, Any]:
-        """Full scores of a saved network, image by image."""
+        """Full scores of a saved network, image by image; draws RUN/WEIGHTS/gallery.png."""
         network, _ = load_predictor(run, weights)
-        images = score_images(network.to(accelerator.device), self.validation.batches(), accelerator, surface=True)
+        network.to(accelerator.device)
+        images = score_images(network, self.validation.batches(), accelerator, surface=True)
+        for image in images:
+            image["class"] = self.classes[image["key"]]
+        if accelerator.is_main_process:
+            gallery = run / weights / "gallery.png"
+            segmentation_gallery(network, self.data, images, self.config.data.image_size, gallery)
         return {"summary": summarize(images), "images": images}
 
 
