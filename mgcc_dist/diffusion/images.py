@@ -23,6 +23,8 @@ class DataConfig:
     images are learned, its validation images never; null makes a 70/30 split in OUT/split.json"""
     image_size: PositiveInt = 512
     """pixels a side; images are stretched to a square (paper: 512)"""
+    mirror: bool = False
+    """show images mirrored half of the time (paper: silent); they are never turned, since the skin is on top"""
     workers: NonNegativeInt = 2
     """loader processes a rank; does not change what is loaded"""
 
@@ -35,6 +37,7 @@ class Images:
         counts = {"training": len(split.labeled + split.unlabeled), "held_out": len(split.validation)}
         self.facts = {"dataset": data.dataset, "split": split.name, "images": counts}
         """what result.json says of them"""
+        self._mirror = config.mirror
         self._workers = config.workers
         self._train = subset_by_keys(data, split.labeled + split.unlabeled)
         self._held_out = subset_by_keys(data, split.validation)
@@ -51,7 +54,7 @@ class Images:
             rank=accelerator.process_index,
             world=accelerator.num_processes,
             workers=self._workers,
-            augment=False,
+            augment="mirror" if self._mirror else False,
         )
 
     def training_once(self, batch: int, accelerator: Accelerator) -> EvalLoader:

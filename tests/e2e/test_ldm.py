@@ -1,0 +1,182 @@
+"""The generative program as users start it, at a toy size, on two real ranks."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from mgcc_dist.config import CONFIGS, parse
+from mgcc_dist.data.records import ShardFolder
+from mgcc_dist.data.splits import read_split
+from mgcc_dist.diffusion import autoencoder
+from mgcc_dist.errors import UserError
+from mgcc_dist.ldm import LdmConfig, run
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+# 28 images of 16x16, latents of 4x4, three steps of each stage, nine samples.
+TOY = """
+data: {phantom: 40, image_size: 16, workers: 1}
+autoencoder:
+  channels: [4, 4, 8]
+  layers: 1
+  latent_channels: 2
+  norm_groups: 4
+  batch: 2
+  loop: {steps: 3, optimizer: adam, learning_rate: 0.001, log_every: 1}
+denoiser:
+  channels: [8, 8]
+  attention: [false, true]
+  layers: 1
+  norm_groups: 4
+  head_channels: 4
+  batch: 2
+  loop: {steps: 3, optimizer: adamw, learning_rate: 0.001, log_every: 1, ema_decay: 0.9}
+sampling: {count: 9, steps: 4, per_shard: 2, batch: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("ldm") / "toy.yaml"
+    path.write_text(TOY)
+    return path
+
+
+def launch(words: list[str], ranks: int) -> subprocess.CompletedProcess:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    several = ["--multi_gpu", "--num_processes", str(ranks), "--main_process_port", str(port)]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *(several if ranks > 1 else [])]
+    command = [*launcher, "-m", "mgcc_dist.ldm", *words]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def made(toy) -> tuple[Path, str]:
+    """The folder of a run on two ranks, and what it printed."""
+    out = toy.parent / "two"
+    done = launch(["--config", str(toy), "--out", str(out)], ranks=2)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+@pytest.mark.e2e
+@pytest.mark.multiprocess
+def test_two_ranks_make_everything_once(made):
+    out, printed = made
+    assert "ldm: world size 2" in printed
+    assert printed.count("ldm: world size") == 1
+    for stage in ("autoencoder", "denoiser"):
+        result = json.loads((out / stage / "result.json").read_text())
+        assert (result["stage"], result["steps"], result["world_size"]) == (stage, 3, 2)
+    samples = ShardFolder.open(out / "samples")
+    assert [samples.read(i).meta["index"] for i in range(len(samples))] == list(range(9))
+    images = DiffusionPipeline.from_pretrained(out / "pipeline")(batch_size=1, num_inference_steps=2).images
+    assert images[0].size == (16, 16)
+    assert np.ptp(np.asarray(Image.open(out / "gallery.png"))) > 0
+
+
+@pytest.mark.e2e
+@pytest.mark.multiprocess
+def test_second_start_does_nothing_again(made, toy):
+    out, _ = made
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != "config.yaml"}
+    done = launch(["--config", str(toy), "--out", str(out)], ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert "world size 2" in done.stdout
+    assert done.stdout.count("is there already") == 5
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != "config.yaml"}
+    assert after == before
+
+
+@pytest.mark.e2e
+@pytest.mark.multiprocess
+def test_only_what_is_missing_is_made(made, toy, capsys):
+    """The samples' index, a shard and the gallery are lost: one rank makes them again, to the bytes of two ranks."""
+    out, _ = made
+    lost = [out / "samples" / "index.json", out / "samples" / "synthetic-000002.tar", out / "gallery.png"]
+    before = {path: path.read_bytes() for path in lost}
+    for path in lost:
+        path.unlink()
+    torch.set_num_threads(1)  # as on the two ranks
+    run_here(["--config", str(toy), "--out", str(out)])
+    assert capsys.readouterr().out.count("is there already") == 3
+    assert {path: path.read_bytes() for path in lost} == before
+
+
+@pytest.mark.e2e
+@pytest.mark.multiprocess
+def test_validation_images_are_never_learned(made):
+    out, _ = made
+    split = read_split(out / "split.json")
+    assert (len(split.labeled + split.unlabeled), len(split.validation)) == (28, 12)
+    for stage in ("autoencoder", "denoiser"):
+        counts = json.loads((out / stage / "result.json").read_text())["images"]
+        assert counts == {"training": 28, "held_out": 12}
+
+
+@pytest.mark.e2e
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--sampling.seed 1", "holds images made with seed 0, not 1"),
+        ("--denoiser.batch 3", r"holds a run with denoiser\.batch = 2, not 3"),
+        ("--data.phantom 41", "made with count 40, not 41"),
+    ],
+)
+def test_other_settings_in_the_same_folder_are_refused(made, toy, words, message):
+    out, _ = made
+    with pytest.raises(UserError, match=message):
+        run_here(["--config", str(toy), "--out", str(out), *words.split()])
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--preset busi_small", r"data\.shards is not given; BUSI's are made by `python -m mgcc_dist\.shards busi"),
+        ("--preset demo --data.phantom 10 --data.image_size 18", r"data\.image_size 18 is not a multiple of 4"),
+        ("--preset demo --denoiser.attention [true]", r"denoiser\.attention has 1 levels but denoiser\.channels has"),
+        ("--preset demo --autoencoder.norm_groups 24", r"autoencoder\.channels: .* not a multiple of"),
+        ("--preset demo --data.shards nowhere", "nowhere is not there"),
+    ],
+)
+def test_impossible_settings_are_refused_in_a_line_that_names_them(tmp_path, words, message):
+    with pytest.raises(UserError, match=message):
+        run_here([*words.split(), "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("preset", ["demo", "busi_small", "busi"])
+def test_preset_is_a_valid_config(preset):
+    config = configuration(["--preset", preset])
+    autoencoder.build(config.autoencoder, config.data.image_size)
+    assert config.sampling.steps == config.denoiser.diffusion_steps // 10 == 100
+
+
+def test_busi_preset_has_what_the_paper_states():
+    """Section IV-B.1."""
+    config = configuration(["--preset", "busi"])
+    assert config.data.image_size // config.autoencoder.downsampling == 64
+    assert (config.data.image_size, config.autoencoder.batch, config.sampling.count) == (512, 4, 725)
+    first, second = config.autoencoder.loop, config.denoiser.loop
+    assert (first.optimizer, first.learning_rate, first.epochs) == ("adam", 1e-6, 1000)
+    assert (second.optimizer, second.learning_rate, second.epochs) == ("adamw", 1e-4, 1000)
+
+
+def configuration(words: list[str]) -> LdmConfig:
+    return parse(LdmConfig, "ldm", "", CONFIGS / "ldm", "demo", words)
+
+
+def run_here(words: list[str]) -> None:
+    run(configuration(words))
