@@ -24,7 +24,7 @@ def load_in_order(load: Callable[[int], Loaded], numbers: Iterable[int], workers
     Tensors arrive in pinned memory where there is a CUDA device. The global random generators are left alone.
 
     Raises:
-        UserError: what `load` raised, in the main process, as it would be without workers.
+        UserError: raised by `load`, with the text it had there.
     """
     if workers == 0:
         yield from map(load, numbers)
@@ -63,7 +63,7 @@ class _Loads(Dataset, Generic[Loaded]):
         try:
             return self.load(number)
         except UserError as error:
-            return error
+            return UserError(str(error))  # a subclass may not survive pickling
 
 
 def _ignore_signals(_worker: int) -> None:

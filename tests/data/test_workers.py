@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mgcc_dist.data.images import BadFile
 from mgcc_dist.data.workers import load_in_order
 from mgcc_dist.errors import UserError
 
@@ -25,7 +26,7 @@ def slow_and_uneven(number):
 
 def fails_at_three(number):
     if number == 3:
-        raise UserError("shard x.tar: record 'benign (3)' is corrupt")
+        raise BadFile(Path("x.png"), "is not a readable image")
     return number
 
 
@@ -57,7 +58,7 @@ def test_user_error_arrives_in_the_main_process_as_it_was_raised(workers):
     assert [next(loaded) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(UserError) as error:
         next(loaded)
-    assert str(error.value) == "shard x.tar: record 'benign (3)' is corrupt"
+    assert str(error.value) == "x.png is not a readable image"
 
 
 def test_other_errors_keep_their_trace_and_leave_no_workers_behind():
@@ -124,6 +125,7 @@ def test_loading_leaves_the_global_random_state_alone():
 LEFT_RUNNING = """
 import sys, time
 from itertools import count
+from mgcc_dist.data.images import BadFile
 from mgcc_dist.data.workers import load_in_order
 sys.path.insert(0, {tests!r})
 from test_workers import slow_and_uneven
