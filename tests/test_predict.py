@@ -1,0 +1,345 @@
+"""Images of every kind in, masks of their own size out."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from mgcc_dist import predict as program
+from mgcc_dist.errors import UserError
+from mgcc_dist.methods import MethodConfig, build
+from mgcc_dist.methods.trained import header
+from mgcc_dist.models import NetworkConfig
+from mgcc_dist.predict import main, measure, output_names, overlay
+from mgcc_dist.train.checkpoints import save_weights
+
+SIZE = 32
+
+
+def save_run(folder, seed=0):
+    """A run folder with tiny networks of random weights."""
+    torch.manual_seed(seed)
+    method, network = MethodConfig(name="supervised"), NetworkConfig(name="unet", widths=(2, 4))
+    for which in ("best", "last"):
+        weights = build(method, network).predictor().state_dict()
+        weights["decoder.head.bias"].zero_()
+        save_weights(weights, folder / which / "model.safetensors", header(method, network, SIZE))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    return save_run(tmp_path / "run")
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    return folder
+
+
+class Threshold(nn.Module):
+    """Stand-in for a trained network: everything brighter than middle grey is a lesion."""
+
+    def __init__(self, gain=20.0, bias=0.0):
+        super().__init__()
+        self.gain, self.bias = nn.Parameter(torch.tensor(gain)), bias
+
+    def forward(self, x):
+        assert x.shape[1:] == (1, SIZE, SIZE)
+        return self.gain * x + self.bias
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """Put another network in the run's place."""
+
+    def use(module):
+        monkeypatch.setattr(program, "load_predictor", lambda run, weights: (module, SIZE))
+
+    return use
+
+
+def predict(run, images, *options, workers=0):
+    out = run.parent / "out"
+    main(["--run", str(run), "--images", str(images), "--out", str(out), "--workers", str(workers), *options])
+    return out
+
+
+def read_csv(path):
+    with path.open(newline="", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def files_in(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def noise(width, height, channels=None):
+    shape = (height, width) if channels is None else (height, width, channels)
+    return np.random.default_rng(width).integers(0, 256, shape, dtype=np.uint8)
+
+
+KINDS = {
+    "grey.png": lambda: Image.fromarray(noise(40, 30)),
+    "rgb.png": lambda: Image.fromarray(noise(31, 47, 3)),
+    "rgba.png": lambda: Image.fromarray(noise(33, 20, 4)),
+    "palette.png": lambda: Image.fromarray(noise(64, 48, 3)).convert("P"),
+    "bits16.png": lambda: Image.fromarray(noise(50, 21).astype(np.uint16) * 257),
+    "bilevel.png": lambda: Image.fromarray(noise(20, 22)).convert("1"),
+    "grey.jpg": lambda: Image.fromarray(noise(41, 30)),
+    "rgb.jpeg": lambda: Image.fromarray(noise(42, 30, 3)),
+    "rgb.bmp": lambda: Image.fromarray(noise(43, 30, 3)),
+    "grey.tif": lambda: Image.fromarray(noise(44, 30)),
+    "bits16.tiff": lambda: Image.fromarray(noise(45, 30).astype(np.uint16) * 257),
+    "LOUD.PNG": lambda: Image.fromarray(noise(46, 30)),
+    "one pixel.png": lambda: Image.fromarray(noise(1, 1)),
+    "large.png": lambda: Image.fromarray(noise(301, 203)),
+}
+
+
+def test_every_kind_of_image_gives_a_mask_and_an_overlay_of_its_own_size(run, images):
+    for name, make in KINDS.items():
+        make().save(images / name)
+    rows = {row["file"]: row for row in read_csv(predict(run, images, "--batch", "3") / "predictions.csv")}
+    assert sorted(rows) == sorted(KINDS)
+    for name, make in KINDS.items():
+        row = rows[name]
+        with Image.open(run.parent / "out" / row["mask"]) as mask:
+            assert (mask.format, mask.mode, mask.size) == ("PNG", "L", make().size)
+            assert set(np.unique(np.asarray(mask))) <= {0, 255}
+            assert int(row["area_pixels"]) == np.count_nonzero(np.asarray(mask))
+        with Image.open(run.parent / "out" / row["mask"].replace("masks", "overlays", 1)) as drawn:
+            assert (drawn.format, drawn.mode, drawn.size) == ("PNG", "RGB", make().size)
+        assert (int(row["width"]), int(row["height"])) == make().size
+
+
+def test_mask_lies_where_the_network_saw_the_lesion_at_any_size(run, images, network):
+    """A bright rectangle, off centre, in wide and high, small and large images."""
+    network(Threshold())
+    for width, height in ((300, 100), (100, 300), (16, 24), (32, 32)):
+        image = np.zeros((height, width), np.uint8)
+        image[height // 8 : height // 2, width // 4 : width * 7 // 8] = 255
+        Image.fromarray(image).save(images / f"{width}.png")
+    out = predict(run, images)
+    for path in images.iterdir():
+        truth = np.asarray(Image.open(path)) > 0
+        mask = np.asarray(Image.open(out / "masks" / path.name)) > 0
+        assert (truth & mask).sum() / (truth | mask).sum() > 0.9, path.name
+
+
+def test_csv_says_area_fraction_confidence_and_lesion(run, images, network):
+    network(Threshold(gain=1.0))  # white has the probability 1 / (1 + 1/e), black 1 / (1 + e)
+    half = np.zeros((SIZE, SIZE), np.uint8)
+    half[:, : SIZE // 2] = 255
+    Image.fromarray(half).save(images / "half.png")
+    Image.fromarray(np.zeros((8, 10), np.uint8)).save(images / "black.png")
+    black, half = read_csv(predict(run, images) / "predictions.csv")
+    assert list(half) == ["file", "mask", "width", "height", "area_pixels", "area_fraction", "confidence", "lesion"]
+    assert half["area_pixels"] == str(SIZE * SIZE // 2)
+    assert half["area_fraction"] == "0.500000"
+    assert half["confidence"] == "0.7311"
+    assert half["lesion"] == "yes"
+    assert black == {
+        "file": "black.png",
+        "mask": "masks/black.png",
+        "width": "10",
+        "height": "8",
+        "area_pixels": "0",
+        "area_fraction": "0.000000",
+        "confidence": "0.7311",  # 1 - 1 / (1 + e)
+        "lesion": "no",
+    }
+
+
+def test_confidence_is_the_mean_inside_the_mask_alone():
+    assert measure(np.array([[0.9, 0.7, 0.1, 0.5]], np.float32))["confidence"] == "0.8000"
+
+
+@pytest.mark.parametrize("weights", ["best", "last"])
+def test_the_networks_saved_in_the_run_are_what_predicts(run, images, weights):
+    """Its own forward pass, done by hand at the training size, gives the same mask."""
+    Image.fromarray(noise(SIZE, SIZE)).save(images / "a.png")
+    module, size = program.load_predictor(run, weights)
+    assert size == SIZE
+    with torch.no_grad():
+        logits = module(torch.from_numpy(noise(SIZE, SIZE))[None, None] / 127.5 - 1)
+    out = predict(run, images, "--weights", weights)
+    mask = np.asarray(Image.open(out / "masks" / "a.png")) > 0
+    np.testing.assert_array_equal(mask, logits[0, 0].numpy() > 0)
+    assert 0 < mask.mean() < 1
+
+
+def test_batches_and_workers_change_nothing(run, images, network):
+    network(Threshold(gain=3.0))
+    for i in range(7):
+        Image.fromarray(noise(20 + i, 30)).save(images / f"{i}.png")
+    contents = []
+    for batch, workers in ((1, 0), (3, 2), (50, 1)):
+        out = predict(run, images, "--batch", str(batch), workers=workers)
+        contents.append({name: (out / name).read_bytes() for name in files_in(out)})
+    assert contents[0] == contents[1] == contents[2]
+
+
+def test_nested_folders_keep_their_structure_and_other_files_are_left_alone(run, images):
+    (images / "patient 1" / "left").mkdir(parents=True)
+    (images / ".cache").mkdir()
+    for name in ("a.png", "patient 1/a.png", "patient 1/left/b.jpg", ".cache/c.png", "._a.png"):
+        Image.fromarray(noise(20, 20)).save(images / name)
+    (images / "notes.txt").write_text("not an image")
+    out = predict(run, images)
+    assert files_in(out / "masks") == ["a.png", "patient 1/a.png", "patient 1/left/b.png"]
+    assert files_in(out / "overlays") == files_in(out / "masks")
+    assert [row["file"] for row in read_csv(out / "predictions.csv")] == [
+        "a.png",
+        "patient 1/a.png",
+        "patient 1/left/b.jpg",
+    ]
+
+
+def test_images_that_differ_in_suffix_alone_get_masks_of_their_own(run, images):
+    for name in ("a.png", "a.jpg", "b.png"):
+        Image.fromarray(noise(20, 20)).save(images / name)
+    rows = read_csv(predict(run, images) / "predictions.csv")
+    assert {row["file"]: row["mask"] for row in rows} == {
+        "a.jpg": "masks/a.jpg.png",
+        "a.png": "masks/a.png.png",
+        "b.png": "masks/b.png",
+    }
+
+
+def test_names_that_no_suffix_can_tell_apart_are_refused():
+    with pytest.raises(UserError, match=r"masks of .* would both be a\.jpg\.png; rename"):
+        output_names([Path("a.bmp"), Path("a.jpg"), Path("a.jpg.tif")])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named(run, images, workers):
+    Image.fromarray(noise(20, 20)).save(images / "good.png")
+    (images / "bad.png").write_bytes((images / "good.png").read_bytes()[:60])
+    with pytest.raises(UserError, match=r"images/bad\.png .*; fix it or pass --skip-bad"):
+        predict(run, images, workers=workers)
+    assert not (run.parent / "out" / "predictions.csv").exists()
+
+
+def test_skip_bad_lists_unreadable_images_and_does_the_rest(run, images):
+    Image.fromarray(noise(20, 20)).save(images / "good.png")
+    (images / "bad.png").write_bytes(b"nothing")
+    (images / "empty.jpg").touch()
+    out = predict(run, images, "--skip-bad", "--batch", "1")
+    assert [row["file"] for row in read_csv(out / "predictions.csv")] == ["good.png"]
+    skipped = read_csv(out / "skipped.csv")
+    assert [row["file"] for row in skipped] == ["bad.png", "empty.jpg"]
+    assert all("not a readable image" in row["problem"] for row in skipped)
+
+
+def test_nothing_but_unreadable_images_is_an_error_also_with_skip_bad(run, images):
+    (images / "bad.png").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"none of 1 images can be read; the first, bad\.png, is not a readable image"):
+        predict(run, images, "--skip-bad")
+
+
+def test_the_same_prediction_again_replaces_itself(run, images):
+    Image.fromarray(noise(20, 20)).save(images / "a.png")
+    out = predict(run, images)
+    first = {name: (out / name).read_bytes() for name in files_in(out)}
+    (out / "predictions.csv").unlink()  # as a run leaves it that was killed
+    (out / "masks" / "a.png").unlink()
+    predict(run, images)
+    assert {name: (out / name).read_bytes() for name in files_in(out)} == first
+
+
+def test_predictions_of_other_weights_or_images_are_not_replaced_without_being_told(run, images, tmp_path):
+    Image.fromarray(noise(20, 20)).save(images / "a.png")
+    out = predict(run, images)
+    before = {name: (out / name).read_bytes() for name in files_in(out)}
+    others = tmp_path / "others"
+    others.mkdir()
+    Image.fromarray(noise(21, 20)).save(others / "b.png")
+    save_run(tmp_path / "run", seed=1)
+    for folder in (images, others):
+        with pytest.raises(UserError, match="predictions of other images or weights"):
+            predict(run, folder)
+    assert {name: (out / name).read_bytes() for name in files_in(out)} == before
+    predict(run, others, "--overwrite")
+    assert files_in(out) == ["masks/b.png", "overlays/b.png", "predict.json", "predictions.csv"]
+    assert json.loads((out / "predict.json").read_text())["images"] == str(others)
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+def test_a_folder_of_other_things_is_never_written_into(run, images, options):
+    """Ground truth in OUT/masks, say."""
+    Image.fromarray(noise(20, 20)).save(images / "a.png")
+    truth = run.parent / "out" / "masks" / "a.png"
+    truth.parent.mkdir(parents=True)
+    truth.write_bytes(b"truth")
+    with pytest.raises(UserError, match=r"holds 'masks' and is not a folder of predictions; give another --out"):
+        predict(run, images, *options)
+    assert truth.read_bytes() == b"truth"
+    assert files_in(run.parent / "out") == ["masks/a.png"]
+
+
+def test_out_and_images_within_each_other_are_refused(run, images, tmp_path):
+    Image.fromarray(noise(20, 20)).save(images / "a.png")
+    for out in (images, images / "masks", tmp_path):
+        with pytest.raises(UserError, match="lie within each other"):
+            main(["--run", str(run), "--images", str(images), "--out", str(out)])
+    assert files_in(images) == ["a.png"]
+
+
+def test_a_folder_without_images_and_one_that_is_not_there_are_named(run, images):
+    with pytest.raises(UserError, match=r"images holds no image \(\.png, .*\)"):
+        predict(run, images)
+    with pytest.raises(UserError, match="nowhere is not a folder"):
+        predict(run, images / "nowhere")
+    assert not (run.parent / "out").exists()
+
+
+def test_a_folder_that_is_no_run_is_named(images, tmp_path):
+    with pytest.raises(UserError, match=r"is not there; is .* the folder of a segmentation run"):
+        predict(tmp_path / "no run", images)
+
+
+def test_overlay_draws_the_border_of_the_mask_and_nothing_else():
+    image = noise(40, 30)
+    mask = np.zeros((30, 40), bool)
+    mask[5:20, 10:30] = True
+    drawn = overlay(image, mask)
+    changed = (drawn != image[:, :, None]).any(axis=2)
+    border = mask.copy()
+    border[6:19, 11:29] = False
+    np.testing.assert_array_equal(changed, border)
+    np.testing.assert_array_equal(overlay(image, np.zeros_like(mask)), np.repeat(image[:, :, None], 3, axis=2))
+
+
+def test_file_names_that_are_not_utf8_survive(run, images):
+    name = os.fsdecode(b"caf\xe9.png")
+    Image.fromarray(noise(20, 20)).save(images / name)
+    out = predict(run, images)
+    assert [row["file"] for row in read_csv(out / "predictions.csv")] == [name]
+    assert (out / "masks" / name).is_file()
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "mgcc_dist.predict", "--run", str(tmp_path), "--images", ".", "--out", "x"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("predict: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_says_what_the_confidence_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "probability inside the mask, and for an empty mask 1 - the highest" in capsys.readouterr().out
