@@ -18,7 +18,7 @@ from mgcc_dist.errors import UserError
 from mgcc_dist.methods import MethodConfig, build
 from mgcc_dist.methods.trained import header
 from mgcc_dist.models import NetworkConfig
-from mgcc_dist.predict import main, measure, output_names, overlay
+from mgcc_dist.predict import Input, main, measure, output_names, overlay, probabilities
 from mgcc_dist.train.checkpoints import save_weights
 
 SIZE = 32
@@ -135,6 +135,15 @@ def test_mask_lies_where_the_network_saw_the_lesion_at_any_size(run, images, net
         truth = np.asarray(Image.open(path)) > 0
         mask = np.asarray(Image.open(out / "masks" / path.name)) > 0
         assert (truth & mask).sum() / (truth | mask).sum() > 0.9, path.name
+
+
+def test_probability_is_smooth_between_the_networks_pixels():
+    """Resizing the mask instead, or picking the nearest pixel, would give stairs."""
+    ramp = np.repeat(np.arange(0, 8 * SIZE, 8, dtype=np.uint8)[None], SIZE, axis=0)
+    one = Input(Path("ramp.png"), np.zeros((50, 7 * SIZE), np.uint8), ramp)
+    (found,) = probabilities(Threshold(gain=1.0), [one])
+    assert found.shape == (50, 7 * SIZE)
+    assert (np.diff(found[25, 4:-4]) > 0).all()
 
 
 def test_csv_says_area_fraction_confidence_and_lesion(run, images, network):
@@ -256,6 +265,16 @@ def test_the_same_prediction_again_replaces_itself(run, images):
     (out / "masks" / "a.png").unlink()
     predict(run, images)
     assert {name: (out / name).read_bytes() for name in files_in(out)} == first
+
+
+def test_a_prediction_that_stops_half_way_has_no_table(run, images):
+    """Not that of the finished one before it either."""
+    Image.fromarray(noise(20, 20)).save(images / "a.png")
+    out = predict(run, images)
+    (images / "b.png").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"b\.png"):
+        predict(run, images)
+    assert not (out / "predictions.csv").exists()
 
 
 def test_predictions_of_other_weights_or_images_are_not_replaced_without_being_told(run, images, tmp_path):
