@@ -207,7 +207,7 @@ class StreamLoader:
     def steps_for(self, epochs: float) -> int:
         """Steps after which `epochs` epochs of that stream are consumed."""
         samples, batch = self._leading()
-        return math.ceil(Fraction(str(epochs)) * samples / (batch * self.world))  # exact: 1.1 * 10 is 11, not more
+        return math.ceil(Fraction(str(epochs)) * samples / (batch * self.world))  # exact: 0.07 * 100 is 7, not more
 
     def _leading(self) -> tuple[int, int]:
         """Size and batch of the stream that epochs are counted in."""

@@ -197,6 +197,17 @@ def as_image(grey):
     return values - 1
 
 
+def test_mirror_only_exchanges_left_and_right():
+    """About half of the time; what learns from the images must see skin above and shadows below."""
+    source = Memory("u", 1)
+    record = as_image(source.read(0).image)
+    both = {record.tobytes(): "as it is", np.ascontiguousarray(record[:, ::-1]).tobytes(): "mirrored"}
+    taken = take(loader(unlabeled=1, batches=(0, 4), augment="mirror"), 25)
+    found = Counter(both[image.tobytes()] for batch, _ in taken for image in batch.images.numpy()[:, 0])
+    assert set(found) == {"as it is", "mirrored"}
+    assert 30 < found["mirrored"] < 70
+
+
 def test_without_augmentation_a_record_comes_as_it_is():
     source = Memory("l", 3)
     for batch, _ in take(loader(labeled=3, batches=(2, 1), augment=False), 4):
