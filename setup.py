@@ -1,4 +1,4 @@
-"""Packaging. `mgcc_dist/{kernels,launch,configs,slurm}` are links to the top-level folders: the wheel carries them too."""
+"""Packaging. `mgcc_dist/{kernels,launch,configs,slurm}` link to the top-level folders: the wheel carries them."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ VERSION = next(
 setup(
     name="mgcc-dist",
     version=VERSION,
-    description="Semi-supervised ultrasound segmentation with latent diffusion (MGCC), as a distributed training system",
+    description="Semi-supervised ultrasound segmentation with latent diffusion (MGCC), a distributed training system",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -23,7 +23,14 @@ setup(
     packages=find_packages(include=["mgcc_dist", "mgcc_dist.*"]),
     # configs/ and launch/ hold no Python but belong to mgcc_dist through its links.
     package_data={
-        "mgcc_dist": ["py.typed", "configs/**/*.yaml", "configs/**/*.json", "launch/**/*.yaml", "launch/**/*.md"],
+        "mgcc_dist": [
+            "py.typed",
+            "reporting/page.html",
+            "configs/**/*.yaml",
+            "configs/**/*.json",
+            "launch/**/*.yaml",
+            "launch/**/*.md",
+        ],
     },
     install_requires=[
         "torch>=2.6",
@@ -37,6 +44,7 @@ setup(
         "tensorboard>=2.16",
         "tqdm>=4.66",
         "pillow>=11",
+        "jinja2>=3.1",  # the report's page; torch brings it in any case
         "matplotlib>=3.9",
         "numpy>=2.0",
         "PyYAML>=6.0",

@@ -1,0 +1,1 @@
+"""What `mgcc_dist.report` composes: run folders in, one page out."""
