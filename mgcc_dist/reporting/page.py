@@ -63,7 +63,7 @@ def _every_protocol(each: Group, weights: str) -> list[str]:
 
 def _curves(run: Run, losses: tuple[str, ...], metric: str) -> str:
     """Training losses and a validation metric over the steps, as a data URI."""
-    figure = Figure(figsize=(7, 2.3), layout="constrained")
+    figure = Figure(figsize=(11, 2.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     train = [row for row in run.rows if row["split"] == "train"]
     validation = [row for row in run.rows if row["split"] == "validation"]
