@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -53,6 +54,15 @@ def wait_for_step(process: subprocess.Popen, metrics: Path, step: int) -> None:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     raise AssertionError(f"{metrics} did not reach step {step}")
+
+
+def kill(launcher: subprocess.Popen, number: signal.Signals) -> None:
+    """Send `number` to the launcher; SIGKILL to its ranks as well, which it could not pass on."""
+    ranks = psutil.Process(launcher.pid).children(recursive=True)
+    for process in [launcher, *(ranks if number == signal.SIGKILL else [])]:
+        process.send_signal(number)
+    launcher.communicate(timeout=60)
+    psutil.wait_procs(ranks, timeout=60)
 
 
 def losses(run: Path) -> list[dict]:
@@ -100,8 +110,7 @@ def test_segmentation_killed_at_a_random_step_resumes_bit_exactly(tmp_path, phan
 
     process = start(segment(phantom, run), ranks=2)
     wait_for_step(process, run / "metrics.jsonl", random.Random(number).choice([2, 4, 6, 8]))
-    os.killpg(process.pid, number)
-    process.communicate(timeout=60)
+    kill(process, number)
     assert not (run / "result.json").exists()
 
     output = finish(segment(phantom, run), ranks=2)
