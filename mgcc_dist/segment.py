@@ -66,7 +66,7 @@ class SegmentConfig:
 
 
 def main() -> None:
-    run(parse(SegmentConfig, "segment", "Train one segmentation run.", CONFIGS / "segment", "demo"))
+    run(parse(SegmentConfig, "segment", "Train one segmentation run.", CONFIGS / "segment", "mgcc_demo"))
 
 
 def run(config: SegmentConfig) -> None:
