@@ -100,14 +100,18 @@ def segment(phantom: Path, out: Path) -> list[str]:
     ).split()
 
 
+@pytest.fixture(scope="module")
+def whole_segmentation(phantom) -> Path:
+    """A run that nothing disturbed."""
+    assert "world size 2" in finish(segment(phantom, phantom / "whole"), ranks=2)
+    return phantom / "whole"
+
+
 @pytest.mark.multiprocess
 @pytest.mark.e2e
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_segmentation_killed_at_a_random_step_resumes_bit_exactly(tmp_path, phantom, number):
-    expected, run = tmp_path / "whole", tmp_path / "killed"
-    output = finish(segment(phantom, expected), ranks=2)
-    assert "world size 2" in output
-
+def test_segmentation_killed_at_a_random_step_resumes_bit_exactly(tmp_path, phantom, whole_segmentation, number):
+    expected, run = whole_segmentation, tmp_path / "killed"
     process = start(segment(phantom, run), ranks=2)
     wait_for_step(process, run / "metrics.jsonl", random.Random(number).choice([2, 4, 6, 8]))
     kill(process, number)
@@ -117,6 +121,57 @@ def test_segmentation_killed_at_a_random_step_resumes_bit_exactly(tmp_path, phan
     assert "from step" in output
     assert_same_run(run, expected)
     assert result_of(run) == result_of(expected)
+
+
+# 21 images of 16x16; the two stages have 14 steps each of two ranks x 2 images.
+LDM = """
+data: {phantom: 30, image_size: 16, workers: 1}
+autoencoder:
+  channels: [4, 4, 8]
+  layers: 1
+  latent_channels: 2
+  norm_groups: 4
+  batch: 2
+  loop: {steps: 14, optimizer: adam, learning_rate: 0.001, log_every: 2, checkpoint_every: 3}
+denoiser:
+  channels: [8, 8]
+  attention: [false, true]
+  layers: 1
+  norm_groups: 4
+  head_channels: 4
+  batch: 2
+  loop: {steps: 14, optimizer: adamw, learning_rate: 0.001, log_every: 2, checkpoint_every: 3, ema_decay: 0.9}
+sampling: {count: 8, steps: 4, per_shard: 2, batch: 2}
+"""
+
+
+@pytest.mark.multiprocess
+@pytest.mark.e2e
+@pytest.mark.parametrize(("number", "stage"), [(signal.SIGTERM, "autoencoder"), (signal.SIGKILL, "denoiser")])
+def test_generation_killed_at_a_random_step_resumes_bit_exactly(tmp_path, whole_ldm, number, stage):
+    config, expected = whole_ldm
+    out = tmp_path / "killed"
+    command = ["mgcc_dist.ldm", "--config", str(config), "--out", str(out)]
+    process = start(command, ranks=2)
+    wait_for_step(process, out / stage / "metrics.jsonl", random.Random(number).choice([2, 4, 6, 8]))
+    kill(process, number)
+    assert not (out / stage / "result.json").exists()
+
+    assert "from step" in finish(command, ranks=2)
+    for trained in ("autoencoder", "denoiser"):
+        assert_same_run(out / trained, expected / trained)
+    for shard in (expected / "samples").glob("*.tar"):
+        assert (out / "samples" / shard.name).read_bytes() == shard.read_bytes(), shard.name
+
+
+@pytest.fixture(scope="module")
+def whole_ldm(tmp_path_factory) -> tuple[Path, Path]:
+    """A config of the generative stage, and the folder of a run of it that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("ldm")
+    config = folder / "ldm.yaml"
+    config.write_text(LDM)
+    finish(["mgcc_dist.ldm", "--config", str(config), "--out", str(folder / "whole")], ranks=2)
+    return config, folder / "whole"
 
 
 def result_of(run: Path) -> dict:
