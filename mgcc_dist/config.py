@@ -111,7 +111,7 @@ def as_plain(config: Any) -> dict[str, Any]:
 
 
 def _parser(config_class: type, program: str, description: str) -> ArgumentParser:
-    parser = ArgumentParser(prog=program, description=description, exit_on_error=False)
+    parser = ArgumentParser(prog=program, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the keys below")
     parser.add_class_arguments(config_class, as_group=False)
     return parser

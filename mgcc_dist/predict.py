@@ -253,7 +253,9 @@ class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="predict", description=__doc__, formatter_class=_Help, exit_on_error=False)
+    parser = ArgumentParser(
+        prog="predict", description=__doc__, formatter_class=_Help, exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("--run", type=Path, required=True, help="folder of a segmentation run")
     parser.add_argument("--images", type=Path, required=True, help="folder of images, with any subfolders")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; new, or of the same prediction")

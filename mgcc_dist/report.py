@@ -17,7 +17,7 @@ from mgcc_dist.reporting.runs import Found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser(prog="report", description="Put runs on one HTML page that opens offline.")
+    parser = ArgumentParser(prog="report", description=__doc__, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=str, help="folders in which to look for runs, at any depth")
     parser.add_argument("--out", type=str, default="report.html", help="page to write")
     arguments = parser.parse_args(argv)

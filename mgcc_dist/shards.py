@@ -94,11 +94,13 @@ def write_split_file(arguments: Namespace) -> None:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="shards", description=__doc__, formatter_class=_Help, exit_on_error=False)
+    parser = ArgumentParser(
+        prog="shards", description=__doc__, formatter_class=_Help, exit_on_error=False, allow_abbrev=False
+    )
     commands = parser.add_subcommands(dest="command", metavar="NAME")
 
     def add(name: str, text: str, options: Callable[[ArgumentParser], None]) -> None:
-        command = ArgumentParser(description=text, exit_on_error=False)
+        command = ArgumentParser(description=text, exit_on_error=False, allow_abbrev=False)
         options(command)
         commands.add_subcommand(name, command, help=text)
 
