@@ -1,0 +1,43 @@
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+TESTBED = Path(__file__).parents[2] / "slurm" / "testbed"
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slurm: runs on the Slurm of slurm/testbed (root on Debian or Ubuntu)")
+
+
+def free_base_port():
+    """A base port for `up`, which itself checks the four ports after it."""
+    for base in range(17300, 19300, 5):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", base)) != 0:
+                return base
+    pytest.skip("no free ports for a Slurm")
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    """A two-node Slurm, up for the session; SLURM_CONF points at it."""
+    if os.geteuid() != 0:
+        pytest.skip("the Slurm testbed needs root")
+    if not Path("/etc/debian_version").exists():
+        pytest.skip("the Slurm testbed needs Debian or Ubuntu")
+    state = tmp_path_factory.mktemp("slurm")
+    up = subprocess.run(
+        [TESTBED / "up", "--state", state, "--port", str(free_base_port())], capture_output=True, text=True, timeout=300
+    )
+    if up.returncode and "apt-get could not install" in up.stderr:
+        pytest.skip(up.stderr.splitlines()[-1])
+    try:
+        assert up.returncode == 0, up.stderr
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SLURM_CONF", str(state / "slurm.conf"))
+            yield state
+    finally:
+        subprocess.run([TESTBED / "down", "--state", state], check=True, timeout=60)
