@@ -3,13 +3,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out
+# Threads of the one process in the stories; accelerate would give it a single one. The README's figures are of two.
+THREADS ?= 2
 BUSI ?= $(or $(MGCC_DATA),../shared/data)/Dataset_BUSI_with_GT
 
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
-LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no -m
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+    --num_cpu_threads_per_process $(THREADS) -m
 READY := $(VENV)/.ready
-
 
 # The stories, as a user would type them.
 DEMO := $(OUT)/demo
@@ -23,13 +25,15 @@ help:
 	@echo "make demo-busi  the same on BUSI (MGCC_DATA=folder that holds Dataset_BUSI_with_GT)"
 	@echo "make test       all tests"
 	@echo "make lint       ruff and mypy"
-	@echo "make clean      remove $(VENV), $(OUT) and caches"
+	@echo "make clean      remove $(VENV), what the demos made in $(OUT), and caches; your own runs stay"
 
 setup: $(READY)
 
 # torch first and by its exact version: then nothing that depends on it brings another build.
 $(READY): setup.py constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "$(PYTHON) is not Python 3.11 or newer; name one: make setup PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,kernels,slurm]'
 	touch $(READY)
@@ -62,4 +66,4 @@ lint: $(READY)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) $(BUSI_OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = next(
     line.split('"')[1]
-    for line in (HERE / "mgcc_dist" / "__init__.py").read_text().splitlines()
+    for line in (HERE / "mgcc_dist" / "__init__.py").read_text(encoding="utf-8").splitlines()
     if line.startswith("__version__")
 )
 
@@ -15,13 +15,13 @@ setup(
     name="mgcc-dist",
     version=VERSION,
     description="Semi-supervised ultrasound segmentation with latent diffusion (MGCC), a distributed training system",
-    long_description=(HERE / "README.md").read_text(),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["mgcc_dist", "mgcc_dist.*"]),
-    # configs/ and launch/ hold no Python but belong to mgcc_dist through its links.
+    # What is not Python, of the links too: configs/ and launch/ hold no package of their own.
     package_data={
         "mgcc_dist": [
             "py.typed",
@@ -29,7 +29,9 @@ setup(
             "configs/**/*.yaml",
             "configs/**/*.json",
             "launch/**/*.yaml",
+            "launch/**/*.json",
             "launch/**/*.md",
+            "slurm/testbed/*",
         ],
     },
     install_requires=[
@@ -52,10 +54,13 @@ setup(
     extras_require={
         "kernels": ["triton>=3.2"],
         "slurm": ["submitit>=1.5"],
+        "deepspeed": ["deepspeed>=0.18", "transformers>=4.50"],  # accelerate asks for transformers' version without need
         "dev": [
             "fvcore>=0.1.5.post20221221",
             "hypothesis>=6.100",
             "mypy>=1.15",
+            "packaging>=24",
+            "psutil>=6",
             "pytest>=8.3",
             "ruff>=0.12",
             "setuptools>=77",
