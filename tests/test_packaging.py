@@ -1,17 +1,56 @@
 """A wheel built from the tree and installed elsewhere is whole: programs, configs, splits, what the links point at."""
 
+import ast
+import email
 import os
 import subprocess
 import sys
-import sysconfig
 import venv
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 LINKED = ("kernels", "launch", "configs", "slurm")
+PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+
+
+def files_of_the_tree(*folders):
+    """What git tracks or would track, relative to the root."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("the tree is not a git checkout, so what belongs to it is not known")
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *folders]
+    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    return [Path(name) for name in names if name and os.path.lexists(ROOT / name)]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built in a copy of the tree's own files, so that nothing left by other builds slips in."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for file in files_of_the_tree():
+        copy = folder / "tree" / file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / file).is_symlink():
+            copy.symlink_to((ROOT / file).readlink())
+        else:
+            copy.write_bytes((ROOT / file).read_bytes())
+    build = [*PIP, "wheel", "--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, folder / "tree"]
+    subprocess.run(build, check=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def requirements(wheel):
+    """What the wheel asks for: [Requirement], those of extras with a marker."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        return [Requirement(line) for line in email.message_from_bytes(archive.read(name)).get_all("Requires-Dist")]
 
 
 @pytest.mark.parametrize("name", LINKED)
@@ -19,30 +58,12 @@ def test_part_is_linked_into_the_package_by_a_relative_link(name):
     link = ROOT / "mgcc_dist" / name
     assert link.is_symlink()
     assert link.readlink() == Path("..") / name
-    assert link.is_dir()
+    assert files_of_the_tree(name), f"{name}/ has no file: in a new clone the link points nowhere"
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """Built from the files that git tracks, in a copy, so that nothing left by other builds slips in."""
-    if not (ROOT / ".git").exists():
-        pytest.skip("the tree is not a git checkout, so what belongs to it is not known")
-    folder = tmp_path_factory.mktemp("wheel")
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
-    subprocess.run(["tar", "-cf", folder / "tree.tar", "--null", "-T", "-"], cwd=ROOT, input=tracked, check=True)
-    (folder / "tree").mkdir()
-    subprocess.run(["tar", "-xf", folder / "tree.tar", "-C", folder / "tree"], check=True)
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*build, "--wheel-dir", folder, folder / "tree"], check=True)
-    (built,) = folder.glob("*.whl")
-    return built
-
-
-def test_wheel_carries_every_tracked_file_of_the_package(wheel):
+def test_wheel_carries_every_file_of_the_package(wheel):
     there = set(zipfile.ZipFile(wheel).namelist())
-    parts = ["mgcc_dist", "kernels", "launch", "configs"]
-    tracked = subprocess.run(["git", "ls-files", *parts], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    files = [Path(line) for line in tracked.splitlines()]
+    files = files_of_the_tree("mgcc_dist", *LINKED)
     inside = {str(path if path.parts[0] == "mgcc_dist" else "mgcc_dist" / path) for path in files}
     inside -= {f"mgcc_dist/{name}" for name in LINKED}  # the links themselves
     assert inside - there == set()
@@ -55,18 +76,55 @@ def test_installed_wheel_runs_from_elsewhere(wheel, tmp_path):
     venv.create(environment, with_pip=False)
     python = environment / "bin" / "python"
     site = next((environment / "lib").glob("python*/site-packages"))
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel]
-    subprocess.run(install, check=True)
+    subprocess.run([*PIP, "install", "--no-index", "--no-deps", "--target", site, wheel], check=True)
     # Appended after the new environment's own packages: what both have comes from the wheel.
-    (site / "outer.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    outer = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (site / "outer.pth").write_text("\n".join(outer) + "\n")
     clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 
-    def run(*words: str) -> str:
+    def run(*words):
         done = subprocess.run([python, *words], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    where = "import mgcc_dist, mgcc_dist.kernels; print(mgcc_dist.__file__)"
-    assert run("-c", where).strip() == str(site / "mgcc_dist" / "__init__.py")
+    assert run("-c", "import mgcc_dist; print(mgcc_dist.__file__)").strip() == str(site / "mgcc_dist" / "__init__.py")
     assert "--autoencoder.loop.learning_rate" in run("-m", "mgcc_dist.ldm", "--help")
-    assert "learning_rate: 1.0e-06" in run("-m", "mgcc_dist.ldm", "--preset", "busi", "--print_config")
+    assert "epochs: 300" in run("-m", "mgcc_dist.segment", "--preset", "mgcc_busi", "--print_config")
+
+
+def test_every_import_is_a_declared_dependency(requirements):
+    always = {canonicalize_name(each.name) for each in requirements if not each.marker}
+    by_extra = {
+        part: {canonicalize_name(r.name) for r in requirements if r.marker and r.marker.evaluate({"extra": part})}
+        for part in ("kernels", "slurm")
+    }
+    distributions = packages_distributions()
+    undeclared = []
+    for file in files_of_the_tree("mgcc_dist", "kernels", "slurm"):
+        if file.suffix != ".py":
+            continue
+        allowed = always | by_extra.get(file.parts[0], set())
+        for module in imported(ROOT / file) - sys.stdlib_module_names - {"mgcc_dist"}:
+            if not {canonicalize_name(name) for name in distributions.get(module, [module])} & allowed:
+                undeclared.append(f"{file}: {module}")
+    assert undeclared == []
+
+
+def imported(file):
+    """Top-level names of the modules that a Python file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
+
+
+def test_every_dependency_is_pinned_within_its_range(requirements):
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    for each in requirements:
+        version = pins.get(canonicalize_name(each.name))
+        assert version, f"{each.name} is not in constraints.txt"
+        assert each.specifier.contains(version), f"{each} but constraints.txt has {version}"
