@@ -54,7 +54,7 @@ setup(
     extras_require={
         "kernels": ["triton>=3.2"],
         "slurm": ["submitit>=1.5"],
-        "deepspeed": ["deepspeed>=0.18", "transformers>=4.50"],  # accelerate asks for transformers' version without need
+        "deepspeed": ["deepspeed>=0.18", "transformers>=4.50"],  # accelerate reads transformers' version
         "dev": [
             "fvcore>=0.1.5.post20221221",
             "hypothesis>=6.100",
