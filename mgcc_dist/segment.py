@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
 
 from mgcc_dist.config import CONFIGS, NonNegativeInt, PositiveInt, parse
@@ -118,8 +118,9 @@ class SegmentationTask:
     def __init__(self, config: SegmentConfig, data: ShardFolder, split: Split, accelerator: Accelerator) -> None:
         self.config = config
         self.module: nn.Module = build(config.method, config.network)
-        # Convolutions are faster in this layout, by 12 % on two CPU cores.
-        self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if accelerator.distributed_type != DistributedType.DEEPSPEED:  # which needs its parameters contiguous
+            # Convolutions are faster in this layout, by 12 % on two CPU cores.
+            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.data = data
         self.classes = {record.key: record.category for record in data.records}
         rest = split.unlabeled

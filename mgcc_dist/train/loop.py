@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from mgcc_dist.config import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
@@ -115,6 +116,9 @@ def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) 
     """
     total = total_steps(config, task.loader)
     ema = Ema(task.module.to(accelerator.device), config.ema_decay) if config.ema_decay else None
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it asks for the batch, since no loader is prepared
+        batch_size = task.loader.batch_labeled + task.loader.batch_unlabeled
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = batch_size
     module, optimizer = accelerator.prepare(task.module, _optimizer(task.module, config))
     state = checkpoints.restore(folder, ema, accelerator)
     sums = _LossSums(state, accelerator)
