@@ -1,5 +1,6 @@
 import math
 import subprocess
+import time
 
 import pytest
 
@@ -25,4 +26,7 @@ def test_a_submitit_array_completes_and_is_accounted(slurm, tmp_path):
     jobs = executor.map_array(math.sqrt, [0, 1, 4, 9])
     assert [job.result() for job in jobs] == [0, 1, 2, 3]
     array = jobs[0].job_id.split("_")[0]
-    assert len(output("sacct", "-nX", "-j", array, "-o", "JobID")) == 4
+    deadline = time.monotonic() + 30  # accounting follows the jobs by some seconds
+    while (states := output("sacct", "-nX", "-j", array, "-o", "State")) != ["COMPLETED"] * 4:
+        assert time.monotonic() < deadline, states
+        time.sleep(0.5)
