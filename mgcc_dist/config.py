@@ -6,12 +6,20 @@ instance of its dataclass. The docstring under a field is its help text. `save` 
 
 import dataclasses
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import (
+    ActionConfigFile,
+    ArgumentError,
+    ArgumentParser,
+    DefaultHelpFormatter,
+    Namespace,
+    set_parsing_settings,
+)
 
 from mgcc_dist.errors import UserError
 from mgcc_dist.files import write_text
@@ -28,6 +36,7 @@ else:
 
 __all__ = [
     "CONFIGS",
+    "HelpFormatter",
     "NonNegativeFloat",
     "NonNegativeInt",
     "PositiveFloat",
@@ -42,6 +51,10 @@ CONFIGS = Path(__file__).parent / "configs"
 Config = TypeVar("Config")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of the description; adds type and default to each option."""
 
 
 def parse(

@@ -20,7 +20,7 @@ from mgcc_dist.config import CONFIGS, parse, save
 from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.datasets import Phantoms
 from mgcc_dist.data.records import ShardFolder
-from mgcc_dist.data.splits import make_split, read_split, write_split
+from mgcc_dist.data.splits import locate_split, make_split, read_split, write_split
 from mgcc_dist.diffusion import autoencoder, denoiser, gallery, pipeline, sampling
 from mgcc_dist.diffusion.autoencoder import AutoencoderConfig, AutoencoderTask
 from mgcc_dist.diffusion.denoiser import DenoiserConfig, DenoiserTask
@@ -98,7 +98,7 @@ def open_images(config: DataConfig, out: Path, accelerator: Accelerator) -> Imag
     accelerator.wait_for_everyone()
     data = ShardFolder.open(folder, verify=accelerator.is_local_main_process)
 
-    path = _split_path(config.split) if config.split else out / "split.json"
+    path = locate_split(config.split) if config.split else out / "split.json"
     if accelerator.is_main_process and not config.split and not path.is_file():
         held_out = round(0.3 * len(data))
         labeled = (len(data) - held_out) // 2
@@ -205,11 +205,6 @@ def _write_result(
         "seconds": {"training": round(state.seconds, 1)},
     }
     write_result(folder, result, accelerator)
-
-
-def _split_path(name: str) -> Path:
-    shipped = CONFIGS / "splits" / f"{name}.json"
-    return shipped if shipped.is_file() else Path(name)
 
 
 if __name__ == "__main__":

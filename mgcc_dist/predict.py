@@ -20,7 +20,6 @@ import csv
 import io
 import shutil
 import sys
-from argparse import RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,13 +29,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from mgcc_dist.config import HelpFormatter
 from mgcc_dist.data.images import SUFFIXES, BadFile, read_grey, resize_image
 from mgcc_dist.data.workers import load_in_order
 from mgcc_dist.errors import UserError, run_program
@@ -248,13 +248,9 @@ def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     write_bytes(path, text.getvalue().encode(errors="surrogateescape"))  # file names need not be UTF-8
 
 
-class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the lines of the description; adds type and default to each option."""
-
-
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        prog="predict", description=__doc__, formatter_class=_Help, exit_on_error=False, allow_abbrev=False
+        prog="predict", description=__doc__, formatter_class=HelpFormatter, exit_on_error=False, allow_abbrev=False
     )
     parser.add_argument("--run", type=Path, required=True, help="folder of a segmentation run")
     parser.add_argument("--images", type=Path, required=True, help="folder of images, with any subfolders")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mgcc_dist.config import CONFIGS, NonNegativeInt, PositiveInt, parse
 from mgcc_dist.data.loader import Concat, EvalLoader, Source, StreamLoader, subset_by_keys
 from mgcc_dist.data.records import ShardFolder
-from mgcc_dist.data.splits import Split, read_split
+from mgcc_dist.data.splits import Split, locate_split, read_split
 from mgcc_dist.errors import UserError, run_program
 from mgcc_dist.evaluation import score_images
 from mgcc_dist.figures import segmentation_gallery
@@ -81,7 +81,7 @@ def run(config: SegmentConfig) -> None:
         return
 
     data = ShardFolder.open(Path(config.data.shards), verify=accelerator.is_local_main_process)
-    split = read_split(_split_path(config.data.split))
+    split = read_split(locate_split(config.data.split))
     set_seed(config.loop.seed)
     task = SegmentationTask(config, data, split, accelerator)
     state = fit(task, config.loop, folder, accelerator)
@@ -192,11 +192,6 @@ class SegmentationTask:
 def _as_method(module: nn.Module) -> Method:
     assert isinstance(module, Method)
     return module
-
-
-def _split_path(name: str) -> Path:
-    shipped = CONFIGS / "splits" / f"{name}.json"
-    return shipped if shipped.is_file() else Path(name)
 
 
 def _count(module: nn.Module) -> int:

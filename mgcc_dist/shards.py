@@ -7,14 +7,14 @@ python -m mgcc_dist.shards split   --root out/mine --out mine.json --validation 
 """
 
 import sys
-from argparse import RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt, restricted_number_type
 
+from mgcc_dist.config import HelpFormatter
 from mgcc_dist.data.convert import SKIPPED, summary, write_shards
 from mgcc_dist.data.datasets import Phantoms, Reader, busi, folder
 from mgcc_dist.data.records import INDEX, ShardFolder
@@ -22,10 +22,6 @@ from mgcc_dist.data.splits import leaks, make_split, read_split, write_split
 from mgcc_dist.errors import UserError, run_program
 
 PhantomSize = restricted_number_type("PhantomSize", int, (">=", 16), docstring="int of 16 or more")
-
-
-class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the lines of the description; adds type and default to each option."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -95,7 +91,7 @@ def write_split_file(arguments: Namespace) -> None:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        prog="shards", description=__doc__, formatter_class=_Help, exit_on_error=False, allow_abbrev=False
+        prog="shards", description=__doc__, formatter_class=HelpFormatter, exit_on_error=False, allow_abbrev=False
     )
     commands = parser.add_subcommands(dest="command", metavar="NAME")
 

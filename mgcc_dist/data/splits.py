@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mgcc_dist.config import CONFIGS
 from mgcc_dist.data.records import RecordInfo
 from mgcc_dist.errors import UserError
 from mgcc_dist.files import read_json, write_json
@@ -96,6 +97,12 @@ def write_split(path: Path, split: Split, **notes: Any) -> None:
     parts = {part: list(getattr(split, part)) for part in PARTS}
     sizes = {part: len(keys) for part, keys in parts.items()}
     write_json(path, {"format": FORMAT, "version": VERSION, "name": split.name, **notes, "sizes": sizes, **parts})
+
+
+def locate_split(name: str) -> Path:
+    """The split file of that path, or the one of that name in configs/splits/, such as busi_random_1."""
+    shipped = CONFIGS / "splits" / f"{name}.json"
+    return shipped if shipped.is_file() else Path(name)
 
 
 def read_split(path: Path) -> Split:
