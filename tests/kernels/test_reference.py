@@ -1,0 +1,45 @@
+"""The references are the networks' own modules, with the parameters as arguments."""
+
+import torch
+
+from mgcc_dist.kernels import reference
+from mgcc_dist.models.blocks import MSAG, ConvMixerLayer
+
+
+def randomized(module):
+    """In float64 and training mode, with norms that do something."""
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return module.double().train()
+
+
+def norm(layer):
+    return layer.weight, layer.bias
+
+
+def test_convmixer_layer_is_the_network_s_in_training():
+    layer = randomized(ConvMixerLayer(6, kernel_size=5))
+    x = torch.randn(3, 6, 7, 9, dtype=torch.float64)
+    ours = reference.convmixer_layer(
+        x,
+        layer.depthwise.weight,
+        layer.depthwise.bias,
+        norm(layer.depthwise_norm),
+        layer.pointwise.weight,
+        layer.pointwise.bias,
+        norm(layer.pointwise_norm),
+    )
+    torch.testing.assert_close(ours, layer(x), rtol=1e-12, atol=1e-12)
+
+
+def test_msag_is_the_network_s_in_training():
+    gate = randomized(MSAG(4))
+    x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
+
+    def part(name):
+        convolution = getattr(gate, name)
+        return convolution.weight, convolution.bias, *norm(getattr(gate, f"{name}_norm"))
+
+    ours = reference.msag(x, [part("pointwise"), part("ordinary"), part("dilated")], part("vote"))
+    torch.testing.assert_close(ours, gate(x), rtol=1e-12, atol=1e-12)
