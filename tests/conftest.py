@@ -1,0 +1,39 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from mgcc_dist.data.convert import write_shards
+from mgcc_dist.data.datasets import Phantoms, busi
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def data_root():
+    """The folder of real data sets: MGCC_DATA, or ../shared/data beside the repository."""
+    root = Path(os.environ.get("MGCC_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip(f"needs real data and {root} is not there; set MGCC_DATA to the folder of the data sets")
+    return root
+
+
+@pytest.fixture(scope="session")
+def busi_root(data_root):
+    """BUSI as published."""
+    root = data_root / "Dataset_BUSI_with_GT"
+    if not root.is_dir():
+        pytest.skip(f"needs BUSI and {root} is not there; set MGCC_DATA to the folder that holds it")
+    return root
+
+
+@pytest.fixture(scope="session")
+def busi_shards(busi_root, tmp_path_factory):
+    """All of BUSI as a shard folder of 16x16 thumbnails; its groups are those of the original images."""
+    return write_shards(busi(busi_root), tmp_path_factory.mktemp("busi") / "shards", size=16)
+
+
+@pytest.fixture(scope="session")
+def phantom_shards(tmp_path_factory):
+    """24 labeled phantoms of 32x32 in three shards. Don't write into the folder."""
+    return write_shards(Phantoms(count=24, seed=0, size=32), tmp_path_factory.mktemp("phantom") / "shards", per_shard=8)

@@ -1,0 +1,172 @@
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mgcc_dist.data.records import RecordInfo
+from mgcc_dist.data.splits import Split, leaks, make_split, read_split, write_split
+from mgcc_dist.errors import UserError
+from mgcc_dist.shards import main
+
+SHIPPED = Path(__file__).parents[2] / "configs" / "splits"
+EVERY_CASE = settings(deadline=None, derandomize=True, max_examples=100)
+
+
+def record(key, category="benign", group=None, labeled=True):
+    return RecordInfo(key, "x.tar", labeled, category, key if group is None else group)
+
+
+@st.composite
+def cases(draw):
+    """Records of one to three classes in groups of any size, and sizes that can be had."""
+    sizes = draw(st.lists(st.integers(1, 5), min_size=2, max_size=25))
+    records = [
+        record(f"key {group} {i}", draw(st.sampled_from(["benign", "malignant", "normal"])), f"group {group}")
+        for group, size in enumerate(sizes)
+        for i in range(size)
+    ]
+    validation = draw(st.integers(1, len(records) - 1))
+    labeled = draw(st.integers(1, len(records) - validation))
+    return records, draw(st.integers(0, 1000)), validation, labeled
+
+
+def quota(records, part):
+    """Each class's exact share of `part` records."""
+    return {name: part * count / len(records) for name, count in Counter(r.category for r in records).items()}
+
+
+@EVERY_CASE
+@given(cases(), st.booleans())
+def test_each_record_is_in_one_part_and_none_is_lost(case, grouped):
+    records, seed, validation, labeled = case
+    split = make_split(records, seed, validation, labeled, grouped, "a name")
+    assert sorted((*split.labeled, *split.unlabeled, *split.validation)) == sorted(r.key for r in records)
+    assert len(split.labeled) == labeled
+    assert split.name == "a name"
+
+
+@EVERY_CASE
+@given(cases())
+def test_random_splits_have_the_sizes_asked_for_and_each_class_its_share_within_one(case):
+    records, seed, validation, labeled = case
+    split = make_split(records, seed, validation, labeled, False, "x")
+    assert len(split.validation) == validation
+    category = {r.key: r.category for r in records}
+    training = [r for r in records if r.key not in split.validation]
+    for keys, among in ((split.validation, records), (split.labeled, training)):
+        counts = Counter(category[key] for key in keys)
+        for name, share in quota(among, len(keys)).items():
+            assert abs(counts[name] - share) < 1
+
+
+@EVERY_CASE
+@given(cases())
+def test_grouped_splits_keep_groups_whole_and_fall_short_only_when_no_group_fits(case):
+    records, seed, validation, labeled = case
+    split = make_split(records, seed, validation, labeled, True, "x")
+    assert leaks(split, records) == []
+    held_out = {r.group for r in records if r.key in split.validation}
+    missing = validation - len(split.validation)
+    assert missing >= 0
+    others = Counter(r.group for r in records if r.group not in held_out)
+    assert not missing or min(others.values()) > missing
+
+
+@EVERY_CASE
+@given(cases(), st.booleans(), st.randoms(use_true_random=False))
+def test_a_split_depends_on_keys_and_not_on_their_order(case, grouped, random):
+    records, seed, validation, labeled = case
+    split = make_split(records, seed, validation, labeled, grouped, "x")
+    random.shuffle(records)
+    assert make_split(records, seed, validation, labeled, grouped, "x") == split
+
+
+def test_another_seed_gives_another_split():
+    records = [record(f"key {i}") for i in range(40)]
+    splits = {make_split(records, seed, 10, 15, False, "x").validation for seed in range(5)}
+    assert len(splits) == 5
+
+
+@pytest.mark.parametrize(("validation", "labeled"), [(0, 1), (4, 1), (2, 3), (2, 0)])
+def test_sizes_that_cannot_be_had_are_refused(validation, labeled):
+    with pytest.raises(UserError, match=f"cannot take {validation} validation and {labeled} labeled"):
+        make_split([record(f"key {i}") for i in range(4)], 0, validation, labeled, False, "x")
+
+
+def test_records_without_a_mask_are_refused():
+    with pytest.raises(UserError, match="1 records have no mask, 'b' first"):
+        make_split([record("a"), record("b", labeled=False), record("c")], 0, 1, 1, False, "x")
+
+
+def test_leaks_are_counted_per_validation_image():
+    records = [record("a", group="1"), record("b", group="1"), record("c", group="1"), record("d"), record("e")]
+    assert leaks(Split("x", ("a", "d"), (), ("b", "c", "e")), records) == ["b", "c"]
+    assert leaks(Split("x", ("d",), ("a",), ("b", "c", "e")), records) == ["b", "c"]
+    assert leaks(Split("x", ("d",), (), ("a", "b", "c", "e")), records) == []
+
+
+def test_what_is_written_is_read(tmp_path):
+    split = Split("mine", ("a", "b"), (), ("c",))
+    write_split(tmp_path / "mine.json", split, seed=3, notes="by hand")
+    assert read_split(tmp_path / "mine.json") == split
+    assert json.loads((tmp_path / "mine.json").read_text())["notes"] == "by hand"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"labeled": ["a", "a"]}, "'a' is in labeled and labeled"),
+        ({"validation": ["b"]}, "'b' is in unlabeled and validation"),
+        ({"labeled": None}, "'labeled' must be a list of keys"),
+        ({"unlabeled": [1]}, "'unlabeled' must be a list of keys"),
+        ({"format": "other"}, "not a split file"),
+        ({"version": 2}, "not a split file of version 1"),
+    ],
+)
+def test_a_faulty_split_file_is_refused(tmp_path, change, says):
+    path = tmp_path / "mine.json"
+    write_split(path, Split("mine", ("a",), ("b",), ("c",)))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=says):
+        read_split(path)
+
+
+def test_a_split_file_that_is_missing_or_no_json_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"mine\.json is not there"):
+        read_split(tmp_path / "mine.json")
+    (tmp_path / "mine.json").write_text("{")
+    with pytest.raises(UserError, match=r"mine\.json is not JSON"):
+        read_split(tmp_path / "mine.json")
+
+
+@pytest.mark.parametrize("kind", ["random", "grouped"])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_shipped_busi_splits_have_the_sizes_of_the_paper(kind, seed):
+    split = read_split(SHIPPED / f"busi_{kind}_{seed}.json")
+    assert (len(split.labeled), len(split.unlabeled), len(split.validation)) == (263, 263, 254)
+    assert split.name == f"busi_{kind}_{seed}"
+    for keys, exact in ((split.validation, (142.3, 68.4, 43.3)), (split.labeled, (147.3, 70.8, 44.8))):
+        counts = Counter(key.split()[0] for key in keys)
+        for category, share in zip(("benign", "malignant", "normal"), exact, strict=True):
+            assert abs(counts[category] - share) < 1
+
+
+@pytest.mark.parametrize("kind", ["random", "grouped"])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_shipped_busi_splits_are_what_the_command_in_them_makes(busi_shards, tmp_path, kind, seed):
+    name = f"busi_{kind}_{seed}.json"
+    command = json.loads((SHIPPED / name).read_text())["made_by"].split()
+    assert command[:3] == ["python", "-m", "mgcc_dist.shards"]
+    main([*command[3:], "--root", str(busi_shards.folder), "--out", str(tmp_path / name)])
+    assert (tmp_path / name).read_bytes() == (SHIPPED / name).read_bytes()
+
+
+def test_random_busi_splits_leak_near_duplicates_and_grouped_ones_do_not(busi_shards):
+    counts = {
+        kind: [len(leaks(read_split(SHIPPED / f"busi_{kind}_{seed}.json"), busi_shards.records)) for seed in (1, 2, 3)]
+        for kind in ("random", "grouped")
+    }
+    assert counts == {"random": [82, 80, 77], "grouped": [0, 0, 0]}
