@@ -1,10 +1,12 @@
 """The report: what it finds, how it groups, what it says of holes and damage."""
 
+import base64
 import copy
 import json
 import re
 
 import pytest
+import yaml
 
 from mgcc_dist.errors import UserError
 from mgcc_dist.report import main
@@ -39,17 +41,20 @@ RESULT = {
     "precision": "no",
     "device": "cpu",
 }
+OPTIONAL = ("dataset", "images", "parameters", "steps", "seconds", "versions", "commit", "world_size", "precision")
+CONFIG = {"data": {"split": "busi_random_1", "synthetic": None}, "loop": {"seed": 1, "learning_rate": 0.1}, "out": "o"}
 ROWS = [
     {"step": 5, "epoch": 1.0, "split": "train", "loss": 0.5},
     {"step": 5, "epoch": 1.0, "split": "validation", "iou": 0.5},
 ]
 
 
-def make_run(folder, **changes):
+def make_run(folder, rows=ROWS, finished=True, config=CONFIG, **changes):
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("{}\n")
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    (folder / "result.json").write_text(json.dumps(RESULT | changes))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if finished:
+        (folder / "result.json").write_text(json.dumps(RESULT | changes))
 
 
 def with_iou(iou):
@@ -58,75 +63,174 @@ def with_iou(iou):
     return best
 
 
+def with_setting(path, value):
+    config = copy.deepcopy(CONFIG)
+    section, _, key = path.rpartition(".")
+    (config[section] if section else config)[key] = value
+    return config
+
+
 def report(*folders, out):
     main([*map(str, folders), "--out", str(out)])
     return out.read_text()
 
 
+def rows_of(method, printed):
+    return [line for line in printed.splitlines() if line.startswith(method)]
+
+
 def test_runs_that_differ_in_split_and_seed_share_a_row_with_mean_and_deviation(tmp_path, capsys):
     for k, iou in enumerate((0.60, 0.64, 0.68), start=1):
-        make_run(tmp_path / "runs" / f"m{k}", split=f"busi_random_{k}", seed=k, best=with_iou(iou))
+        config = with_setting("loop.seed", k) | {"out": f"m{k}"}
+        make_run(tmp_path / "runs" / f"m{k}", config=config, split=f"busi_random_{k}", seed=k, best=with_iou(iou))
     make_run(tmp_path / "runs" / "grouped", split="busi_grouped_1")
     make_run(tmp_path / "runs" / "unet", method="supervised")
     page = report(tmp_path / "runs", out=tmp_path / "report.html")
     printed = capsys.readouterr().out
     assert "64.00 ± 4.00" in printed
     assert "64.00 ± 4.00" in page
-    assert len([line for line in printed.splitlines() if line.startswith("mgcc")]) == 2
-    assert len([line for line in printed.splitlines() if line.startswith("supervised")]) == 1
+    assert len(rows_of("mgcc", printed)) == 2
+    assert len(rows_of("supervised", printed)) == 1
+    assert "m1, m2, m3" in printed
     assert printed.splitlines()[-1] == f"report: {tmp_path / 'report.html'}"
 
 
+@pytest.mark.parametrize(
+    ("other", "rows"),
+    [
+        ({"config": with_setting("loop.learning_rate", 0.2)}, 2),
+        ({"images": {"labeled": 20, "unlabeled": 10}}, 2),
+        ({"network": {"name": "mgcc", "widths": [8, 32]}}, 2),
+        ({"world_size": 2}, 2),
+        ({"config": with_setting("data.synthetic", "elsewhere")}, 1),
+        ({"config": with_setting("data.workers", 7)}, 1),
+        ({"config": with_setting("out", "elsewhere")}, 1),
+    ],
+)
+def test_runs_of_other_settings_are_not_averaged(tmp_path, capsys, other, rows):
+    make_run(tmp_path / "runs" / "a")
+    make_run(tmp_path / "runs" / "b", **other)
+    report(tmp_path / "runs", out=tmp_path / "report.html")
+    assert len(rows_of("mgcc", capsys.readouterr().out)) == rows
+
+
+def test_a_run_that_is_named_twice_counts_once(tmp_path, capsys):
+    make_run(tmp_path / "runs" / "a")
+    report(tmp_path / "runs", tmp_path / "runs" / "a", tmp_path / "runs" / ".." / "runs", out=tmp_path / "report.html")
+    printed = capsys.readouterr().out
+    assert "61.00" in printed
+    assert "±" not in printed
+
+
+def test_every_protocol_is_shown_for_the_best_and_the_last_step(tmp_path):
+    last = copy.deepcopy(RESULT["last"])
+    last["summary"]["lesion"]["f1"] = 0.7654
+    make_run(tmp_path / "run", last=last)
+    page = re.sub(r"\s+", " ", report(tmp_path / "run", out=tmp_path / "report.html"))
+    table = page.split("All three protocols")[1]
+    best, last = table.split('rowspan="3">best<')[1].split('rowspan="3">last<')
+    places = [best.index(text) for text in (">corrected<", ">61.00<", ">lesion<", ">62.00<", ">paper<", ">60.00<")]
+    assert places == sorted(places)
+    assert "76.54" in last
+    assert "76.54" not in best
+
+
 def test_page_needs_no_other_file_and_escapes_what_it_shows(tmp_path):
-    make_run(tmp_path / "run")
-    page = report(tmp_path / "run", out=tmp_path / "report.html")
-    assert not re.search(r"(src|href)=\"(?!data:)", page)
-    assert "phantom &lt;b&gt;" in page
-    assert "phantom <b>" not in page
-    assert "12.50" in page
-    assert page.count("data:image/svg+xml;base64,") == 1
-
-
-def test_an_unfinished_run_is_shown_as_unfinished(tmp_path):
-    make_run(tmp_path / "done")
-    (tmp_path / "killed").mkdir()
-    (tmp_path / "killed" / "config.yaml").write_text("{}\n")
+    make_run(tmp_path / "<script>run", config=CONFIG | {"note": "<script>"}, split='"><script>', commit="<script>")
+    (tmp_path / "<script>run" / "best").mkdir()
+    (tmp_path / "<script>run" / "best" / "gallery.png").write_bytes(b"\x89PNG")
     page = report(tmp_path, out=tmp_path / "report.html")
-    assert "Not finished" in page
-    assert str(tmp_path / "killed") in page
+    assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|<link", page)
+    assert "<script" not in page
+    assert "phantom &lt;b&gt;" in page
+    assert "12.50" in page
+    assert page.count("data:image/svg+xml;base64,") == 2  # all runs together, this run
+    assert page.count("data:image/png;base64,") == 1
+    assert len(re.findall("<img ", page)) == len(re.findall(r'<img class="\w+" alt="[^"]{20,}"', page)) == 3
 
 
-def test_both_generative_stages_and_their_gallery_are_shown(tmp_path):
+def test_a_result_without_the_optional_facts_is_shown(tmp_path, capsys):
+    make_run(tmp_path / "old")
+    result = {key: value for key, value in RESULT.items() if key not in OPTIONAL} | {"best": {"summary": {}}}
+    (tmp_path / "old" / "result.json").write_text(json.dumps(result))
+    (tmp_path / "old" / "metrics.jsonl").unlink()
+    (tmp_path / "old" / "config.yaml").unlink()
+    report(tmp_path, out=tmp_path / "report.html")
+    assert len(rows_of("mgcc", capsys.readouterr().out)) == 1
+
+
+def test_unfinished_runs_are_shown_as_unfinished_with_what_they_have(tmp_path, capsys):
+    make_run(tmp_path / "runs" / "done")
+    make_run(tmp_path / "runs" / "killed", finished=False, rows=[*ROWS, {"step": 4321, "epoch": 7.0, "split": "train"}])
+    make_run(tmp_path / "runs" / "new", finished=False, rows=[])
+    page = report(tmp_path / "runs", out=tmp_path / "report.html")
+    unfinished = page.split("<h2>Not finished</h2>")[1].split("<h2>")[0]
+    assert "At step 4,321" in unfinished
+    assert unfinished.count("data:image/svg+xml") == 1
+    printed = capsys.readouterr().out
+    assert "not finished: killed" in printed
+    assert "not finished: new" in printed
+    assert "done" in rows_of("mgcc", printed)[0]
+
+
+def test_a_report_of_nothing_but_unfinished_runs_is_made(tmp_path, capsys):
+    make_run(tmp_path / "killed", finished=False)
+    report(tmp_path, out=tmp_path / "report.html")
+    assert capsys.readouterr().out.splitlines() == ["not finished: killed", f"report: {tmp_path / 'report.html'}"]
+
+
+def make_ldm(folder):
     for stage in ("autoencoder", "denoiser"):
-        facts = {"program": "ldm", "stage": stage, "parameters": 5, "best": {}, "last": {}}
-        make_run(tmp_path / "ldm" / stage, **facts)
         rows = [{"step": 1, "split": "train", "loss": 1.0}, {"step": 1, "split": "validation", "loss": 1.0, "mse": 1.0}]
-        (tmp_path / "ldm" / stage / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "ldm" / "config.yaml").write_text("{}\n")
+        facts = {"program": "ldm", "stage": stage, "parameters": 5, "best": {}, "last": {}}
+        make_run(folder / stage, rows=rows, config={"data": {}, stage: {}}, **facts)
+    (folder / "config.yaml").write_text("autoencoder: {}\ndenoiser: {}\n")
+
+
+def test_both_generative_stages_and_their_gallery_are_shown(tmp_path, capsys):
+    make_ldm(tmp_path / "ldm")
     (tmp_path / "ldm" / "gallery.png").write_bytes(b"\x89PNG")
     page = report(tmp_path / "ldm", out=tmp_path / "report.html")
     assert page.count("data:image/svg+xml;base64,") == 2
-    assert page.count("data:image/png;base64,") == 1
-    assert "Not finished" not in page
+    assert base64.b64encode(b"\x89PNG").decode() in page
+    assert "Not finished</h2>" not in page
+    assert capsys.readouterr().out.startswith("no segmentation run\n")
+
+
+def test_a_generative_stage_without_gallery_is_not_finished(tmp_path, capsys):
+    make_ldm(tmp_path / "ldm")
+    report(tmp_path, out=tmp_path / "report.html")
+    assert "not finished: ldm\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [("{", r"result\.json is damaged"), ('{"program": "segment"}', r"result\.json is not the result of a run")],
+    ("file", "content", "message"),
+    [
+        ("result.json", "{", r"result\.json is damaged"),
+        ("result.json", "[]", r"result\.json is not the result of a run"),
+        ("result.json", '{"program": "segment"}', r"result\.json is not the result of a run"),
+        ("result.json", '{"program": "paint"}', r"result\.json is not the result of a run"),
+        ("result.json", json.dumps(RESULT | {"best": {}}), r"result\.json is not the result of a run"),
+        ("config.yaml", "a: [", r"config\.yaml is damaged"),
+        ("config.yaml", "5", r"config\.yaml is not the config of a run"),
+    ],
 )
-def test_a_damaged_result_is_named(tmp_path, content, message):
+def test_a_damaged_file_is_named_in_one_line(tmp_path, file, content, message):
     make_run(tmp_path / "run")
-    (tmp_path / "run" / "result.json").write_text(content)
-    with pytest.raises(UserError, match=message):
+    (tmp_path / "run" / file).write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
         report(tmp_path / "run", out=tmp_path / "report.html")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "report.html").exists()
 
 
-def test_nothing_to_report_is_said(tmp_path):
+def test_what_cannot_be_done_is_said(tmp_path):
     with pytest.raises(UserError, match="there is no run under"):
         report(tmp_path, out=tmp_path / "report.html")
     with pytest.raises(UserError, match="is not a folder"):
         report(tmp_path / "nowhere", out=tmp_path / "report.html")
-    (tmp_path / "killed").mkdir()
-    (tmp_path / "killed" / "config.yaml").write_text("{}\n")
-    with pytest.raises(UserError, match="is finished"):
-        report(tmp_path, out=tmp_path / "report.html")
+    with pytest.raises(UserError, match="runs"):
+        main([])
+    make_run(tmp_path / "run")
+    with pytest.raises(UserError, match="directory"):
+        report(tmp_path / "run", out=tmp_path)
