@@ -1,0 +1,298 @@
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mgcc_dist.data.convert import write_shards
+from mgcc_dist.data.datasets import Phantoms, folder
+from mgcc_dist.data.records import ShardFolder
+from mgcc_dist.data.splits import leaks, read_split
+from mgcc_dist.errors import UserError
+from mgcc_dist.shards import main
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Six images of 40x30, two of them the same but for brightness, with masks."""
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for i in range(5):
+        coarse = rng.integers(0, 200, (6, 8), dtype=np.uint8)
+        Image.fromarray(coarse).resize((40, 30)).save(tmp_path / "data" / "images" / f"{i}.png")
+    again = np.asarray(Image.open(tmp_path / "data" / "images" / "3.png")) + np.uint8(20)
+    Image.fromarray(again).save(tmp_path / "data" / "images" / "5.png")
+    for i in range(6):
+        mask = Image.new("L", (40, 30))
+        mask.paste(255, (10, 10, 20 + i, 20))
+        mask.save(tmp_path / "data" / "masks" / f"{i}.png")
+    return tmp_path / "data"
+
+
+def contents(place):
+    return {path.name: path.read_bytes() for path in place.iterdir()}
+
+
+def test_busi_gives_780_records_and_says_so(busi_root, busi_shards, capsys):
+    # The fixture has converted them; the same arguments find the folder there.
+    main(["busi", "--root", str(busi_root), "--out", str(busi_shards.folder), "--size", "16"])
+    printed = capsys.readouterr().out
+    assert "780 records (437 benign, 210 malignant, 133 normal), there already" in printed
+    assert busi_shards.index["classes"] == {"benign": 437, "malignant": 210, "normal": 133}
+    assert busi_shards.index["labeled"] == 780
+    groups = {record.key: record.group for record in busi_shards.records}
+    assert groups["malignant (145)"] == groups["benign (433)"] == "benign (433)"
+
+
+def test_folder_keeps_original_sizes_unless_told(images, tmp_path, capsys):
+    main(["folder", "--root", str(images), "--out", str(tmp_path / "out"), "--per-shard", "4"])
+    assert f"{tmp_path / 'out'}: 6 records (6 unknown)" in capsys.readouterr().out
+    shards = ShardFolder.open(tmp_path / "out")
+    assert [shard["name"] for shard in shards.index["shards"]] == ["folder-000000.tar", "folder-000001.tar"]
+    sample = shards.read(shards.position("4"))
+    assert sample.image.shape == sample.mask.shape == (30, 40)
+    assert [shards.records[i].group for i in range(6)] == ["0", "1", "2", "3", "4", "3"]
+
+
+def test_size_stretches_image_and_mask_and_keeps_the_original_size_in_meta(images, tmp_path):
+    main(["folder", "--root", str(images), "--out", str(tmp_path / "out"), "--size", "20"])
+    shards = ShardFolder.open(tmp_path / "out")
+    for i in range(6):
+        sample = shards.read(i)
+        assert sample.image.shape == sample.mask.shape == (20, 20)
+        assert set(np.unique(sample.mask)) == {0, 255}
+        assert sample.meta["original_size"] == [40, 30]
+
+
+def test_unlabeled_folder_gives_unlabeled_records(images, tmp_path, capsys):
+    for mask in (images / "masks").iterdir():
+        mask.unlink()
+    (images / "masks").rmdir()
+    main(["folder", "--root", str(images), "--out", str(tmp_path / "out")])
+    assert "6 of them without a mask" in capsys.readouterr().out
+    assert ShardFolder.open(tmp_path / "out").index["labeled"] == 0
+
+
+def test_phantoms_come_with_three_classes_and_the_same_bytes_each_time(tmp_path):
+    for out in ("a", "b"):
+        main(["phantom", "--count", "30", "--seed", "5", "--size", "32", "--out", str(tmp_path / out)])
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert set(ShardFolder.open(tmp_path / "a").index["classes"]) == {"benign", "malignant", "normal"}
+
+
+def spoil(images):
+    """One file of each kind that cannot be used; gives their names."""
+    (images / "images" / "0.png").write_bytes(b"no image")
+    Image.new("L", (41, 30)).save(images / "masks" / "1.png")
+    (images / "masks" / "2.png").unlink()
+    (images / "images" / "more").mkdir()
+    (images / "masks" / "more").mkdir()
+    Image.new("L", (40, 30)).save(images / "images" / "more" / "3.png")
+    Image.new("L", (40, 30)).save(images / "masks" / "more" / "3.png")
+    return {"images/0.png", "masks/1.png", "images/2.png", "images/more/3.png"}
+
+
+def test_a_bad_file_stops_with_its_name_and_the_advice(images, tmp_path):
+    spoil(images)
+    with pytest.raises(UserError, match=r"2\.png has no mask \(and 1 more such files\); fix it or pass --skip-bad"):
+        main(["folder", "--root", str(images), "--out", str(tmp_path / "out")])
+    (images / "images" / "2.png").unlink()
+    (images / "images" / "more" / "3.png").unlink()
+    (images / "masks" / "more" / "3.png").unlink()
+    with pytest.raises(UserError, match=r"0\.png is not a readable image .*; fix it or pass --skip-bad"):
+        main(["folder", "--root", str(images), "--out", str(tmp_path / "out")])
+    (images / "images" / "0.png").unlink()
+    (images / "masks" / "0.png").unlink()
+    with pytest.raises(UserError, match=r"masks/1\.png is 41x30 but its image is 40x30; fix it or pass --skip-bad"):
+        main(["folder", "--root", str(images), "--out", str(tmp_path / "out")])
+    with pytest.raises(UserError, match="half-written"):
+        ShardFolder.open(tmp_path / "out")
+
+
+def test_skip_bad_lists_the_files_and_writes_the_others(images, tmp_path, capsys):
+    bad = spoil(images)
+    main(["folder", "--root", str(images), "--out", str(tmp_path / "out"), "--skip-bad"])
+    listed = json.loads((tmp_path / "out" / "skipped.json").read_text())
+    assert {os.path.relpath(entry["file"], images) for entry in listed} == bad
+    assert all(entry["problem"] for entry in listed)
+    assert "4 files skipped" in capsys.readouterr().out
+    # Image 3 stays: the later file of the same key is the bad one.
+    assert ShardFolder.open(tmp_path / "out").keys() == ["3", "4", "5"]
+
+
+def test_nothing_left_after_skipping_is_an_error_and_no_folder(images, tmp_path):
+    for path in (images / "images").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"none of 6 files can be used, the first because .*0\.png is not a readable"):
+        main(["folder", "--root", str(images), "--out", str(tmp_path / "out"), "--skip-bad"])
+    assert not (tmp_path / "out" / "index.json").exists()
+
+
+def test_the_same_command_again_leaves_a_finished_folder_alone(images, tmp_path, capsys):
+    command = ["folder", "--root", str(images), "--out", str(tmp_path / "out")]
+    main(command)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    main(command)
+    assert "there already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_other_arguments_or_other_files_never_overwrite_a_finished_folder(images, tmp_path):
+    command = ["folder", "--root", str(images), "--out", str(tmp_path / "out")]
+    main(command)
+    before = contents(tmp_path / "out")
+    with pytest.raises(UserError, match="made with size null, not 16"):
+        main([*command, "--size", "16"])
+    with pytest.raises(UserError, match='made with reader "folder", not "phantom"'):
+        main(["phantom", "--out", str(tmp_path / "out")])
+    Image.new("L", (40, 30)).save(images / "images" / "6.png")
+    Image.new("L", (40, 30)).save(images / "masks" / "6.png")
+    with pytest.raises(UserError, match="made with files 12, not 14"):
+        main(command)
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_folder_with_other_files_in_it_is_not_touched(images, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("x")
+    (tmp_path / "out" / "folder-000000.tar").write_text("x")
+    with pytest.raises(UserError, match=r"out holds 'thesis\.tex'"):
+        main(["folder", "--root", str(images), "--out", str(tmp_path / "out")])
+    assert contents(tmp_path / "out") == {"thesis.tex": b"x", "folder-000000.tar": b"x"}
+
+
+class KilledAt(Phantoms):
+    """Phantoms whose process dies by SIGKILL when it reads sample `at`."""
+
+    at = -1
+
+    def read(self, i):
+        if i == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(i)
+
+
+def convert_and_die(out, at):
+    reader = KilledAt(count=20, seed=1, size=16)
+    reader.at = at
+    if at == 20:  # between the last shard and index.json
+        import mgcc_dist.data.convert as convert
+
+        convert.write_index = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    write_shards(reader, out, per_shard=6)
+
+
+@pytest.mark.parametrize("at", [0, 3, 6, 19, 20])
+def test_a_killed_run_is_never_taken_for_whole_and_the_same_command_completes_it(tmp_path, at):
+    out = tmp_path / "out"
+    process = multiprocessing.get_context("fork").Process(target=convert_and_die, args=(out, at))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    with pytest.raises(UserError, match="half-written; run the command that makes it again"):
+        ShardFolder.open(out)
+    (out / ".phantom-000003.tar.999.tmp").write_bytes(b"what a kill in the middle of a shard leaves")
+    (out / "phantom-000009.tar").write_bytes(b"a shard of a run with fewer records per shard")
+    write_shards(Phantoms(count=20, seed=1, size=16), out, per_shard=6)
+    whole = write_shards(Phantoms(count=20, seed=1, size=16), tmp_path / "whole", per_shard=6)
+    assert contents(out) == contents(whole.folder)
+
+
+def test_split_file_of_a_shard_folder_keeps_groups_whole(images, tmp_path, capsys):
+    main(["folder", "--root", str(images), "--out", str(tmp_path / "shards")])
+    command = ["split", "--root", str(tmp_path / "shards"), "--validation", "0.34", "--labeled", "0.5"]
+    for seed in range(6):
+        out = tmp_path / f"split-{seed}.json"
+        main([*command, "--seed", str(seed), "--out", str(out), "--grouped"])
+        split = read_split(out)
+        assert (len(split.labeled), len(split.unlabeled), len(split.validation)) == (2, 2, 2)
+        assert leaks(split, ShardFolder.open(tmp_path / "shards").records) == []
+    assert split.name == "split-5"
+    assert "2 labeled, 2 unlabeled, 2 validation" in capsys.readouterr().out
+
+
+def test_split_says_how_it_was_made_and_how_much_it_leaks(images, tmp_path, capsys):
+    (images / "images" / "0.png").write_bytes((images / "images" / "1.png").read_bytes())
+    (images / "images" / "2.png").write_bytes((images / "images" / "1.png").read_bytes())
+    main(["folder", "--root", str(images), "--out", str(tmp_path / "shards")])
+    leaking = set()
+    for seed in range(5):
+        out = tmp_path / f"{seed}.json"
+        root = str(tmp_path / "shards")
+        main(["split", "--root", root, "--validation", "0.34", "--seed", str(seed), "--out", str(out)])
+        notes = json.loads(out.read_text())
+        assert notes["made_by"].endswith(f"split --validation 0.34 --labeled 0.5 --seed {seed}")
+        assert (notes["kind"], notes["seed"], notes["dataset"]) == ("random", seed, "folder")
+        expected = len(leaks(read_split(out), ShardFolder.open(tmp_path / "shards").records))
+        assert notes["validation_records_with_group_in_training"] == expected
+        assert ("--grouped avoids it" in capsys.readouterr().out) == (expected > 0)
+        leaking.add(expected > 0)
+    assert True in leaking
+
+
+def test_another_split_is_never_overwritten(phantom_shards, tmp_path, capsys):
+    command = ["split", "--root", str(phantom_shards.folder), "--out", str(tmp_path / "x.json")]
+    main([*command, "--seed", "1"])
+    before = (tmp_path / "x.json").read_bytes()
+    main([*command, "--seed", "1"])
+    assert "there already" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"x\.json is there already and another split"):
+        main([*command, "--seed", "2"])
+    assert (tmp_path / "x.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["busii"], "invalid choice: 'busii'"),
+        (["busi", "--out", "x"], "required: .*root"),
+        (["busi", "--root", "x", "--out", "y", "--sizes", "3"], "--sizes"),
+        (["phantom", "--out", "x", "--size", "8"], "size.*>=16"),
+        (["phantom", "--out", "x", "--count", "many"], "count.*many"),
+        (["split", "--root", "nowhere", "--out", "x.json"], "nowhere is not there"),
+        (["split", "--root", "nowhere", "--out", "x.json", "--validation", "30"], "validation.*30"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_that_names_the_option(words, says):
+    with pytest.raises(UserError, match=says) as error:
+        main(words)
+    assert "\n" not in str(error.value)
+
+
+def run_program(*words):
+    command = [sys.executable, "-m", "mgcc_dist.shards", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_program_ends_with_one_line_and_code_2_on_bad_input_and_helps(tmp_path):
+    bad = run_program("busi", "--root", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"))
+    assert bad.returncode == 2
+    assert (
+        bad.stderr.strip()
+        == f"shards: {tmp_path / 'nowhere'} is not there; --root is the folder that holds the data set"
+    )
+    assert not (tmp_path / "out").exists()
+    helped = run_program("split", "--help")
+    assert helped.returncode == 0
+    assert "--grouped" in helped.stdout
+
+
+def test_an_unwritable_place_is_one_line(images, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="file is a file; give a folder as --out"):
+        main(["folder", "--root", str(images), "--out", str(tmp_path / "file")])
+    with pytest.raises(UserError, match="Not a directory"):
+        main(["folder", "--root", str(images), "--out", str(tmp_path / "file" / "out")])
+
+
+def test_reader_without_files_changed_is_found_there_from_another_place(images, tmp_path):
+    first = write_shards(folder(images), tmp_path / "out", size=16)
+    images.rename(tmp_path / "moved")
+    again = write_shards(folder(tmp_path / "moved"), tmp_path / "out", size=16)
+    assert again.index == first.index
