@@ -198,16 +198,31 @@ def test_a_json_that_still_parses_but_says_another_class_is_corrupt(folder):
         shards.read(1)
 
 
+def rewrite(path, change) -> None:
+    """Write a tar's members again through `change(members)`, a dict of contents by name."""
+    with tarfile.open(path) as tar:
+        members = {info.name: tar.extractfile(info).read() for info in tar}
+    change(members)
+    with webdataset.TarWriter(str(path), encoder=False) as tar:
+        for name, content in members.items():
+            key, _, extension = name.partition(".")
+            tar.write({"__key__": key, extension: content})
+
+
+@pytest.mark.parametrize("part", ["png", "mask.png"])
+def test_a_readable_png_that_is_not_the_one_written_is_corrupt(folder, part):
+    shards = ShardFolder.open(folder)
+    other = {f"benign (1).{part}": f"benign (2).{part}"}
+    rewrite(folder / "toy-000000.tar", lambda members: members.update((k, members[v]) for k, v in other.items()))
+    with pytest.raises(UserError, match=r"record 'benign \(1\)' is corrupt: .* has another sha256"):
+        shards.read(1)
+    assert_same(shards.read(2), sample(2))
+
+
 @pytest.mark.parametrize("lost", ["png", "mask.png", "json"])
 def test_a_record_with_a_part_missing_is_corrupt_and_never_silently_unlabeled(folder, lost):
-    path = folder / "toy-000000.tar"
     shards = ShardFolder.open(folder)
-    with tarfile.open(path) as tar:
-        kept = [(info, tar.extractfile(info).read()) for info in tar if info.name != f"benign (1).{lost}"]
-    with webdataset.TarWriter(str(path), encoder=False) as tar:
-        for info, content in kept:
-            key, _, extension = info.name.partition(".")
-            tar.write({"__key__": key, extension: content})
+    rewrite(folder / "toy-000000.tar", lambda members: members.pop(f"benign (1).{lost}"))
     with pytest.raises(UserError, match=rf"record 'benign \(1\)' is corrupt: benign \(1\)\.{lost} is missing"):
         shards.read(1)
     assert_same(shards.read(2), sample(2))
