@@ -115,9 +115,6 @@ def as_plain(config: Any) -> dict[str, Any]:
             return {key: plain(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [plain(item) for item in value]
-        for kind in (bool, int, float):  # jsonargparse's restricted numbers are subclasses, which YAML does not know
-            if isinstance(value, kind):
-                return kind(value)
         return str(value) if isinstance(value, Path) else value
 
     return plain(dataclasses.asdict(config))
@@ -132,7 +129,20 @@ def _parser(config_class: type, program: str, description: str) -> ArgumentParse
 
 def _build(config_class: type[Config], parser: ArgumentParser, namespace: Namespace) -> Config:
     values = vars(parser.instantiate(namespace))
-    return config_class(**{key: value for key, value in values.items() if key != "config"})
+    return config_class(**{key: _builtin(value) for key, value in values.items() if key != "config"})
+
+
+def _builtin(value: Any) -> Any:
+    """Numbers of jsonargparse's restricted types as plain ones, which YAML and checkpoints (weights_only) know."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = (field.name for field in dataclasses.fields(value))
+        return dataclasses.replace(value, **{name: _builtin(getattr(value, name)) for name in fields})
+    if isinstance(value, tuple):
+        return tuple(map(_builtin, value))
+    for kind in (bool, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
 
 
 def _expand_presets(argv: list[str], presets: Path, names: list[str]) -> list[str]:

@@ -68,6 +68,13 @@ def test_every_preset_parses_and_survives_saving(tmp_path, program, preset):
     assert config.load(PROGRAMS[program][0], tmp_path / "config.yaml") == parsed
 
 
+def test_numbers_are_plain_so_that_checkpoints_which_hold_them_load():
+    loop = parse("segment", "--loop.weight_decay", "0.5", "--loop.learning_rate", "0.1", "--loop.seed", "3").loop
+    assert {type(loop.weight_decay), type(loop.learning_rate), type(loop.momentum)} == {float}
+    assert type(loop.seed) is int
+    assert {type(width) for width in parse("ldm").autoencoder.channels} == {int}
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_print_config_is_a_config(capsys, program):
     with pytest.raises(SystemExit) as exited:

@@ -22,11 +22,13 @@ FREE_KEYS = ("out", "data.workers")
 def claim(folder: Path, config: Any, accelerator: Accelerator) -> None:
     """Take `folder` for a run of `config` and save the config there; a folder of the same config is gone on with.
 
+    A folder in which no checkpoint was saved yet is free: its run failed at the start, on wrong settings perhaps.
+
     Raises:
-        UserError: the folder holds a run of another config; the message names the keys that differ.
+        UserError: the folder holds a run of another config; the message names a key that differs.
     """
     path = folder / "config.yaml"
-    if path.is_file():
+    if path.is_file() and (is_finished(folder) or any(folder.glob("checkpoints/step-*"))):
         then, now = _flat(yaml.safe_load(path.read_text())), _flat(as_plain(config))
         differing = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
         differing = [key for key in differing if key not in FREE_KEYS]

@@ -132,7 +132,7 @@ autoencoder:
   latent_channels: 2
   norm_groups: 4
   batch: 2
-  loop: {steps: 14, optimizer: adam, learning_rate: 0.001, log_every: 2, checkpoint_every: 3}
+  loop: {steps: 14, optimizer: adam, learning_rate: 0.001, weight_decay: 0.0, log_every: 2, checkpoint_every: 3}
 denoiser:
   channels: [8, 8]
   attention: [false, true]

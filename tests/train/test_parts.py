@@ -80,7 +80,9 @@ class Config:
 
 
 def test_a_run_folder_of_another_config_is_refused_naming_the_key(tmp_path, accelerator):
+    run_folder.claim(tmp_path, Config(Inner(rate=0.3)), accelerator)  # and nothing was computed
     run_folder.claim(tmp_path, Config(Inner()), accelerator)
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
     run_folder.claim(tmp_path, Config(Inner(workers=7), out="there"), accelerator)
     with pytest.raises(UserError, match=r"data\.rate = 0\.1, not 0\.2"):
         run_folder.claim(tmp_path, Config(Inner(rate=0.2)), accelerator)
