@@ -6,9 +6,10 @@ which four depends on whether its row and column are even or odd. In one dimensi
     even output 2i   reads x[i-1], x[i]   with w0, w1 + w2
     odd output 2i+1  reads x[i], x[i+1]   with w0 + w1, w2
 
-The upsampled map never exists, and of the 36 multiply-adds of four output pixels 16 are left. It is exact, also at the
-border: the zeros around the upsampled map are those around the small one. Gradients come from autograd. The 3x3 weight
-stays the only parameter, so state dicts do not change.
+The upsampled map never exists, and of the 36 multiply-adds of four output pixels 16 are left, and those of one more row
+and column of the small map, because one convolution does all phases. It is exact, also at the border: the zeros around
+the upsampled map are those around the small one. Gradients come from autograd. The 3x3 weight stays the only parameter,
+so state dicts do not change.
 """
 
 import torch

@@ -78,8 +78,9 @@ def parse(
         names = sorted(path.stem for path in presets.glob("*.yaml"))
         description += f" --preset NAME reads a shipped config: {', '.join(names)} (default: {default_preset})."
         argv = _expand_presets(argv, presets, names)
-        if default_preset and not any(word.partition("=")[0] == "--config" for word in argv):
+        if default_preset and not any(map(_is_config, argv)):
             argv = ["--config", str(presets / f"{default_preset}.yaml"), *argv]
+    _check_files(argv)
     parser = _parser(config_class, program, description)
     try:
         return _build(config_class, parser, parser.parse_args(argv))
@@ -159,6 +160,23 @@ def _expand_presets(argv: list[str], presets: Path, names: list[str]) -> list[st
             raise UserError(f"preset {name!r} is not known; choose one of {', '.join(names)}")
         expanded += ["--config", str(presets / f"{name}.yaml")]
     return expanded
+
+
+def _check_files(argv: list[str]) -> None:
+    """Raise UserError for a `--config` file that is not YAML; what jsonargparse says of one does not name it."""
+    names = [
+        word.partition("=")[2] or after for word, after in zip(argv, [*argv[1:], ""], strict=True) if _is_config(word)
+    ]
+    for path in map(Path, names):
+        try:
+            if path.is_file():
+                yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not YAML: {_one_line(error)}") from error
+
+
+def _is_config(word: str) -> bool:
+    return word.partition("=")[0] == "--config"
 
 
 def _one_line(error: Exception) -> str:

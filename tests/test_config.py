@@ -51,6 +51,14 @@ def test_an_unknown_key_in_a_file_is_named(tmp_path):
         parse("segment", "--config", str(path))
 
 
+@pytest.mark.parametrize("flag", ["--config {}", "--config={}"])
+def test_a_file_that_is_not_yaml_is_named(tmp_path, flag):
+    path = tmp_path / "mine.yaml"
+    path.write_text("loop: [")
+    with pytest.raises(UserError, match=r"mine\.yaml is not YAML"):
+        parse("segment", *flag.format(path).split())
+
+
 def test_what_stands_later_on_the_line_wins():
     assert parse("segment", "--preset", "unet_busi", "--loop.epochs", "7").loop.epochs == 7
     assert parse("segment", "--loop.epochs", "7", "--preset", "unet_busi").loop.epochs == 300
