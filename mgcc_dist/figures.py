@@ -35,8 +35,8 @@ def segmentation_gallery(
     batches = EvalLoader(chosen, batch=1, image_size=image_size, rank=0, world=1, workers=0).batches()
     for panel, score, batch in zip(panels, shown, batches, strict=True):
         predicted = network(batch.images.to(device)).float().sigmoid()[0, 0].cpu().numpy()
-        panel.imshow(batch.images[0, 0], cmap="gray", vmin=-1, vmax=1)
-        panel.contour(batch.masks[0, 0], levels=[0.5], colors=TRUTH, linewidths=1.4)
+        panel.imshow(batch.images[0, 0].numpy(), cmap="gray", vmin=-1, vmax=1)
+        panel.contour(batch.masks[0, 0].numpy(), levels=[0.5], colors=TRUTH, linewidths=1.4)
         if (predicted > 0.5).any():
             panel.contour(predicted, levels=[0.5], colors=PREDICTION, linewidths=1.4)
         panel.set_title(f"{score['key']}\nIoU {100 * score['lesion']['iou']:.0f} %", fontsize=8)
