@@ -45,10 +45,11 @@ class DenoiserConfig:
     """T, the steps from image to noise (paper: 1000)"""
     schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
     """how the noise grows, by diffusers' names (paper: silent; [10] and medfusion: scaled_linear)"""
-    beta_start: PositiveFloat = 0.002
-    """variance added by the first step (medfusion: 0.002; [10]: 0.0015)"""
-    beta_end: PositiveFloat = 0.02
-    """variance added by the last step (medfusion: 0.02; [10]: 0.0195)"""
+    beta_start: PositiveFloat = 0.00085
+    """variance added by the first step (paper: silent; Stable Diffusion: 0.00085; medfusion: 0.002)"""
+    beta_end: PositiveFloat = 0.012
+    """variance added by the last step (paper: silent; Stable Diffusion: 0.012; medfusion: 0.02, with which so little
+    signal is left at t = T that a small error of the noise there decides the brightness of the whole image)"""
     batch: PositiveInt = 4
     """images a rank and micro-step (paper: 4)"""
 
