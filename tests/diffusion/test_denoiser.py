@@ -25,7 +25,7 @@ def test_loss_is_equation_2(module):
     places = [11, 2, 30]
     loss = module(batch_of(images, places), PROGRESS)["loss"]
 
-    betas = torch.linspace(0.002**0.5, 0.02**0.5, 1000, dtype=torch.float64) ** 2
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alpha_bar = torch.cumprod(1 - betas, dim=0)
     errors = []
     with torch.no_grad():
