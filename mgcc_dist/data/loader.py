@@ -24,7 +24,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache, partial
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -81,11 +81,6 @@ class Source(Protocol):
     def read(self, i: int) -> Sample: ...
 
 
-@runtime_checkable
-class Keyed(Protocol):
-    def position(self, key: str) -> int: ...
-
-
 class Subset:
     """The samples `indices` of `source`, in that order."""
 
@@ -98,11 +93,6 @@ class Subset:
 
     def read(self, i: int) -> Sample:
         return self.source.read(self.indices[i])
-
-    def position(self, key: str) -> int:
-        """The place of `key` in this subset, where `source` knows its keys."""
-        assert isinstance(self.source, Keyed)
-        return self.indices.index(self.source.position(key))
 
 
 class Concat:

@@ -390,7 +390,6 @@ def test_a_corrupt_record_stops_the_loader_with_shard_and_key(folder, workers):
 def test_subset_by_keys_is_in_the_order_of_the_keys(folder):
     subset = subset_by_keys(folder, ["l4", "l0", "l6"])
     assert [subset.read(i).key for i in range(3)] == ["l4", "l0", "l6"]
-    assert subset.position("l6") == 2
 
 
 def test_subset_by_keys_names_the_first_that_are_missing(folder):
