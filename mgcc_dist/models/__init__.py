@@ -1,33 +1,38 @@
-"""Segmentation networks, and the config that names one."""
+"""Segmentation networks by name. Another network is one file beside these, and a line in `NETWORKS`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from mgcc_dist.models.cct import CCT
 from mgcc_dist.models.mgcc import MGCC
 from mgcc_dist.models.unet import UNet
 
-__all__ = ["MGCC", "NetworkConfig", "UNet", "build_network"]
+__all__ = ["CCT", "MGCC", "NETWORKS", "Network", "NetworkConfig", "UNet", "build_network"]
+
+Network = UNet | MGCC | CCT
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    name: Literal["unet", "mgcc"] = "mgcc"
-    """unet uses only in_channels and widths of the keys below"""
+    name: Literal["unet", "mgcc", "cct"] = "mgcc"
+    """unet, mgcc, or cct, a U-Net with three auxiliary decoders; each key below says which of them use it"""
     in_channels: int = 3
-    """channels of the first convolution; grey images are repeated to fill them (paper: 3)"""
+    """channels of the first convolution; grey images are repeated to fill them (all networks; paper: 3)"""
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    """channels of each level, shallow to deep (paper: 64, 128, 256, 512, 1024)"""
+    """channels of each level, shallow to deep (unet, cct, mgcc; paper: 64, 128, 256, 512, 1024)"""
     taps: tuple[int, ...] = (3, 6, 9)
     """ConvMixer layers before auxiliary decoders 2, 3, ... and, last, the main decoder; their number is also the number
-    K of auxiliary decoders, of which the first sees the encoder's output (paper: 3, 6, 9; others in Table VI)"""
+    K of auxiliary decoders, of which the first sees the encoder's output (mgcc; paper: 3, 6, 9; others in Table VI)"""
     kernel_size: int = 7
-    """of the ConvMixer's depthwise convolutions, in pixels, odd (paper: 7)"""
+    """of the ConvMixer's depthwise convolutions, in pixels, odd (mgcc; paper: 7)"""
     gates: tuple[bool, ...] = (True, True, True, True)
-    """whether the skips of auxiliary decoders 1 to K and, last, of the main decoder pass attention gates (paper: all;
-    others in Table V)"""
+    """whether the skips of auxiliary decoders 1 to K and, last, of the main decoder pass attention gates (mgcc; paper:
+    all; others in Table V)"""
     perturb: Literal["all_levels", "bottleneck"] = "all_levels"
-    """what is perturbed for an auxiliary decoder: all levels, skips too (released code), or the bottleneck (Eq. 7)"""
+    """what is perturbed for an auxiliary decoder: all levels, skips too (released code), or the bottleneck, as in Eq. 7
+    (mgcc, cct)"""
 
     def __post_init__(self) -> None:
         if self.in_channels < 1:
@@ -45,8 +50,13 @@ class NetworkConfig:
             )
 
 
-def build_network(config: NetworkConfig) -> UNet | MGCC:
+NETWORKS: dict[str, Callable[[NetworkConfig], Network]] = {
+    "unet": lambda c: UNet(c.in_channels, c.widths),
+    "mgcc": lambda c: MGCC(c.in_channels, c.widths, c.taps, c.kernel_size, c.gates, c.perturb),
+    "cct": lambda c: CCT(c.in_channels, c.widths, c.perturb),
+}
+
+
+def build_network(config: NetworkConfig) -> Network:
     """The network that `config` names, with fresh weights."""
-    if config.name == "unet":
-        return UNet(config.in_channels, config.widths)
-    return MGCC(config.in_channels, config.widths, config.taps, config.kernel_size, config.gates, config.perturb)
+    return NETWORKS[config.name](config)

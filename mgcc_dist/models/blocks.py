@@ -4,6 +4,8 @@ Tensors are [B,C,H,W]. Each module names its convolutions and norms, so that a f
 the same state_dict keys.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -103,3 +105,9 @@ def feature_dropout(x: Tensor) -> Tensor:
 def dropout(x: Tensor) -> Tensor:
     """Dropout of single elements with p = 0.3; the rest is scaled by 1 / 0.7."""
     return F.dropout(x, p=0.3, training=True)
+
+
+def perturbed(features: Sequence[Tensor], perturb: Callable[[Tensor], Tensor], skips_too: bool) -> list[Tensor]:
+    """Features of every level, shallow to deep, with `perturb` on the deepest and, if `skips_too`, on the others."""
+    *skips, bottleneck = features
+    return [*(map(perturb, skips) if skips_too else skips), perturb(bottleneck)]

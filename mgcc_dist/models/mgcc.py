@@ -15,7 +15,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from mgcc_dist.models.blocks import ConvMixerLayer, dropout, feature_dropout, feature_noise
+from mgcc_dist.models.blocks import ConvMixerLayer, dropout, feature_dropout, feature_noise, perturbed
 from mgcc_dist.models.unet import PAPER_WIDTHS, Decoder, Encoder
 
 PERTURBATIONS = (feature_dropout, dropout, feature_noise)
@@ -70,7 +70,7 @@ class MGCC(nn.Module):
         for layer in self.mixer:
             bottlenecks.append(layer(bottlenecks[-1]))
         auxiliary = [
-            decoder(self._perturbed(k, skips, bottlenecks[depth]))  # Eq. 7
+            decoder(perturbed([*skips, bottlenecks[depth]], PERTURBATIONS[k % 3], self.perturb_skips))  # Eq. 7
             for k, (decoder, depth) in enumerate(zip(self.auxiliary, self.depths, strict=True))
         ]
         return self.main([*skips, bottlenecks[-1]]), auxiliary  # Eq. 8
@@ -78,8 +78,3 @@ class MGCC(nn.Module):
     def inference_module(self) -> MGCCInference:
         """What is needed to predict, without the auxiliary decoders; shares its parts with this network."""
         return MGCCInference(self.encoder, self.mixer, self.main)
-
-    def _perturbed(self, k: int, skips: list[Tensor], bottleneck: Tensor) -> list[Tensor]:
-        """P_k of Eq. 7 on the features that auxiliary decoder `k` (from 0) sees, shallow to deep."""
-        perturb = PERTURBATIONS[k % len(PERTURBATIONS)]
-        return [*(map(perturb, skips) if self.perturb_skips else skips), perturb(bottleneck)]
