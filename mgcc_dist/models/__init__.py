@@ -6,33 +6,37 @@ from itertools import pairwise
 from typing import Literal
 
 from mgcc_dist.models.cct import CCT
+from mgcc_dist.models.cmunet import CMUNet
 from mgcc_dist.models.mgcc import MGCC
 from mgcc_dist.models.unet import UNet
 
-__all__ = ["CCT", "MGCC", "NETWORKS", "Network", "NetworkConfig", "UNet", "build_network"]
+__all__ = ["CCT", "MGCC", "NETWORKS", "CMUNet", "Network", "NetworkConfig", "UNet", "build_network"]
 
-Network = UNet | MGCC | CCT
+Network = UNet | CMUNet | MGCC | CCT
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    name: Literal["unet", "mgcc", "cct"] = "mgcc"
-    """unet, mgcc, or cct, a U-Net with three auxiliary decoders; each key below says which of them use it"""
+    name: Literal["unet", "cmunet", "mgcc", "cct"] = "mgcc"
+    """unet; cmunet, a U-Net with ConvMixer and gates; mgcc; cct, a U-Net with three auxiliary decoders; each key below
+    says which of them use it"""
     in_channels: int = 3
     """channels of the first convolution; grey images are repeated to fill them (all networks; paper: 3)"""
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    """channels of each level, shallow to deep (unet, cct, mgcc; paper: 64, 128, 256, 512, 1024)"""
+    """channels of each level, shallow to deep (unet, cmunet, mgcc, cct; paper: 64, 128, 256, 512, 1024)"""
     taps: tuple[int, ...] = (3, 6, 9)
     """ConvMixer layers before auxiliary decoders 2, 3, ... and, last, the main decoder; their number is also the number
     K of auxiliary decoders, of which the first sees the encoder's output (mgcc; paper: 3, 6, 9; others in Table VI)"""
     kernel_size: int = 7
-    """of the ConvMixer's depthwise convolutions, in pixels, odd (mgcc; paper: 7)"""
+    """of the ConvMixer's depthwise convolutions, in pixels, odd (cmunet, mgcc; paper: 7)"""
     gates: tuple[bool, ...] = (True, True, True, True)
     """whether the skips of auxiliary decoders 1 to K and, last, of the main decoder pass attention gates (mgcc; paper:
     all; others in Table V)"""
     perturb: Literal["all_levels", "bottleneck"] = "all_levels"
     """what is perturbed for an auxiliary decoder: all levels, skips too (released code), or the bottleneck, as in Eq. 7
     (mgcc, cct)"""
+    mixer_layers: int = 7
+    """ConvMixer layers on the bottleneck (cmunet; paper: 7; mgcc's are the last of taps)"""
 
     def __post_init__(self) -> None:
         if self.in_channels < 1:
@@ -43,6 +47,8 @@ class NetworkConfig:
             raise ValueError(f"network.taps must be positive and increase, got {self.taps}")
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise ValueError(f"network.kernel_size must be odd and positive, got {self.kernel_size}")
+        if self.mixer_layers < 1:
+            raise ValueError(f"network.mixer_layers must be at least 1, got {self.mixer_layers}")
         if len(self.gates) != len(self.taps) + 1:
             raise ValueError(
                 f"network.gates needs {len(self.taps) + 1} values, one for each auxiliary decoder (as many as "
@@ -52,6 +58,7 @@ class NetworkConfig:
 
 NETWORKS: dict[str, Callable[[NetworkConfig], Network]] = {
     "unet": lambda c: UNet(c.in_channels, c.widths),
+    "cmunet": lambda c: CMUNet(c.in_channels, c.widths, c.mixer_layers, c.kernel_size),
     "mgcc": lambda c: MGCC(c.in_channels, c.widths, c.taps, c.kernel_size, c.gates, c.perturb),
     "cct": lambda c: CCT(c.in_channels, c.widths, c.perturb),
 }
