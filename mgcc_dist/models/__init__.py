@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Union
 
 from mgcc_dist.models.cct import CCT
 from mgcc_dist.models.cmunet import CMUNet
@@ -12,14 +12,17 @@ from mgcc_dist.models.unet import UNet
 
 __all__ = ["CCT", "MGCC", "NETWORKS", "CMUNet", "Network", "NetworkConfig", "UNet", "build_network"]
 
-Network = UNet | CMUNet | MGCC | CCT
+if TYPE_CHECKING:
+    from mgcc_dist.models.swin_unet import SwinUNet
+
+Network = Union[UNet, CMUNet, MGCC, CCT, "SwinUNet"]
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    name: Literal["unet", "cmunet", "mgcc", "cct"] = "mgcc"
-    """unet; cmunet, a U-Net with ConvMixer and gates; mgcc; cct, a U-Net with three auxiliary decoders; each key below
-    says which of them use it"""
+    name: Literal["unet", "cmunet", "mgcc", "cct", "swin_unet"] = "mgcc"
+    """unet; cmunet, a U-Net with ConvMixer and gates; mgcc; cct, a U-Net with three auxiliary decoders; swin_unet; each
+    key below says which of them use it"""
     in_channels: int = 3
     """channels of the first convolution; grey images are repeated to fill them (all networks; paper: 3)"""
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
@@ -38,6 +41,19 @@ class NetworkConfig:
     mixer_layers: int = 7
     """ConvMixer layers on the bottleneck (cmunet; paper: 7; mgcc's are the last of taps)"""
 
+    embed_dim: int = 96
+    """channels of the first stage, doubled in each further one (swin_unet, also that of method ctbct; original: 96)"""
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    """Swin blocks of each stage, shallow to deep; the decoder's stages are as deep (swin_unet; original: 2, 2, 2, 2)"""
+    heads: tuple[int, ...] = (3, 6, 12, 24)
+    """attention heads of each stage; they divide its channels (swin_unet; original: 3, 6, 12, 24)"""
+    window: int = 8
+    """side of the attention's windows, in positions; image_size divides by 4 * 2^(stages - 1) * window, so 8 for 256
+    (swin_unet; original: 7, for 224)"""
+    drop_path: float = 0.2
+    """probability that the last block's branches are skipped in training; linear from 0 at the first block (swin_unet;
+    SSL4MIS: 0.2)"""
+
     def __post_init__(self) -> None:
         if self.in_channels < 1:
             raise ValueError(f"network.in_channels must be at least 1, got {self.in_channels}")
@@ -54,6 +70,25 @@ class NetworkConfig:
                 f"network.gates needs {len(self.taps) + 1} values, one for each auxiliary decoder (as many as "
                 f"network.taps) and one for the main decoder, got {self.gates}"
             )
+        if self.embed_dim < 1:
+            raise ValueError(f"network.embed_dim must be at least 1, got {self.embed_dim}")
+        if not self.depths or min(self.depths) < 1:
+            raise ValueError(f"network.depths must be one or more positive numbers, got {self.depths}")
+        widths = [self.embed_dim * 2**stage for stage in range(len(self.depths))]
+        if len(self.heads) != len(widths) or any(
+            h < 1 or width % h for width, h in zip(widths, self.heads, strict=True)
+        ):
+            raise ValueError(f"network.heads must divide the stages' channels {widths}, one for each, got {self.heads}")
+        if self.window < 2:
+            raise ValueError(f"network.window must be at least 2, got {self.window}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"network.drop_path must be at least 0 and below 1, got {self.drop_path}")
+
+
+def _swin_unet(config: NetworkConfig) -> "SwinUNet":
+    from mgcc_dist.models.swin_unet import SwinUNet  # here, because monai takes seconds to import
+
+    return SwinUNet(config.in_channels, config.embed_dim, config.depths, config.heads, config.window, config.drop_path)
 
 
 NETWORKS: dict[str, Callable[[NetworkConfig], Network]] = {
@@ -61,6 +96,7 @@ NETWORKS: dict[str, Callable[[NetworkConfig], Network]] = {
     "cmunet": lambda c: CMUNet(c.in_channels, c.widths, c.mixer_layers, c.kernel_size),
     "mgcc": lambda c: MGCC(c.in_channels, c.widths, c.taps, c.kernel_size, c.gates, c.perturb),
     "cct": lambda c: CCT(c.in_channels, c.widths, c.perturb),
+    "swin_unet": _swin_unet,
 }
 
 
