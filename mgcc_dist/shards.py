@@ -1,14 +1,19 @@
 """Program: image folders in, WebDataset shards out; and split files for shard folders.
 
 python -m mgcc_dist.shards busi    --root Dataset_BUSI_with_GT --out out/busi
+python -m mgcc_dist.shards busbra  --root BUSBRA --out out/busbra
 python -m mgcc_dist.shards folder  --root my_images --out out/mine --size 256
 python -m mgcc_dist.shards phantom --count 256 --out out/phantom
 python -m mgcc_dist.shards split   --root out/mine --out mine.json --validation 0.3 --labeled 0.5 --seed 1
+
+docs/datasets.md lists the data sets with the files that each command expects.
 """
 
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
+from inspect import getdoc
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -16,7 +21,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt,
 
 from mgcc_dist.config import HelpFormatter
 from mgcc_dist.data.convert import SKIPPED, summary, write_shards
-from mgcc_dist.data.datasets import Phantoms, Reader, busi, folder
+from mgcc_dist.data.datasets import READERS, Phantoms, Reader
 from mgcc_dist.data.records import INDEX, ShardFolder
 from mgcc_dist.data.splits import leaks, make_split, read_split, write_split
 from mgcc_dist.errors import UserError, run_program
@@ -25,7 +30,11 @@ PhantomSize = restricted_number_type("PhantomSize", int, (">=", 16), docstring="
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run = {"busi": convert_busi, "folder": convert_folder, "phantom": draw_phantoms, "split": write_split_file}
+    run: dict[str, Callable[[Namespace], None]] = {
+        **{name: partial(convert_files, read) for name, read in READERS.items()},
+        "phantom": draw_phantoms,
+        "split": write_split_file,
+    }
     parser = _parser()
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
@@ -37,12 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(str(error)) from error
 
 
-def convert_busi(arguments: Namespace) -> None:
-    _convert(busi(arguments.root), arguments, arguments.size or None, arguments.skip_bad)
-
-
-def convert_folder(arguments: Namespace) -> None:
-    _convert(folder(arguments.root), arguments, arguments.size or None, arguments.skip_bad)
+def convert_files(read: Callable[[Path], Reader], arguments: Namespace) -> None:
+    _convert(read(arguments.root), arguments, arguments.size or None, arguments.skip_bad)
 
 
 def draw_phantoms(arguments: Namespace) -> None:
@@ -55,6 +60,8 @@ def _convert(reader: Reader, arguments: Namespace, size: int | None, skip_bad: b
     print(summary(shards) + (", there already" if there else ""))
     if skipped := shards.index["skipped"]:
         print(f"{skipped} files skipped, see {arguments.out / SKIPPED}")
+    for note in reader.notes:
+        print(note)
 
 
 def write_split_file(arguments: Namespace) -> None:
@@ -96,12 +103,14 @@ def _parser() -> ArgumentParser:
     commands = parser.add_subcommands(dest="command", metavar="NAME")
 
     def add(name: str, text: str, options: Callable[[ArgumentParser], None]) -> None:
-        command = ArgumentParser(description=text, exit_on_error=False, allow_abbrev=False)
+        command = ArgumentParser(
+            description=text, formatter_class=HelpFormatter, exit_on_error=False, allow_abbrev=False
+        )
         options(command)
-        commands.add_subcommand(name, command, help=text)
+        commands.add_subcommand(name, command, help=text.partition("\n")[0])
 
-    add("busi", "BUSI as published: CLASS/CLASS (N).png, _mask.png, _mask_1.png, ...", _file_options)
-    add("folder", "images/NAME.png (.jpg, .bmp, .tif) and masks/NAME.png; unlabeled without masks/", _file_options)
+    for name, read in READERS.items():
+        add(name, (getdoc(read) or name).partition("\n\nRaises:")[0], _file_options)
     add("phantom", "built-in synthetic images that look like breast ultrasound, with masks", _phantom_options)
     add("split", "which records of a shard folder are labeled, unlabeled, validation", _split_options)
     return parser

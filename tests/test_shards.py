@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mgcc_dist.data.convert import write_shards
-from mgcc_dist.data.datasets import Phantoms, folder
+from mgcc_dist.data.datasets import READERS, Phantoms, folder
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import leaks, read_split
 from mgcc_dist.errors import UserError
@@ -263,6 +263,17 @@ def test_a_wrong_command_line_is_one_line_that_names_the_option(words, says):
     with pytest.raises(UserError, match=says) as error:
         main(words)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_data_set_is_a_command_whose_help_says_its_files(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert READERS[name].__doc__.partition("\n")[0] in printed
+    assert "--skip-bad" in printed
+    assert "Raises" not in printed
 
 
 def run_program(*words):

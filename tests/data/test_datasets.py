@@ -1,27 +1,12 @@
 import numpy as np
 import pytest
+from pictures import problems, put, put_box
 from PIL import Image
 
-from mgcc_dist.data.datasets import Phantoms, busi, folder
+from mgcc_dist.data.datasets import READERS, Phantoms, busi, folder
 from mgcc_dist.data.images import BadFile
 from mgcc_dist.data.phantom import draw
 from mgcc_dist.errors import UserError
-
-
-def put(path, size=(30, 20), value=None, seed=0):
-    """An image file of noise, or of one value, with `size` (width, height)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).integers(0, 256, size[::-1], dtype=np.uint8)
-    Image.fromarray(noise if value is None else np.full_like(noise, value)).save(path)
-    return path
-
-
-def put_box(path, box, size=(30, 20)):
-    """A mask file with a box (x0, y0, x1, y1) of 255."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mask = Image.new("L", size)
-    mask.paste(255, box)
-    mask.save(path)
 
 
 @pytest.fixture
@@ -40,10 +25,6 @@ def small_folder(tmp_path):
     put(tmp_path / "masks" / "a.bmp", value=0)
     put(tmp_path / "masks" / "b.png", value=255)
     return tmp_path
-
-
-def problems(reader):
-    return [str(problem) for problem in reader.problems]
 
 
 def test_busi_lists_all_classes_with_keys_as_published(small_busi):
@@ -96,12 +77,24 @@ def test_images_without_mask_masks_without_image_and_strange_names_are_problems(
     put(small_busi / "normal" / "benign (7).png")
     reader = busi(small_busi)
     assert [item.key for item in reader.items] == ["benign (2)", "normal (1)"]
-    assert sorted(text.rpartition("/")[2] for text in problems(reader)) == [
+    assert sorted(problems(reader)) == [
         "benign (1).png has no mask",
         "benign (7).png is not named like BUSI's files, 'normal (1).png'",
         "malignant (1)_mask.png has no image",
         "normal (1) copy.png is not named like BUSI's files, 'normal (1).png'",
     ]
+
+
+def test_a_second_busi_image_of_a_name_is_not_lost_silently(small_busi):
+    put(small_busi / "benign" / "more" / "benign (1).png")
+    (problem,) = problems(busi(small_busi))
+    assert problem.startswith("benign (1).png has the same name as ")
+
+
+def test_every_reader_names_a_root_that_is_not_there(tmp_path):
+    for read in READERS.values():
+        with pytest.raises(UserError, match="nowhere is not there"):
+            read(tmp_path / "nowhere")
 
 
 def test_missing_and_empty_roots_are_named(small_busi, tmp_path):
@@ -142,7 +135,7 @@ def test_folder_with_masks_needs_one_for_each_image(small_folder):
     put(small_folder / "masks" / "d.png")
     reader = folder(small_folder)
     assert [item.key for item in reader.items] == ["a", "b"]
-    assert [text.rpartition("/")[2] for text in problems(reader)] == ["c.png has no mask", "d.png has no image"]
+    assert problems(reader) == ["c.png has no mask", "d.png has no image"]
 
 
 def test_first_subfolder_is_the_class_and_masks_mirror_it(small_folder):
