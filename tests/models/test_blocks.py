@@ -116,6 +116,16 @@ def test_perturbation_is_the_same_for_the_same_seed_and_another_for_another(pert
 
 
 @pytest.mark.parametrize("perturb", [feature_noise, feature_dropout, dropout])
+def test_perturbation_does_not_depend_on_the_memory_layout(perturb):
+    def perturbed(x):
+        torch.manual_seed(1)
+        return perturb(x)
+
+    x = torch.rand(2, 4, 8, 8)
+    torch.testing.assert_close(perturbed(x.to(memory_format=torch.channels_last)), perturbed(x))
+
+
+@pytest.mark.parametrize("perturb", [feature_noise, feature_dropout, dropout])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_perturbation_keeps_dtype_and_shape(perturb, dtype):
     x = torch.rand(2, 4, 8, 8).to(dtype)
