@@ -116,9 +116,11 @@ def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) 
     """
     total = total_steps(config, task.loader)
     ema = Ema(task.module.to(accelerator.device), config.ema_decay) if config.ema_decay else None
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it asks for the batch, since no loader is prepared
-        batch_size = task.loader.batch_labeled + task.loader.batch_unlabeled
-        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = batch_size
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        # It asks for the batch, since no loader is prepared.
+        settings["train_micro_batch_size_per_gpu"] = task.loader.batch_labeled + task.loader.batch_unlabeled
+        settings["gradient_clipping"] = config.clip_norm  # it clips by itself, and at 1.0 if nothing is said
     module, optimizer = accelerator.prepare(task.module, _optimizer(task.module, config))
     state = checkpoints.restore(folder, ema, accelerator)
     sums = _LossSums(state, accelerator)
