@@ -1,6 +1,8 @@
-"""U-Net and MGCC: the paper's parameter counts and cost, what runs when, what sees which features."""
+"""U-Net and MGCC: the paper's parameter counts and cost, what runs when, what sees which features; all by name."""
 
+import copy
 import dataclasses
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -8,8 +10,11 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from mgcc_dist.errors import UserError
-from mgcc_dist.models import MGCC, NetworkConfig, UNet, build_network
+from mgcc_dist.methods import MethodConfig, build
+from mgcc_dist.methods.trained import header, load_predictor
+from mgcc_dist.models import MGCC, NETWORKS, NetworkConfig, UNet, build_network
 from mgcc_dist.models import mgcc as mgcc_module
+from mgcc_dist.train.checkpoints import save_weights
 
 TINY = (2, 3, 4, 5)
 
@@ -223,3 +228,29 @@ def test_config_builds_what_it_says():
 def test_impossible_value_is_refused_by_the_name_of_its_key(key, value):
     with pytest.raises(ValueError, match=rf"network\.{key} .* got "):
         NetworkConfig(**{key: value})
+
+
+SMALL = {"widths": (2, 4), "taps": (1, 2), "gates": (False, True, True), "mixer_layers": 2, "perturb": "bottleneck"}
+SMALL |= {"embed_dim": 4, "depths": (1, 2), "heads": (1, 2), "window": 2, "drop_path": 0.1}
+
+
+def test_every_name_of_the_config_stands_for_a_network_and_no_other():
+    assert set(get_args(get_type_hints(NetworkConfig)["name"])) == set(NETWORKS)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_trained_network_of_each_name_comes_back_from_its_run_s_file(name, tmp_path):
+    torch.manual_seed(0)
+    method, config = MethodConfig("supervised"), NetworkConfig(name, **SMALL)
+    predictor = build(method, config).predictor().eval()
+    save_weights(predictor.state_dict(), tmp_path / "best" / "model.safetensors", header(method, config, 16))
+    loaded, size = load_predictor(tmp_path)
+    images = torch.rand(1, 1, 16, 16)
+    assert size == 16
+    assert torch.equal(loaded(images), predictor(images))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network_of_each_name_survives_a_copy_and_half_precision(name):
+    network = copy.deepcopy(build_network(NetworkConfig(name, **SMALL))).bfloat16().eval()
+    assert network(torch.rand(1, 1, 16, 32).bfloat16()).shape == (1, 1, 16, 32)
