@@ -1,4 +1,4 @@
-"""The losses of Section III-C, Eq. 10 and 11. All compute in float32, whatever precision the logits come in."""
+"""The losses of Section III-C, Eq. 10 and 11, and parts. All compute in float32, whatever precision the logits have."""
 
 import torch
 from torch import Tensor
@@ -25,13 +25,16 @@ def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
 def consistency_loss(main: Tensor, auxiliary: list[Tensor], detach_target: bool) -> Tensor:
     """Mean over the K auxiliary decoders of the mean squared difference of probabilities (Eq. 11); a scalar.
 
-    `main` and each of `auxiliary` are logits [U,1,H,W] of the same unlabeled images; 0 where there are none. The paper
-    leaves the norm open; the released code squares it and lets the gradient flow into both sides. `detach_target`
-    stops it on the main decoder's side, as in Ouali et al. 2020 (CCT).
+    `main` and each of `auxiliary` are logits [U,1,H,W] of the same unlabeled images. The paper leaves the norm open;
+    the released code squares it and lets the gradient flow into both sides. `detach_target` stops it on the main
+    decoder's side, as in Ouali et al. 2020 (CCT).
     """
-    if len(main) == 0:
-        return main.new_zeros((), dtype=torch.float32)
     target = main.float().sigmoid()
     if detach_target:
         target = target.detach()
-    return torch.stack([F.mse_loss(logits.float().sigmoid(), target) for logits in auxiliary]).mean()
+    return torch.stack([probability_mse(logits, target) for logits in auxiliary]).mean()
+
+
+def probability_mse(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean squared difference between sigmoid(logits) and probabilities, both [B,1,H,W]; a scalar."""
+    return F.mse_loss(logits.float().sigmoid(), target)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Schedule = Literal["poly", "constant", "cosine"]
-Ramp = Literal["released", "compressed", "paper_0.1"]
+Ramp = Literal["released", "compressed", "ssl4mis", "ssl4mis_compressed", "paper_0.1"]
 
 
 @dataclass(frozen=True)
@@ -55,19 +55,21 @@ def constant(step: int, total: int) -> float:
 
 
 def consistency_weight(ramp: Ramp, progress: Progress) -> float:
-    """Lambda of Eq. 12, w_max * exp(-5 (1 - t / t_max)^2). The paper gives no w_max, so there are three presets.
+    """Lambda of Eq. 12, w_max * exp(-5 (1 - t / t_max)^2). The paper gives no w_max, so there are presets.
 
     released: w_max 7, t = step // 150, t_max 200, as in the released code, whatever the run's length. A run of 40,000
     steps ends at 7.0 (from step 30,000 on), one of 20,000 at 3.99, one of 10,000 at 0.74.
-    compressed: that of the released code's 20,000 steps (half of the labels) fitted to this run's length, 0.05 at its
-    start and 4.0 at its end. For short runs, over which `released` stays near 0.
+    ssl4mis: the same with w_max 0.1, as in the code that the baselines come from.
+    compressed, ssl4mis_compressed: these two over the released code's 20,000 steps (half of the labels), fitted to this
+    run's length; from 0.05 to 4.0, and from 0.0007 to 0.057. For short runs, over which the others stay near 0.
     paper_0.1: w_max 0.1, t = step, t_max = total_steps: the ramp stretches over the whole run, as the paper words it.
     """
-    if ramp == "released":
-        return 7.0 * gaussian_ramp(progress.step // 150, 200)
-    if ramp == "compressed":
-        return 7.0 * gaussian_ramp(20_000 / 150 * progress.step / progress.total_steps, 200)
-    return 0.1 * gaussian_ramp(progress.step, progress.total_steps)
+    if ramp == "paper_0.1":
+        return 0.1 * gaussian_ramp(progress.step, progress.total_steps)
+    highest = 0.1 if ramp.startswith("ssl4mis") else 7.0
+    if ramp.endswith("compressed"):
+        return highest * gaussian_ramp(20_000 / 150 * progress.step / progress.total_steps, 200)
+    return highest * gaussian_ramp(progress.step // 150, 200)
 
 
 def gaussian_ramp(t: float, t_max: float) -> float:

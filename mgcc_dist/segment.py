@@ -45,12 +45,16 @@ class DataConfig:
     """use the training images without labels as unlabeled images (with labels: all there are none)"""
     synthetic: str | None = None
     """shard folder of generated images, which become unlabeled images too (Tables III and IV)"""
+    similar: tuple[str, ...] = ()
+    """shard folders of other data sets, all of whose images become unlabeled images too (Table II)"""
+    external: tuple[str, ...] = ()
+    """shard folders of other labeled data sets, on which the finished network is scored too, never trained"""
     image_size: PositiveInt = 256
     """pixels a side; images are stretched to a square (paper: 256)"""
     batch_labeled: PositiveInt = 4
     """labeled images a rank and micro-step (paper: 4)"""
     batch_unlabeled: NonNegativeInt = 4
-    """unlabeled images a rank and micro-step (paper: 4); 0 for supervised training"""
+    """unlabeled images a rank and micro-step (paper: 4); 0 for method.name supervised"""
     workers: NonNegativeInt = 2
     """loader processes a rank; does not change what is loaded"""
 
@@ -122,28 +126,20 @@ class SegmentationTask:
             # Convolutions are faster in this layout, by 12 % on two CPU cores.
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.data = data
-        self.classes = {record.key: record.category for record in data.records}
-        rest = split.unlabeled
-        labeled = split.labeled + rest if config.data.labels == "all" else split.labeled
-        unlabeled: list[Source] = []
-        if config.data.unlabeled and config.data.labels == "half":
-            unlabeled.append(subset_by_keys(data, rest))
-        if config.data.synthetic:
-            unlabeled.append(ShardFolder.open(Path(config.data.synthetic), verify=accelerator.is_local_main_process))
-        if config.data.batch_unlabeled and not unlabeled:
-            raise UserError(
-                "data.batch_unlabeled is not 0 but there are no unlabeled images; "
-                "set it to 0, or give data.synthetic, or data.labels half with data.unlabeled true"
-            )
-        uses_unlabeled = config.data.batch_unlabeled > 0
+        self.verify = accelerator.is_local_main_process  # one rank a node checks the shards it opens
+        labeled = split.labeled + split.unlabeled if config.data.labels == "all" else split.labeled
+        learns = _as_method(self.module).uses_unlabeled
+        unlabeled = self._unlabeled(split) if learns else {}
+        _check_batch(config, learns, bool(unlabeled))
         self.counts = {
             "labeled": len(labeled),
-            "unlabeled": sum(len(source) for source in unlabeled) if uses_unlabeled else 0,
+            "unlabeled": sum(map(len, unlabeled.values())),
+            **{kind: len(source) for kind, source in unlabeled.items()},
             "validation": len(split.validation),
         }
         self.loader = StreamLoader(
             labeled=subset_by_keys(data, labeled),
-            unlabeled=Concat(unlabeled) if uses_unlabeled else None,
+            unlabeled=Concat(list(unlabeled.values())) if unlabeled else None,
             batch_labeled=config.data.batch_labeled,
             batch_unlabeled=config.data.batch_unlabeled,
             image_size=config.data.image_size,
@@ -153,14 +149,16 @@ class SegmentationTask:
             workers=config.data.workers,
             augment=True,
         )
-        self.validation = EvalLoader(
-            subset_by_keys(data, split.validation),
-            batch=config.data.batch_labeled + config.data.batch_unlabeled,
-            image_size=config.data.image_size,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-            workers=config.data.workers,
-        )
+        self.validation = self._evaluation(subset_by_keys(data, split.validation), accelerator)
+        self.external = [
+            (folder, self._evaluation(folder, accelerator)) for folder in map(self._open, config.data.external)
+        ]
+        for folder, _ in self.external:
+            if unmasked := [record.key for record in folder.records if not record.labeled]:
+                raise UserError(
+                    f"{folder.folder}: {len(unmasked)} records have no mask, {unmasked[0]!r} first; "
+                    "data.external needs labeled images"
+                )
 
     def after_step(self, progress: Progress) -> None:
         _as_method(self.module).after_step(progress)
@@ -180,13 +178,63 @@ class SegmentationTask:
         """Full scores of a saved network, image by image; draws RUN/WEIGHTS/gallery.png."""
         network, _ = load_predictor(run, weights)
         network.to(accelerator.device)
-        images = score_images(network, self.validation.batches(), accelerator, surface=True)
-        for image in images:
-            image["class"] = self.classes[image["key"]]
+        scored = self._scored(network, self.data, self.validation, accelerator)
         if accelerator.is_main_process:
             gallery = run / weights / "gallery.png"
-            segmentation_gallery(network, self.data, images, self.config.data.image_size, gallery)
+            segmentation_gallery(network, self.data, scored["images"], self.config.data.image_size, gallery)
+        if self.external:
+            scored["external"] = {
+                folder.dataset: self._scored(network, folder, loader, accelerator) for folder, loader in self.external
+            }
+        return scored
+
+    def _scored(
+        self, network: nn.Module, data: ShardFolder, loader: EvalLoader, accelerator: Accelerator
+    ) -> dict[str, Any]:
+        images = score_images(network, loader.batches(), accelerator, surface=True)
+        classes = {record.key: record.category for record in data.records}
+        for image in images:
+            image["class"] = classes[image["key"]]
         return {"summary": summarize(images), "images": images}
+
+    def _unlabeled(self, split: Split) -> dict[str, Source]:
+        """Where unlabeled images come from: "training", "synthetic", "similar", as far as the config asks for them."""
+        config, sources = self.config.data, dict[str, Source]()
+        if config.unlabeled and config.labels == "half":
+            sources["training"] = subset_by_keys(self.data, split.unlabeled)
+        if config.synthetic:
+            sources["synthetic"] = self._open(config.synthetic)
+        if config.similar:
+            sources["similar"] = Concat([self._open(folder) for folder in config.similar])
+        return sources
+
+    def _open(self, folder: str) -> ShardFolder:
+        return ShardFolder.open(Path(folder), verify=self.verify)
+
+    def _evaluation(self, source: Source, accelerator: Accelerator) -> EvalLoader:
+        data = self.config.data
+        return EvalLoader(
+            source,
+            batch=data.batch_labeled + data.batch_unlabeled,
+            image_size=data.image_size,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            workers=data.workers,
+        )
+
+
+def _check_batch(config: SegmentConfig, learns: bool, there_are: bool) -> None:
+    """Raise UserError unless batches hold unlabeled images exactly where the method learns from them."""
+    name, batch = config.method.name, config.data.batch_unlabeled
+    if batch and not learns:
+        raise UserError(f"method.name {name} uses no unlabeled images; set data.batch_unlabeled 0, not {batch}")
+    if learns and not batch:
+        raise UserError(f"method.name {name} learns from unlabeled images; data.batch_unlabeled must not be 0")
+    if learns and not there_are:
+        raise UserError(
+            f"method.name {name} learns from unlabeled images but there are none; "
+            "give data.synthetic or data.similar, or data.labels half with data.unlabeled true"
+        )
 
 
 def _as_method(module: nn.Module) -> Method:

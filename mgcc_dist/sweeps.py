@@ -2,8 +2,8 @@
 
     python -m mgcc_dist.sweeps configs/sweeps/table_1.yaml --datasets BUSI | sh
 
-prints one command a run, which `sh` (one after the other) or `xargs -P` carries out; the same commands again go on where
-they were stopped. `mgcc_dist.report --sweep` reads the same file and puts the finished runs into the table.
+prints one command a run, which `sh` (one after the other) or `xargs -P` carries out; the same commands again go on
+where they were stopped. `mgcc_dist.report --sweep` reads the same file and puts the finished runs into the table.
 
 A sweep file holds:
 
@@ -142,15 +142,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ArgumentError as error:
         raise UserError(" ".join(error.message.split())) from error
     sweep = read_sweep(Path(chosen.sweep))
-    known = {"datasets": list(sweep.columns), "rows": list(sweep.rows), "seeds": [run.seed for run in sweep.runs]}
+    known: dict[str, list[Any]] = {
+        "datasets": list(sweep.columns),
+        "rows": list(sweep.rows),
+        "seeds": sorted({run.seed for run in sweep.runs}),
+    }
     for key, names in known.items():
         if unknown := [name for name in chosen[key] if name not in names]:
             raise UserError(f"{chosen.sweep} has no {key} {unknown[0]!r}; choose of {', '.join(map(str, names))}")
     for run in sweep.runs:
-        if all(
-            not names or name in names
-            for names, name in ((chosen.datasets, run.dataset), (chosen.rows, run.row), (chosen.seeds, run.seed))
-        ):
+        is_of = {"datasets": run.dataset, "rows": run.row, "seeds": run.seed}
+        if all(name in (chosen[key] or known[key]) for key, name in is_of.items()):
             print(shlex.join([sys.executable, *run.command()]))
 
 
@@ -190,7 +192,7 @@ def _content(path: Path) -> dict[str, Any]:
 def _check_names(path: Path, key: str, named: Any) -> None:
     if not isinstance(named, dict) or not named or not all(isinstance(keys, dict) for keys in named.values()):
         raise UserError(f"{path}: {key} must be a mapping of names to keys of `segment`")
-    for folder, times in Counter(map(slug, map(str, named))).items():
+    for folder, times in Counter(slug(str(name)) for name in named).items():
         if times > 1 or not folder:
             alike = [name for name in named if slug(str(name)) == folder]
             raise UserError(f"{path}: {key} {' and '.join(map(repr, alike))} would share the folder name {folder!r}")

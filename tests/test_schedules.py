@@ -71,6 +71,14 @@ def test_compressed_ramp_is_that_of_the_released_20000_steps_whatever_the_length
     assert consistency_weight("compressed", at(40, 40)) == pytest.approx(4.0, abs=0.02)
 
 
+def test_the_baselines_ramps_are_a_seventieth_of_mgcc_s():
+    for ramp, mgcc in (("ssl4mis", "released"), ("ssl4mis_compressed", "compressed")):
+        for step in (0, 1500, 10_000, 40_000):
+            progress = at(step, 40_000)
+            assert consistency_weight(ramp, progress) == pytest.approx(consistency_weight(mgcc, progress) / 70)
+    assert consistency_weight("ssl4mis", at(30_000, 40_000)) == pytest.approx(0.1)
+
+
 def test_paper_ramp_stretches_over_the_run():
     assert consistency_weight("paper_0.1", at(0, 80)) == pytest.approx(0.1 * math.exp(-5))
     assert consistency_weight("paper_0.1", at(40, 80)) == pytest.approx(0.1 * math.exp(-1.25))

@@ -45,17 +45,49 @@ def counts_of(config):
 
 def test_each_setting_of_the_paper_uses_its_images(data):
     synthetic = ["--data.synthetic", data[1]]
-    assert counts_of(configured(data)) == {"labeled": 8, "unlabeled": 8, "validation": 8}  # Table I
-    assert counts_of(configured(data, *synthetic)) == {"labeled": 8, "unlabeled": 13, "validation": 8}  # Table III
+    similar = ["--data.similar", json.dumps([str(data[1])])]
+    plain = {"labeled": 8, "validation": 8, "training": 8}
+    assert counts_of(configured(data)) == {**plain, "unlabeled": 8}  # Table I
+    assert counts_of(configured(data, *similar)) == {**plain, "unlabeled": 13, "similar": 5}  # Table II
+    assert counts_of(configured(data, *synthetic)) == {**plain, "unlabeled": 13, "synthetic": 5}  # Table III
     everything = configured(data, *synthetic, "--data.labels", "all")  # Table IV
-    assert counts_of(everything) == {"labeled": 16, "unlabeled": 5, "validation": 8}
+    assert counts_of(everything) == {"labeled": 16, "unlabeled": 5, "synthetic": 5, "validation": 8}
     supervised = configured(data, "--data.labels", "all", preset="unet_demo")  # Table I, U-Net
     assert counts_of(supervised) == {"labeled": 16, "unlabeled": 0, "validation": 8}
 
 
-def test_unlabeled_batches_without_unlabeled_images_are_refused(data):
-    with pytest.raises(UserError, match=r"data\.batch_unlabeled is not 0 but there are no unlabeled images"):
-        counts_of(configured(data, "--data.labels", "all"))
+@pytest.mark.parametrize(
+    ("preset", "words", "message"),
+    [
+        ("mgcc_demo", ["--data.labels", "all"], r"mgcc learns from unlabeled images but there are none; give"),
+        ("mgcc_demo", ["--data.batch_unlabeled", "0"], r"mgcc learns from unlabeled images; data\.batch_unlabeled"),
+        ("unet_demo", ["--data.batch_unlabeled", "4"], r"supervised uses no unlabeled images; set data\.batch"),
+    ],
+)
+def test_batches_that_do_not_fit_the_method_are_refused(data, preset, words, message):
+    with pytest.raises(UserError, match=message):
+        counts_of(configured(data, *words, preset=preset))
+
+
+def test_another_data_set_is_scored_but_not_trained_on(data, tmp_path, phantom_shards):
+    other = tmp_path / "other"
+    other.mkdir()
+    samples = [phantom_shards.read(i) for i in range(3)]
+    write_index(other, "elsewhere", [write_shard(other / "s.tar", samples)])
+    words = ["--loop.epochs", "null", "--loop.steps", "1", "--data.external", json.dumps([str(other)])]
+    config = configured(data, *words, "--out", tmp_path / "run")
+    assert counts_of(config)["labeled"] == 8
+    run(config)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    for weights in ("best", "last"):
+        scored = result[weights]["external"]["elsewhere"]
+        assert sorted(image["key"] for image in scored["images"]) == sorted(sample.key for sample in samples)
+        assert scored["summary"]["images"] == 3
+
+
+def test_an_external_set_without_masks_is_refused(data):
+    with pytest.raises(UserError, match=r"5 records have no mask, 'synthetic-0' first; data\.external needs labeled"):
+        counts_of(configured(data, "--data.external", json.dumps([str(data[1])])))
 
 
 def test_a_run_leaves_a_result_and_networks_that_load(data, tmp_path, capsys):

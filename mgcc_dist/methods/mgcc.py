@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mgcc_dist.errors import UserError
 from mgcc_dist.losses import consistency_loss, supervised_loss
-from mgcc_dist.methods.method import Method, MethodConfig
+from mgcc_dist.methods.method import Method, MethodConfig, total
 from mgcc_dist.models import NetworkConfig, build_network
 from mgcc_dist.schedules import Progress, consistency_weight
 
@@ -15,14 +14,13 @@ if TYPE_CHECKING:
     from mgcc_dist.data.loader import Batch
 
 
-class CrossConsistency(Method):
+class MultiLevelCrossConsistency(Method):
     """All decoders learn from labels; on unlabeled images the auxiliary ones are to agree with the main one."""
 
+    networks = ("mgcc",)
+
     def __init__(self, config: MethodConfig, network: NetworkConfig) -> None:
-        super().__init__()
-        if network.name != "mgcc":
-            raise UserError(f"method.name mgcc needs network.name mgcc, got {network.name}")
-        self.config = config
+        super().__init__(config, network)
         self.network = build_network(network)
 
     def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:
@@ -30,13 +28,7 @@ class CrossConsistency(Method):
         n = batch.labeled
         supervised = torch.stack([supervised_loss(y[:n], batch.masks) for y in (main, *auxiliary)]).mean()  # Eq. 9, 10
         consistency = consistency_loss(main[n:], [y[n:] for y in auxiliary], self.config.detach_target)  # Eq. 11
-        weight = consistency_weight(self.config.ramp, progress)
-        return {
-            "loss": supervised + weight * consistency,  # Eq. 12
-            "supervised": supervised,
-            "consistency": consistency,
-            "weight": supervised.new_full((), weight),
-        }
+        return total(supervised, consistency, consistency_weight(self.config.ramp, progress))  # Eq. 12
 
     def predictor(self) -> nn.Module:
         return self.network.inference_module()

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 class Supervised(Method):
     """Any network; one with auxiliary decoders learns from the mean over all its decoders (Eq. 9)."""
 
+    uses_unlabeled = False
+
     def __init__(self, config: MethodConfig, network: NetworkConfig) -> None:
-        super().__init__()
+        super().__init__(config, network)
         self.network = build_network(network)
 
     def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:

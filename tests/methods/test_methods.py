@@ -6,18 +6,30 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mgcc_dist.config import parse
 from mgcc_dist.errors import UserError
-from mgcc_dist.methods import MethodConfig, build
+from mgcc_dist.methods import METHODS, MethodConfig, build
+from mgcc_dist.methods.cutmix_teacher import boxes
+from mgcc_dist.methods.teacher import update_teacher
 from mgcc_dist.models import NetworkConfig
 from mgcc_dist.schedules import Progress
+from mgcc_dist.train.process_group import seed_step
 
+SWIN = {"embed_dim": 4, "depths": (2, 2), "heads": (1, 2), "window": 2}
 NETWORKS = {
-    "unet": NetworkConfig("unet", widths=(4, 8, 8)),
+    "unet": NetworkConfig("unet", widths=(4, 8, 8), **SWIN),
+    "swin_unet": NetworkConfig("swin_unet", **SWIN),
+    "cct": NetworkConfig("cct", widths=(4, 8, 8)),
     "mgcc": NetworkConfig("mgcc", widths=(4, 8, 8), taps=(1, 2, 3), kernel_size=3),
 }
-PAIRS = [("supervised", "unet"), ("supervised", "mgcc"), ("mgcc", "mgcc")]
+PAIRS = [
+    *(("supervised", network) for network in NETWORKS),
+    *((method, "unet") for method in ("mean_teacher", "uamt", "dct", "cps", "ctbct")),
+    *(("cps", "swin_unet"), ("cct", "cct"), ("mgcc", "mgcc"), ("cutmix_teacher", "mgcc"), ("cutmix_teacher", "cct")),
+]
 PROGRESS = Progress(step=30_000, total_steps=40_000, epoch=1.0, seed=0)
 
 
@@ -33,14 +45,66 @@ def made(method, network, **options):
     return build(MethodConfig(method, **options), NETWORKS[network])
 
 
+def test_every_method_is_tested_here():
+    assert {method for method, _ in PAIRS} == METHODS.keys()
+
+
 @pytest.mark.parametrize(("method", "network"), PAIRS)
-@pytest.mark.parametrize("unlabeled", [0, 3])
-def test_every_parameter_gets_a_gradient_so_that_ddp_waits_for_none(method, network, unlabeled):
+def test_every_trained_parameter_gets_a_gradient_so_that_ddp_waits_for_none(method, network):
     module = made(method, network)
-    losses = module(batch_of(2, unlabeled), PROGRESS)
+    losses = module(batch_of(2, 3), PROGRESS)
     losses["loss"].backward()
     assert all(loss.shape == () and loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
-    assert [name for name, p in module.named_parameters() if p.grad is None] == []
+    assert [name for name, p in module.named_parameters() if p.grad is None and p.requires_grad] == []
+
+
+def test_two_networks_that_teach_each_other_start_from_different_weights():
+    for module in (made("cps", "unet"), made("dct", "unet", views="two_networks")):
+        first, second = (torch.cat([p.flatten() for p in n.parameters()]) for n in (module.first, module.second))
+        assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize(
+    ("method", "network"), [("mean_teacher", "unet"), ("uamt", "unet"), ("cutmix_teacher", "mgcc")]
+)
+def test_a_teacher_is_not_trained_but_follows_and_is_not_what_predicts(method, network):
+    module, batch = made(method, network, teacher_decay=0.5), batch_of(2, 2)
+    before = [p.clone() for p in module.teacher.parameters()]
+    assert not any(p.requires_grad for p in module.teacher.parameters())
+    module(batch, PROGRESS)["loss"].backward()
+    for p in module.parameters():
+        if p.requires_grad:
+            p.data.sub_(0.1 * p.grad)
+    assert all(torch.equal(old, new) for old, new in zip(before, module.teacher.parameters(), strict=True))
+    module.after_step(PROGRESS)
+    assert not all(torch.equal(old, new) for old, new in zip(before, module.teacher.parameters(), strict=True))
+    teachers = {id(p) for p in module.teacher.parameters()}
+    assert not teachers & {id(p) for p in module.predictor().parameters()}
+
+
+def test_the_first_update_of_a_teacher_makes_it_its_student():
+    student, teacher = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    update_teacher(teacher, student, decay=0.9, step=0)
+    assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), student.parameters(), strict=True))
+
+
+def test_a_teacher_s_decay_rises_to_its_highest_and_stays():
+    student, teacher = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    for step, decay in ((1, 0.5), (3, 0.75), (9, 0.9), (500, 0.9)):
+        before = teacher.weight.clone()
+        update_teacher(teacher, student, decay=0.9, step=step)
+        torch.testing.assert_close(teacher.weight, decay * before + (1 - decay) * student.weight)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6), height=st.integers(8, 40), width=st.integers(8, 40))
+def test_a_pasted_box_is_about_half_of_the_image_and_a_rectangle(seed, height, width):
+    torch.manual_seed(seed)
+    for box in boxes(torch.zeros(3, 1, height, width))[:, 0]:
+        rows, columns = box.any(1), box.any(0)
+        assert torch.equal(box, rows[:, None] & columns[None, :])
+        assert all(int((edge[1:] != edge[:-1]).sum()) <= 2 for edge in (rows.int(), columns.int()))
+        assert abs(box.float().mean().item() - 0.5) < 1 / height + 1 / width
 
 
 @pytest.mark.parametrize(("method", "network"), PAIRS)
@@ -77,7 +141,8 @@ def test_predictor_s_weights_alone_rebuild_the_same_prediction(method, network):
     module(batch_of(2, 2), PROGRESS)  # moves the running statistics
     images = batch_of(2, 0).images
     saved = {name: tensor.clone() for name, tensor in module.predictor().state_dict().items()}
-    assert not any("auxiliary" in name for name in saved)
+    if network != "swin_unet":
+        assert not any("auxiliary" in name for name in saved)
     torch.manual_seed(99)
     fresh = build(MethodConfig(method), NETWORKS[network]).predictor()
     fresh.load_state_dict(saved)
@@ -122,29 +187,30 @@ def test_mgcc_learns_consistency_from_unlabeled_images_only():
     assert module(batch, PROGRESS)["consistency"].item() == 0.0
 
 
-def test_mgcc_without_unlabeled_images_is_its_supervised_loss():
-    losses = made("mgcc", "mgcc")(batch_of(2, 0), PROGRESS)
-    assert losses["consistency"].item() == 0.0
-    assert losses["loss"].item() == losses["supervised"].item()
+@pytest.mark.parametrize(("method", "network"), PAIRS)
+def test_the_same_seed_gives_the_same_step_on_every_rank(method, network):
+    def losses(rank):
+        module = made(method, network)
+        torch.manual_seed(rank)  # what a rank did before does not matter
+        seed_step(5, 17)
+        return module(batch_of(2, 2), PROGRESS)
 
-
-def test_the_same_seed_gives_the_same_step():
-    def step():
-        module = made("mgcc", "mgcc")
-        torch.manual_seed(5)
-        return module(batch_of(2, 2), PROGRESS)["loss"]
-
-    assert torch.equal(step(), step())
+    first, second = losses(0), losses(1)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_unknown_method_is_refused_with_the_names_that_exist():
-    with pytest.raises(UserError, match=re.escape("method.name 'mgc' is not known; choose one of mgcc, supervised")):
+    with pytest.raises(UserError, match=re.escape("method.name 'mgc' is not known; choose one of supervised, mean_")):
         build(MethodConfig("mgc"), NETWORKS["unet"])
 
 
-def test_mgcc_refuses_a_network_without_auxiliary_decoders():
-    with pytest.raises(UserError, match=r"method\.name mgcc needs network\.name mgcc, got unet"):
-        build(MethodConfig("mgcc"), NETWORKS["unet"])
+@pytest.mark.parametrize(
+    ("method", "needed"), [("mgcc", "mgcc"), ("cct", "cct"), ("ctbct", "unet"), ("uamt", "unet or cmunet or swin_unet")]
+)
+def test_a_method_refuses_a_network_that_it_cannot_train(method, needed):
+    other = "mgcc" if method != "mgcc" else "unet"
+    with pytest.raises(UserError, match=re.escape(f"method.name {method} needs network.name {needed}, got {other}")):
+        build(MethodConfig(method), NETWORKS[other])
 
 
 def test_configs_read_from_a_command_line():

@@ -1,0 +1,47 @@
+"""Cross pseudo supervision, CPS (Chen et al. 2021), in the form of SSL4MIS' 2D script."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mgcc_dist.losses import supervised_loss
+from mgcc_dist.methods.method import ONE_DECODER, Method, MethodConfig, total
+from mgcc_dist.models import NetworkConfig, build_network
+from mgcc_dist.schedules import Progress, consistency_weight
+
+if TYPE_CHECKING:
+    from mgcc_dist.data.loader import Batch
+
+
+class CrossPseudoSupervision(Method):
+    """Two networks from two initialisations; on unlabeled images each learns the other's thresholded prediction (BCE).
+
+    Both are stepped by one optimizer, which for SGD is the same as one each. The first one predicts.
+    """
+
+    networks: ClassVar[tuple[str, ...]] = ONE_DECODER
+
+    def __init__(self, config: MethodConfig, network: NetworkConfig) -> None:
+        super().__init__(config, network)
+        self.first = build_network(network)
+        self.second = build_network(self.partner(network))
+
+    def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:
+        n = batch.labeled
+        first, second = self.first(batch.images), self.second(batch.images)
+        supervised = supervised_loss(first[:n], batch.masks) + supervised_loss(second[:n], batch.masks)
+        by_second = self.pseudo_loss(first[n:].float(), (second[n:].detach() > 0).float())
+        by_first = self.pseudo_loss(second[n:].float(), (first[n:].detach() > 0).float())
+        return total(supervised, by_second + by_first, consistency_weight(self.config.ramp, progress))
+
+    def predictor(self) -> nn.Module:
+        return self.first.inference_module()
+
+    def partner(self, network: NetworkConfig) -> NetworkConfig:
+        """The second network: another of the same kind."""
+        return network
+
+    def pseudo_loss(self, logits: Tensor, pseudo_masks: Tensor) -> Tensor:
+        """Of logits [U,1,H,W] against the other network's masks [U,1,H,W] in {0,1}."""
+        return F.binary_cross_entropy_with_logits(logits, pseudo_masks)

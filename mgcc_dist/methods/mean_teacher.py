@@ -1,0 +1,44 @@
+"""Mean teacher, MT (Tarvainen & Valpola 2017), in the form of SSL4MIS' 2D script."""
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from mgcc_dist.losses import probability_mse, supervised_loss
+from mgcc_dist.methods.method import ONE_DECODER, Method, MethodConfig, total
+from mgcc_dist.methods.teacher import noisy, update_teacher
+from mgcc_dist.models import NetworkConfig, build_network
+from mgcc_dist.schedules import Progress, consistency_weight
+
+if TYPE_CHECKING:
+    from mgcc_dist.data.loader import Batch
+
+
+class MeanTeacher(Method):
+    """The student learns from labels, and on unlabeled images to agree with a moving average of itself.
+
+    Consistency: MSE between the student's probabilities and the teacher's on noisy inputs. The student predicts.
+    """
+
+    networks = ONE_DECODER
+
+    def __init__(self, config: MethodConfig, network: NetworkConfig) -> None:
+        super().__init__(config, network)
+        self.student = build_network(network)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+
+    def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:
+        n = batch.labeled
+        with torch.no_grad():
+            target = self.teacher(noisy(batch.images[n:])).float().sigmoid()
+        logits = self.student(batch.images)
+        weight = consistency_weight(self.config.ramp, progress) if progress.step >= self.config.teacher_start else 0.0
+        return total(supervised_loss(logits[:n], batch.masks), probability_mse(logits[n:], target), weight)
+
+    def after_step(self, progress: Progress) -> None:
+        update_teacher(self.teacher, self.student, self.config.teacher_decay, progress.step)
+
+    def predictor(self) -> nn.Module:
+        return self.student.inference_module()

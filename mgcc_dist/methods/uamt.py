@@ -1,0 +1,55 @@
+"""Uncertainty-aware mean teacher, UA-MT (Yu et al. 2019), in the form of SSL4MIS' 2D script."""
+
+import copy
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from mgcc_dist.losses import supervised_loss
+from mgcc_dist.methods.method import ONE_DECODER, Method, MethodConfig, total
+from mgcc_dist.methods.teacher import noisy, update_teacher
+from mgcc_dist.models import NetworkConfig, build_network
+from mgcc_dist.schedules import Progress, consistency_weight, gaussian_ramp
+
+if TYPE_CHECKING:
+    from mgcc_dist.data.loader import Batch
+
+PASSES = 8
+
+
+class UncertaintyAwareMeanTeacher(Method):
+    """Mean teacher whose student follows only where the teacher is sure.
+
+    Uncertainty of a pixel: entropy over (p, 1 - p) of the mean p of eight noisy teacher passes. Pixels below
+    (0.75 + 0.25 ramp) ln 2 are the mask M; consistency: sum(M d^2) / (2 sum(M)), d the difference between the student's
+    probabilities and those of one more noisy teacher pass. The student predicts.
+    """
+
+    networks = ONE_DECODER
+
+    def __init__(self, config: MethodConfig, network: NetworkConfig) -> None:
+        super().__init__(config, network)
+        self.student = build_network(network)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+
+    def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:
+        n = batch.labeled
+        with torch.no_grad():
+            target, *passes = (self.teacher(noisy(batch.images[n:])).float().sigmoid() for _ in range(1 + PASSES))
+            mean = torch.stack(passes).mean(0)
+            uncertainty = -(mean * (mean + 1e-6).log() + (1 - mean) * (1 - mean + 1e-6).log())
+            threshold = (0.75 + 0.25 * gaussian_ramp(progress.step, progress.total_steps)) * math.log(2)
+            mask = (uncertainty < threshold).float()
+        logits = self.student(batch.images)
+        difference = logits[n:].float().sigmoid() - target
+        consistency = (mask * difference.square()).sum() / (2 * mask.sum() + 1e-16)
+        weight = consistency_weight(self.config.ramp, progress)
+        return total(supervised_loss(logits[:n], batch.masks), consistency, weight)
+
+    def after_step(self, progress: Progress) -> None:
+        update_teacher(self.teacher, self.student, self.config.teacher_decay, progress.step)
+
+    def predictor(self) -> nn.Module:
+        return self.student.inference_module()

@@ -1,0 +1,25 @@
+"""Program that each rank runs: `segment` for several methods, one after the other in one process group.
+
+torchrun ... segment_on_ranks.py SHARDS SPLIT OUT METHOD:NETWORK ...
+"""
+
+import sys
+
+from mgcc_dist.config import CONFIGS, parse
+from mgcc_dist.segment import SegmentConfig, run
+
+TINY = """
+--data.synthetic null --data.image_size 16 --data.workers 0 --network.widths [4,8]
+--network.taps [1,2,3] --network.embed_dim 4 --network.depths [2,2] --network.heads [1,2] --network.window 2
+--method.teacher_start 0 --loop.epochs null --loop.steps 2 --loop.learning_rate 0.02 --loop.log_every 1
+"""
+
+shards, split, out, *pairs = sys.argv[1:]
+for pair in pairs:
+    method, network = pair.split(":")
+    # DeepSpeed's settings live as long as the process, and with them the batch: four images for all.
+    batches = (4, 0) if method == "supervised" else (2, 2)
+    words = f"--preset mgcc_demo {TINY} --data.shards {shards} --data.split {split}"
+    words += " --data.batch_labeled {} --data.batch_unlabeled {}".format(*batches)
+    words += f" --method.name {method} --network.name {network} --out {out}/{method}-{network}"
+    run(parse(SegmentConfig, "segment", "", CONFIGS / "segment", "mgcc_demo", words.split()))

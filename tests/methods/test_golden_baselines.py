@@ -1,0 +1,192 @@
+"""Each baseline's step against its formula written again in float64: ten steps, losses, gradients and teachers.
+
+As in test_golden.py nothing of the package computes the expected values. Shared is only the order of random draws.
+"""
+
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from equations import Reference, bce, dice, mse, supervised
+from torch.func import functional_call
+
+from mgcc_dist.methods import MethodConfig, build
+from mgcc_dist.models import NetworkConfig
+from mgcc_dist.schedules import Progress
+
+N, U, TOTAL = 2, 3, 20_000
+MIXER = {"taps": (1, 2, 3), "gates": (True, False, True, True)}
+UNET = NetworkConfig("unet", widths=(3, 4, 5), embed_dim=4, depths=(2, 2), heads=(1, 2), window=2, drop_path=0.0)
+MGCC = NetworkConfig("mgcc", widths=(3, 4, 5), kernel_size=3, **MIXER)
+
+
+@dataclass
+class Step:
+    """What a formula may look at: tensors by name, images, masks, the step, the module (for what is not re-derived)."""
+
+    w: dict
+    images: torch.Tensor
+    masks: torch.Tensor
+    number: int
+    module: torch.nn.Module
+
+    @property
+    def unlabeled(self):
+        return self.images[N:]
+
+    def network(self, prefix, **options):
+        own = {name.removeprefix(prefix): value for name, value in self.w.items() if name.startswith(prefix)}
+        return Reference(own, **options)
+
+
+def noisy(x):
+    return x + torch.clamp(torch.randn(x.shape, dtype=x.dtype) * 0.1, min=-0.2, max=0.2)
+
+
+def mean_teacher(s):
+    target = s.network("teacher.").unet(noisy(s.unlabeled))
+    p = s.network("student.").unet(s.images)
+    return supervised(p[:N], s.masks), (0 if s.number < 1000 else 1) * mse(p[N:], target), mse(p[N:], target)
+
+
+def uamt(s):
+    target = s.network("teacher.").unet(noisy(s.unlabeled))
+    passes = [s.network("teacher.").unet(noisy(s.unlabeled)) for _ in range(8)]
+    p = sum(passes) / 8
+    entropy = -(p * torch.log(p + 1e-6) + (1 - p) * torch.log(1 - p + 1e-6))
+    ramp = math.exp(-5 * (1 - s.number / TOTAL) ** 2)
+    sure = (entropy < (0.75 + 0.25 * ramp) * math.log(2)).double()
+    assert 0 < sure.mean() < 1  # else the mask would not be tested
+    student = s.network("student.").unet(s.images)
+    term = (sure * (student[N:] - target) ** 2).sum() / (2 * sure.sum() + 1e-16)
+    return supervised(student[:N], s.masks), term, term
+
+
+def dct_rotation(s):
+    k = int(torch.randint(4, ()))
+    network = s.network("first.")
+    p, of_rotated = network.unet(s.images), network.unet(torch.rot90(s.unlabeled, k, (2, 3)))
+    rotated = torch.rot90(p[N:], k, (2, 3))
+    term = (mse(of_rotated, rotated.detach()) + mse(of_rotated.detach(), rotated)) / 2
+    return supervised(p[:N], s.masks), term, term
+
+
+def dct_two_networks(s):
+    images = s.images.clone().requires_grad_()
+    networks = [s.network("first."), s.network("second.")]
+    p, q = (network.unet(images) for network in networks)
+
+    def entropy(r):
+        return -(r * r.log() + (1 - r) * (1 - r).log())
+
+    term = (entropy((p + q) / 2) - entropy(p) / 2 - entropy(q) / 2)[N:].mean()  # Jensen-Shannon divergence
+    for own, other in ((p, networks[1]), (q, networks[0])):
+        labels = torch.cat([s.masks, (own[N:] > 0.5).double()])
+        (slope,) = torch.autograd.grad(bce(own, labels), images, retain_graph=True)
+        attacked = other.unet((images + 0.02 * slope.sign()).detach())
+        term = term - (own.detach() * attacked.log() + (1 - own.detach()) * (1 - attacked).log()).mean()
+    return supervised(p[:N], s.masks) + supervised(q[:N], s.masks), term, term
+
+
+def cps(s):
+    p, q = s.network("first.").unet(s.images), s.network("second.").unet(s.images)
+    term = bce(p[N:], (q[N:].detach() > 0.5).double()) + bce(q[N:], (p[N:].detach() > 0.5).double())
+    return supervised(p[:N], s.masks) + supervised(q[:N], s.masks), term, term
+
+
+def ctbct(s):
+    p = s.network("first.").unet(s.images)
+    transformer = {name.removeprefix("second."): w for name, w in s.w.items() if name.startswith("second.")}
+    q = torch.sigmoid(functional_call(s.module.second, transformer, (s.images,)))  # its network has tests of its own
+    term = dice(p[N:], (q[N:].detach() > 0.5).double()) + dice(q[N:], (p[N:].detach() > 0.5).double())
+    return supervised(p[:N], s.masks) + supervised(q[:N], s.masks), term, term
+
+
+def cct(s):
+    main, *auxiliary = s.network("network.").cct(s.images)
+    on_labels = sum(supervised(p[:N], s.masks) for p in (main, *auxiliary)) / 4
+    term = sum(mse(main[N:], p[N:]) for p in auxiliary) / 3
+    return on_labels, term, term
+
+
+def cutmix_teacher(s):
+    p = s.network("teacher.", **MIXER, running=True).mgcc_main(s.unlabeled)
+    certainty = ((p > 0.97) | (p < 0.03)).double().mean()
+    share, top, left = torch.rand(3, U)
+    mixed, target = s.unlabeled.clone(), p.clone()
+    side = s.images.shape[-1]
+    for i in range(U):
+        height, width = 0.5 ** share[i], 0.5 ** (1 - share[i])
+        for row in range(side):
+            for column in range(side):
+                y, x = (row + 0.5) / side - top[i] * (1 - height), (column + 0.5) / side - left[i] * (1 - width)
+                if 0 <= y < height and 0 <= x < width:
+                    mixed[i, :, row, column] = s.unlabeled[i - 1, :, row, column]
+                    target[i, :, row, column] = p[i - 1, :, row, column]
+    decoders = s.network("network.", **MIXER).mgcc(torch.cat([s.images[:N], mixed]))
+    term = certainty * sum(mse(q[N:], target) for q in decoders) / 4
+    return sum(supervised(q[:N], s.masks) for q in decoders) / 4, term, term
+
+
+@pytest.mark.parametrize(
+    ("formula", "config", "network"),
+    [
+        pytest.param(mean_teacher, MethodConfig("mean_teacher", "ssl4mis"), UNET, id="mean_teacher"),
+        pytest.param(uamt, MethodConfig("uamt", "ssl4mis", teacher_decay=0.99), UNET, id="uamt"),
+        pytest.param(dct_rotation, MethodConfig("dct", "ssl4mis"), UNET, id="dct-rotation"),
+        pytest.param(dct_two_networks, MethodConfig("dct", "ssl4mis", views="two_networks"), UNET, id="dct-networks"),
+        pytest.param(cps, MethodConfig("cps", "ssl4mis"), UNET, id="cps"),
+        pytest.param(ctbct, MethodConfig("ctbct", "ssl4mis"), UNET, id="ctbct"),
+        pytest.param(cct, MethodConfig("cct", "ssl4mis"), NetworkConfig("cct", widths=(3, 4, 5)), id="cct"),
+        pytest.param(cutmix_teacher, MethodConfig("cutmix_teacher", "ssl4mis"), MGCC, id="cutmix_teacher"),
+    ],
+)
+def test_ten_steps_equal_the_formula_in_float64(formula, config, network):
+    torch.manual_seed(3)
+    method = build(config, network).double().train()
+    trained = [(name, p) for name, p in method.named_parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD([p for _, p in trained], lr=0.3)
+    images = torch.rand(N + U, 1, 16, 16, dtype=torch.float64) * 2 - 1
+    masks = (images[:N] > 0.3).double()
+    batch = SimpleNamespace(images=images, masks=masks, labeled=N)
+    teacher = {name: p.clone() for name, p in method.state_dict().items() if name.startswith("teacher.")}
+
+    for number in range(10):
+        step = number * 1900 if number else 0
+        weight = 0.1 * math.exp(-5 * (1 - step // 150 / 200) ** 2)
+        before = {name: value.clone() for name, value in method.state_dict().items()}
+        torch.manual_seed(number)
+        losses = method(batch, Progress(step, TOTAL, epoch=0.0, seed=0))
+        optimizer.zero_grad()
+        losses["loss"].backward()
+
+        leaves = {name: before[name].requires_grad_() for name, _ in trained}
+        torch.manual_seed(number)
+        on_labels, counted, consistency = formula(Step({**before, **teacher, **leaves}, images, masks, step, method))
+        gradients = torch.autograd.grad(on_labels + weight * counted, leaves.values())
+
+        expected = {"loss": on_labels + weight * counted, "supervised": on_labels, "consistency": consistency}
+        for name, value in expected.items():
+            assert losses[name].item() == pytest.approx(value.item(), rel=1e-5, abs=1e-9), (number, name)
+        largest = max(gradient.abs().max() for gradient in gradients)
+        for (name, parameter), gradient in zip(trained, gradients, strict=True):
+            error = (parameter.grad - gradient).abs().max()
+            assert error <= 2e-5 * largest, (number, name, error, largest)
+
+        optimizer.step()
+        method.after_step(Progress(step, TOTAL, epoch=0.0, seed=0))
+        if teacher:  # its own recursion, from the start
+            decay = min(1 - 1 / (step + 1), config.teacher_decay)
+            now = method.state_dict()
+            student = "student." if config.name in ("mean_teacher", "uamt") else "network."
+            for name, value in teacher.items():
+                learned = now[name.replace("teacher.", student)]
+                averaged = name in dict(method.named_parameters())
+                if averaged:
+                    teacher[name] = decay * value + (1 - decay) * learned
+                    torch.testing.assert_close(now[name], teacher[name], rtol=1e-9, atol=1e-12)
+                elif config.name == "cutmix_teacher":
+                    teacher[name] = learned.clone()
+                    assert torch.equal(now[name], learned)
