@@ -2,8 +2,12 @@
 
     python -m mgcc_dist.sweeps configs/sweeps/table_1.yaml --datasets BUSI | sh
 
-prints one command a run, which `sh` (one after the other) or `xargs -P` carries out; the same commands again go on
-where they were stopped. `mgcc_dist.report --sweep` reads the same file and puts the finished runs into the table.
+prints one command a run, for `sh` (one after the other) or for several at a time:
+
+    ... | xargs -P 2 -d '\\n' -I{} sh -c '{}'
+
+The same line again goes on where it was stopped. `mgcc_dist.report --sweep` reads the same file and puts the finished runs
+into the table.
 
 A sweep file holds:
 
