@@ -6,8 +6,8 @@ prints one command a run, for `sh` (one after the other) or for several at a tim
 
     ... | xargs -P 2 -d '\\n' -I{} sh -c '{}'
 
-The same line again goes on where it was stopped. `mgcc_dist.report --sweep` reads the same file and puts the finished runs
-into the table.
+The same line again goes on where it was stopped. `mgcc_dist.report --sweep` reads the same file and puts the finished
+runs into the table.
 
 A sweep file holds:
 
