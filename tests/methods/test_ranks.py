@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -30,10 +29,7 @@ def data(tmp_path_factory, phantom_shards):
 
 def train(data, out, environment):
     """Two steps of every method on two ranks; the rows of metrics.jsonl by method."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = f"-m torch.distributed.run --nproc_per_node 2 --master_addr 127.0.0.1 --master_port {port}".split()
+    launcher = "-m torch.distributed.run --standalone --nproc_per_node 2".split()
     program = str(Path(__file__).with_name("segment_on_ranks.py"))
     done = subprocess.run(
         [sys.executable, *launcher, program, *map(str, data), str(out), *PAIRS],
