@@ -1,0 +1,107 @@
+"""Samples per second of the shard loader, against a plain folder loader as the paper's released code has it.
+
+    python -m benchmarks.loader --root Dataset_BUSI_with_GT --out benchmarks/results/loader.json
+
+plain   torch's DataLoader over the published files: decode image and mask, to RGB, resize to 256x256, rotate and flip,
+        normalise. Every epoch again.
+shards  this package's StreamLoader over shards that were written once at 256x256 (that time is given too).
+
+Both give augmented batches of eight images with masks to one consumer that does nothing with them. The two take turns;
+each figure is the median over the rounds, and the ratio that of the rounds' ratios.
+"""
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.machine import describe
+from mgcc_dist.data.convert import write_shards
+from mgcc_dist.data.datasets import busi
+from mgcc_dist.data.loader import Position, StreamLoader
+from mgcc_dist.files import write_json
+
+SIZE, BATCH = 256, 8
+
+
+class Folder(Dataset):
+    """Image and mask files, read when asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self.files = [(item.image, item.masks[0]) for item in busi(root).items]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        image, mask = (Image.open(path) for path in self.files[i])
+        pixels = np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR), np.float32)
+        labels = np.asarray(mask.convert("L").resize((SIZE, SIZE), Image.Resampling.NEAREST), np.float32)
+        turns, flip = int(torch.randint(4, ())), bool(torch.randint(2, ()))
+        pixels, labels = np.rot90(pixels, turns), np.rot90(labels, turns)
+        if flip:
+            pixels, labels = np.fliplr(pixels), np.fliplr(labels)
+        pixels = (pixels / 255 - 0.5) / 0.5
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), torch.from_numpy(labels / 255)
+
+
+def plain(root: Path, workers: int) -> Iterator[object]:
+    loader = DataLoader(Folder(root), batch_size=BATCH, shuffle=True, drop_last=True, num_workers=workers)
+    while True:
+        yield from loader
+
+
+def sharded(folder: object, workers: int) -> Iterator[object]:
+    loader = StreamLoader(folder, None, BATCH, 0, SIZE, seed=0, rank=0, world=1, workers=workers, augment=True)
+    return (batch for batch, _ in loader.batches(Position()))
+
+
+def samples_per_second(batches: Iterator[object], count: int) -> float:
+    next(batches)  # workers start
+    began = time.perf_counter()
+    for _ in itertools.islice(batches, count):
+        pass
+    return count * BATCH / (time.perf_counter() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="BUSI as published")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=60, help="batches a round and loader")
+    options = parser.parse_args()
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        began = time.perf_counter()
+        folder = write_shards(busi(options.root), Path(scratch) / "shards", size=SIZE)
+        rows = {}
+        written = time.perf_counter() - began
+        for workers in (0, 1, 2):
+            pairs = []
+            for _ in range(options.rounds):
+                slow = samples_per_second(plain(options.root, workers), options.batches)
+                pairs.append((slow, samples_per_second(sharded(folder, workers), options.batches)))
+            ratios = sorted(fast / slow for slow, fast in pairs)
+            rows[f"{workers} workers"] = {
+                "plain_samples_per_second": round(statistics.median(slow for slow, _ in pairs), 1),
+                "shards_samples_per_second": round(statistics.median(fast for _, fast in pairs), 1),
+                "ratio": round(statistics.median(ratios), 2),
+                "ratio_lowest_highest": [round(ratios[0], 2), round(ratios[-1], 2)],
+            }
+            print(f"{workers} workers: {rows[f'{workers} workers']}", flush=True)
+    write_json(options.out, {**describe(), "seconds_to_write_shards": round(written, 1), "rows": rows})
+    print(f"loader: {options.out}")
+
+
+if __name__ == "__main__":
+    main()
