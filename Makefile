@@ -35,7 +35,7 @@ $(READY): setup.py constraints.txt
 	    echo "$(PYTHON) is not Python 3.11 or newer; name one: make setup PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,kernels,slurm]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,kernels,slurm,deepspeed]'
 	touch $(READY)
 
 demo: $(READY)
