@@ -3,9 +3,9 @@
     accelerate launch -m mgcc_dist.ldm                                          # demo: phantom images, minutes on a CPU
     accelerate launch -m mgcc_dist.ldm --preset busi --data.shards out/busi     # the paper's settings
 
-It runs what is missing in OUT of five stages: `autoencoder/` and `denoiser/` (run folders), `pipeline/` (for plain
-diffusers), `samples/` (a shard folder, which `mgcc_dist.segment` reads by `--data.synthetic`) and `gallery.png`. The
-same command again goes on where it was stopped.
+It runs what is missing in OUT of six stages: `autoencoder/` and `denoiser/` (run folders), `pipeline/` (for plain
+diffusers), `samples/` (a shard folder, which `mgcc_dist.segment` reads by `--data.synthetic`), `audit/` (which samples
+are copies of training images) and `gallery.png`. The same command again goes on where it was stopped.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +21,8 @@ from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.datasets import Phantoms
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import locate_split, make_split, read_split, write_split
-from mgcc_dist.diffusion import autoencoder, denoiser, gallery, pipeline, sampling
+from mgcc_dist.diffusion import audit, autoencoder, denoiser, gallery, pipeline, sampling
+from mgcc_dist.diffusion.audit import AuditConfig
 from mgcc_dist.diffusion.autoencoder import AutoencoderConfig, AutoencoderTask
 from mgcc_dist.diffusion.denoiser import DenoiserConfig, DenoiserTask
 from mgcc_dist.diffusion.images import DataConfig, Images
@@ -40,6 +41,7 @@ class LdmConfig:
     autoencoder: AutoencoderConfig
     denoiser: DenoiserConfig
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     out: str = "out/ldm"
     """folder of everything that is made"""
 
@@ -82,6 +84,7 @@ def run(config: LdmConfig) -> None:
     train_denoiser(config, images, out)
     save_pipeline(config, out, accelerator)
     draw_samples(config, out, accelerator)
+    audit_samples(config, images, out, accelerator)
     draw_gallery(images, out, accelerator)
 
 
@@ -167,6 +170,23 @@ def draw_samples(config: LdmConfig, out: Path, accelerator: Accelerator) -> None
         return
     sampling.sample(config.sampling, out / "pipeline", folder, accelerator)
     accelerator.print(f"samples: {config.sampling.count} synthetic images -> {folder}")
+
+
+def audit_samples(config: LdmConfig, images: Images, out: Path, accelerator: Accelerator) -> None:
+    """Leave `audit/`, which says what samples are copies of training images, and drop those if that is asked for."""
+    folder = out / "audit"
+    if not config.audit.enabled:
+        accelerator.print("audit: not made, since audit.enabled is false")
+        return
+    if audit.is_finished(config.audit, images, out / "samples", folder):
+        accelerator.print(f"audit: {folder / 'audit.json'} is there already")
+        return
+    report = audit.audit(config.audit, images, out / "samples", folder, accelerator)
+    what = "dropped" if config.audit.drop_copies else "listed; --audit.drop_copies true takes them out"
+    accelerator.print(
+        f"audit: {len(report['near_copies'])} of {report['synthetic']['images']} samples are as good as copies "
+        f"of a training image (likeness over {report['threshold']:.2f}), {what} -> {folder}"
+    )
 
 
 def draw_gallery(images: Images, out: Path, accelerator: Accelerator) -> None:

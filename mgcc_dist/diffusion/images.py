@@ -39,14 +39,17 @@ class Images:
         """what result.json says of them"""
         self._mirror = config.mirror
         self._workers = config.workers
-        self._train = subset_by_keys(data, split.labeled + split.unlabeled)
-        self._held_out = subset_by_keys(data, split.validation)
+        self.data = data
+        self.learned = subset_by_keys(data, split.labeled + split.unlabeled)
+        """the training images of `data`"""
+        self.unseen = subset_by_keys(data, split.validation)
+        """its held-out images"""
 
     def training(self, batch: int, seed: int, accelerator: Accelerator) -> StreamLoader:
         """Endless batches of training images, in the unlabeled stream."""
         return StreamLoader(
             labeled=None,
-            unlabeled=self._train,
+            unlabeled=self.learned,
             batch_labeled=0,
             batch_unlabeled=batch,
             image_size=self.size,
@@ -59,11 +62,11 @@ class Images:
 
     def training_once(self, batch: int, accelerator: Accelerator) -> EvalLoader:
         """Every training image once over all ranks."""
-        return self._once(self._train, batch, accelerator)
+        return self._once(self.learned, batch, accelerator)
 
     def held_out(self, batch: int, accelerator: Accelerator) -> EvalLoader:
         """Every held-out image once over all ranks."""
-        return self._once(self._held_out, batch, accelerator)
+        return self._once(self.unseen, batch, accelerator)
 
     def _once(self, source: Source, batch: int, accelerator: Accelerator) -> EvalLoader:
         return EvalLoader(
@@ -77,6 +80,6 @@ class Images:
 
     def examples(self, count: int) -> Tensor:
         """Held-out images [count,1,H,W] in [-1, 1], spread evenly over the split."""
-        chosen = np.linspace(0, len(self._held_out) - 1, min(count, len(self._held_out))).round().astype(int)
-        loader = EvalLoader(Subset(self._held_out, chosen.tolist()), count, self.size, rank=0, world=1, workers=0)
+        chosen = np.linspace(0, len(self.unseen) - 1, min(count, len(self.unseen))).round().astype(int)
+        loader = EvalLoader(Subset(self.unseen, chosen.tolist()), count, self.size, rank=0, world=1, workers=0)
         return next(iter(loader.batches())).images

@@ -94,7 +94,7 @@ def test_second_start_does_nothing_again(made, toy):
     done = launch(["--config", str(toy), "--out", str(out)], ranks=2)
     assert done.returncode == 0, done.stderr
     assert "world size 2" in done.stdout
-    assert done.stdout.count("is there already") == 5
+    assert done.stdout.count("is there already") == 6
     after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != "config.yaml"}
     assert after == before
 
@@ -102,9 +102,10 @@ def test_second_start_does_nothing_again(made, toy):
 @pytest.mark.e2e
 @pytest.mark.multiprocess
 def test_only_what_is_missing_is_made(made, toy, capsys):
-    """The samples' index, a shard and the gallery are lost: one rank makes them again, to the bytes of two ranks."""
+    """Samples' index, a shard, audit and gallery are lost: one rank makes them again, to the bytes of two ranks."""
     out, _ = made
     lost = [out / "samples" / "index.json", out / "samples" / "synthetic-000002.tar", out / "gallery.png"]
+    lost += [out / "audit" / "audit.json", out / "audit" / "closest.png"]
     before = {path: path.read_bytes() for path in lost}
     for path in lost:
         path.unlink()
