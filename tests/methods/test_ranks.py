@@ -29,7 +29,7 @@ def data(tmp_path_factory, phantom_shards):
 
 def train(data, out, environment):
     """Two steps of every method on two ranks; the rows of metrics.jsonl by method."""
-    launcher = "-m torch.distributed.run --standalone --nproc_per_node 2".split()
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     program = str(Path(__file__).with_name("segment_on_ranks.py"))
     done = subprocess.run(
         [sys.executable, *launcher, program, *map(str, data), str(out), *PAIRS],
