@@ -46,6 +46,7 @@ setup(
         "tensorboard>=2.16",
         "tqdm>=4.66",
         "pillow>=11",
+        "fvcore>=0.1.5.post20221221",
         "jinja2>=3.1",  # the report's page; torch brings it in any case
         "matplotlib>=3.9",
         "numpy>=2.0",
@@ -56,7 +57,6 @@ setup(
         "slurm": ["submitit>=1.5"],
         "deepspeed": ["deepspeed>=0.18", "transformers>=4.50"],  # accelerate reads transformers' version
         "dev": [
-            "fvcore>=0.1.5.post20221221",
             "hypothesis>=6.100",
             "mypy>=1.15",
             "packaging>=24",

@@ -229,8 +229,15 @@ def test_what_cannot_be_done_is_said(tmp_path):
         report(tmp_path, out=tmp_path / "report.html")
     with pytest.raises(UserError, match="is not a folder"):
         report(tmp_path / "nowhere", out=tmp_path / "report.html")
-    with pytest.raises(UserError, match="runs"):
+    with pytest.raises(UserError, match="name folders of runs, or --sweep or --efficiency"):
         main([])
     make_run(tmp_path / "run")
+    (tmp_path / "folder.html").mkdir()
     with pytest.raises(UserError, match="directory"):
-        report(tmp_path / "run", out=tmp_path)
+        report(tmp_path / "run", out=tmp_path / "folder.html")
+    with pytest.raises(UserError, match=r"report\.pdf: a report is one of \.html, \.md, \.tex, \.csv"):
+        report(tmp_path / "run", out=tmp_path / "report.pdf")
+    with pytest.raises(UserError, match=r"\.md holds the tables of --sweep or --efficiency, and neither is given"):
+        report(tmp_path / "run", out=tmp_path / "report.md")
+    with pytest.raises(UserError, match=r"none\.yaml is not there"):
+        main(["--sweep", str(tmp_path / "none.yaml")])

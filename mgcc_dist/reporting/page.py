@@ -10,6 +10,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mgcc_dist.reporting import curves
+from mgcc_dist.reporting.grids import Section
 from mgcc_dist.reporting.runs import Found, Group, Run, group
 
 # Heading, place in a run's summary, factor.
@@ -30,14 +31,15 @@ PROTOCOLS = ("corrected", "lesion", "paper")
 SCORES = ("iou", "recall", "precision", "f1")
 
 
-def render(found: Found) -> str:
-    """The page as HTML that needs no other file and no network."""
+def render(found: Found, sections: Sequence[Section] = ()) -> str:
+    """The page as HTML that needs no other file and no network; `sections` come first."""
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     templates.filters |= {"duration": _duration, "thousands": _thousands}
     groups = group(found.segmentation)
     return templates.get_template("page.html").render(
+        sections=sections,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         headings=[heading for heading, _, _ in HEADLINE],
         headline=[(each, [each.score("best", *path, scale=scale) for _, path, scale in HEADLINE]) for each in groups],

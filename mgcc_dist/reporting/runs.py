@@ -123,7 +123,7 @@ class Group:
 
     def score(self, weights: str, *path: str, scale: float = 100.0) -> str:
         """Mean over the runs of a number in `summary`, with the standard deviation where there are several."""
-        values = [_at(run.result[weights]["summary"], path) for run in self.runs]
+        values = [at(run.result[weights]["summary"], path) for run in self.runs]
         numbers = [scale * value for value in values if value is not None]
         if not numbers:
             return "-"
@@ -171,7 +171,8 @@ def _is_result(result: Any) -> bool:
     return all(isinstance(each, dict) and isinstance(each.get("summary"), dict) for each in scored)
 
 
-def _at(tree: Any, path: Sequence[str]) -> float | None:
+def at(tree: Any, path: Sequence[str]) -> float | None:
+    """The number in nested dictionaries at a path of keys; None where the path ends early."""
     for key in path:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree

@@ -1,0 +1,98 @@
+"""A small sweep file and finished runs of it, with scores that are made up."""
+
+import functools
+import json
+
+import numpy as np
+import yaml
+
+from mgcc_dist.config import CONFIGS, as_plain, parse
+from mgcc_dist.metrics import summarize
+from mgcc_dist.segment import SegmentConfig
+from mgcc_dist.sweeps import read_sweep
+
+METRICS = ("iou", "recall", "precision", "f1")
+SUPERVISED = {"method": {"name": "supervised"}, "network": {"name": "unet"}, "data": {"batch_unlabeled": 0}}
+SWEEP = {
+    "title": "A title & more",
+    "paper": "table_I",
+    "out": "out/sweeps/small",
+    "preset": "mgcc_busi",
+    "reference": "MGCC",
+    "seeds": [1, 2],
+    "datasets": {"BUSI": {"data": {"split": "busi_random_{split}"}}},
+    "rows": {"U-Net": SUPERVISED, "CPS": {"method": {"name": "cps"}, "network": {"name": "unet"}}, "MGCC": {}},
+    "notes": "What it is_not.",
+}
+
+
+def make_sweep(folder, **changes):
+    """A sweep file; its path."""
+    path = folder / "small.yaml"
+    content = {**SWEEP, "out": str(folder / "out"), **changes}
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+@functools.cache
+def resolved(words):
+    return json.dumps(as_plain(parse(SegmentConfig, "segment", "", CONFIGS / "segment", None, list(words))))
+
+
+def config_of(run):
+    return json.loads(resolved(tuple(run.command()[2:])))
+
+
+def scores(key, value, lesion=True):
+    """An image's scores, all of one value."""
+    alike = dict.fromkeys(METRICS, float(value))
+    return {
+        "key": key,
+        "paper": alike,
+        "corrected": alike,
+        "lesion": alike if lesion else None,
+        "predicted_empty": False,
+    }
+
+
+def finish(run, images, folder=None, **keys):
+    """A finished run folder; `keys` such as loop__momentum=0.5 change its config."""
+    folder = folder or run.folder
+    config = config_of(run)
+    for key, value in keys.items():
+        section, _, name = key.partition("__")
+        config[section][name] = value
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    scored = {"step": 5, "epoch": 1.0, "summary": summarize(images), "images": images}
+    result = {
+        "program": "segment",
+        "method": config["method"]["name"],
+        "network": config["network"],
+        "dataset": run.dataset,
+        "split": config["data"]["split"],
+        "seed": run.seed,
+        "best": scored,
+        "last": scored,
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def begin(run):
+    """The folder of a run that is not finished."""
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(config_of(run)))
+
+
+def finish_all(path, levels, images=40, spread=0.05, skip=(), shuffle=False):
+    """Finish a sweep's runs but those of (row, seed) in `skip`: images' scores scatter around a row's level."""
+    for run in read_sweep(path).runs:
+        if (run.row, run.seed) in skip:
+            continue
+        rng = np.random.default_rng([run.seed, len(run.row)])
+        values = np.clip(levels[run.row] + spread * rng.normal(size=images), 0, 1)
+        # Of 40 images 20 are in the other seed's split too.
+        scored = [scores(f"image {i + 20 * run.seed:03d}", value, i % 4 > 0) for i, value in enumerate(values)]
+        if shuffle:
+            rng.shuffle(scored)
+        finish(run, scored)

@@ -1,0 +1,95 @@
+"""One table in four formats: each is well formed, escapes what it shows, and holds every row."""
+
+import csv
+import io
+import re
+
+import pytest
+from sweep_runs import SUPERVISED, finish_all, make_sweep
+
+from mgcc_dist.report import main
+from mgcc_dist.reporting.formats import COLUMNS
+
+NASTY = "50 % of <b>_$x$ & [U] | #1 \\ {~^}*"
+LEVELS = {NASTY: 0.5, "CPS": 0.55, "MGCC": 0.6}
+ROWS = {NASTY: SUPERVISED, "CPS": {"method": {"name": "cps"}, "network": {"name": "unet"}}, "MGCC": {}}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Suffix -> content, of a sweep with one run missing and text that means something to each format."""
+    folder = tmp_path_factory.mktemp("formats")
+    path = make_sweep(folder, rows=ROWS, notes=NASTY)
+    finish_all(path, LEVELS, skip=[("CPS", 2)])
+    outs = [folder / f"report{suffix}" for suffix in (".html", ".md", ".tex", ".csv")]
+    main(["--sweep", str(path), *(f"--out={out}" for out in outs)])
+    return {out.suffix: out.read_text() for out in outs}
+
+
+def test_latex_is_balanced_and_has_as_many_cells_in_each_row_as_columns(written):
+    text = written[".tex"]
+    bare = re.sub(r"\\[\\{}&%$#_]", "", text)  # what is escaped opens and closes nothing
+    for opening, closing in ("{}", (r"\begin", r"\end")):
+        assert bare.count(opening) == bare.count(closing) > 0
+    assert bare.count("$") % 2 == 0
+    assert not re.search(r"(?<!%)[#~]|[^\x00-\x7f]", bare.replace("%\n", ""))  # pdflatex knows all that is left
+    tabulars = re.findall(r"\\begin\{tabular\}\{(l(?:r+))\}(.*?)\\end\{tabular\}", text, re.DOTALL)
+    assert len(tabulars) == 5  # beside the paper, other protocols, three tests
+    for columns, body in tabulars:
+        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+        for row in rows[1:]:  # the first has headings over several columns
+            assert len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1
+        spans = [int(n) for n in re.findall(r"\\multicolumn\{(\d+)\}", rows[0])]
+        assert sum(spans) == len(columns) - 1
+        assert not any(row.startswith(("[", "*")) for row in rows)
+        assert [body.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
+    assert r"$\pm$" in text
+    assert r"$^\dagger$" in text
+    assert r"\textbf{" in text
+    assert r"50 \% of $<$b$>$\_\$x\$ \& {[}U{]}" in text
+
+
+def test_markdown_rows_have_as_many_cells_as_their_heading(written):
+    text = written[".md"]
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert len(tables) == 5
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+    assert "<b>" not in re.sub(r"\\<", "", text)
+    assert "| CPS | 1 of 2 |" in text
+    assert re.search(r"\| MGCC \| 2 of 2 \| \*\*\d\d\.\d\d ± \d\.\d\d\*\* \| \*\*68\.06 ± 2\.45\*\* \|", text)
+
+
+def test_csv_has_a_line_for_each_row_protocol_and_metric(written):
+    lines = list(csv.DictReader(io.StringIO(written[".csv"])))
+    assert tuple(lines[0]) == COLUMNS
+    assert len(lines) == len(ROWS) * 3 * 4
+    cell = {(line["row"], line["protocol"], line["metric"]): line for line in lines}
+    line = cell["CPS", "paper", "iou"]
+    assert (line["table"], line["data set"], line["runs"], line["missing"]) == ("small", "BUSI", "1", "1")
+    assert (line["std"], line["paper mean"], line["paper std"]) == ("", "65.97", "1.46")
+    assert float(line["difference"]) == pytest.approx(float(line["mean"]) - 65.97)
+    assert float(line["low"]) < float(line["reference minus row"]) < float(line["high"])
+    assert float(line["p"]) <= float(line["p_holm"]) <= 1
+    assert cell["MGCC", "paper", "iou"]["p"] == ""
+    assert cell["CPS", "corrected", "iou"]["paper mean"] == ""
+    assert (NASTY, "lesion", "f1") in cell
+
+
+def test_page_begins_with_the_table_and_escapes_what_it_shows(written):
+    page = written[".html"]
+    headings = re.findall(r"<h2>(.*?)</h2>", page)
+    assert headings[:2] == ["A title &amp; more", "Segmentation"]
+    assert "<b>_" not in page
+    assert "&lt;b&gt;_$x$ &amp; [U]" in page
+    assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|<link|<script", page)
+    for tag in ("table", "tr", "td", "th", "section", "div", "details"):
+        assert len(re.findall(rf"<{tag}[ >]", page)) == page.count(f"</{tag}>")
+
+
+def test_what_is_missing_is_printed(tmp_path, capsys):
+    path = make_sweep(tmp_path)
+    main(["--sweep", str(path), "--out", str(tmp_path / "report.md")])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:2] == ["small: 0 of 6 runs are finished", "  U-Net on BUSI: 0 of 2"]
+    assert "| U-Net | 0 of 2 | – | **69.69 ± 0.95** |" in (tmp_path / "report.md").read_text()  # noqa: RUF001
