@@ -6,6 +6,7 @@ multiply-accumulate is two floating-point operations. Latency is that of this ma
 """
 
 import json
+import os
 import platform
 import statistics
 import time
@@ -68,8 +69,9 @@ def measure(sweep: Sweep) -> Efficiency:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     paper = paper_table(sweep.paper) if sweep.paper else None
-    costs = {name: cost(network_of(sweep, name), device) for name in sweep.rows}
-    return Efficiency(sweep, paper, machine(device), REPEATS[device.type], costs)
+    name = machine(device)
+    costs = {row: cost(network_of(sweep, row), device) for row in sweep.rows}
+    return Efficiency(sweep, paper, name, REPEATS[device.type], costs)
 
 
 def network_of(sweep: Sweep, name: str) -> nn.Module:
@@ -100,6 +102,7 @@ def cost(network: nn.Module, device: torch.device, image_size: int = IMAGE_SIZE)
 
 
 def machine(device: torch.device) -> str:
+    """Its name, and on a CPU what else decides how fast it is now."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     facts = Path("/proc/cpuinfo")  # where platform.processor() is empty
@@ -108,7 +111,8 @@ def machine(device: torch.device) -> str:
     )
     name = models[0].partition(":")[2].strip() if models else platform.processor() or "CPU"
     threads = torch.get_num_threads()
-    return f"{name} ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''}"
+    load = os.getloadavg()[0]  # of the last minute: other programs slow this one down
+    return f"{name} ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''}, load average {load:.1f}"
 
 
 def _latency_cpu(network: nn.Module, image: Tensor) -> dict[str, float]:

@@ -47,7 +47,7 @@ def section(table: Table) -> Section:
     finished, asked = sum(len(cell.finished) for cell in cells), sum(cell.asked for cell in cells)
     notes = [sweep.notes, f"{finished} of {asked} runs are finished."]
     if paper:
-        notes.append(f"{paper.name} of the paper is of this setting: {paper.setting}.")
+        notes.append(f"{paper.name} of the paper: {paper.setting}.")
     for dataset, column in sweep.columns.items():
         if paper and column != dataset and any(column in row for row in paper.rows.values()):
             notes.append(f"{dataset} stands in for the paper's {column}, so the differences are between data sets too.")
@@ -119,8 +119,8 @@ def _legend(table: Table) -> list[str]:
     if sweep.reference:
         lines.append(
             f"† differs from {sweep.reference}, p < {SIGNIFICANT}: paired bootstrap over images ({RESAMPLES:,} "
-            f"resamples, two-sided, {FEWEST} images or more), Holm-corrected over the rows of a column. It says that "
-            "these trained networks differ, not that other seeds would agree."
+            f"resamples, two-sided, {FEWEST} images or more) of the splits that both have, Holm-corrected over the rows "
+            "of a column. It says that these trained networks differ, not that other seeds would agree."
         )
     return lines
 
