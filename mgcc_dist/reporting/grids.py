@@ -119,8 +119,8 @@ def _legend(table: Table) -> list[str]:
     if sweep.reference:
         lines.append(
             f"† differs from {sweep.reference}, p < {SIGNIFICANT}: paired bootstrap over images ({RESAMPLES:,} "
-            f"resamples, two-sided, {FEWEST} images or more) of the splits that both have, Holm-corrected over the rows "
-            "of a column. It says that these trained networks differ, not that other seeds would agree."
+            f"resamples, two-sided, {FEWEST} images or more) of the splits that both have, Holm-corrected over the "
+            "rows of a column. It says that these trained networks differ, not that other seeds would agree."
         )
     return lines
 
