@@ -14,7 +14,6 @@ from mgcc_dist.data.duplicates import groups, similar_pairs, thumbnail
 from mgcc_dist.data.images import read_grey, resize_image
 from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
 from mgcc_dist.data.splits import Split
-from mgcc_dist.diffusion import audit as audit_module
 from mgcc_dist.diffusion.audit import AuditConfig, audit, is_finished
 from mgcc_dist.diffusion.images import DataConfig, Images
 from mgcc_dist.diffusion.likeness import align, describe, likenesses
@@ -123,8 +122,7 @@ def test_threshold_is_exceeded_by_the_share_of_false_alarms(learned, tmp_path):
     assert half["real"]["images"] == 90
 
 
-def test_copies_are_dropped_from_the_shards_if_asked(learned, tmp_path, monkeypatch):
-    monkeypatch.setattr(audit_module, "CALIBRATION", 30)
+def test_copies_are_dropped_from_the_shards_if_asked(learned, tmp_path):
     images, honest = learned
     copy = images.learned.read(3).image[:, ::-1]
     some = dict(list(honest.items())[:6])
