@@ -63,7 +63,9 @@ setup(
             "psutil>=6",
             "pytest>=8.3",
             "ruff>=0.12",
+            "selenium>=4.20",  # drives Chromium
             "setuptools>=77",
+            "torchmetrics>=1.6",  # FID and KID to compare ours with
             "types-PyYAML",
             "types-tqdm",
         ],

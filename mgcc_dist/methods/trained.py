@@ -30,6 +30,15 @@ def load_predictor(run: Path, weights: Literal["best", "last"] = "best") -> tupl
     path = run / weights / "model.safetensors"
     if not path.is_file():
         raise UserError(f"{path} is not there; is {run} the folder of a segmentation run?")
+    return load_network(path)
+
+
+def load_network(path: Path) -> tuple[nn.Module, int]:
+    """The same of one file, wherever it lies.
+
+    Raises:
+        UserError: the file does not hold a network of this package.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()[HEADER])
