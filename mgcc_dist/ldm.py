@@ -3,9 +3,10 @@
     accelerate launch -m mgcc_dist.ldm                                          # demo: phantom images, minutes on a CPU
     accelerate launch -m mgcc_dist.ldm --preset busi --data.shards out/busi     # the paper's settings
 
-It runs what is missing in OUT of six stages: `autoencoder/` and `denoiser/` (run folders), `pipeline/` (for plain
-diffusers), `samples/` (a shard folder, which `mgcc_dist.segment` reads by `--data.synthetic`), `audit/` (which samples
-are copies of training images) and `gallery.png`. The same command again goes on where it was stopped.
+It runs what is missing in OUT of seven stages: `autoencoder/` and `denoiser/` (run folders), `pipeline/` (for plain
+diffusers), `samples/` (a shard folder, which `mgcc_dist.segment` reads by `--data.synthetic`), `quality/` (how like the
+held-out images they are), `audit/` (which samples are copies of training images) and `gallery.png`. The same command
+again goes on where it was stopped.
 """
 
 from dataclasses import dataclass, field
@@ -21,11 +22,12 @@ from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.datasets import Phantoms
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import locate_split, make_split, read_split, write_split
-from mgcc_dist.diffusion import audit, autoencoder, denoiser, gallery, pipeline, sampling
+from mgcc_dist.diffusion import audit, autoencoder, denoiser, features, gallery, pipeline, quality, sampling
 from mgcc_dist.diffusion.audit import AuditConfig
 from mgcc_dist.diffusion.autoencoder import AutoencoderConfig, AutoencoderTask
 from mgcc_dist.diffusion.denoiser import DenoiserConfig, DenoiserTask
 from mgcc_dist.diffusion.images import DataConfig, Images
+from mgcc_dist.diffusion.quality import QualityConfig
 from mgcc_dist.diffusion.sampling import SamplingConfig
 from mgcc_dist.errors import UserError, run_program
 from mgcc_dist.files import sha256_of
@@ -41,6 +43,7 @@ class LdmConfig:
     autoencoder: AutoencoderConfig
     denoiser: DenoiserConfig
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     out: str = "out/ldm"
     """folder of everything that is made"""
@@ -80,10 +83,12 @@ def run(config: LdmConfig) -> None:
         save(config, out / "config.yaml")
 
     images = open_images(config.data, out, accelerator)
+    quality.check(config.quality, images, config.sampling.count)
     train_autoencoder(config, images, out)
     train_denoiser(config, images, out)
     save_pipeline(config, out, accelerator)
     draw_samples(config, out, accelerator)
+    measure_quality(config, images, out, accelerator)
     audit_samples(config, images, out, accelerator)
     draw_gallery(images, out, accelerator)
 
@@ -170,6 +175,20 @@ def draw_samples(config: LdmConfig, out: Path, accelerator: Accelerator) -> None
         return
     sampling.sample(config.sampling, out / "pipeline", folder, accelerator)
     accelerator.print(f"samples: {config.sampling.count} synthetic images -> {folder}")
+
+
+def measure_quality(config: LdmConfig, images: Images, out: Path, accelerator: Accelerator) -> None:
+    """Leave `quality/`, which compares the samples with the held-out images."""
+    folder = out / "quality"
+    if not config.quality.enabled:
+        accelerator.print("quality: not measured, since quality.enabled is false")
+        return
+    used = features.load(config.quality.encoder, out / "pipeline" / "vqvae", images.size)
+    if quality.is_finished(config.quality, used, images, out / "samples", folder):
+        accelerator.print(f"quality: {folder / 'quality.json'} is there already")
+        return
+    report = quality.measure(config.quality, used, images, out / "samples", folder, accelerator)
+    accelerator.print(f"{quality.table(report)}quality: -> {folder / 'quality.json'}")
 
 
 def audit_samples(config: LdmConfig, images: Images, out: Path, accelerator: Accelerator) -> None:

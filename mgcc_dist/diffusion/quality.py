@@ -31,7 +31,7 @@ from scipy.spatial.distance import cdist
 
 from mgcc_dist.config import PositiveInt
 from mgcc_dist.data.records import ShardFolder
-from mgcc_dist.diffusion.features import Features
+from mgcc_dist.diffusion.features import Features, locate
 from mgcc_dist.diffusion.images import Images
 from mgcc_dist.errors import UserError
 from mgcc_dist.files import read_json, write_json, write_text
@@ -56,17 +56,19 @@ class QualityConfig:
 
 
 def check(config: QualityConfig, images: Images, synthetic: int) -> None:
-    """Before hours of training: will there be enough images?
+    """Before hours of training: is the encoder there, and will there be enough images?
 
     Raises:
-        UserError: their halves have no `neighbours`-th neighbour.
+        UserError: it is not, or halves of the images have no `neighbours`-th neighbour.
     """
+    if config.encoder is not None:
+        locate(config.encoder)
     half = min(len(images.unseen), synthetic) // 2
     if config.enabled and half <= config.neighbours:
+        fewer = f"--quality.neighbours {half - 1}, or " if half > 1 else ""
         raise UserError(
             f"quality: halves of {len(images.unseen)} held-out and {synthetic} synthetic images are {half} images, in "
-            f"which there is no neighbour number {config.neighbours}; --quality.neighbours {max(1, half - 1)}, or "
-            "--quality.enabled false"
+            f"which there is no neighbour number {config.neighbours}; {fewer}--quality.enabled false"
         )
 
 
@@ -195,8 +197,8 @@ def table(report: dict[str, Any]) -> str:
             "",
             f"Features: {features['kind']} ({features['file']}), {features['dimensions']} dimensions, images of "
             f"{features['image_size']} pixels a side. Real images are the held-out ones; k = {report['neighbours']}; "
-            "95 % intervals from random halves. The last column is the floor: compare it with the one before it. FID of "
-            "few images is too high, so figures of other numbers of images, or of other features, do not compare.",
+            "95 % intervals from random halves. The last column is the floor: compare it with the one before it. FID "
+            "of few images is too high, so figures of other numbers of images, or of other features, do not compare.",
             "",
         ]
     )

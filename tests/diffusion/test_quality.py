@@ -152,8 +152,10 @@ def test_report_says_what_was_compared_and_is_made_once(vae, learned, samples, t
     assert not quality.is_finished(QualityConfig(neighbours=3), used, learned, samples, tmp_path / "q")
 
 
-def test_too_few_images_are_refused_before_training(learned):
+def test_too_few_images_and_a_missing_encoder_are_refused_before_training(learned):
     quality.check(QualityConfig(neighbours=4), learned, 10)
     with pytest.raises(UserError, match=r"14 held-out and 10 synthetic images are 5 images.*--quality\.neighbours 4"):
         quality.check(QualityConfig(neighbours=5), learned, 10)
     quality.check(QualityConfig(neighbours=5, enabled=False), learned, 10)
+    with pytest.raises(UserError, match=r"quality\.encoder: nowhere is not there"):
+        quality.check(QualityConfig(encoder="nowhere", enabled=False), learned, 10)

@@ -41,6 +41,7 @@ denoiser:
   batch: 2
   loop: {steps: 3, optimizer: adamw, learning_rate: 0.001, log_every: 1, ema_decay: 0.9}
 sampling: {count: 9, steps: 4, per_shard: 2, batch: 2}
+quality: {neighbours: 2}
 """
 
 
@@ -94,7 +95,7 @@ def test_second_start_does_nothing_again(made, toy):
     done = launch(["--config", str(toy), "--out", str(out)], ranks=2)
     assert done.returncode == 0, done.stderr
     assert "world size 2" in done.stdout
-    assert done.stdout.count("is there already") == 6
+    assert done.stdout.count("is there already") == 7
     after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != "config.yaml"}
     assert after == before
 
@@ -102,10 +103,11 @@ def test_second_start_does_nothing_again(made, toy):
 @pytest.mark.e2e
 @pytest.mark.multiprocess
 def test_only_what_is_missing_is_made(made, toy, capsys):
-    """Samples' index, a shard, audit and gallery are lost: one rank makes them again, to the bytes of two ranks."""
+    """Of the later stages only some files are there: one rank makes the others again, to the bytes of two ranks."""
     out, _ = made
     lost = [out / "samples" / "index.json", out / "samples" / "synthetic-000002.tar", out / "gallery.png"]
     lost += [out / "audit" / "audit.json", out / "audit" / "closest.png"]
+    lost += [out / "quality" / "quality.json", out / "quality" / "quality.md"]
     before = {path: path.read_bytes() for path in lost}
     for path in lost:
         path.unlink()
@@ -147,7 +149,7 @@ def test_other_settings_in_the_same_folder_are_refused(made, toy, words, message
     ("words", "message"),
     [
         ("--preset busi_small", r"data\.shards is not given; BUSI's are made by `python -m mgcc_dist\.shards busi"),
-        ("--preset demo --data.phantom 10 --data.image_size 18", r"data\.image_size 18 is not a multiple of 4"),
+        ("--preset demo --data.phantom 40 --data.image_size 18", r"data\.image_size 18 is not a multiple of 4"),
         ("--preset demo --denoiser.attention [true]", r"denoiser\.attention has 1 levels but denoiser\.channels has"),
         ("--preset demo --autoencoder.norm_groups 24", r"autoencoder\.channels: .* not a multiple of"),
         ("--preset demo --data.shards nowhere", "nowhere is not there"),

@@ -138,6 +138,7 @@ denoiser:
   batch: 2
   loop: {steps: 14, optimizer: adamw, learning_rate: 0.001, log_every: 2, checkpoint_every: 3, ema_decay: 0.9}
 sampling: {count: 8, steps: 4, per_shard: 2, batch: 2}
+quality: {neighbours: 2}
 """
 
 
