@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 
 from mgcc_dist.data.loader import Batch
-from mgcc_dist.metrics import score_image
+from mgcc_dist.metrics import count, scores_of, surface_distances
 
 
 @torch.no_grad()
@@ -19,16 +19,27 @@ def score_images(
     """Per-image scores {"key", "paper", "corrected", ...} of every image of all ranks, sorted by key. Collective.
 
     `network` maps images [B,1,H,W] to logits [B,1,H,W] and is in evaluation mode. `surface` adds the (slow) HD95 and
-    average surface distance.
+    average surface distance. Pixels are counted on the device, and without surfaces nothing waits for it before the
+    last batch.
     """
-    scores = []
+    keys: list[str] = []
+    counts: list[Tensor] = []  # int64 [B,3] of each batch, on the device
+    distances: list[dict[str, float | None]] = []
+    pixels = 0
     for batch in batches:
+        moved = batch.to(accelerator.device)
         with accelerator.autocast():
-            logits = network(batch.images.to(accelerator.device))
-        predicted = (logits.float().sigmoid() > 0.5).cpu().numpy()[:, 0]
-        truth = (batch.masks > 0.5).cpu().numpy()[:, 0]
-        scores += [
-            {"key": key, **score_image(p, t, surface=surface)}
-            for key, p, t in zip(batch.keys, predicted, truth, strict=True)
-        ]
+            logits = network(moved.images)
+        predicted, truth = logits.float().sigmoid() > 0.5, moved.masks > 0.5
+        keys += batch.keys
+        counts.append(count(predicted, truth))
+        pixels = predicted[0].numel()
+        if surface:
+            pairs = zip(predicted.cpu().numpy()[:, 0], truth.cpu().numpy()[:, 0], strict=True)
+            distances += [surface_distances(*pair) for pair in pairs]
+
+    rows = torch.cat(counts).tolist() if counts else []
+    scores = [{"key": key, **scores_of(row, pixels)} for key, row in zip(keys, rows, strict=True)]
+    if surface:
+        scores = [score | more for score, more in zip(scores, distances, strict=True)]
     return sorted(gather_object(scores), key=lambda score: score["key"])

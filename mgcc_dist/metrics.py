@@ -21,6 +21,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
+
+def count(predicted: Tensor, truth: Tensor) -> Tensor:
+    """int64 [B,3] on the masks' device: pixels in both, in `predicted` and in `truth`; bool masks [B,...].
+
+    All that the protocols need of a batch; nothing waits for the device.
+    """
+    masks = (predicted & truth, predicted, truth)
+    return torch.stack([mask.flatten(1).sum(1) for mask in masks], dim=1)
+
+
+def scores_of(counts: Sequence[int], pixels: int) -> dict[str, Any]:
+    """Scores of one image of `pixels` pixels from its row of `count`, as `score_image` gives them without surfaces."""
+    overlap, found, there = counts
+    corrected = _corrected(overlap, found, there)
+    return {
+        "paper": _paper(overlap, found, there, pixels),
+        "corrected": corrected,
+        "lesion": corrected if there else None,
+        "predicted_empty": not found,
+    }
 
 
 def score_image(predicted: np.ndarray, truth: np.ndarray, surface: bool) -> dict[str, Any]:
@@ -28,14 +50,9 @@ def score_image(predicted: np.ndarray, truth: np.ndarray, surface: bool) -> dict
 
     `predicted` and `truth` are bool [H,W]. `surface` adds "hd95" and "asd" (float | None), in some 5 ms.
     """
-    corrected = _corrected(predicted, truth)
-    scores: dict[str, Any] = {
-        "paper": _paper(predicted, truth),
-        "corrected": corrected,
-        "lesion": corrected if truth.any() else None,
-        "predicted_empty": not predicted.any(),
-    }
-    return scores | _surface(predicted, truth) if surface else scores
+    counts = [int(mask.sum()) for mask in (predicted & truth, predicted, truth)]
+    scores = scores_of(counts, truth.size)
+    return scores | surface_distances(predicted, truth) if surface else scores
 
 
 def summarize(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -63,18 +80,17 @@ def summarize(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def _paper(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    iou = (int((predicted & truth).sum()) + 1e-5) / (int((predicted | truth).sum()) + 1e-5)
-    truth = truth == truth.max()
-    overlap = float((predicted & truth).sum())
-    recall = overlap / (float(truth.sum()) + 1e-6)
-    precision = overlap / (float(predicted.sum()) + 1e-6)
+def _paper(overlap: int, found: int, there: int, pixels: int) -> dict[str, float]:
+    iou = (overlap + 1e-5) / (found + there - overlap + 1e-5)
+    if not there:  # an empty truth is taken as all foreground
+        overlap, there = found, pixels
+    recall = float(overlap) / (float(there) + 1e-6)
+    precision = float(overlap) / (float(found) + 1e-6)
     f1 = 2 * recall * precision / (recall + precision + 1e-6)
     return {"iou": iou, "recall": recall, "precision": precision, "f1": f1}
 
 
-def _corrected(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    overlap, found, there = int((predicted & truth).sum()), int(predicted.sum()), int(truth.sum())
+def _corrected(overlap: int, found: int, there: int) -> dict[str, float]:
     if not found and not there:
         return dict.fromkeys(("iou", "recall", "precision", "f1"), 1.0)
     return {
@@ -85,7 +101,8 @@ def _corrected(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     }
 
 
-def _surface(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float | None]:
+def surface_distances(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float | None]:
+    """{"hd95", "asd"} of one image, in pixels; None where a mask is empty. `predicted` and `truth` are bool [H,W]."""
     if not predicted.any() or not truth.any():
         return {"hd95": None, "asd": None}
     # Importing monai takes seconds, and only a final evaluation needs it.

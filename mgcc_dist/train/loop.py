@@ -2,9 +2,9 @@
 
 One optimizer step: `accumulation` micro-steps of (batch, seed, forward, backward), clip, step, EMA. Nothing in it waits
 for the device: losses are summed where they are and read every `log_every` steps. A run is a pure function of its
-config: batches depend on the place in the sample streams, randomness on (seed, step), the learning rate on the step.
-So a run that was killed and started again goes on from its last checkpoint to the same losses and weights, bit for bit
-where the arithmetic itself is deterministic (CPU; the same number of ranks).
+config: batches depend on the place in the sample streams, randomness on (seed, step, rank), the learning rate on the
+step. So a run that was killed and started again goes on from its last checkpoint to the same losses and weights, bit
+for bit where the arithmetic itself is deterministic (CPU; the same number of ranks).
 """
 
 import math
@@ -141,7 +141,7 @@ def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) 
             progress = Progress(state.step, total, task.loader.epoch_of(state.position), config.seed)
             for micro in range(config.accumulation):
                 batch, state.position = next(batches)
-                seed_step(config.seed, state.step * config.accumulation + micro)
+                seed_step(config.seed, state.step * config.accumulation + micro, accelerator.process_index)
                 with accelerator.accumulate(module):
                     losses = module(batch.to(accelerator.device), progress)
                     accelerator.backward(losses["loss"])

@@ -1,4 +1,4 @@
-"""How a process joins its group, and the randomness that all its ranks share."""
+"""How a process joins its group, and the randomness of its steps."""
 
 import os
 from datetime import timedelta
@@ -36,7 +36,12 @@ def describe(accelerator: Accelerator) -> str:
     return f"world size {accelerator.num_processes} ({kind}), device {accelerator.device}, precision {precision}"
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Seed torch's global generators as a pure function of (seed, step): the same on all ranks and after a resume."""
-    mixed = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0]
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch's global generators as a pure function of (seed, step, rank): the same again after a resume.
+
+    Each rank draws its own perturbations, because its images are others; alike on all ranks, image i of every rank
+    would lose the same elements to Dropout. So more ranks draw otherwise than fewer, as BatchNorm too sees other
+    batches there. The generators are those of the devices: nothing is drawn on the CPU and copied.
+    """
+    mixed = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]
     torch.manual_seed(int(mixed))

@@ -188,11 +188,11 @@ def test_mgcc_learns_consistency_from_unlabeled_images_only():
 
 
 @pytest.mark.parametrize(("method", "network"), PAIRS)
-def test_the_same_seed_gives_the_same_step_on_every_rank(method, network):
-    def losses(rank):
+def test_the_same_seed_gives_the_same_step_again(method, network):
+    def losses(before):
         module = made(method, network)
-        torch.manual_seed(rank)  # what a rank did before does not matter
-        seed_step(5, 17)
+        torch.manual_seed(before)  # what was drawn before does not matter
+        seed_step(5, 17, 1)
         return module(batch_of(2, 2), PROGRESS)
 
     first, second = losses(0), losses(1)

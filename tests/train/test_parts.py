@@ -100,13 +100,15 @@ def test_a_run_is_finished_when_its_result_is_there_and_a_damaged_result_is_name
         run_folder.read_result(tmp_path)
 
 
-def test_randomness_of_a_step_depends_on_seed_and_step_alone():
-    def draw(seed, step):
-        seed_step(seed, step)
+def test_randomness_of_a_step_depends_on_seed_step_and_rank_alone():
+    def draw(seed, step, rank):
+        seed_step(seed, step, rank)
         return torch.rand(4)
 
-    first = draw(1, 5)
+    first = draw(1, 5, 0)
     torch.rand(100)
-    assert torch.equal(draw(1, 5), first)
-    assert not torch.equal(draw(1, 6), first)
-    assert not torch.equal(draw(2, 5), first)
+    assert torch.equal(draw(1, 5, 0), first)
+    assert not torch.equal(draw(1, 6, 0), first)
+    assert not torch.equal(draw(2, 5, 0), first)
+    assert not torch.equal(draw(1, 5, 1), first)
+    assert not torch.equal(draw(1, 5, 2), draw(1, 5, 1))
