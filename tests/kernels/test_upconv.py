@@ -1,17 +1,31 @@
 """The phase-wise up-convolution equals upsampling and convolving, values and gradients, at any size."""
 
+import copy
+
 import pytest
 import torch
 
 from mgcc_dist.kernels import reference
-from mgcc_dist.kernels.upconv import upsample_conv
+from mgcc_dist.kernels.upconv import FusedUpConv, phase_weights, supported, upsample_conv
+from mgcc_dist.models.blocks import UpConv
+
+
+def block(channels, out, seed=0):
+    """A plain block in evaluation mode whose norm does something."""
+    torch.manual_seed(seed)
+    module = UpConv(channels, out).eval()
+    for tensor in (module.norm.weight, module.norm.bias, module.norm.running_mean):
+        torch.nn.init.normal_(tensor)
+    torch.nn.init.uniform_(module.norm.running_var, 0.5, 2)
+    return module
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4), (3, 5), (8, 8), (7, 16)])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_phase_wise_form_is_exact_with_its_gradients(size, with_bias):
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_phase_wise_form_is_exact_with_its_gradients(size, with_bias, layout):
     torch.manual_seed(0)
-    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    x = torch.randn(2, 3, *size, dtype=torch.float64).to(memory_format=layout)
     weight = torch.randn(4, 3, 3, 3, dtype=torch.float64)
     bias = torch.randn(4, dtype=torch.float64) if with_bias else None
     inputs = [tensor.requires_grad_() for tensor in (x, weight, bias) if tensor is not None]
@@ -22,3 +36,85 @@ def test_phase_wise_form_is_exact_with_its_gradients(size, with_bias):
         torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(theirs, inputs, upstream), strict=True
     ):
         torch.testing.assert_close(mine, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_module_is_the_plain_one_in_training_and_evaluation(training):
+    plain = block(3, 4).double().train(training)
+    fused = FusedUpConv.from_module(copy.deepcopy(plain))
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    with torch.set_grad_enabled(training):
+        torch.testing.assert_close(fused(x), plain(x), rtol=1e-12, atol=1e-12)
+    assert fused.state_dict().keys() == plain.state_dict().keys()
+    torch.testing.assert_close(fused.state_dict(), plain.state_dict())  # running statistics
+
+
+@torch.no_grad()
+def test_evaluation_sees_every_change_of_weights_and_statistics():
+    plain = block(2, 3)
+    fused = FusedUpConv.from_module(plain)
+    x = torch.randn(1, 2, 4, 4)
+    fused(x)
+    changes = [
+        lambda: plain.conv.weight.add_(1),
+        lambda: plain.norm.running_mean.add_(1),
+        lambda: plain.load_state_dict(block(2, 3, seed=1).state_dict()),
+        lambda: (fused.train(), plain.conv.weight.data.mul_(2), fused.eval(), plain.eval()),
+        lambda: fused.double(),
+    ]
+    for change in changes:
+        change()
+        x = x.to(plain.conv.weight.dtype)
+        torch.testing.assert_close(fused(x), plain(x))
+
+
+def test_autocast_folds_in_float32_and_is_as_near_to_float64_as_the_plain_block():
+    plain = block(32, 16)
+    fused, exact = FusedUpConv.from_module(plain), copy.deepcopy(plain).double()
+    x = torch.randn(2, 32, 8, 8)
+    for training in (False, True):
+        for module in (plain, fused, exact):
+            module.train(training)
+        with torch.set_grad_enabled(training):
+            right = exact(x.double())
+            with torch.autocast("cpu", torch.bfloat16):
+                assert phase_weights(plain.conv.weight).dtype == torch.float32
+                ours, theirs = fused(x), plain(x)
+        assert ours.dtype == theirs.dtype
+        assert (ours.double() - right).norm() <= 1.5 * (theirs.double() - right).norm()
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
+@pytest.mark.parametrize("shape", [(1, 16, 32, 3, 5), (2, 64, 16, 9, 8)])
+@torch.no_grad()
+def test_triton_form_against_float64(dtype, tolerance, shape):
+    batch, channels, out, height, width = shape
+    plain = block(channels, out)
+    x = torch.randn(batch, channels, height, width).to(dtype)
+    assert supported(plain, x, "triton") is None
+    right = copy.deepcopy(plain).double()(x.double())
+    ours = FusedUpConv.from_module(plain, "triton")(x)
+    assert ours.dtype == dtype
+    assert ours.shape == right.shape
+    assert (ours.double() - right).norm() <= tolerance * right.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_triton_form_on_a_gpu_is_as_near_to_float64_as_eager(dtype):
+    plain = block(128, 64).cuda()
+    x = torch.randn(3, 128, 31, 17, device="cuda").to(dtype)
+    right = copy.deepcopy(plain).double()(x.double())
+    ours, theirs = FusedUpConv.from_module(plain, "triton")(x), copy.deepcopy(plain).to(dtype)(x)
+    assert (ours.double() - right).norm() <= 1.5 * (theirs.double() - right).norm()
+
+
+def test_what_is_not_supported_is_said():
+    x = torch.randn(1, 4, 2, 2)
+    module = block(4, 4)
+    assert supported(module, x) is None
+    assert "GPU" in supported(module.eval(), x, "triton") or "gradients" in supported(module, x, "triton")
+    module.conv = torch.nn.Conv2d(4, 4, 5, padding=2)
+    assert "3x3" in supported(module, x)
