@@ -21,6 +21,7 @@ In evaluation both fold BN into weight and bias (it follows the convolution dire
 parameters.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from torch.nn import functional as F
 
 from mgcc_dist.kernels.case import Case
 
-INTERPRETED = triton.knobs.runtime.interpret if hasattr(triton, "knobs") else False
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def phase_weights(weight: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ class Interleave(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         batch, out, height, width = gradient.shape
         shape = batch, 4 * out, height // 2 + 1, width // 2 + 1
         phases = torch.zeros(shape, dtype=gradient.dtype, device=gradient.device).to(memory_format=ctx.layout)
@@ -97,7 +98,7 @@ def _places(out: Tensor) -> list[Tensor]:
 
 
 @triton.jit
-def phase_gemm(
+def phase_gemm(  # type: ignore[no-untyped-def]
     x_ptr, w_ptr, bias_ptr, y_ptr, B, H, W, C, OUT,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -139,6 +140,7 @@ def _tile(channels: int, out: int) -> tuple[int, int, int, int]:
     return (128, 128, 64, 8) if out % 128 == 0 and channels % 64 == 0 else (128, min(64, out), min(32, channels), 4)
 
 
+@torch.library.custom_op("mgcc::upconv_evaluate", mutates_args=())
 def triton_upsample_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """ReLU(upsampled convolution) of x [B,C,H,W]: [B,O,2H,2W], channels last.
 
@@ -157,13 +159,23 @@ def triton_upsample_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return y
 
 
+@triton_upsample_conv.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    batch, _, height, width = x.shape
+    shape = batch, weight.shape[-1], 2 * height, 2 * width
+    return x.new_empty(shape).to(memory_format=torch.channels_last)
+
+
 class FusedUpConv(nn.Module):
     """Upsampling, convolution, BN, ReLU of a module with `conv` and `norm`, which it shares: [B,C,H,W] -> [B,O,2H,2W].
 
     `form` "torch" trains and evaluates; "triton" evaluates, in the dtype of its input or of autocast.
     """
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.Module, form: str = "torch") -> None:
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, form: str = "torch") -> None:
         super().__init__()
         self.conv, self.norm, self.form = conv, norm, form
         self._folded: tuple[Any, tuple[Tensor, Tensor]] | None = None
@@ -204,7 +216,7 @@ class FusedUpConv(nn.Module):
         return self._folded[1]
 
     def _fold(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        norm: Any = self.norm
+        norm: Any = self.norm  # with running statistics, and perhaps without weight and bias
         scale = (norm.running_var + norm.eps).rsqrt()
         if norm.weight is not None:
             scale = scale * norm.weight
