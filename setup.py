@@ -32,6 +32,7 @@ setup(
             "launch/**/*.json",
             "launch/**/*.md",
             "slurm/testbed/*",
+            "slurm/**/*.yaml",
         ],
     },
     install_requires=[

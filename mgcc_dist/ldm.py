@@ -11,7 +11,7 @@ again goes on where it was stopped.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -47,6 +47,8 @@ class LdmConfig:
     audit: AuditConfig = field(default_factory=AuditConfig)
     out: str = "out/ldm"
     """folder of everything that is made"""
+    until: Literal["autoencoder", "denoiser", "samples", "gallery"] = "gallery"
+    """stop after this stage; a cluster runs them as jobs of their own (quality, audit and gallery go together)"""
 
     def __post_init__(self) -> None:
         if self.autoencoder.loop.precision != self.denoiser.loop.precision:
@@ -85,9 +87,15 @@ def run(config: LdmConfig) -> None:
     images = open_images(config.data, out, accelerator)
     quality.check(config.quality, images, config.sampling.count)
     train_autoencoder(config, images, out)
+    if config.until == "autoencoder":
+        return
     train_denoiser(config, images, out)
+    if config.until == "denoiser":
+        return
     save_pipeline(config, out, accelerator)
     draw_samples(config, out, accelerator)
+    if config.until == "samples":
+        return
     measure_quality(config, images, out, accelerator)
     audit_samples(config, images, out, accelerator)
     draw_gallery(images, out, accelerator)

@@ -1,4 +1,4 @@
-"""A sweep file expands to runs: the rows of a table x data sets x seeds.
+"""A sweep file expands to runs: the rows of a table x data sets x seeds; and to what must be made before them.
 
     python -m mgcc_dist.sweeps configs/sweeps/table_1.yaml --datasets BUSI | sh
 
@@ -6,34 +6,48 @@ prints one command a run, for `sh` (one after the other) or for several at a tim
 
     ... | xargs -P 2 -d '\\n' -I{} sh -c '{}'
 
-The same line again goes on where it was stopped. `mgcc_dist.report --sweep` reads the same file and puts the finished
-runs into the table.
+The same line again goes on where it was stopped. `mgcc_dist.slurm` submits the same runs to a cluster, and
+`mgcc_dist.report --sweep` reads the same file and puts the finished runs into the table.
 
 A sweep file holds:
 
     title: what the table compares
     paper: table_I              # the table of configs/paper/tables.yaml that it stands beside; null if none
-    out: out/sweeps/table_1     # run folders: OUT/DATASET/ROW/seed_K
+    out: out/sweeps/table_1     # run folders: OUT/DATASET/ROW/seed_K-HASH, with the hash of preset and keys
     preset: mgcc_busi           # the config of `segment` that the keys below change
     reference: MGCC             # the row that the others are compared with; null if none
     seeds: [1, 2, 3]            # training seeds; an empty list makes no run and needs no data sets
     splits: [1, 2, 3]           # the split of each; seed k on split k, as the paper's three runs, where left out
+    resources: {...}            # what a run asks of a cluster (docs/slurm.md); rows and data sets may have it too
     defaults: {loop: {...}}     # keys of `segment` for all runs
     datasets:                   # keys of `segment` for each data set; {split} and {seed} are filled in
-      BUSI: {paper: BUSI, data: {shards: out/busi, split: "busi_random_{split}"}}
+      BUSI: {paper: BUSI, data: {shards: out/busi, split: "busi_random_{split}"}, prepare: {...}}
     rows:                       # keys of `segment` for each row; they win over the data set's, which win over defaults
       U-Net: {method: {name: supervised}, network: {name: unet}}
     notes: what the table is and is not
+
+`prepare` of a data set names the programs that make what its runs read, in order; one that names several stages is
+started once for each, with {stage} filled in. A step or run waits for those earlier steps whose products it names.
+
+    prepare:
+      shards: {run: shards busi --root DIR --out out/busi, makes: out/busi/index.json}
+      ldm:
+        run: ldm --data.shards out/busi --out out/ldm/busi_{split} --until {stage}
+        makes:
+          autoencoder: out/ldm/busi_{split}/autoencoder/result.json
+          denoiser: out/ldm/busi_{split}/denoiser/result.json
 """
 
 import copy
+import functools
+import hashlib
 import json
 import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +57,15 @@ from jsonargparse import ArgumentError, ArgumentParser
 from mgcc_dist.config import CONFIGS
 from mgcc_dist.errors import UserError, run_program
 
-KEYS = {"title", "paper", "out", "preset", "reference", "seeds", "splits", "defaults", "datasets", "rows", "notes"}
+KEYS = {
+    *("title", "paper", "out", "preset", "reference", "seeds", "splits", "resources", "defaults", "datasets", "rows"),
+    "notes",
+}
 REQUIRED = ("title", "out", "preset", "seeds", "rows")
 SECTIONS = ("data", "loop", "method", "network")
+STEP_KEYS = {"run", "makes", "resources"}
+# Keys in which a run may differ from what the sweep asks for: they do not change what comes out.
+FREE = {"out", "data.workers", "loop.log_every", "loop.checkpoint_every", "loop.keep_checkpoints"}
 
 
 @dataclass(frozen=True)
@@ -61,12 +81,40 @@ class SweepRun:
     config: dict[str, Any]
     """keys of `segment`, nested, without `out`"""
     folder: Path
-    """run folder"""
+    """run folder; its name ends in a hash of preset and config, so that another config is another folder"""
+    resources: dict[str, Any] = field(default_factory=dict)
+    """what the sweep file asks of a cluster for this run; read by `mgcc_dist.slurm`"""
 
     def command(self) -> list[str]:
         """The words after `python` (or `accelerate launch`) that carry this run out."""
         keys = {**flat(self.config), "out": str(self.folder)}
         return ["-m", "mgcc_dist.segment", "--preset", self.preset, *(f"--{k}={_word(v)}" for k, v in keys.items())]
+
+    def length(self) -> tuple[str, float] | None:
+        """("epochs", 300) or ("steps", 20000); None where neither preset nor sweep says so."""
+        keys = _preset(self.preset) | flat(self.config)
+        return next(((unit, keys[f"loop.{unit}"]) for unit in ("epochs", "steps") if keys.get(f"loop.{unit}")), None)
+
+
+@dataclass(frozen=True)
+class SweepStep:
+    """What must be made before runs: shards, a split file, one stage of a diffusion model."""
+
+    name: str
+    """data set, entry of `prepare`, stage, split: "busi/shards", "busi/ldm-autoencoder-split_1", ..."""
+    kind: str
+    """what the same step of other splits has in common: "shards", "ldm autoencoder", ..."""
+    chain: str
+    """the stages of one entry, for one split, follow each other: "busi/ldm-split_1" """
+    words: tuple[str, ...]
+    """the program and its options: ("ldm", "--preset", "busi", ...)"""
+    makes: Path
+    """the file that says that this is done"""
+    resources: dict[str, Any]
+
+    def command(self) -> list[str]:
+        """The words after `python` that carry this step out."""
+        return ["-m", f"mgcc_dist.{self.words[0]}", *self.words[1:]]
 
 
 @dataclass(frozen=True)
@@ -85,6 +133,8 @@ class Sweep:
     """data set -> column of the paper's table"""
     runs: list[SweepRun]
     """every row of every data set with the first seed, then with the second, ..."""
+    steps: list[SweepStep]
+    """what `prepare` names, each once, in an order in which they can be carried out"""
     notes: str
 
 
@@ -113,26 +163,45 @@ def read_sweep(path: Path) -> Sweep:
     if reference is not None and reference not in rows:
         raise UserError(f"{path}: reference {reference!r} is no row; rows are {', '.join(rows)}")
 
-    layers = [("defaults", content.get("defaults") or {})]
-    layers += [(f"datasets.{name}", {k: v for k, v in keys.items() if k != "paper"}) for name, keys in datasets.items()]
-    layers += [(f"rows.{name}", keys) for name, keys in rows.items()]
-    for place, layer in layers:
-        _check_keys(path, place, layer)
-    by_place = dict(layers)
+    apart = ("paper", "prepare", "resources")  # what is not of `segment`
+    layers = {"defaults": content.get("defaults") or {}}
+    layers |= {f"datasets.{name}": keys for name, keys in datasets.items()}
+    layers |= {f"rows.{name}": keys for name, keys in rows.items()}
+    resources = {place: _resources(path, place, layer) for place, layer in (("", content), *layers.items())}
+    for place, layer in layers.items():
+        layers[place] = {k: v for k, v in layer.items() if k not in apart} if place != "defaults" else layer
+        _check_keys(path, place, layers[place])
 
-    out = Path(content["out"])
+    out, preset = Path(content["out"]), content["preset"]
     runs = []
     for seed, split in zip(seeds, splits, strict=True):
         for dataset in datasets:
             for row in rows:
                 config: dict[str, Any] = {"loop": {"seed": seed}}
-                for layer in (by_place["defaults"], by_place[f"datasets.{dataset}"], by_place[f"rows.{row}"]):
-                    config = _merged(config, layer)
-                config = _filled(path, config, split, seed)
-                folder = out / slug(dataset) / slug(row) / f"seed_{seed}"
-                runs.append(SweepRun(row, dataset, split, seed, content["preset"], config, folder))
+                for place in ("defaults", f"datasets.{dataset}", f"rows.{row}"):
+                    config = _merged(config, layers[place])
+                config = _filled(path, config, split=split, seed=seed)
+                folder = out / slug(dataset) / slug(row) / f"seed_{seed}-{_hash(preset, config)}"
+                asks = resources[""] | resources[f"datasets.{dataset}"] | resources[f"rows.{row}"]
+                runs.append(SweepRun(row, dataset, split, seed, preset, config, folder, asks))
+    steps: dict[tuple[str, ...], SweepStep] = {}
+    for dataset, keys in datasets.items():
+        for seed, split in zip(seeds, splits, strict=True):
+            for step in _steps(path, dataset, keys.get("prepare") or {}, split, seed):
+                steps.setdefault(step.words, step)
     notes = str(content.get("notes") or "").strip()
-    return Sweep(path.stem, content["title"], content.get("paper"), reference, out, rows, columns, runs, notes)
+    return Sweep(
+        path.stem,
+        content["title"],
+        content.get("paper"),
+        reference,
+        out,
+        rows={row: layers[f"rows.{row}"] for row in rows},
+        columns=columns,
+        runs=runs,
+        steps=list(steps.values()),
+        notes=notes,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -154,6 +223,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for key, names in known.items():
         if unknown := [name for name in chosen[key] if name not in names]:
             raise UserError(f"{chosen.sweep} has no {key} {unknown[0]!r}; choose of {', '.join(map(str, names))}")
+    for step in sweep.steps:
+        print(shlex.join([sys.executable, *step.command()]))
     for run in sweep.runs:
         is_of = {"datasets": run.dataset, "rows": run.row, "seeds": run.seed}
         if all(name in (chosen[key] or known[key]) for key, name in is_of.items()):
@@ -219,18 +290,63 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _filled(path: Path, value: Any, split: int, seed: int) -> Any:
-    """{split} and {seed} in all texts of a config."""
+def _filled(path: Path, value: Any, **names: Any) -> Any:
+    """{split} and {seed}, in a step {stage} too, in all texts of a config."""
     if isinstance(value, dict):
-        return {key: _filled(path, item, split, seed) for key, item in value.items()}
+        return {key: _filled(path, item, **names) for key, item in value.items()}
     if isinstance(value, list):
-        return [_filled(path, item, split, seed) for item in value]
+        return [_filled(path, item, **names) for item in value]
     if not isinstance(value, str):
         return value
     try:
-        return value.format(split=split, seed=seed)
+        return value.format(**names)
     except (KeyError, IndexError, ValueError) as error:
-        raise UserError(f"{path}: {value!r} may hold {{split}} and {{seed}} only ({error})") from error
+        *some, last = (f"{{{name}}}" for name in names)
+        raise UserError(f"{path}: {value!r} may hold {', '.join(some)} and {last} only ({error})") from error
+
+
+def _steps(path: Path, dataset: str, prepare: Any, split: int, seed: int) -> Iterator[SweepStep]:
+    """The steps of a data set's `prepare` for one split and seed."""
+    place = f"{path}: datasets.{dataset}.prepare"
+    if not isinstance(prepare, dict):
+        raise UserError(f"{place} must be a mapping of names to steps")
+    for name, step in prepare.items():
+        if not isinstance(step, dict) or not isinstance(step.get("run"), str) or not step.get("makes"):
+            raise UserError(
+                f"{place}.{name} needs `run`, a command, and `makes`, the file by which one sees it is done"
+            )
+        if unknown := sorted(step.keys() - STEP_KEYS):
+            raise UserError(f"{place}.{name}: unknown key {unknown[0]!r}; a step has {', '.join(sorted(STEP_KEYS))}")
+        stages = step["makes"] if isinstance(step["makes"], dict) else {"": step["makes"]}
+        where = [f"{key}_{value}" for key, value in (("split", split), ("seed", seed)) if f"{{{key}}}" in step["run"]]
+        chain = "-".join([f"{slug(dataset)}/{slug(name)}", *where])
+        for stage, makes in stages.items():
+            names = {"split": split, "seed": seed, "stage": stage}
+            words = tuple(_filled(path, word, **names) for word in shlex.split(step["run"]))
+            kind = f"{name} {stage}".strip()
+            full = "-".join([f"{slug(dataset)}/{slug(kind)}", *where])
+            product = Path(_filled(path, str(makes), **names))
+            yield SweepStep(full, kind, chain, words, product, _resources(path, name, step))
+
+
+def _resources(path: Path, place: str, layer: dict[str, Any]) -> dict[str, Any]:
+    resources = layer.get("resources") or {}
+    if not isinstance(resources, dict):
+        raise UserError(f"{path}: {place}{'.' if place else ''}resources must be a mapping, got {resources!r}")
+    return resources
+
+
+@functools.cache
+def _preset(name: str) -> dict[str, Any]:
+    """Keys of a shipped config of `segment`; none where it is not known, which `segment` itself will say."""
+    path = CONFIGS / "segment" / f"{name}.yaml"
+    return flat(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _hash(preset: str, config: dict[str, Any]) -> str:
+    """Eight hex digits of what makes a run what it is."""
+    keys = {key: value for key, value in (_preset(preset) | flat(config)).items() if key not in FREE}
+    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _word(value: Any) -> str:

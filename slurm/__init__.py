@@ -1,1 +1,1 @@
-"""Slurm: today only `testbed/`, a real two-node Slurm on one machine for trials and tests."""
+"""Dispatch of a sweep's runs, to Slurm or on one machine; `testbed/` is a real two-node Slurm for trials and tests."""

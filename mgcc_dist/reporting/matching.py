@@ -7,11 +7,7 @@ from mgcc_dist.config import CONFIGS, as_plain, parse
 from mgcc_dist.errors import UserError
 from mgcc_dist.reporting.runs import Found, Run
 from mgcc_dist.segment import SegmentConfig
-from mgcc_dist.sweeps import Sweep, SweepRun, flat
-from mgcc_dist.train.run_folder import FREE_KEYS
-
-# Keys in which a run may differ from what the sweep asks for: they do not change what comes out.
-FREE = {*FREE_KEYS, "loop.log_every", "loop.checkpoint_every", "loop.keep_checkpoints"}
+from mgcc_dist.sweeps import FREE, Sweep, SweepRun, flat
 
 
 def match(sweep: Sweep, found: Found, folders: Sequence[Path]) -> list[tuple[SweepRun, Run | None]]:

@@ -1,6 +1,8 @@
 """How a process joins its group, and the randomness of its steps."""
 
 import os
+import socket
+import subprocess
 from datetime import timedelta
 
 import numpy as np
@@ -10,11 +12,12 @@ from accelerate.utils import InitProcessGroupKwargs
 
 
 def start(precision: str | None = None, accumulation: int = 1) -> Accelerator:
-    """The Accelerator of this process, however it was started: plain python, torchrun or `accelerate launch`.
+    """The Accelerator of this process, however it was started: plain python, torchrun, `accelerate launch` or Slurm.
 
     Without an accelerator device the group speaks gloo, under DeepSpeed too. `precision` ("no", "fp16", "bf16") wins
     over the launcher's; None takes the launcher's.
     """
+    join_scheduler()
     on_cpu = not torch.accelerator.is_available()
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     # The timeout outlasts what one rank does alone while the others wait: checking shards, writing the last of them.
@@ -27,6 +30,49 @@ def start(precision: str | None = None, accumulation: int = 1) -> Accelerator:
         gradient_accumulation_steps=accumulation,
         kwargs_handlers=[group],
     )
+
+
+def join_scheduler() -> None:
+    """Where Slurm or submitit started one task a rank, say to torch what a launcher would have said.
+
+    Does nothing where a launcher has spoken already, or there is one task. The first host of the step is where the
+    ranks meet, at a port that follows from the job's number.
+    """
+    of = os.environ
+    if "RANK" in of:
+        return
+    if of.get("SUBMITIT_EXECUTOR") == "local":
+        world, rank = int(of["SUBMITIT_LOCAL_NTASKS"]), int(of["SUBMITIT_LOCAL_GLOBALID"])
+        local, nodes, host, job = rank, 1, "127.0.0.1", int(of["SUBMITIT_LOCAL_JOB_ID"])
+    elif int(of.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # set by srun alone: in a batch script there is one process
+        world, rank, local = (int(of[f"SLURM_{key}"]) for key in ("STEP_NUM_TASKS", "PROCID", "LOCALID"))
+        nodes, host = int(of["SLURM_STEP_NUM_NODES"]), _first_host(of["SLURM_STEP_NODELIST"])
+        job = int(of["SLURM_JOB_ID"]) + int(of.get("SLURM_RESTART_COUNT", 0))  # another port after a requeue
+    else:
+        return
+    if world > 1:
+        of |= {
+            "MASTER_ADDR": host,
+            "MASTER_PORT": str(20000 + job % 10000),
+            "RANK": str(rank),
+            "LOCAL_RANK": str(local),
+        }
+        of |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world // nodes)}
+
+
+def _first_host(nodes: str) -> str:
+    """Address of the first of Slurm's `n[1-2]`: its name, or what Slurm knows it by where the name does not resolve."""
+
+    def scontrol(*words: str) -> list[str]:
+        return subprocess.run(["scontrol", "show", *words], capture_output=True, text=True, check=True).stdout.split()
+
+    host = scontrol("hostnames", nodes)[0]
+    try:
+        socket.getaddrinfo(host, None)
+        return host
+    except OSError:
+        shown = scontrol("node", host, "-o")
+        return next(word.removeprefix("NodeAddr=") for word in shown if word.startswith("NodeAddr="))
 
 
 def describe(accelerator: Accelerator) -> str:

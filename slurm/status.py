@@ -1,0 +1,172 @@
+"""Where each task of a sweep stands, by its product, Slurm's queue, its metrics and log; quick, since without torch."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgcc_dist.files import read_json, write_json
+from mgcc_dist.slurm import cluster
+from mgcc_dist.slurm.plan import Task
+
+ORDER = ("done", "running", "pending", "failed", "missing")
+TAIL = 4096
+"""bytes at the end of a log or metrics file that are looked at"""
+
+
+@dataclass
+class Registry:
+    """OUT/jobs.json: which job carries out which task, and where the sweep was submitted to."""
+
+    path: Path
+    cluster: str = "slurm"
+    cluster_file: str | None = None
+    jobs: dict[str, str] | None = None
+    """task -> id of its latest job"""
+
+    @classmethod
+    def read(cls, out: Path) -> "Registry":
+        path = out / "jobs.json"
+        return cls(path, **read_json(path)) if path.is_file() else cls(path, jobs={})
+
+    def save(self) -> None:
+        write_json(self.path, {"cluster": self.cluster, "cluster_file": self.cluster_file, "jobs": self.jobs})
+
+    @property
+    def logs(self) -> Path:
+        return (self.path.parent / "jobs").absolute()
+
+
+@dataclass(frozen=True)
+class State:
+    task: Task
+    kind: str
+    """one of ORDER"""
+    job: str = ""
+    note: str = ""
+    """why it is pending, how it failed"""
+    node: str = ""
+    step: int | None = None
+    epoch: float | None = None
+    remaining: float | None = None
+    """seconds to the end of training, at the pace so far"""
+
+
+def states_of(tasks: Iterable[Task], registry: Registry) -> list[State]:
+    """Asks Slurm once for what is queued and, if tasks have failed, once for how."""
+    tasks, jobs = list(tasks), registry.jobs or {}
+    submitted = [task for task in tasks if task.name in jobs and not task.is_done]
+    queued: Mapping[str, cluster.Queued] = {}
+    if submitted and registry.cluster == "slurm":
+        queued = cluster.queue()
+    elif submitted:
+        ids = (jobs[task.name] for task in submitted)
+        queued = {job: cluster.Queued("RUNNING", "", "") for job in ids if cluster.is_local_alive(job)}
+    gone = [jobs[task.name] for task in submitted if jobs[task.name] not in queued]
+    how = cluster.ended(gone) if registry.cluster == "slurm" else {}
+    return [_state(task, jobs.get(task.name, ""), queued, how) for task in tasks]
+
+
+def _state(task: Task, job: str, queued: Mapping[str, cluster.Queued], how: Mapping[str, str]) -> State:
+    # Looked at anew: what left the queue since may have finished.
+    entry = queued.get(job)
+    if task.is_done and not entry:
+        return State(task, "done", job)
+    if not job:
+        return State(task, "missing")
+    if entry is None:
+        return State(task, "failed", job, note=how.get(job, "").split(" ")[0].lower())
+    if entry.state in ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING"):
+        return State(task, "pending", job, note=entry.reason)
+    return State(task, "running", job, node=entry.node, **progress(task))
+
+
+def progress(task: Task) -> dict[str, Any]:
+    """Step, epoch and remaining seconds of a task that trains, by its newest row of metrics; {} before the first."""
+    rows = []
+    for line in tail(task.makes.parent / "metrics.jsonl").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:  # cut short at either end
+            continue
+    timed = [row for row in rows if "seconds" in row]
+    if not timed:
+        return {}
+    row = timed[-1]
+    shown: dict[str, Any] = {"step": row["step"], "epoch": row["epoch"]}
+    if task.run and (total := task.run.length()):
+        unit, number = total
+        done = row["epoch" if unit == "epochs" else "step"] / number
+        shown["remaining"] = row["seconds"] * max(0, 1 - done) / done if done else None
+    return shown
+
+
+def tail(path: Path) -> str:
+    """The last TAIL bytes of a text file; "" when it is not there."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        return file.read().decode(errors="replace")
+
+
+def logs_of(registry: Registry, job: str) -> list[Path]:
+    """Log files of a job's ranks, standard output before standard error."""
+    found = registry.logs.glob(f"{job}_*_log.*") if job else []
+    return sorted(found, key=lambda path: (path.suffix != ".out", path.name))
+
+
+def last_words(registry: Registry, job: str, lines: int = 3) -> list[str]:
+    """The last lines that a failed job wrote to standard error, progress bars left out."""
+    for path in logs_of(registry, job):
+        if path.suffix != ".err":
+            continue
+        said = [line.strip() for line in tail(path).splitlines() if line.strip() and "it/s" not in line]
+        said = [line for line in said if "step/s" not in line and "s/step" not in line and not line.startswith("srun:")]
+        if said:
+            return said[-lines:]
+    return []
+
+
+def table(states: list[State], registry: Registry) -> str:
+    """One line a task, with the last words of those that failed, and a count."""
+    rows = [["run", "state", "step", "epoch", "remaining", "node", "job", ""]]
+    for state in states:
+        step = "" if state.step is None else str(state.step)
+        epoch = "" if state.epoch is None else f"{state.epoch:.1f}"
+        remaining = "" if state.remaining is None else clock(state.remaining)
+        rows.append([state.task.name, state.kind, step, epoch, remaining, state.node, state.job, state.note])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    shown = lines[:1]
+    for state, line in zip(states, lines[1:], strict=True):
+        shown.append(line)
+        if state.kind == "failed":
+            shown += [f"    {words}" for words in last_words(registry, state.job)]
+    return "\n".join([*shown, summary(states)])
+
+
+def summary(states: Iterable[State]) -> str:
+    """`9 tasks: 6 done, 2 running, 1 failed`"""
+    counts = Counter(state.kind for state in states)
+    counted = ", ".join(f"{counts[kind]} {kind}" for kind in ORDER if counts[kind])
+    return f"{counts.total()} tasks: {counted}"
+
+
+def clock(seconds: float) -> str:
+    """`3:05:00`"""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def watch(tasks: list[Task], registry: Registry, seconds: float) -> list[State]:
+    """Show the table again and again until nothing is pending or running; the last states."""
+    while True:
+        states = states_of(tasks, registry)
+        print(f"\033[2J\033[H{table(states, registry)}", flush=True)
+        if not any(state.kind in ("pending", "running") for state in states):
+            return states
+        time.sleep(seconds)

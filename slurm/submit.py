@@ -1,0 +1,183 @@
+"""Submitting: jobs into Slurm's queue by submitit, or one task after the other on this machine."""
+
+import fcntl
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.helpers import environment_variables
+from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
+from tqdm import tqdm
+
+from mgcc_dist.errors import UserError
+from mgcc_dist.slurm import cluster
+from mgcc_dist.slurm.plan import REPORT, Job, Task, dependency, jobs_of
+from mgcc_dist.slurm.status import Registry, State, last_words
+from mgcc_dist.slurm.task import ATTEMPTS, Program
+from mgcc_dist.sweeps import Sweep
+
+
+def wanted(states: list[State], again: bool) -> list[Task]:
+    """The tasks to start: those that never were and, with `again`, those that failed; the report after any run."""
+    chosen: dict[str, Task] = {}
+    dead = {state.task.name for state in states if state.kind == "failed" and not again}
+    for state in states:
+        task = state.task
+        if task.name == REPORT:
+            runs = any(each in chosen for each in task.after)
+            if runs or state.kind == "missing" or (again and state.kind == "failed"):
+                chosen[task.name] = task
+        elif dead & set(task.after):
+            dead.add(task.name)
+        elif state.kind == "missing" or (again and state.kind == "failed"):
+            chosen[task.name] = task
+    return list(chosen.values())
+
+
+def to_slurm(sweep: Sweep, tasks: list[Task], states: list[State], registry: Registry) -> list[Job]:
+    """Submit `tasks`; each job's ids are in the registry before the next is submitted.
+
+    Raises:
+        UserError: Slurm would not start a job, or does not take it.
+    """
+    waiting = [state.task.name for state in states if state.kind in ("pending", "running")]
+    jobs = jobs_of(tasks, waiting, cluster.largest_array(), sweep.name)
+    for shape in {repr(job.resources): job for job in jobs}.values():
+        cluster.check(shape.resources)
+        cluster.check_script(script(shape, registry.logs, None))
+    ids = registry.jobs = registry.jobs or {}
+    numbers: dict[str, str] = {}
+    for job in jobs:
+        for task in job.tasks:
+            (task.folder / ATTEMPTS).unlink(missing_ok=True)
+        executor = SlurmExecutor(registry.logs, max_num_timeout=10_000)  # `attempts` is what ends a run
+        executor.update_parameters(**parameters(job, dependency(job, ids, numbers)))
+        try:
+            submitted = executor.submit_array([program(task) for task in job.tasks])
+        except submitit.core.utils.FailedJobError as error:
+            raise UserError(f"Slurm did not take {job.name}: {' '.join(str(error).split())}") from error
+        ids.update({task.name: each.job_id for task, each in zip(job.tasks, submitted, strict=True)})
+        numbers[job.name] = submitted[0].job_id.partition("_")[0]
+        registry.save()
+    return jobs
+
+
+def locally(tasks: list[Task], registry: Registry, parallel: int) -> list[Task]:
+    """Carry `tasks` out on this machine, `parallel` at a time, in order; those that failed are returned."""
+    ids = registry.jobs = registry.jobs or {}
+    open_, running, failed = list(tasks), dict[int, tuple[Task, Any]](), list[Task]()
+    bar = tqdm(total=len(tasks), unit="task", desc="tasks", dynamic_ncols=True)
+    while open_ or running:
+        for slot, (task, job) in list(running.items()):
+            if job.done():
+                del running[slot]
+                bar.update()
+                if not task.is_done:
+                    failed.append(task)
+                    bar.write("\n    ".join([f"{task.name} failed", *last_words(registry, job.job_id)]))
+        lost = {task.name for task in failed}
+        for task in [task for task in open_ if lost & set(task.after) and not task.even_if_failed]:
+            open_.remove(task)
+            failed.append(task)
+            bar.update()
+            bar.write(f"{task.name} is left out: what it waits for failed")
+        unfinished = {task.name for task in open_} | {task.name for task, _ in running.values()}
+        for task in [task for task in open_ if not unfinished & set(task.after)][: parallel - len(running)]:
+            open_.remove(task)
+            slot = next(slot for slot in range(parallel) if slot not in running)
+            (task.folder / ATTEMPTS).unlink(missing_ok=True)
+            job = _start_here(task, registry, slot)
+            running[slot] = task, job
+            ids[task.name] = job.job_id
+            registry.save()
+        time.sleep(0.2)
+    bar.close()
+    return failed
+
+
+def in_process(tasks: list[Task], registry: Registry) -> list[Task]:
+    """Carry `tasks` out in this process, one after the other, for a debugger; an error ends it."""
+    executor = submitit.DebugExecutor(registry.logs)
+    for task in tasks:
+        print(f"slurm: {task.name}", flush=True)
+        executor.submit(program(task)).result()
+    return []
+
+
+def program(task: Task) -> Program:
+    return Program(task.command, task.folder, task.makes, task.resources.attempts)
+
+
+def parameters(job: Job, after: str | None) -> dict[str, Any]:
+    """Of submitit's Slurm executor."""
+    return {**job.resources.sbatch(), "job_name": job.name, **({"dependency": after} if after else {})}
+
+
+def script(job: Job, logs: Path, after: str | None) -> str:
+    """The text that sbatch gets."""
+    settings = parameters(job, after)
+    if len(job.tasks) > 1:
+        settings["map_count"] = len(job.tasks)
+    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(logs))}"
+    return _make_sbatch_string(command=command, folder=logs, **settings)
+
+
+def describe(jobs: list[Job]) -> str:
+    """Every job with its resources, what it waits for and its commands."""
+    lines = []
+    for job in jobs:
+        many = f", array of {len(job.tasks)}, {min(len(job.tasks), job.resources.parallel)} at a time"
+        lines.append(f"{job.name}: {job.resources}{many if len(job.tasks) > 1 else ''}")
+        if job.matches:
+            lines.append(f"  after {job.matches}, member by member")
+        elif job.after:
+            shown = ", ".join(job.after[:4]) + (f" and {len(job.after) - 4} more" if len(job.after) > 4 else "")
+            lines.append(f"  after {shown}{', even if they fail' if job.tasks[0].even_if_failed else ''}")
+        lines += [f"  {task.name}: python {' '.join(task.command)}" for task in job.tasks]
+    return "\n".join(lines)
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """One submission of a sweep at a time.
+
+    Raises:
+        UserError: another is under way.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".submitting").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{out} is being submitted by another process; wait for it") from error
+        yield
+
+
+def outdated(sweep: Sweep) -> list[str]:
+    """A line for every run folder that an earlier config of a run has left."""
+    lines = []
+    for run in sweep.runs:
+        if not run.folder.parent.is_dir():
+            continue
+        for folder in sorted(run.folder.parent.glob(f"seed_{run.seed}-*")):
+            if folder.name != run.folder.name:
+                was = "finished" if (folder / "result.json").is_file() else "unfinished"
+                lines.append(f"{folder}: {was}, of another config; it stays and does not count, {run.folder.name} does")
+    return lines
+
+
+def _start_here(task: Task, registry: Registry, slot: int) -> Any:
+    asks = replace(task.resources, nodes=1)
+    executor = submitit.LocalExecutor(registry.logs)
+    gpus = tuple(range(slot * asks.gpus, (slot + 1) * asks.gpus))
+    executor.update_parameters(
+        timeout_min=asks.minutes, tasks_per_node=asks.tasks_per_node, gpus_per_node=asks.gpus, visible_gpus=gpus
+    )
+    with environment_variables(**asks.environment):
+        return executor.submit(program(task))
