@@ -18,13 +18,14 @@ The augmentation of place p of a stream is a pure function of (seed, stream, p).
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache, partial
-from typing import Literal, Protocol
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +38,9 @@ from mgcc_dist.data.workers import load_in_order
 from mgcc_dist.errors import UserError
 
 LABELED, UNLABELED = 0, 1
+
+Loaded = TypeVar("Loaded")
+Augment = bool | Literal["mirror"]
 
 
 @dataclass
@@ -135,15 +139,105 @@ def permutation(seed: int, stream: int, epoch: int, size: int) -> np.ndarray:
     return generator.permutation(size)
 
 
-class StreamLoader:
+class Streams(ABC, Generic[Loaded]):
     """Endless training batches of one rank; see the module's text for who gets what.
+
+    Args:
+        sizes, batches: samples of the labeled and of the unlabeled stream, and how many a rank and step; 0 for none.
+        workers: processes that load ahead; 0 loads in this process. Does not change the batches.
+        augment: rotate and flip; "mirror" only exchanges left and right, for what must learn which way is up.
+    """
+
+    def __init__(
+        self,
+        sizes: tuple[int, int],
+        batches: tuple[int, int],
+        seed: int,
+        rank: int,
+        world: int,
+        workers: int,
+        augment: Augment,
+    ) -> None:
+        self.sizes = sizes
+        self.batch_labeled, self.batch_unlabeled = batches
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.workers = workers
+        self.augment = augment
+
+    def batches(self, start: Position) -> Generator[tuple[Loaded, Position], None, None]:
+        """Endless batches from `start` on, each with the Position after it.
+
+        Closing the iterator ends its worker processes.
+
+        Raises:
+            UserError: a record can't be read, or a record of the labeled stream has no mask.
+        """
+        with closing(load_in_order(partial(self._load, start), itertools.count(), self.workers)) as batches:
+            for steps, batch in enumerate(batches, start=1):
+                yield batch, self._after(start, steps)
+
+    def epoch_of(self, position: Position) -> float:
+        """Epochs consumed of the labeled stream; of the unlabeled one where there is no other."""
+        consumed = position.labeled if self.sizes[LABELED] else position.unlabeled
+        return consumed / self._leading()[0]
+
+    def steps_for(self, epochs: float) -> int:
+        """Steps after which `epochs` epochs of that stream are consumed."""
+        samples, batch = self._leading()
+        return math.ceil(Fraction(str(epochs)) * samples / (batch * self.world))  # exact: 0.07 * 100 is 7, not more
+
+    @abstractmethod
+    def load(self, labeled: "list[Place]", unlabeled: "list[Place]") -> Loaded:
+        """This rank's batch of a step, made of the samples at these places of the two streams."""
+
+    def _leading(self) -> tuple[int, int]:
+        """Size and batch of the stream that epochs are counted in."""
+        stream = LABELED if self.sizes[LABELED] else UNLABELED
+        return self.sizes[stream], (self.batch_labeled, self.batch_unlabeled)[stream]
+
+    def _after(self, start: Position, steps: int) -> Position:
+        return Position(
+            start.labeled + steps * self.world * self.batch_labeled,
+            start.unlabeled + steps * self.world * self.batch_unlabeled,
+        )
+
+    def _load(self, start: Position, step: int) -> Loaded:
+        """This rank's batch of the `step`-th step after `start`."""
+        begin = self._after(start, step)
+        return self.load(
+            self._places(LABELED, begin.labeled, self.batch_labeled),
+            self._places(UNLABELED, begin.unlabeled, self.batch_unlabeled),
+        )
+
+    def _places(self, stream: int, begin: int, batch: int) -> "list[Place]":
+        size, places = self.sizes[stream], []
+        for place in range(begin + self.rank * batch, begin + (self.rank + 1) * batch):
+            epoch, within = divmod(place, size)
+            index = int(permutation(self.seed, stream, epoch, size)[within])
+            which = draw_symmetry(self.seed, stream, place) if self.augment else 0
+            places.append(Place(place, index, which & MIRROR if self.augment == "mirror" else which))
+        return places
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place of a stream, the number of the sample there, and the symmetry that it is shown under."""
+
+    place: int
+    index: int
+    which: int
+
+
+class StreamLoader(Streams[Batch]):
+    """Endless training batches of labeled and unlabeled images.
 
     Args:
         labeled, unlabeled: the streams; None where there is none, and then its batch is 0.
         batch_labeled, batch_unlabeled: samples of each stream a rank and step.
         image_size: images of another size are stretched to `image_size` x `image_size`.
-        workers: processes that load ahead; 0 loads in this process. Does not change the batches.
-        augment: rotate and flip; "mirror" only exchanges left and right, for what must learn which way is up.
+        workers, augment: as in Streams.
 
     Raises:
         UserError: no stream, an empty one, or one without a batch size or the other way round.
@@ -160,82 +254,33 @@ class StreamLoader:
         rank: int,
         world: int,
         workers: int,
-        augment: bool | Literal["mirror"],
+        augment: Augment,
     ) -> None:
-        _check_stream("labeled", labeled, batch_labeled)
-        _check_stream("unlabeled", unlabeled, batch_unlabeled)
+        check_stream("labeled", labeled, batch_labeled)
+        check_stream("unlabeled", unlabeled, batch_unlabeled)
         if labeled is None and unlabeled is None:
             raise UserError("loader: there are neither labeled nor unlabeled images to train on")
+        sizes = (len(labeled) if labeled else 0, len(unlabeled) if unlabeled else 0)
+        super().__init__(sizes, (batch_labeled, batch_unlabeled), seed, rank, world, workers, augment)
         self.labeled = labeled
         self.unlabeled = unlabeled
-        self.batch_labeled = batch_labeled
-        self.batch_unlabeled = batch_unlabeled
         self.image_size = image_size
-        self.seed = seed
-        self.rank = rank
-        self.world = world
-        self.workers = workers
-        self.augment = augment
 
-    def batches(self, start: Position) -> Generator[tuple[Batch, Position], None, None]:
-        """Endless batches from `start` on, each with the Position after it.
-
-        Closing the iterator ends its worker processes.
-
-        Raises:
-            UserError: a record can't be read, or a record of the labeled stream has no mask.
-        """
-        with closing(load_in_order(partial(self._load, start), itertools.count(), self.workers)) as batches:
-            for steps, batch in enumerate(batches, start=1):
-                yield batch, self._after(start, steps)
-
-    def epoch_of(self, position: Position) -> float:
-        """Epochs consumed of the labeled stream; of the unlabeled one where there is no other."""
-        consumed = position.unlabeled if self.labeled is None else position.labeled
-        return consumed / self._leading()[0]
-
-    def steps_for(self, epochs: float) -> int:
-        """Steps after which `epochs` epochs of that stream are consumed."""
-        samples, batch = self._leading()
-        return math.ceil(Fraction(str(epochs)) * samples / (batch * self.world))  # exact: 0.07 * 100 is 7, not more
-
-    def _leading(self) -> tuple[int, int]:
-        """Size and batch of the stream that epochs are counted in."""
-        if self.labeled is not None:
-            return len(self.labeled), self.batch_labeled
-        assert self.unlabeled is not None
-        return len(self.unlabeled), self.batch_unlabeled
-
-    def _after(self, start: Position, steps: int) -> Position:
-        return Position(
-            start.labeled + steps * self.world * self.batch_labeled,
-            start.unlabeled + steps * self.world * self.batch_unlabeled,
-        )
-
-    def _load(self, start: Position, step: int) -> Batch:
-        """This rank's batch of the `step`-th step after `start`."""
-        begin = self._after(start, step)
-        chosen = self._choose(self.labeled, LABELED, begin.labeled, self.batch_labeled)
-        chosen += self._choose(self.unlabeled, UNLABELED, begin.unlabeled, self.batch_unlabeled)
-        return _assemble(chosen, self.image_size)
-
-    def _choose(self, source: Source | None, stream: int, begin: int, batch: int) -> "list[_Chosen]":
-        if source is None:
-            return []
+    def load(self, labeled: list[Place], unlabeled: list[Place]) -> Batch:
         chosen = []
-        for place in range(begin + self.rank * batch, begin + (self.rank + 1) * batch):
-            epoch, within = divmod(place, len(source))
-            sample = source.read(int(permutation(self.seed, stream, epoch, len(source))[within]))
-            if stream == LABELED and sample.mask is None:
+        for at in labeled:
+            assert self.labeled is not None
+            sample = self.labeled.read(at.index)
+            if sample.mask is None:
                 raise UserError(
                     f"loader: record {sample.key!r} has no mask but stands among the labeled ones; "
                     "mark it as unlabeled in the split, or write its shards again with its mask"
                 )
-            which = draw_symmetry(self.seed, stream, place) if self.augment else 0
-            if self.augment == "mirror":
-                which &= MIRROR
-            chosen.append(_Chosen(sample, place, which, labeled=stream == LABELED))
-        return chosen
+            chosen.append(_Chosen(sample, at.place, at.which, labeled=True))
+        for at in unlabeled:
+            assert self.unlabeled is not None
+            chosen.append(_Chosen(self.unlabeled.read(at.index), at.place, at.which, labeled=False))
+        return _assemble(chosen, self.image_size)
 
 
 class EvalLoader:
@@ -246,7 +291,7 @@ class EvalLoader:
     """
 
     def __init__(self, source: Source, batch: int, image_size: int, rank: int, world: int, workers: int) -> None:
-        _check_stream("evaluation", source, batch)
+        check_stream("evaluation", source, batch)
         self.source = source
         self.batch = batch
         self.image_size = image_size
@@ -282,7 +327,8 @@ class _Chosen:
     labeled: bool
 
 
-def _check_stream(name: str, source: Source | None, batch: int) -> None:
+def check_stream(name: str, source: Sized | None, batch: int) -> None:
+    """Raise UserError where a stream is empty, or has no batch size or the other way round."""
     if source is not None and len(source) == 0:
         raise UserError(f"loader: there are no {name} images; is the split or the shard folder empty?")
     if (source is not None) != (batch > 0):

@@ -12,10 +12,10 @@ import json
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -27,6 +27,8 @@ from mgcc_dist.files import read_json, replacing, sha256_of, write_json
 FORMAT = "mgcc-dist shards"
 VERSION = 1
 INDEX = "index.json"
+
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,23 +72,31 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
         UserError: a key that no tar record can have.
         ValueError: arrays of another shape, type or value than `Sample` says.
     """
-    records = []
+    return write_records(path, map(_encode, samples))
+
+
+def write_records(path: Path, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Write one tar of records as TarWriter takes them, by rename, and return its entry for `write_index`.
+
+    A record is file contents by extension, and `__key__`; its "json" has "class" and "group".
+    """
+    written = []
     with (
         replacing(path) as scratch,
         scratch.open("wb") as file,
         TarWriter(file, encoder=False, mtime=0, user="mgcc-dist", group="mgcc-dist") as tar,
     ):
-        for sample in samples:
-            record = _encode(sample)
+        for record in records:
             tar.write(record)
             meta = json.loads(record["json"])
-            records.append(
-                {"key": sample.key, "class": meta["class"], "labeled": "mask.png" in record, "group": meta["group"]}
+            labeled = "mask.png" in record
+            written.append(
+                {"key": record["__key__"], "class": meta["class"], "labeled": labeled, "group": meta["group"]}
             )
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path), "records": records}
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path), "records": written}
 
 
-def write_index(folder: Path, dataset: str, shards: list[dict[str, Any]], **extra: Any) -> None:
+def write_index(folder: Path, dataset: str, shards: list[dict[str, Any]], kind: str = FORMAT, **extra: Any) -> None:
     """Write index.json, which makes the folder a whole one; `extra` keys are stored beside the others.
 
     Raises:
@@ -97,7 +107,7 @@ def write_index(folder: Path, dataset: str, shards: list[dict[str, Any]], **extr
         if times > 1:
             raise UserError(f"{folder}: {times} records have the key {key!r}; rename the files they come from")
     index = {
-        "format": FORMAT,
+        "format": kind,
         "version": VERSION,
         "dataset": dataset,
         "records": len(records),
@@ -109,12 +119,14 @@ def write_index(folder: Path, dataset: str, shards: list[dict[str, Any]], **extr
     write_json(folder / INDEX, index)
 
 
-class ShardFolder:
-    """A whole shard folder with random access to its records, in the order of index.json.
+class RecordFolder:
+    """A whole folder of shards with random access to its records, in the order of index.json; of any format.
 
     Files are opened when first read and by each process for itself, so an instance may be pickled or forked to
     DataLoader workers.
     """
+
+    FORMAT: ClassVar[str]
 
     def __init__(self, folder: Path, index: dict[str, Any]) -> None:
         self.folder = folder
@@ -126,16 +138,16 @@ class ShardFolder:
             for record in shard["records"]
         ]
         self._positions = {record.key: position for position, record in enumerate(self.records)}
-        self._open: dict[str, _OpenShard] = {}
+        self._open: dict[str, OpenShard] = {}
 
     @classmethod
-    def open(cls, folder: Path, verify: bool = True) -> "ShardFolder":
+    def open(cls, folder: Path, verify: bool = True) -> Self:
         """Read index.json and look at the shards it names; with `verify` also at their sha256.
 
         Raises:
             UserError: no such folder, half-written, index.json unreadable, a shard missing or of other content.
         """
-        index = read_index(folder)
+        index = read_index(folder, cls.FORMAT)
         try:
             opened = cls(folder, index)
             for shard in index["shards"]:
@@ -163,26 +175,39 @@ class ShardFolder:
             raise UserError(f"{self.folder} has no record {key!r}; is the split made for another data set?")
         return self._positions[key]
 
-    def read(self, i: int) -> Sample:
-        """Read record `i`.
+    def read_as(self, i: int, decode: "Callable[[OpenShard, RecordInfo], Record]") -> Record:
+        """Read record `i` by `decode`.
 
         Raises:
-            UserError: the record is missing, cut off or does not have the sha256 that was written with it; the
-                message names shard and key.
+            UserError: the record is missing, cut off or `decode` finds it corrupt; the message names shard and key.
         """
         info = self.records[i]
         path = self.folder / info.shard
         try:
             if info.shard not in self._open:
-                self._open[info.shard] = _OpenShard(path)
-            return _decode(self._open[info.shard], info)
-        except (_CorruptRecord, OSError, tarfile.TarError, ValueError) as error:
+                self._open[info.shard] = OpenShard(path)
+            return decode(self._open[info.shard], info)
+        except (CorruptRecord, OSError, tarfile.TarError, ValueError) as error:
             raise UserError(
                 f"{path}: record {info.key!r} is corrupt: {error}; remove the folder and make it again"
             ) from error
 
 
-def read_index(folder: Path) -> dict[str, Any]:
+class ShardFolder(RecordFolder):
+    """A whole shard folder of images."""
+
+    FORMAT = FORMAT
+
+    def read(self, i: int) -> Sample:
+        """Read record `i`; its pixels have the sha256 that was written with them.
+
+        Raises:
+            UserError: it can't be read, or has another sha256.
+        """
+        return self.read_as(i, _decode)
+
+
+def read_index(folder: Path, kind: str = FORMAT) -> dict[str, Any]:
     """The content of index.json.
 
     Raises:
@@ -197,18 +222,18 @@ def read_index(folder: Path) -> dict[str, Any]:
         index = read_json(path)
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); remove the folder and make it again") from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise UserError(f"{path} is not the index of a shard folder")
+    if not isinstance(index, dict) or index.get("format") != kind:
+        raise UserError(f"{path} is not the index of a folder of {kind}")
     if index.get("version") != VERSION:
         raise UserError(f"{path} has version {index.get('version')}; this program reads version {VERSION}")
     return index
 
 
-class _CorruptRecord(Exception):
-    """Says what is wrong with a record; `ShardFolder.read` adds where."""
+class CorruptRecord(Exception):
+    """Says what is wrong with a record; `RecordFolder.read_as` adds where."""
 
 
-class _OpenShard:
+class OpenShard:
     """A tar's file descriptor and where in it each member's bytes lie."""
 
     def __init__(self, path: Path) -> None:
@@ -218,12 +243,12 @@ class _OpenShard:
 
     def bytes_of(self, member: str) -> bytes:
         if member not in self.members:
-            raise _CorruptRecord(f"{member} is missing")
+            raise CorruptRecord(f"{member} is missing")
         offset, size = self.members[member]
         # pread leaves the file position alone, which forked workers share.
         content = os.pread(self.file.fileno(), size, offset)
         if len(content) != size:
-            raise _CorruptRecord(f"{member} is cut off")
+            raise CorruptRecord(f"{member} is cut off")
         return content
 
 
@@ -254,14 +279,27 @@ def _encode(sample: Sample) -> dict[str, Any]:
     return record
 
 
-def _decode(shard: _OpenShard, info: RecordInfo) -> Sample:
+def read_meta(shard: OpenShard, info: RecordInfo) -> dict[str, Any]:
+    """The record's json."""
     meta = json.loads(shard.bytes_of(f"{info.key}.json"))
     if not isinstance(meta, dict) or (meta.get("class"), meta.get("group")) != (info.category, info.group):
-        raise _CorruptRecord(f"{info.key}.json is not what {INDEX} says")
-    image = _image(shard.bytes_of(f"{info.key}.png"), meta.get("sha256"), f"{info.key}.png")
+        raise CorruptRecord(f"{info.key}.json is not what {INDEX} says")
+    return meta
+
+
+def read_verified(shard: OpenShard, member: str, sha256: str | None) -> bytes:
+    content = shard.bytes_of(member)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise CorruptRecord(f"{member} has another sha256 than was written with it")
+    return content
+
+
+def _decode(shard: OpenShard, info: RecordInfo) -> Sample:
+    meta = read_meta(shard, info)
+    image = _pixels(read_verified(shard, f"{info.key}.png", meta.get("sha256")))
     mask = None
     if info.labeled:
-        mask = _image(shard.bytes_of(f"{info.key}.mask.png"), meta.get("mask_sha256"), f"{info.key}.mask.png")
+        mask = _pixels(read_verified(shard, f"{info.key}.mask.png", meta.get("mask_sha256")))
     return Sample(info.key, image, mask, meta)
 
 
@@ -274,8 +312,6 @@ def _png(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _image(content: bytes, sha256: str | None, member: str) -> np.ndarray:
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise _CorruptRecord(f"{member} has another sha256 than was written with it")
+def _pixels(content: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(content)) as image:
         return np.array(image)

@@ -19,7 +19,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from mgcc_dist.config import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
-from mgcc_dist.data.loader import StreamLoader
+from mgcc_dist.data.loader import Streams
 from mgcc_dist.errors import UserError
 from mgcc_dist.schedules import Progress, learning_rate_factor
 from mgcc_dist.train import checkpoints
@@ -79,10 +79,13 @@ class Task(Protocol):
     name: str
     module: nn.Module
     """forward(batch, Progress) -> scalar losses by name; "loss" is minimised"""
-    loader: StreamLoader
     best_metric: str
     """key of the validation row by which the best step is chosen"""
     best_is_higher: bool
+
+    @property
+    def loader(self) -> Streams:
+        """What `module` is trained on."""
 
     def after_step(self, progress: Progress) -> None:
         """Called after every optimizer step (a mean teacher's update)."""
@@ -97,7 +100,7 @@ class Task(Protocol):
         """What their safetensors header says besides step and scores."""
 
 
-def total_steps(config: LoopConfig, loader: StreamLoader) -> int:
+def total_steps(config: LoopConfig, loader: Streams) -> int:
     """Optimizer steps of the whole run."""
     if config.steps is not None:
         return config.steps
