@@ -3,10 +3,10 @@
     accelerate launch -m mgcc_dist.ldm                                          # demo: phantom images, minutes on a CPU
     accelerate launch -m mgcc_dist.ldm --preset busi --data.shards out/busi     # the paper's settings
 
-It runs what is missing in OUT of seven stages: `autoencoder/` and `denoiser/` (run folders), `pipeline/` (for plain
-diffusers), `samples/` (a shard folder, which `mgcc_dist.segment` reads by `--data.synthetic`), `quality/` (how like the
-held-out images they are), `audit/` (which samples are copies of training images) and `gallery.png`. The same command
-again goes on where it was stopped.
+It runs what is missing in OUT of eight stages: `autoencoder/` (a run folder), `latents/` (the images, encoded once),
+`denoiser/` (a run folder), `pipeline/` (for plain diffusers), `samples/` (a shard folder, which `mgcc_dist.segment`
+reads by `--data.synthetic`), `quality/` (how like the held-out images they are), `audit/` (which samples are copies of
+training images) and `gallery.png`. The same command again goes on where it was stopped.
 """
 
 from dataclasses import dataclass, field
@@ -22,11 +22,12 @@ from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.datasets import Phantoms
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import locate_split, make_split, read_split, write_split
-from mgcc_dist.diffusion import audit, autoencoder, denoiser, features, gallery, pipeline, quality, sampling
+from mgcc_dist.diffusion import audit, autoencoder, denoiser, features, gallery, latents, pipeline, quality, sampling
 from mgcc_dist.diffusion.audit import AuditConfig
 from mgcc_dist.diffusion.autoencoder import AutoencoderConfig, AutoencoderTask
 from mgcc_dist.diffusion.denoiser import DenoiserConfig, DenoiserTask
 from mgcc_dist.diffusion.images import DataConfig, Images
+from mgcc_dist.diffusion.latents import Latents
 from mgcc_dist.diffusion.quality import QualityConfig
 from mgcc_dist.diffusion.sampling import SamplingConfig
 from mgcc_dist.errors import UserError, run_program
@@ -89,10 +90,11 @@ def run(config: LdmConfig) -> None:
     train_autoencoder(config, images, out)
     if config.until == "autoencoder":
         return
-    train_denoiser(config, images, out)
+    encoded = encode_images(config, images, out, accelerator)
+    train_denoiser(config, images, encoded, out)
     if config.until == "denoiser":
         return
-    save_pipeline(config, out, accelerator)
+    save_pipeline(config, encoded, out, accelerator)
     draw_samples(config, out, accelerator)
     if config.until == "samples":
         return
@@ -125,7 +127,7 @@ def open_images(config: DataConfig, out: Path, accelerator: Accelerator) -> Imag
 
 
 def train_autoencoder(config: LdmConfig, images: Images, out: Path) -> None:
-    """Leaves `autoencoder/vae/`, whose config has the latent scale, in its run folder."""
+    """Leaves `autoencoder/vae/`, whose latents are standardised, in its run folder."""
     folder, loop = out / "autoencoder", config.autoencoder.loop
     accelerator = start(loop.precision, loop.accumulation)
     claim(folder, AutoencoderRun(config.data, config.autoencoder), accelerator)
@@ -138,39 +140,49 @@ def train_autoencoder(config: LdmConfig, images: Images, out: Path) -> None:
 
     vae = autoencoder.load(config.autoencoder, images.size, folder / "last").to(accelerator.device)
     once = images.training_once(config.autoencoder.batch, accelerator)
-    vae.register_to_config(scaling_factor=autoencoder.latent_scale(vae, once.batches(), accelerator))
+    mean, std = autoencoder.latent_moments(vae, once.batches(), accelerator)
+    autoencoder.standardise(vae, mean, std)
     if accelerator.is_main_process:
         vae.save_pretrained(folder / "vae")
-    facts = {"scaling_factor": vae.config.scaling_factor}
+    facts = {"latent_mean": mean.tolist(), "latent_std": std.tolist()}
     _write_result(task, facts, state, images, loop.seed, folder, accelerator)
 
 
-def train_denoiser(config: LdmConfig, images: Images, out: Path) -> None:
-    """Needs `autoencoder/vae/`."""
+def encode_images(config: LdmConfig, images: Images, out: Path, accelerator: Accelerator) -> Latents:
+    """Leaves `latents/`. Needs `autoencoder/vae/`."""
+    folder = out / "autoencoder" / "vae"
+    vae = autoencoder.load_finished(folder)
+    sha256 = sha256_of(folder / autoencoder.WEIGHTS)
+    return latents.encode(vae, sha256, images, config.autoencoder.batch, out / "latents", accelerator)
+
+
+def train_denoiser(config: LdmConfig, images: Images, encoded: Latents, out: Path) -> None:
+    """Leaves `denoiser/`, a run folder."""
     folder, loop = out / "denoiser", config.denoiser.loop
     accelerator = start(loop.precision, loop.accumulation)
-    vae_sha256 = sha256_of(out / "autoencoder" / "vae" / "diffusion_pytorch_model.safetensors")
-    claim(folder, DenoiserRun(config.data, config.denoiser, vae_sha256), accelerator)
+    claim(folder, DenoiserRun(config.data, config.denoiser, encoded.autoencoder), accelerator)
     if is_finished(folder):
         accelerator.print(f"denoiser: {folder / 'result.json'} is there already")
         return
     set_seed(loop.seed)
-    task = DenoiserTask(config.denoiser, images, out / "autoencoder" / "vae", accelerator)
+    task = DenoiserTask(config.denoiser, encoded, accelerator)
     state = fit(task, loop, folder, accelerator)
     _write_result(task, {}, state, images, loop.seed, folder, accelerator)
 
 
-def save_pipeline(config: LdmConfig, out: Path, accelerator: Accelerator) -> None:
+def save_pipeline(config: LdmConfig, encoded: Latents, out: Path, accelerator: Accelerator) -> None:
     """Put both networks into `pipeline/`, in diffusers' layout."""
     folder = out / "pipeline"
-    parts = {"autoencoder": out / "autoencoder" / "vae", "denoiser": out / "denoiser" / "last"}
-    source = {name: sha256_of(next(part.glob("*.safetensors"))) for name, part in parts.items()}
+    source = {
+        "autoencoder": encoded.autoencoder,
+        "denoiser": sha256_of(out / "denoiser" / "last" / "model.safetensors"),
+    }
     if pipeline.is_made_of(source, folder):
         accelerator.print(f"pipeline: {folder} is there already")
     elif accelerator.is_main_process:
-        vae = autoencoder.load_finished(parts["autoencoder"])
-        unet = denoiser.load(config.denoiser, vae, parts["denoiser"])
-        pipeline.save(vae, unet, denoiser.build_schedule(config.denoiser), source, folder)
+        vae = autoencoder.load_finished(out / "autoencoder" / "vae")
+        unet = denoiser.load(config.denoiser, encoded, out / "denoiser" / "last")
+        pipeline.save(vae, unet, denoiser.build_schedule(config.denoiser), encoded.classes, source, folder)
         print(f"pipeline: diffusers reads it from {folder}")
     accelerator.wait_for_everyone()
 
@@ -178,7 +190,7 @@ def save_pipeline(config: LdmConfig, out: Path, accelerator: Accelerator) -> Non
 def draw_samples(config: LdmConfig, out: Path, accelerator: Accelerator) -> None:
     """Fill `samples/` with synthetic images."""
     folder = out / "samples"
-    if sampling.is_finished(config.sampling, out / "pipeline", folder):
+    if sampling.is_finished(config.sampling, out / "pipeline", folder, accelerator):
         accelerator.print(f"samples: {folder / 'index.json'} is there already")
         return
     sampling.sample(config.sampling, out / "pipeline", folder, accelerator)

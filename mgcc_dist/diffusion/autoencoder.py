@@ -2,11 +2,12 @@
 
 It is diffusers' `AutoencoderKL` with one channel. Trained with the mean squared error of the reconstruction (Section
 IV-B.1) plus a small Kullback-Leibler term that keeps the latents near N(0, 1) (the "VAE [45]" of the paper). When
-training is over, 1 / std(z) over the training images is saved as `scaling_factor` in the model's config: the denoiser
-then sees latents of unit variance, which the paper does not mention but Stable Diffusion [10], its base, does.
+training is over, its latents are standardised: the mean and standard deviation of each channel over the training images
+are folded into the weights of the two 1x1 convolutions at the latent. The denoiser then sees channels of mean 0 and
+variance 1, which the paper does not mention; Stable Diffusion [10], its base, divides all channels by one number, which
+leaves their means in place and, with them, an error in the brightness of samples.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,9 +24,12 @@ from mgcc_dist.config import NonNegativeFloat, PositiveInt
 from mgcc_dist.data.loader import Batch
 from mgcc_dist.diffusion.images import Images
 from mgcc_dist.diffusion.noise import Draw, generators
+from mgcc_dist.diffusion.weights import load_weights
 from mgcc_dist.errors import UserError
 from mgcc_dist.schedules import Progress
 from mgcc_dist.train.loop import LoopConfig
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name
 
 
 @dataclass(frozen=True)
@@ -90,17 +93,17 @@ def build(config: AutoencoderConfig, image_size: int) -> AutoencoderKL:
 def load(config: AutoencoderConfig, image_size: int, folder: Path) -> AutoencoderKL:
     """The autoencoder whose weights training saved in `folder`."""
     vae = build(config, image_size)
-    vae.load_state_dict(load_file(folder / "model.safetensors"))
+    load_weights(vae, folder / "model.safetensors")
     return vae.eval()
 
 
 def load_finished(folder: Path) -> AutoencoderKL:
-    """The autoencoder with its latent scale that `save_pretrained` wrote to `folder`.
+    """The standardised autoencoder that `save_pretrained` wrote to `folder`.
 
     Unlike with `from_pretrained`, the folder's path does not become a part of the config.
     """
     vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
-    vae.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
+    load_weights(vae, folder / WEIGHTS)
     return vae.eval()
 
 
@@ -168,8 +171,8 @@ def reconstruct(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def latent_scale(vae: AutoencoderKL, batches: Iterable[Batch], accelerator: Accelerator) -> float:
-    """1 / std(z) over all latents of the images of all ranks. Collective; the same number on all ranks.
+def latent_moments(vae: AutoencoderKL, batches: Iterable[Batch], accelerator: Accelerator) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, float64 [C], of the latents of the images of all ranks. Collective.
 
     The posterior's moments are used, E[z²] = mean² + variance, so nothing is drawn.
     """
@@ -177,8 +180,29 @@ def latent_scale(vae: AutoencoderKL, batches: Iterable[Batch], accelerator: Acce
     for batch in batches:
         posterior = vae.encode(batch.images.to(accelerator.device)).latent_dist
         mean, variance = posterior.mean.cpu().double(), posterior.var.cpu().double()
-        first = mean.mean(dim=(1, 2, 3)).tolist()
-        second = (mean.square() + variance).mean(dim=(1, 2, 3)).tolist()
+        first = mean.mean(dim=(2, 3)).tolist()
+        second = (mean.square() + variance).mean(dim=(2, 3)).tolist()
         moments += list(zip(batch.positions.tolist(), first, second, strict=True))
-    _, first, second = np.array(sorted(gather_object(moments))).mean(axis=0)
-    return 1 / math.sqrt(second - first**2)
+    in_order = sorted(gather_object(moments))
+    first, second = (torch.tensor([row[which] for row in in_order]).double().mean(dim=0) for which in (1, 2))
+    return first, (second - first.square()).sqrt()
+
+
+@torch.no_grad()
+def standardise(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
+    """Replace the latent z by (z - mean) / std, channel by channel, without a change of what comes out.
+
+    `mean` and `std` are [C]. The encoder's last convolution gives (mean, log-variance) and the decoder's first one
+    takes z; both are 1x1, so the map and its inverse fold into their weights. `scaling_factor` becomes 1.
+    """
+    into, out_of = vae.quant_conv, vae.post_quant_conv
+    mean, std = mean.double().to(vae.device), std.double().to(vae.device)
+    weight, bias = out_of.weight.double(), out_of.bias.double()
+    out_of.weight.copy_(weight * std[None, :, None, None])
+    out_of.bias.copy_(bias + weight[:, :, 0, 0] @ mean)
+
+    means, logvars = into.weight.double().chunk(2)
+    into.weight.copy_(torch.cat([means / std[:, None, None, None], logvars]))
+    means, logvars = into.bias.double().chunk(2)
+    into.bias.copy_(torch.cat([(means - mean) / std, logvars - 2 * std.log()]))
+    vae.register_to_config(scaling_factor=1.0)

@@ -37,8 +37,8 @@ class Images:
         counts = {"training": len(split.labeled + split.unlabeled), "held_out": len(split.validation)}
         self.facts = {"dataset": data.dataset, "split": split.name, "images": counts}
         """what result.json says of them"""
-        self._mirror = config.mirror
-        self._workers = config.workers
+        self.mirror = config.mirror
+        self.workers = config.workers
         self.data = data
         self.learned = subset_by_keys(data, split.labeled + split.unlabeled)
         """the training images of `data`"""
@@ -56,8 +56,8 @@ class Images:
             seed=seed,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
-            workers=self._workers,
-            augment="mirror" if self._mirror else False,
+            workers=self.workers,
+            augment="mirror" if self.mirror else False,
         )
 
     def training_once(self, batch: int, accelerator: Accelerator) -> EvalLoader:
@@ -75,7 +75,7 @@ class Images:
             image_size=self.size,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
-            workers=self._workers,
+            workers=self.workers,
         )
 
     def examples(self, count: int) -> Tensor:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_ldm import AUTOENCODER, DENOISER
+from tiny_ldm import AUTOENCODER, DENOISER, SHAPE
 
 from mgcc_dist.diffusion import autoencoder, denoiser, pipeline
 
@@ -18,13 +18,13 @@ def vae():
 
 
 @pytest.fixture
-def unet(vae):
+def unet():
     torch.manual_seed(1)
-    return denoiser.build(DENOISER, vae)
+    return denoiser.build(DENOISER, SHAPE, 0)
 
 
 @pytest.fixture
 def pipeline_folder(vae, unet, tmp_path) -> Path:
     folder = tmp_path / "pipeline"
-    pipeline.save(vae, unet, denoiser.build_schedule(DENOISER), {}, folder)
+    pipeline.save(vae, unet, denoiser.build_schedule(DENOISER), {}, {}, folder)
     return folder

@@ -49,17 +49,52 @@ def test_draws_for_different_things_differ():
     assert len(set(seeds)) == len(seeds)
 
 
-def test_latent_scale_gives_latents_of_unit_variance(vae):
+@pytest.fixture
+def uneven(vae):
+    """An autoencoder whose latent channels differ in mean and spread, as BUSI's do."""
+    with torch.no_grad():
+        vae.quant_conv.weight[:2] *= torch.tensor([0.3, 4.0])[:, None, None, None]
+        vae.quant_conv.bias[:2] = torch.tensor([-1.31, 0.7])
+        vae.quant_conv.bias[2:] = torch.tensor([-3.0, -1.0])
+    return vae
+
+
+def test_moments_are_those_of_drawn_latents(uneven):
     images = torch.rand(7, 1, 16, 16) * 2 - 1
     batches = [batch_of(images[part], part) for part in ([0, 1, 2], [3, 4, 5], [6])]
-    scale = autoencoder.latent_scale(vae, batches, Accelerator(cpu=True))
-
+    mean, std = autoencoder.latent_moments(uneven, batches, Accelerator(cpu=True))
     with torch.no_grad():
-        posterior = vae.encode(images).latent_dist
-        draws = torch.stack([posterior.sample(torch.Generator().manual_seed(i)) for i in range(2000)])
-    assert scale * draws.std().item() == pytest.approx(1, rel=0.01)
+        posterior = uneven.encode(images).latent_dist
+        draws = torch.stack([posterior.sample(torch.Generator().manual_seed(i)) for i in range(1000)]).double()
+    torch.testing.assert_close(mean, draws.mean(dim=(0, 1, 3, 4)), rtol=0.01, atol=0.01)
+    torch.testing.assert_close(std, draws.transpose(0, 2).flatten(1).std(dim=1), rtol=0.01, atol=0)
     other_order = [batch_of(images[part], part) for part in ([6, 3], [0, 1, 2], [5, 4])]
-    assert autoencoder.latent_scale(vae, other_order, Accelerator(cpu=True)) == pytest.approx(scale, rel=1e-6)
+    torch.testing.assert_close(autoencoder.latent_moments(uneven, other_order, Accelerator(cpu=True)), (mean, std))
+
+
+def test_standardised_latents_have_mean_0_and_variance_1_and_decode_to_the_same_image(uneven):
+    """Also z drawn from the posterior decodes to the same: the log-variance is scaled with the mean."""
+    images = torch.rand(7, 1, 16, 16) * 2 - 1
+    batches = [batch_of(images, list(range(7)))]
+    before = copy.deepcopy(uneven)
+    mean, std = autoencoder.latent_moments(uneven, batches, Accelerator(cpu=True))
+    assert mean.abs().max() > 0.5
+    autoencoder.standardise(uneven, mean, std)
+
+    measured = autoencoder.latent_moments(uneven, batches, Accelerator(cpu=True))
+    torch.testing.assert_close(measured[0], torch.zeros(2).double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(measured[1], torch.ones(2).double(), rtol=1e-6, atol=0)
+    with torch.no_grad():
+        for draw in (
+            lambda posterior: posterior.mode(),
+            lambda posterior: posterior.sample(generators(1, Draw.SAMPLE, range(7))),
+        ):
+            old, new = (each.decode(draw(each.encode(images).latent_dist)).sample for each in (before, uneven))
+            torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-5)
+    assert uneven.config.scaling_factor == 1.0
+    assert {name: tensor.shape for name, tensor in uneven.state_dict().items()} == {
+        name: tensor.shape for name, tensor in before.state_dict().items()
+    }
 
 
 def test_latent_has_the_papers_size():

@@ -2,13 +2,19 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DModel
+from tiny_ldm import DENOISER, SHAPE
 
-from mgcc_dist.diffusion import pipeline
+from mgcc_dist.diffusion import denoiser, pipeline
 from mgcc_dist.diffusion.noise import Draw, generators
+from mgcc_dist.diffusion.sampler import Sampler, starting_noise
+from mgcc_dist.errors import UserError
+from mgcc_dist.files import sha256_of, write_json
 
 OUTSIDER = """
 import sys, torch
@@ -26,13 +32,11 @@ def test_a_program_without_this_package_loads_and_samples(pipeline_folder, tmp_p
 
 def test_diffusers_makes_our_image_from_our_noise(pipeline_folder):
     theirs = DiffusionPipeline.from_pretrained(pipeline_folder)
-    ours = pipeline.load(pipeline_folder)
-    images = [
-        pipe(batch_size=2, generator=generators(3, Draw.SAMPLE, [4, 5]), num_inference_steps=5, output_type="np").images
-        for pipe in (theirs, ours)
-    ]
-    assert np.array_equal(images[0], images[1])
-    assert np.ptp(images[0]) > 0
+    pictures = theirs(batch_size=2, generator=generators(3, Draw.SAMPLE, [4, 5]), num_inference_steps=5).images
+    noise = starting_noise(3, [4, 5], SHAPE)
+    ours = Sampler(pipeline.load(pipeline_folder), "ddim", 5, 1.0, False, False, torch.device("cpu")).images(noise)
+    assert np.abs(np.stack([np.asarray(picture) for picture in pictures]).astype(int) - ours).max() <= 1
+    assert np.ptp(ours) > 0
 
 
 def test_part_by_part_ddim_makes_the_same_image(pipeline_folder):
@@ -50,10 +54,9 @@ def test_part_by_part_ddim_makes_the_same_image(pipeline_folder):
             noise = unet(z, t).sample
             z = then.sqrt() * (z - (1 - now).sqrt() * noise) / now.sqrt() + (1 - then).sqrt() * noise
         expected = (vae.decode(z / 1.7).sample / 2 + 0.5).clamp(0, 1)[0, 0].numpy()
-    made = pipeline.load(pipeline_folder)(
-        batch_size=1, generator=generators(3, Draw.SAMPLE, [4]), num_inference_steps=5, output_type="np"
-    ).images
-    np.testing.assert_allclose(made[0, :, :, 0], expected, atol=2e-5)
+    sampler = Sampler(pipeline.load(pipeline_folder), "ddim", 5, 1.0, False, False, torch.device("cpu"))
+    made = sampler.images(starting_noise(3, [4], SHAPE))
+    np.testing.assert_allclose(made[0], expected * 255, atol=0.51)
 
 
 def test_fingerprint_follows_weights_and_settings(pipeline_folder):
@@ -61,3 +64,53 @@ def test_fingerprint_follows_weights_and_settings(pipeline_folder):
     path = pipeline_folder / "scheduler" / "scheduler_config.json"
     path.write_text(path.read_text().replace("0.012", "0.013"))
     assert pipeline.fingerprint(pipeline_folder) != before
+
+
+def test_with_classes_the_folder_loads_and_any_class_samples_by_plain_diffusers(vae, tmp_path):
+    torch.manual_seed(1)
+    unet = denoiser.build(replace(DENOISER, classes=True), SHAPE, 3)
+    counts = {"benign": 5, "malignant": 2, "normal": 1}
+    pipeline.save(vae, unet, denoiser.build_schedule(DENOISER), counts, {}, tmp_path / "p")
+    model = pipeline.load(tmp_path / "p")
+    assert model.classes == counts
+
+    theirs = DiffusionPipeline.from_pretrained(tmp_path / "p")
+    with pytest.raises(ValueError, match="class_labels should be provided"):
+        theirs(batch_size=1, num_inference_steps=1)
+    theirs.unet = pipeline.of_any_class(theirs.unet)
+    z = torch.randn(2, *SHAPE)
+    any_class = model.unet(z, 7, torch.tensor([3, 3])).sample
+    torch.testing.assert_close(theirs.unet(z, 7).sample, any_class, rtol=1e-5, atol=1e-6)
+    assert theirs(batch_size=1, num_inference_steps=2).images[0].size == (16, 16)
+
+
+def test_parts_of_different_models_are_refused_naming_the_part(pipeline_folder, vae, unet, tmp_path):
+    unet_folder, vae_folder = pipeline_folder / "unet", pipeline_folder / "vqvae"
+    kept = {path: path.read_bytes() for path in pipeline_folder.rglob("*") if path.is_file()}
+
+    denoiser.build(DENOISER, (3, 4, 4), 0).save_pretrained(unet_folder)
+    with pytest.raises(UserError, match="denoises latents of 3 channels and 4 pixels a side, but vqvae/ makes 2 and 4"):
+        pipeline.load(pipeline_folder)
+
+    denoiser.build(replace(DENOISER, channels=(8, 16)), SHAPE, 0).save_pretrained(tmp_path / "wider")
+    weights = "diffusion_pytorch_model.safetensors"
+    (unet_folder / "config.json").write_bytes(kept[unet_folder / "config.json"])
+    (unet_folder / weights).write_bytes((tmp_path / "wider" / weights).read_bytes())
+    with pytest.raises(UserError, match=r"does not load .*size mismatch"):
+        pipeline.load(pipeline_folder)
+
+    (unet_folder / weights).write_bytes(kept[unet_folder / weights][:-100])
+    with pytest.raises(UserError, match="does not load"):
+        pipeline.load(pipeline_folder)
+    (unet_folder / weights).unlink()
+    with pytest.raises(UserError, match=f"unet/{weights} is not there"):
+        pipeline.load(pipeline_folder)
+
+    (unet_folder / weights).write_bytes(kept[unet_folder / weights])
+    write_json(pipeline_folder / "source.json", {"autoencoder": sha256_of(vae_folder / weights)})
+    pipeline.load(pipeline_folder)
+    with torch.no_grad():
+        vae.quant_conv.bias += 1
+    vae.save_pretrained(vae_folder)
+    with pytest.raises(UserError, match="is not the autoencoder whose latents unet/ was trained on"):
+        pipeline.load(pipeline_folder)

@@ -81,14 +81,14 @@ def test_killed_run_makes_only_the_missing_shards(pipeline_folder, tmp_path, acc
             patch.setattr(sampling, "write_index", lambda *_, **__: (_ for _ in ()).throw(Killed))
             with pytest.raises(Killed):
                 sampling.sample(SAMPLING, pipeline_folder, tmp_path / "killed", accelerator)
-    assert not sampling.is_finished(SAMPLING, pipeline_folder, tmp_path / "killed")
+    assert not sampling.is_finished(SAMPLING, pipeline_folder, tmp_path / "killed", accelerator)
     shards = sorted((tmp_path / "killed").glob("*.tar"))
     assert len(shards) == images // 2 + (images == 7)
     before = {path: path.stat().st_mtime_ns for path in shards}
     sampling.sample(SAMPLING, pipeline_folder, tmp_path / "killed", accelerator)
     assert {path: path.stat().st_mtime_ns for path in shards} == before
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-    assert sampling.is_finished(SAMPLING, pipeline_folder, tmp_path / "killed")
+    assert sampling.is_finished(SAMPLING, pipeline_folder, tmp_path / "killed", accelerator)
 
 
 def test_signal_ends_with_the_code_for_start_again(pipeline_folder, tmp_path, accelerator, monkeypatch):
@@ -111,7 +111,7 @@ def test_samples_of_another_request_are_not_mixed(pipeline_folder, tmp_path, acc
     sampling.sample(SAMPLING, pipeline_folder, tmp_path / "s", accelerator)
     [key] = change
     with pytest.raises(UserError, match=f"holds images made with {key} .*delete the folder"):
-        sampling.is_finished(dataclasses.replace(SAMPLING, **change), pipeline_folder, tmp_path / "s")
+        sampling.is_finished(dataclasses.replace(SAMPLING, **change), pipeline_folder, tmp_path / "s", accelerator)
 
 
 def test_samples_of_another_checkpoint_are_not_mixed(pipeline_folder, tmp_path, accelerator):
@@ -119,7 +119,7 @@ def test_samples_of_another_checkpoint_are_not_mixed(pipeline_folder, tmp_path, 
     weights = pipeline_folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes() + b" ")
     with pytest.raises(UserError, match="holds images made with checkpoint"):
-        sampling.is_finished(SAMPLING, pipeline_folder, tmp_path / "s")
+        sampling.is_finished(SAMPLING, pipeline_folder, tmp_path / "s", accelerator)
 
 
 @pytest.mark.multiprocess

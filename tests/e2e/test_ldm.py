@@ -95,7 +95,7 @@ def test_second_start_does_nothing_again(made, toy):
     done = launch(["--config", str(toy), "--out", str(out)], ranks=2)
     assert done.returncode == 0, done.stderr
     assert "world size 2" in done.stdout
-    assert done.stdout.count("is there already") == 7
+    assert done.stdout.count("is there already") == 9
     after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != "config.yaml"}
     assert after == before
 
@@ -108,6 +108,7 @@ def test_only_what_is_missing_is_made(made, toy, capsys):
     lost = [out / "samples" / "index.json", out / "samples" / "synthetic-000002.tar", out / "gallery.png"]
     lost += [out / "audit" / "audit.json", out / "audit" / "closest.png"]
     lost += [out / "quality" / "quality.json", out / "quality" / "quality.md"]
+    lost += [path for path in (out / "latents").rglob("*.*") if path.name != "request.json"]
     before = {path: path.read_bytes() for path in lost}
     for path in lost:
         path.unlink()
