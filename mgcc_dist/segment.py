@@ -21,7 +21,7 @@ from mgcc_dist.data.loader import Concat, EvalLoader, Source, StreamLoader, subs
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import Split, locate_split, read_split
 from mgcc_dist.errors import UserError, run_program
-from mgcc_dist.evaluation import score_images
+from mgcc_dist.evaluation import KeptBatches, score_images
 from mgcc_dist.figures import segmentation_gallery
 from mgcc_dist.methods import Method, MethodConfig, build
 from mgcc_dist.methods.trained import header, load_predictor
@@ -149,9 +149,11 @@ class SegmentationTask:
             workers=config.data.workers,
             augment=True,
         )
-        self.validation = self._evaluation(subset_by_keys(data, split.validation), accelerator)
+        validation = self._evaluation(subset_by_keys(data, split.validation), accelerator)
+        self.validation = KeptBatches(validation, accelerator.device)
         self.external = [
-            (folder, self._evaluation(folder, accelerator)) for folder in map(self._open, config.data.external)
+            (folder, KeptBatches(self._evaluation(folder, accelerator), accelerator.device))
+            for folder in map(self._open, config.data.external)
         ]
         for folder, _ in self.external:
             if unmasked := [record.key for record in folder.records if not record.labeled]:
@@ -165,7 +167,7 @@ class SegmentationTask:
 
     def validate(self, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """Mean scores under the corrected protocol (see metrics.py)."""
-        images = score_images(_as_method(module).predictor(), self.validation.batches(), accelerator, surface=False)
+        images = score_images(_as_method(module).predictor(), self.validation, accelerator, surface=False)
         return summarize(images)["corrected"]
 
     def weights(self, module: nn.Module) -> dict[str, Tensor]:
@@ -184,14 +186,14 @@ class SegmentationTask:
             segmentation_gallery(network, self.data, scored["images"], self.config.data.image_size, gallery)
         if self.external:
             scored["external"] = {
-                folder.dataset: self._scored(network, folder, loader, accelerator) for folder, loader in self.external
+                folder.dataset: self._scored(network, folder, batches, accelerator) for folder, batches in self.external
             }
         return scored
 
     def _scored(
-        self, network: nn.Module, data: ShardFolder, loader: EvalLoader, accelerator: Accelerator
+        self, network: nn.Module, data: ShardFolder, batches: KeptBatches, accelerator: Accelerator
     ) -> dict[str, Any]:
-        images = score_images(network, loader.batches(), accelerator, surface=True)
+        images = score_images(network, batches, accelerator, surface=True)
         classes = {record.key: record.category for record in data.records}
         for image in images:
             image["class"] = classes[image["key"]]

@@ -6,8 +6,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from mgcc_dist import evaluation
 from mgcc_dist.data.loader import Batch
-from mgcc_dist.evaluation import score_images
+from mgcc_dist.evaluation import KeptBatches, score_images
 from mgcc_dist.metrics import score_image
 
 
@@ -45,3 +46,22 @@ def test_scoring_without_surfaces_reads_the_device_once(monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("a read of the device in the loop"))
     assert len(score_images(nn.Identity(), batches((3, 3, 1)), Accelerator(cpu=True), surface=False)) == 7
     assert len(reads) == 1
+
+
+@pytest.mark.parametrize(("limit", "loads"), [(2**30, 1), (5000, 2)])
+def test_kept_batches_are_loaded_once_unless_they_are_too_large(monkeypatch, limit, loads):
+    class Loader:
+        passes = 0
+
+        def batches(self):
+            self.passes += 1
+            yield from batches((3, 3, 1))  # 8064 bytes
+
+    monkeypatch.setattr(evaluation, "KEPT_BYTES", limit)
+    loader = Loader()
+    kept = KeptBatches(loader, torch.device("cpu"))
+    for _ in range(2):
+        seen = list(kept)
+        assert [batch.keys for batch in seen] == [batch.keys for batch in batches((3, 3, 1))]
+        assert all(torch.equal(a.images, b.images) for a, b in zip(seen, batches((3, 3, 1)), strict=True))
+    assert loader.passes == loads

@@ -57,6 +57,12 @@ class LoopConfig:
     """decay of the weights' moving average, which is then what is validated and saved; 0 keeps none"""
     precision: Literal["no", "fp16", "bf16"] | None = None
     """mixed precision; null takes what `accelerate launch` was told"""
+    tf32: bool = True
+    """without mixed precision, let GPUs round the inputs of convolutions and matrix products to TF32 (torch's default:
+    convolutions alone)"""
+    compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no"
+    """torch.compile of the networks that a step calls as a whole (not the autoencoder), in this mode; reduce-overhead
+    and max-autotune also replay CUDA graphs. Costs minutes at the start of a run"""
     seed: NonNegativeInt = 0
     """of initial weights, sample order, augmentation and noise"""
     log_every: PositiveInt = 10
@@ -118,13 +124,19 @@ def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) 
         SystemExit: with EXIT_STOPPED, after a signal, once everything is saved.
     """
     total = total_steps(config, task.loader)
+    torch.backends.cudnn.allow_tf32 = config.tf32
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     ema = Ema(task.module.to(accelerator.device), config.ema_decay) if config.ema_decay else None
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         # It asks for the batch, since no loader is prepared.
         settings["train_micro_batch_size_per_gpu"] = task.loader.batch_labeled + task.loader.batch_unlabeled
         settings["gradient_clipping"] = config.clip_norm  # it clips by itself, and at 1.0 if nothing is said
-    module, optimizer = accelerator.prepare(task.module, _optimizer(task.module, config))
+    if config.compile != "no":  # not the losses around them: the weight in them is another number at every step
+        for network in task.module.children():
+            network.compile(mode=config.compile)
+    fused = accelerator.device.type == "cuda" and accelerator.distributed_type != DistributedType.DEEPSPEED
+    module, optimizer = accelerator.prepare(task.module, _optimizer(task.module, config, fused))
     state = checkpoints.restore(folder, ema, accelerator)
     sums = _LossSums(state, accelerator)
     evaluated = ema.module if ema else task.module
@@ -145,6 +157,7 @@ def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) 
             for micro in range(config.accumulation):
                 batch, state.position = next(batches)
                 seed_step(config.seed, state.step * config.accumulation + micro, accelerator.process_index)
+                torch.compiler.cudagraph_mark_step_begin()  # what a graph gave in the last step is read by now
                 with accelerator.accumulate(module):
                     losses = module(batch.to(accelerator.device), progress)
                     accelerator.backward(losses["loss"])
@@ -234,13 +247,13 @@ class _LossSums:
         return self._accelerator.gather(torch.stack(list(self._sums.values()))[None]).tolist()
 
 
-def _optimizer(module: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
+def _optimizer(module: nn.Module, config: LoopConfig, fused: bool) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, rate, momentum=config.momentum, weight_decay=decay)
+        return torch.optim.SGD(parameters, rate, momentum=config.momentum, weight_decay=decay, fused=fused or None)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, rate, weight_decay=decay)
+    return kind(parameters, rate, weight_decay=decay, fused=fused or None)
 
 
 def _validate(task: Task, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:

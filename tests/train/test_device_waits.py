@@ -1,0 +1,96 @@
+"""A training step of the real task waits for the device nowhere, between the rows that it logs."""
+
+from collections import Counter
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from mgcc_dist.config import CONFIGS, parse
+from mgcc_dist.data.splits import make_split, read_split, write_split
+from mgcc_dist.segment import SegmentationTask, SegmentConfig
+from mgcc_dist.train.loop import fit
+
+# What reads a tensor's value: on a GPU each of them would wait for the queue to run empty.
+READS = ("aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::equal")
+
+
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory, phantom_shards):
+    split = tmp_path_factory.mktemp("waits") / "split.json"
+    write_split(split, make_split(phantom_shards.records, seed=0, validation=4, labeled=8, grouped=False, name="w_1"))
+
+    def config(method, network, *words):
+        tiny = "--preset mgcc_demo --data.synthetic null --data.image_size 32 --network.widths [4,8] --data.workers 0"
+        tiny += " --network.taps [1,2,3] --network.embed_dim 4 --network.depths [2,2] --network.heads [1,2]"
+        tiny += f" --network.window 2 --data.shards {phantom_shards.folder} --data.split {split} --loop.epochs null"
+        tiny += f" --loop.log_every 1000 --loop.validate_every 1000 --method.name {method} --network.name {network}"
+        batches = (4, 0) if method == "supervised" else (2, 2)
+        tiny += " --data.batch_labeled {} --data.batch_unlabeled {}".format(*batches)
+        return parse(SegmentConfig, "segment", "", CONFIGS / "segment", "mgcc_demo", [*tiny.split(), *map(str, words)])
+
+    return phantom_shards, read_split(split), config
+
+
+def trained(configured, method, network, steps, out, accelerator, *words):
+    shards, split, config = configured
+    wanted = config(method, network, "--loop.steps", steps, *words)
+    torch.manual_seed(0)
+    fit(SegmentationTask(wanted, shards, split, accelerator), wanted.loop, out, accelerator)
+
+
+@pytest.mark.parametrize("pair", ["supervised:unet", "uamt:unet", "cps:unet", "mgcc:mgcc", "cutmix_teacher:mgcc"])
+def test_more_steps_read_no_more_values_from_the_device(configured, tmp_path, monkeypatch, pair):
+    """dct is not here: the turn that it draws on the CPU shapes its computation, and is a read of host memory."""
+    calls = Counter()
+
+    def counting(name, method):
+        return lambda self, *words, **more: calls.update([name]) or method(self, *words, **more)
+
+    for name in ("tolist", "cpu", "numpy"):  # which the profiler does not see on a CPU
+        monkeypatch.setattr(torch.Tensor, name, counting(name, getattr(torch.Tensor, name)))
+    reads = []
+    for steps in (2, 5):
+        calls.clear()
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            trained(configured, *pair.split(":"), steps, tmp_path / str(steps), Accelerator(cpu=True))
+        names = Counter(event.name for event in seen.events())
+        assert names["aten::convolution"] > 0
+        reads.append({name: names[name] for name in READS} | calls)
+    assert reads[0] == reads[1]
+    assert reads[0]["tolist"] > 0  # the last row and the scores are read
+
+
+@pytest.mark.gpu
+def test_a_step_on_a_gpu_never_synchronizes(configured, tmp_path):
+    class Strict(SegmentationTask):
+        """Waiting for the device is an error from the second step on, until the last."""
+
+        def after_step(self, progress):
+            super().after_step(progress)
+            torch.cuda.set_sync_debug_mode("error" if 1 <= progress.step < 5 else "default")
+
+    shards, split, config = configured
+    wanted = config("mgcc", "mgcc", "--loop.steps", 7, "--data.workers", 1)
+    accelerator = Accelerator()
+    try:
+        fit(Strict(wanted, shards, split, accelerator), wanted.loop, tmp_path, accelerator)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_compiling_is_asked_for_the_networks_and_changes_no_name_of_a_weight(configured, tmp_path, monkeypatch):
+    asked, compiled = [], nn.Module.compile
+    monkeypatch.setattr(
+        nn.Module,
+        "compile",
+        lambda self, mode: (asked.append((type(self).__name__, mode)), compiled(self, backend="eager")),
+    )
+    words = ("--loop.compile", "reduce-overhead")
+    trained(configured, "mgcc", "mgcc", 2, tmp_path / "compiled", Accelerator(cpu=True), *words)
+    trained(configured, "mgcc", "mgcc", 2, tmp_path / "plain", Accelerator(cpu=True))
+    assert asked == [("MGCC", "reduce-overhead")]
+    files = [(tmp_path / name / "last" / "model.safetensors").read_bytes() for name in ("compiled", "plain")]
+    assert files[0] == files[1]
