@@ -5,16 +5,19 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate import Accelerator
-from tiny_ldm import SAMPLING
+from tiny_ldm import DENOISER, SAMPLING, SHAPE
 
 from mgcc_dist.data import records
 from mgcc_dist.data.records import ShardFolder
-from mgcc_dist.diffusion import pipeline, sampling
+from mgcc_dist.diffusion import denoiser, pipeline, sampling
+from mgcc_dist.diffusion.sampler import Sampler, class_of, starting_noise
 from mgcc_dist.errors import UserError
 from mgcc_dist.files import sha256_of
 from mgcc_dist.train.signals import EXIT_STOPPED
@@ -106,7 +109,10 @@ def test_signal_ends_with_the_code_for_start_again(pipeline_folder, tmp_path, ac
     assert len(ShardFolder.open(tmp_path)) == 7
 
 
-@pytest.mark.parametrize("change", [{"seed": 6}, {"steps": 4}, {"count": 8}, {"per_shard": 3}])
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 6}, {"steps": 4}, {"count": 8}, {"per_shard": 3}, {"sampler": "dpm_solver++"}, {"precision": "bf16"}],
+)
 def test_samples_of_another_request_are_not_mixed(pipeline_folder, tmp_path, accelerator, change):
     sampling.sample(SAMPLING, pipeline_folder, tmp_path / "s", accelerator)
     [key] = change
@@ -120,6 +126,114 @@ def test_samples_of_another_checkpoint_are_not_mixed(pipeline_folder, tmp_path, 
     weights.write_bytes(weights.read_bytes() + b" ")
     with pytest.raises(UserError, match="holds images made with checkpoint"):
         sampling.is_finished(SAMPLING, pipeline_folder, tmp_path / "s", accelerator)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 7])
+def test_starting_noise_is_bit_equal_whatever_the_batch(batch):
+    parts = [starting_noise(5, list(range(7))[start : start + batch], SHAPE) for start in range(0, 7, batch)]
+    assert torch.equal(torch.cat(parts), starting_noise(5, range(7), SHAPE))
+    assert not torch.equal(parts[0][0], starting_noise(6, [0], SHAPE)[0])
+
+
+def test_classes_come_in_the_mix_of_training_for_any_run_of_images():
+    counts = [294, 141, 91]
+    for start, stop in [(0, 725), (0, 100), (300, 400)]:
+        found = np.bincount([class_of(i, counts) for i in range(start, stop)], minlength=3) / (stop - start)
+        np.testing.assert_allclose(found, np.array(counts) / 526, atol=0.02)
+
+
+def test_guidance_moves_away_from_any_class(vae, tmp_path):
+    """With guidance g the noise is that of any class + g (that of the class - that of any); 0 and 1 are the two."""
+    torch.manual_seed(1)
+    unet = denoiser.build(dataclasses.replace(DENOISER, classes=True), SHAPE, 2)
+    pipeline.save(vae, unet, denoiser.build_schedule(DENOISER), {"a": 1, "b": 1}, {}, tmp_path / "p")
+    z, t, labels = torch.randn(2, *SHAPE), torch.tensor(500), torch.tensor([0, 1])
+    with torch.no_grad():
+        of_class, of_any = (unet(z, t, which).sample for which in (labels, torch.tensor([2, 2])))
+        for guidance in (0.0, 1.0, 3.0):
+            sampler = Sampler(pipeline.load(tmp_path / "p"), "ddim", 2, guidance, False, False, torch.device("cpu"))
+            torch.testing.assert_close(
+                sampler._noise(z, t, labels), of_any + guidance * (of_class - of_any), rtol=1e-4, atol=1e-5
+            )
+
+
+def test_samples_of_a_model_with_classes_say_their_class(vae, tmp_path, accelerator):
+    unet = denoiser.build(dataclasses.replace(DENOISER, classes=True), SHAPE, 2)
+    pipeline.save(vae, unet, denoiser.build_schedule(DENOISER), {"a": 1, "b": 3}, {}, tmp_path / "p")
+    sampling.sample(SAMPLING, tmp_path / "p", tmp_path / "s", accelerator)
+    categories = [record.category for record in ShardFolder.open(tmp_path / "s").records]
+    assert categories == ["ab"[class_of(i, [1, 3])] for i in range(7)]
+    assert set(categories) == {"a", "b"}
+
+
+def test_a_full_disk_keeps_the_whole_shards_and_the_same_command_goes_on(
+    pipeline_folder, tmp_path, accelerator, request
+):
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", small], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"this machine mounts no tmpfs: {mounted.stderr.strip()}")
+    request.addfinalizer(lambda: subprocess.run(["umount", small], check=True))
+
+    config = dataclasses.replace(SAMPLING, per_shard=1)
+    with pytest.raises(UserError, match=r"No space left on device for .*the [1-6] shards that are written are kept"):
+        sampling.sample(config, pipeline_folder, small / "s", accelerator)
+    kept = {path: path.stat().st_mtime_ns for path in (small / "s").glob("*.tar")}
+    assert not list((small / "s").rglob(".*.tmp")), "scratch files take the space"
+
+    subprocess.run(["mount", "-o", "remount,size=1m", small], check=True)
+    sampling.sample(config, pipeline_folder, small / "s", accelerator)
+    unchanged = [path for path, when in kept.items() if path.stat().st_mtime_ns == when]
+    assert len(unchanged) >= len(kept) - 1, "at most the shard without its entry is made again"
+    sampling.sample(config, pipeline_folder, tmp_path / "whole", accelerator)
+    assert contents(small / "s") == contents(tmp_path / "whole")
+
+
+@pytest.mark.multiprocess
+def test_a_process_killed_without_warning_is_gone_on_with_and_makes_each_index_once(
+    pipeline_folder, tmp_path, accelerator
+):
+    config = dataclasses.replace(SAMPLING, count=24, per_shard=1, batch=1, steps=50)
+    child = (
+        "import sys; from dataclasses import replace; from pathlib import Path; import torch; torch.set_num_threads(1);"
+        "from tiny_ldm import SAMPLING; from mgcc_dist.diffusion import sampling;"
+        "from mgcc_dist.train.process_group import start;"
+        "config = replace(SAMPLING, count=24, per_shard=1, batch=1, steps=50);"
+        "sampling.sample(config, Path(sys.argv[1]), Path(sys.argv[2]), start())"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "ACCELERATE_USE_CPU": "true"}
+    folder = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", child, pipeline_folder, folder], env=environment)
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("*.tar"))) < 3:
+        assert process.poll() is None, "it ended by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -9
+    assert not (folder / "index.json").exists()
+    entries = {path.name.removesuffix(".json") for path in (folder / "entries").glob("*.json")}
+    before = {name: (folder / name).stat().st_mtime_ns for name in entries}
+    assert 2 <= len(before) < 24
+
+    sampling.sample(config, pipeline_folder, folder, accelerator)
+    assert {name: (folder / name).stat().st_mtime_ns for name in entries} == before
+    samples = ShardFolder.open(folder)
+    assert [samples.read(i).meta["index"] for i in range(len(samples))] == list(range(24))
+
+
+@pytest.mark.gpu
+def test_compiled_bfloat16_images_on_a_gpu_are_those_of_float32_up_to_its_rounding(pipeline_folder):
+    noise = starting_noise(5, range(4), SHAPE)
+    device = torch.device("cuda")
+    plain, fast = (
+        Sampler(pipeline.load(pipeline_folder), "dpm_solver++", 20, 1.0, quick, quick, device).images(noise)
+        for quick in (False, True)
+    )
+    assert np.abs(plain.astype(int) - fast).mean() < 4
 
 
 @pytest.mark.multiprocess

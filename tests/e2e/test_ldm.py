@@ -165,7 +165,8 @@ def test_impossible_settings_are_refused_in_a_line_that_names_them(tmp_path, wor
 def test_preset_is_a_valid_config(preset):
     config = configuration(["--preset", preset])
     autoencoder.build(config.autoencoder, config.data.image_size)
-    assert config.sampling.steps == config.denoiser.diffusion_steps // 10 == 100
+    assert config.denoiser.diffusion_steps == 1000
+    assert config.sampling.steps == {"ddim": 100, "dpm_solver++": 25}[config.sampling.sampler]
 
 
 def test_busi_preset_has_what_the_paper_states():
@@ -173,6 +174,7 @@ def test_busi_preset_has_what_the_paper_states():
     config = configuration(["--preset", "busi"])
     assert config.data.image_size // config.autoencoder.downsampling == 64
     assert (config.data.image_size, config.autoencoder.batch, config.sampling.count) == (512, 4, 725)
+    assert (config.sampling.sampler, config.sampling.steps) == ("ddim", 100)
     first, second = config.autoencoder.loop, config.denoiser.loop
     assert (first.optimizer, first.learning_rate, first.epochs) == ("adam", 1e-6, 1000)
     assert (second.optimizer, second.learning_rate, second.epochs) == ("adamw", 1e-4, 1000)

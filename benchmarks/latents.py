@@ -1,0 +1,115 @@
+"""Seconds per training step of the denoiser on stored latents, against encoding the images at every step.
+
+    python -m benchmarks.latents --shards out/busi --preset busi_small --out benchmarks/results/latents.json
+
+pixels   images from the loader, encoded by the frozen autoencoder within the step
+latents  the posteriors that were stored once (that time is given too)
+
+Both train the same network by the same loss on the same samples and noise, and take turns; each figure is the median
+over the rounds, and the ratio that of the rounds' ratios. Weights are random: they do not change the time.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks.machine import describe
+from mgcc_dist.config import CONFIGS, parse
+from mgcc_dist.data.loader import Batch, Position
+from mgcc_dist.diffusion import autoencoder, denoiser, latents
+from mgcc_dist.diffusion.denoiser import DenoiserLoss
+from mgcc_dist.diffusion.latents import LatentBatch
+from mgcc_dist.files import write_json
+from mgcc_dist.ldm import LdmConfig, open_images
+from mgcc_dist.schedules import Progress
+from mgcc_dist.train.process_group import start
+
+
+class OnTheFly(nn.Module):
+    """The denoiser's loss, of images [B,1,H,W]."""
+
+    def __init__(self, loss: DenoiserLoss, vae: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+        self.vae = vae
+
+    def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            posterior = self.vae.encode(batch.images).latent_dist
+        classes = torch.zeros(len(batch.keys), dtype=torch.int64, device=batch.images.device)
+        moments = LatentBatch(posterior.mean, posterior.logvar, classes, batch.positions, batch.keys)
+        return self.loss(moments, progress)
+
+
+def seconds_per_step(module: nn.Module, batches: Iterator, optimizer: torch.optim.Optimizer, steps: int) -> float:
+    device = next(module.parameters()).device
+    for step in range(steps + 1):
+        if step == 1:  # workers have started, memory is there
+            synchronize(device)
+            began = time.perf_counter()
+        batch, _ = next(batches)
+        module(batch.to(device), Progress(step, steps, 0.0, 0))["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    synchronize(device)
+    return (time.perf_counter() - began) / steps
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", help="shard folder of real images; without it phantoms are made")
+    parser.add_argument("--preset", default="busi_small", help="whose networks, image size and batch are taken")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20, help="steps a round and way")
+    options = parser.parse_args()
+
+    data = ["--data.shards", options.shards] if options.shards else ["--data.phantom", "60", "--data.split", "null"]
+    config = parse(LdmConfig, "latents", "", CONFIGS / "ldm", argv=["--preset", options.preset, *data])
+    accelerator = start()
+    with tempfile.TemporaryDirectory() as scratch:
+        images = open_images(config.data, Path(scratch), accelerator)
+        vae = autoencoder.build(config.autoencoder, images.size).requires_grad_(False).eval().to(accelerator.device)
+        began = time.perf_counter()
+        stored = latents.encode(vae, "random", images, config.autoencoder.batch, Path(scratch) / "latents", accelerator)
+        encoding = time.perf_counter() - began
+        unet = denoiser.build(config.denoiser, stored.shape, len(stored.classes)).to(accelerator.device)
+        loss = DenoiserLoss(unet, denoiser.build_schedule(config.denoiser), config.denoiser.label_dropout)
+        optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5)
+        pairs = []
+        for _ in range(options.rounds):
+            pixels = images.training(config.denoiser.batch, 0, accelerator).batches(Position())
+            slow = seconds_per_step(OnTheFly(loss, vae), pixels, optimizer, options.steps)
+            pixels.close()
+            moments = stored.training(config.denoiser.batch, 0, accelerator).batches(Position())
+            pairs.append((slow, seconds_per_step(loss, moments, optimizer, options.steps)))
+            moments.close()
+    ratios = sorted(slow / fast for slow, fast in pairs)
+    row = {
+        "preset": options.preset,
+        "image_size": images.size,
+        "batch": config.denoiser.batch,
+        "pixels_seconds_per_step": round(statistics.median(slow for slow, _ in pairs), 4),
+        "latents_seconds_per_step": round(statistics.median(fast for _, fast in pairs), 4),
+        "ratio": round(statistics.median(ratios), 2),
+        "ratio_lowest_highest": [round(ratios[0], 2), round(ratios[-1], 2)],
+        "seconds_to_encode_once": round(encoding, 1),
+        "images_encoded": len(stored.learned) + len(stored.unseen),
+    }
+    write_json(options.out, {**describe(), "threads": torch.get_num_threads(), **row})
+    print(f"latents: {row} -> {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Images per second of this package's sampling, against plain diffusers' LDMPipeline with DDIM; same network.
+
+    python -m benchmarks.sampling --pipeline out/ldm/pipeline --out benchmarks/results/sampling.json
+
+stock    `LDMPipeline(batch_size=..., num_inference_steps=100)`, float32, as loaded
+ddim     this package's, as many steps
+fast     this package's, DPM-Solver++ with 25 steps
+
+All make the images of one list of starting noise and take turns; a rate is the median over the rounds, a ratio that of
+the rounds' ratios. On a GPU ours have bfloat16 weights and CUDA graphs; --precision and --compile say otherwise.
+
+Beside each stands how far its images are from the exact solution, in grey levels of 255 (mean absolute difference to
+DDIM with --reference steps in float32 from the same noise): a solver's error, not how real the images look.
+Without --pipeline the networks are those of --preset with random weights: the times hold, the errors mean nothing.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, LDMPipeline, UNet2DModel
+
+from benchmarks.machine import describe
+from mgcc_dist.config import CONFIGS, parse
+from mgcc_dist.diffusion import autoencoder, denoiser, pipeline
+from mgcc_dist.diffusion.noise import Draw, generators
+from mgcc_dist.diffusion.sampler import Sampler, Solver, starting_noise
+from mgcc_dist.files import write_json
+from mgcc_dist.ldm import LdmConfig
+
+
+def random_pipeline(preset: str, folder: Path) -> Path:
+    words = ["--preset", preset, "--data.phantom", "1"]
+    config = parse(LdmConfig, "sampling", "", CONFIGS / "ldm", argv=words)
+    vae = autoencoder.build(config.autoencoder, config.data.image_size)
+    side = config.data.image_size // config.autoencoder.downsampling
+    unet = denoiser.build(config.denoiser, (config.autoencoder.latent_channels, side, side), 0)
+    pipeline.save(vae, unet, denoiser.build_schedule(config.denoiser), {}, {}, folder)
+    return folder
+
+
+def stock(folder: Path, steps: int, device: torch.device) -> Callable[[list[int]], np.ndarray]:
+    pipe = LDMPipeline(
+        vqvae=AutoencoderKL.from_pretrained(folder / "vqvae"),
+        unet=UNet2DModel.from_pretrained(folder / "unet"),
+        scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
+    ).to(device)
+    pipe.set_progress_bar_config(disable=True)
+
+    def make(indices: list[int]) -> np.ndarray:
+        draws = generators(0, Draw.SAMPLE, indices)
+        pictures = pipe(batch_size=len(indices), generator=draws, num_inference_steps=steps).images
+        return np.stack([np.asarray(picture) for picture in pictures])
+
+    return make
+
+
+def ours(
+    folder: Path, solver: Solver, steps: int, half: bool, compile: bool, device: torch.device
+) -> Callable[[list[int]], np.ndarray]:
+    model = pipeline.load(folder)
+    sampler = Sampler(model, solver, steps, 1.0, half, compile, device)
+    return lambda indices: sampler.images(starting_noise(0, indices, model.latent_shape))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pipeline", type=Path, help="OUT/pipeline of a trained model without classes")
+    parser.add_argument("--preset", default="busi_small", help="whose networks are taken without --pipeline")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=16, help="images a round")
+    parser.add_argument("--steps", type=int, default=100, help="of stock and ddim")
+    parser.add_argument("--fast-steps", type=int, default=25)
+    parser.add_argument("--reference", type=int, default=1000, help="steps of the reference; 0 leaves it out")
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--precision", choices=["no", "bf16"], default="bf16" if cuda else "no")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=cuda)
+    options = parser.parse_args()
+
+    device = torch.device("cuda" if cuda else "cpu")
+    half, indices = options.precision == "bf16", list(range(options.batch))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.pipeline or random_pipeline(options.preset, Path(scratch) / "pipeline")
+        ways = {
+            "stock": stock(folder, options.steps, device),
+            "ddim": ours(folder, "ddim", options.steps, half, options.compile, device),
+            "fast": ours(folder, "dpm_solver++", options.fast_steps, half, options.compile, device),
+        }
+        made = {name: make(indices) for name, make in ways.items()}  # compiles, too
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(options.rounds):
+            for name, make in ways.items():
+                began = time.perf_counter()
+                make(indices)
+                rates[name].append(options.batch / (time.perf_counter() - began))
+        exact = ours(folder, "ddim", options.reference, False, False, device)(indices) if options.reference else None
+    rows = {}
+    for name, rate in rates.items():
+        ratios = sorted(mine / theirs for mine, theirs in zip(rate, rates["stock"], strict=True))
+        rows[name] = {
+            "images_per_second": round(statistics.median(rate), 3),
+            "ratio": round(statistics.median(ratios), 2),
+            "ratio_lowest_highest": [round(ratios[0], 2), round(ratios[-1], 2)],
+        }
+        if exact is not None:
+            error = np.abs(made[name].astype(int) - exact).mean()
+            rows[name]["grey_levels_from_exact"] = round(float(error), 3)
+        print(f"{name}: {rows[name]}", flush=True)
+    settings = {key: value for key, value in vars(options).items() if key not in ("out", "pipeline")}
+    settings |= {"weights": "trained" if options.pipeline else "random", "threads": torch.get_num_threads()}
+    write_json(options.out, {**describe(), "settings": settings, "rows": rows})
+    print(f"sampling: {options.out}")
+
+
+if __name__ == "__main__":
+    main()
