@@ -25,6 +25,7 @@ setup(
     package_data={
         "mgcc_dist": [
             "py.typed",
+            "diffusion/curate.html",
             "reporting/page.html",
             "configs/**/*.yaml",
             "configs/**/*.json",

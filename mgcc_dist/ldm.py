@@ -2,6 +2,8 @@
 
     accelerate launch -m mgcc_dist.ldm                                          # demo: phantom images, minutes on a CPU
     accelerate launch -m mgcc_dist.ldm --preset busi --data.shards out/busi     # the paper's settings
+    python -m mgcc_dist.ldm curate --out out/ldm                                # a page on which to choose samples
+    python -m mgcc_dist.ldm apply --selection selection.json --samples out/ldm/samples --out out/ldm/curated
 
 It runs what is missing in OUT of eight stages: `autoencoder/` (a run folder), `latents/` (the images, encoded once),
 `denoiser/` (a run folder), `pipeline/` (for plain diffusers), `samples/` (a shard folder, which `mgcc_dist.segment`
@@ -9,6 +11,7 @@ reads by `--data.synthetic`), `quality/` (how like the held-out images they are)
 training images) and `gallery.png`. The same command again goes on where it was stopped.
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,14 +20,27 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 
-from mgcc_dist.config import CONFIGS, parse, save
+from mgcc_dist.config import CONFIGS, load, parse, save
 from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.datasets import Phantoms
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import locate_split, make_split, read_split, write_split
-from mgcc_dist.diffusion import audit, autoencoder, denoiser, features, gallery, latents, pipeline, quality, sampling
+from mgcc_dist.diffusion import (
+    audit,
+    autoencoder,
+    curate,
+    denoiser,
+    features,
+    gallery,
+    latents,
+    pipeline,
+    quality,
+    sampling,
+    selection,
+)
 from mgcc_dist.diffusion.audit import AuditConfig
 from mgcc_dist.diffusion.autoencoder import AutoencoderConfig, AutoencoderTask
+from mgcc_dist.diffusion.curate import ApplyConfig, CurateConfig
 from mgcc_dist.diffusion.denoiser import DenoiserConfig, DenoiserTask
 from mgcc_dist.diffusion.images import DataConfig, Images
 from mgcc_dist.diffusion.latents import Latents
@@ -74,7 +90,14 @@ class DenoiserRun:
 
 
 def main() -> None:
-    run(parse(LdmConfig, "ldm", "Learn a set of images and make new ones of its kind.", CONFIGS / "ldm", "demo"))
+    command, words = sys.argv[1:2], sys.argv[2:]
+    if command == ["curate"]:
+        curate_samples(parse(CurateConfig, "ldm curate", "Propose samples and write a page to choose on.", argv=words))
+    elif command == ["apply"]:
+        apply_selection(parse(ApplyConfig, "ldm apply", "Write the samples that a person chose.", argv=words))
+    else:
+        text = "Learn a set of images and make new ones of its kind. `ldm curate` and `ldm apply` choose among these."
+        run(parse(LdmConfig, "ldm", text, CONFIGS / "ldm", "demo"))
 
 
 def run(config: LdmConfig) -> None:
@@ -238,6 +261,26 @@ def draw_gallery(images: Images, out: Path, accelerator: Accelerator) -> None:
         gallery.draw(images.examples(8), vae, ShardFolder.open(samples), path)
         print(f"gallery: {path}")
     accelerator.wait_for_everyone()
+
+
+def curate_samples(config: CurateConfig) -> None:
+    """Leave `curation/`: a proposal, and the page on which a person makes a selection of it."""
+    out = Path(config.out)
+    made = load(LdmConfig, out / "config.yaml")
+    images = open_images(made.data, out, start())
+    used = features.load(made.quality.encoder, out / "pipeline" / "vqvae", images.size)
+    proposal = curate.curate(config, used, images, out / "samples", out / "audit" / "audit.json", out / "curation")
+    apply = f"apply --selection selection.json --samples {out / 'samples'} --out {out / 'curated'}"
+    print(
+        f"curate: {len(proposal['proposed'])} of {len(proposal['images'])} samples proposed; "
+        f"open {out / 'curation' / 'page.html'} in a browser, save selection.json there, then\n"
+        f"    python -m mgcc_dist.ldm {apply}"
+    )
+
+
+def apply_selection(config: ApplyConfig) -> None:
+    kept = selection.apply(Path(config.selection), Path(config.samples), Path(config.out))
+    print(f"apply: {kept} synthetic images -> {config.out}")
 
 
 def _write_result(

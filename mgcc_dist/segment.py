@@ -20,6 +20,7 @@ from mgcc_dist.config import CONFIGS, NonNegativeInt, PositiveInt, parse
 from mgcc_dist.data.loader import Concat, EvalLoader, Source, StreamLoader, subset_by_keys
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import Split, locate_split, read_split
+from mgcc_dist.diffusion import selection
 from mgcc_dist.errors import UserError, run_program
 from mgcc_dist.evaluation import KeptBatches, score_images
 from mgcc_dist.figures import segmentation_gallery
@@ -101,6 +102,7 @@ def run(config: SegmentConfig) -> None:
         "split": split.name,
         "seed": config.loop.seed,
         "images": task.counts,
+        "synthetic": task.synthetic,
         "parameters": {"inference": _count(_as_method(task.module).predictor()), "training": _count(task.module)},
         "best": best,
         "last": last,
@@ -130,6 +132,9 @@ class SegmentationTask:
         labeled = split.labeled + split.unlabeled if config.data.labels == "all" else split.labeled
         learns = _as_method(self.module).uses_unlabeled
         unlabeled = self._unlabeled(split) if learns else {}
+        synthetic = unlabeled.get("synthetic")
+        self.synthetic = selection.origin(synthetic) if isinstance(synthetic, ShardFolder) else None
+        """of which checkpoint and selection the synthetic images are"""
         _check_batch(config, learns, bool(unlabeled))
         self.counts = {
             "labeled": len(labeled),

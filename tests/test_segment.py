@@ -12,7 +12,9 @@ from PIL import Image
 from mgcc_dist.config import CONFIGS, parse
 from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
 from mgcc_dist.data.splits import make_split, read_split, write_split
+from mgcc_dist.diffusion.selection import FORMAT, apply
 from mgcc_dist.errors import UserError
+from mgcc_dist.files import sha256_of, write_json
 from mgcc_dist.methods.trained import load_predictor
 from mgcc_dist.segment import SegmentationTask, SegmentConfig, run
 
@@ -83,6 +85,22 @@ def test_another_data_set_is_scored_but_not_trained_on(data, tmp_path, phantom_s
         scored = result[weights]["external"]["elsewhere"]
         assert sorted(image["key"] for image in scored["images"]) == sorted(sample.key for sample in samples)
         assert scored["summary"]["images"] == 3
+
+
+def test_a_run_on_curated_samples_says_which_they_are(data, tmp_path):
+    request = {"checkpoint": "abc", "seed": 0}
+    samples = ShardFolder.open(data[1])
+    write_index(data[1], "synthetic", samples.index["shards"], request=request)
+    chosen = {"accepted": ["synthetic-1", "synthetic-4"], "rejected": ["synthetic-0"], "samples": request}
+    write_json(tmp_path / "selection.json", {"format": FORMAT, "version": 1, **chosen})
+    apply(tmp_path / "selection.json", data[1], tmp_path / "curated")
+    words = ["--data.synthetic", tmp_path / "curated", "--loop.epochs", "null", "--loop.steps", "1"]
+    run(configured(data, *words, "--out", tmp_path / "run"))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["images"]["unlabeled"], result["images"]["synthetic"]) == (10, 2)
+    assert (result["synthetic"]["images"], result["synthetic"]["request"]) == (2, request)
+    sha256 = sha256_of(tmp_path / "selection.json")
+    assert result["synthetic"]["selection"] == {"sha256": sha256, "accepted": 2, "of": 5}
 
 
 def test_an_external_set_without_masks_is_refused(data):

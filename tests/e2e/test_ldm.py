@@ -120,6 +120,29 @@ def test_only_what_is_missing_is_made(made, toy, capsys):
 
 @pytest.mark.e2e
 @pytest.mark.multiprocess
+def test_samples_are_curated_and_a_selection_applied(made, tmp_path):
+    out, _ = made
+
+    def ldm(*words):
+        command = [sys.executable, "-m", "mgcc_dist.ldm", *map(str, words)]
+        return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300)
+
+    done = ldm("curate", "--out", out, "--count", 3)
+    assert done.returncode == 0, done.stderr
+    proposal = json.loads((out / "curation" / "proposal.json").read_text())
+    assert f"curate: {len(proposal['proposed'])} of 9 samples proposed" in done.stdout
+    chosen = {"samples": proposal["samples"], "accepted": ["synthetic-000007"], "rejected": []}
+    selection = tmp_path / "selection.json"
+    selection.write_text(json.dumps({"format": "mgcc-dist selection", "version": 1, **chosen}))
+    words = ("apply", "--selection", selection, "--samples", out / "samples", "--out", tmp_path / "curated")
+    done = ldm(*words)
+    assert done.returncode == 0, done.stderr
+    assert ShardFolder.open(tmp_path / "curated").keys() == ["synthetic-000007"]
+    assert ldm(*words).stderr.startswith("ldm: ")  # it is there already: an error of one line
+
+
+@pytest.mark.e2e
+@pytest.mark.multiprocess
 def test_validation_images_are_never_learned(made):
     out, _ = made
     split = read_split(out / "split.json")
