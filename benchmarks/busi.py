@@ -1,0 +1,76 @@
+"""Rows of Table I on BUSI, as many as fit into a time: for a machine with a GPU.
+
+    python -m benchmarks.busi --root Dataset_BUSI_with_GT --minutes 55 -- --loop.precision bf16
+
+Writes shards of --size once, then trains the runs of the sweep file in the order U-Net, MGCC, the other rows on the
+first split, then the next splits. When the time is up the running one is told to stop and saves itself: the same
+command goes on from there. Words after `--` go to every run (`mgcc_dist.segment`). Of each finished run result.json,
+not its weights, is copied to benchmarks/results/busi/, named by row and seed.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from mgcc_dist.data.convert import write_shards
+from mgcc_dist.data.datasets import busi
+from mgcc_dist.errors import UserError, run_program
+from mgcc_dist.sweeps import SweepRun, read_sweep, slug
+from mgcc_dist.train.signals import EXIT_STOPPED
+
+FIRST = ("U-Net", "MGCC")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="BUSI as published")
+    parser.add_argument("--minutes", type=float, required=True, help="time for all of it")
+    parser.add_argument("--sweep", type=Path, default=Path("configs/sweeps/table_1.yaml"))
+    parser.add_argument("--size", type=int, default=256, help="pixels a side of the shards")
+    parser.add_argument("--out", type=Path, default=Path("out/busi_table_1"), help="shards and run folders")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/busi"))
+    parser.add_argument("words", nargs="*", help="after --: keys of mgcc_dist.segment for every run")
+    options = parser.parse_args()
+    deadline = time.monotonic() + 60 * options.minutes
+
+    shards = options.out / f"shards_{options.size}"
+    if not (shards / "index.json").is_file():
+        write_shards(busi(options.root), shards, size=options.size)
+    for run in in_order(read_sweep(options.sweep).runs):
+        folder = options.out / slug(run.row) / f"seed_{run.seed}"
+        words = ["--data.shards", str(shards), "--out", str(folder), *options.words]
+        status = before(deadline, [sys.executable, *run.command(), *words])
+        if status in (EXIT_STOPPED, None):
+            print(f"busi: the time is up at {run.row}, seed {run.seed}; the same command goes on from there")
+            return
+        if status:
+            raise UserError(f"{run.row}, seed {run.seed} ended with exit status {status}; what it said stands above")
+        options.results.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / "result.json", options.results / f"{slug(run.row)}-seed_{run.seed}.json")
+    print("busi: all runs are finished")
+
+
+def in_order(runs: list[SweepRun]) -> list[SweepRun]:
+    """The runs on BUSI by seed, and in each seed U-Net and MGCC before the other rows."""
+    mine = [run for run in runs if run.dataset == "BUSI"]
+    return sorted(mine, key=lambda run: (run.seed, FIRST.index(run.row) if run.row in FIRST else len(FIRST)))
+
+
+def before(deadline: float, command: list[str]) -> int | None:
+    """Exit status of `command`, which gets SIGTERM at the deadline; None if there is no time left to start it."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        return None
+    with subprocess.Popen(command) as process:
+        try:
+            return process.wait(timeout=left)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            return process.wait()
+
+
+if __name__ == "__main__":
+    run_program("busi", main)

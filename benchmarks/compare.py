@@ -1,0 +1,115 @@
+"""Set result files side by side: figure by figure, their ratio and which is better.
+
+    python -m benchmarks.compare benchmarks/results/A.json benchmarks/results/B.json
+    python -m benchmarks.compare --table benchmarks/results/train_step-cpu.json    one file's rows as a Markdown table
+
+A figure is a number under the file's `rows`, or under those of each part of a file of benchmarks.collect. Its name
+says what is better: more `..._per_second`, `ratio...` or `tflops`, less of what holds `seconds`, `milliseconds`, `ms`,
+`us` or `mib`. Of other figures only the ratio is given.
+"""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from mgcc_dist.errors import UserError, run_program
+from mgcc_dist.files import read_json
+
+MORE = re.compile(r"per_second|ratio|tflops")
+LESS = re.compile(r"(^|_)(seconds|milliseconds|ms|us|mib)($|_)")
+FACTS = ("device", "processor", "cores", "commit", "date", "versions.torch", "versions.triton", "command")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+", help="two result files, or one with --table")
+    parser.add_argument("--table", action="store_true", help="a Markdown table of one file instead")
+    options = parser.parse_args()
+    if len(options.files) != (1 if options.table else 2):
+        parser.error("give two files, or one with --table")
+    contents = [_read(path) for path in options.files]
+    print(table(contents[0]) if options.table else comparison(*contents))
+
+
+def comparison(first: dict[str, Any], second: dict[str, Any]) -> str:
+    """Machine and versions of both, then a line for each figure that both have, and how many only one has."""
+    lines = []
+    for fact in FACTS:
+        a, b = (_fact(content, fact) for content in (first, second))
+        lines.append(f"{fact:>16}  A {a}" if a == b else f"{fact:>16}  A {a}\n{'':>16}  B {b}")
+    a, b = figures(first), figures(second)
+    common = [name for name in a if name in b]
+    width = max(map(len, common), default=0)
+    lines += ["", f"{'':{width}}  {'A':>12}  {'B':>12}  {'B / A':>8}"]
+    for name in common:
+        ratio = f"{b[name] / a[name]:8.3f}" if a[name] else f"{'-':>8}"
+        lines.append(f"{name:{width}}  {a[name]:12.6g}  {b[name]:12.6g}  {ratio}  {better(name, a[name], b[name])}")
+    lines.append(f"{len(common)} figures in both, {len(a) - len(common)} only in A, {len(b) - len(common)} only in B")
+    return "\n".join(lines)
+
+
+def better(name: str, a: float, b: float) -> str:
+    """ "A", "B", "" if they are equal or if the figure's name does not say which is better."""
+    last = name.rpartition(" / ")[2]
+    if a == b or not (MORE.search(last) or LESS.search(last)):
+        return ""
+    return "B" if (b > a) == bool(MORE.search(last)) else "A"
+
+
+def figures(content: dict[str, Any]) -> dict[str, float]:
+    """Every number under `rows`, by its path "part / row / figure"."""
+    parts = content.get("parts") or {"": content}
+    return {
+        name: value
+        for part, inner in parts.items()
+        for name, value in _numbers(inner.get("rows", {}), (part,) if part else ()).items()
+    }
+
+
+def table(content: dict[str, Any]) -> str:
+    """The rows as Markdown, a column for each figure; for a row that was not run, why."""
+    rows = content["rows"]
+    names = list(dict.fromkeys(name for row in rows.values() for name, value in row.items() if _is_number(value)))
+    lines = [f"| | {' | '.join(name.replace('_', ' ') for name in names)} |", "| --- |" + " ---: |" * len(names)]
+    for name, row in rows.items():
+        shown = [f"{row[key]:g}" if key in row else "" for key in names]
+        if "not_run" in row:
+            shown[0] = f"not run: {row['not_run']}"
+        label = f"{name} ({', '.join(row['settings'])})" if row.get("settings") else name
+        lines.append(f"| {label} | {' | '.join(shown)} |")
+    where = ", ".join(str(_fact(content, fact)) for fact in ("processor", "device", "cores"))
+    lines += ["", f"{where} cores, torch {_fact(content, 'versions.torch')}, commit {_fact(content, 'commit')}:"]
+    return "\n".join([*lines, f"`{_fact(content, 'command')}`"])
+
+
+def _numbers(tree: Any, path: tuple[str, ...]) -> dict[str, float]:
+    if _is_number(tree):
+        return {" / ".join(path): tree}
+    if not isinstance(tree, dict):
+        return {}
+    return {name: value for key, inner in tree.items() for name, value in _numbers(inner, (*path, str(key))).items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _fact(content: dict[str, Any], name: str) -> Any:
+    for key in name.split("."):
+        content = content.get(key) if isinstance(content, dict) else None  # type: ignore[assignment]
+    return content
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no result file ({error})") from error
+    if not isinstance(content, dict) or not ("rows" in content or "parts" in content):
+        raise UserError(f"{path} is no result file: it has neither rows nor parts")
+    return content
+
+
+if __name__ == "__main__":
+    run_program("compare", main)
