@@ -27,6 +27,7 @@ setup(
             "py.typed",
             "diffusion/curate.html",
             "reporting/page.html",
+            "kernels/**/*.json",
             "configs/**/*.yaml",
             "configs/**/*.json",
             "launch/**/*.yaml",

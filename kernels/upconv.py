@@ -12,27 +12,20 @@ state dicts do not change; it is folded in its own precision, so in float32 unde
 
 Two forms. The PyTorch form does all phases in one library convolution with 4 O channels (its [H+1, W+1] result is read
 in four shifted windows) and interleaves the phases; four convolutions that read shifted windows of x were slower on a
-CPU, since the library copies each window. The Triton form is an implicit GEMM for evaluation: rows are pixels of the
-small map (channels last), columns output channels, the inner axis 4 taps x C, one phase a program; bias and ReLU are in
-its epilogue and each output is written once, in place. It moves 2 (C H W + 4 O H W) bytes an image in bf16, plus
-weights, for 32 C O H W floating-point operations.
+CPU, since the library copies each window. The Triton form, for evaluation, is that of upconv_kernel.py.
 
 In evaluation both fold BN into weight and bias (it follows the convolution directly), once for each state of the
 parameters.
 """
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgcc_dist.kernels.case import Case
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+Form = Literal["torch", "triton"]
 
 
 def phase_weights(weight: Tensor) -> Tensor:
@@ -97,75 +90,6 @@ def _places(out: Tensor) -> list[Tensor]:
     return [out[:, :, p::2, q::2] for p in (0, 1) for q in (0, 1)]
 
 
-@triton.jit
-def phase_gemm(  # type: ignore[no-untyped-def]
-    x_ptr, w_ptr, bias_ptr, y_ptr, B, H, W, C, OUT,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """y[b,2i+p,2j+q,:] = ReLU(bias + sum over taps (r,s) of x[b,i+p-1+r,j+q-1+s,:] w[p,q,r,s,:,:]), channels last.
-
-    Grid: (pixels / BM, OUT / BN, 4 phases). C divides by BK, OUT by BN. UPCAST is for the interpreter, which multiplies
-    bfloat16 wrongly.
-    """
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
-    n = tl.program_id(1) * BN + tl.arange(0, BN)
-    phase = tl.program_id(2)
-    p, q = phase // 2, phase % 2
-    j = m % W
-    i = (m // W) % H
-    b = m // (W * H)
-    inside = m < B * H * W
-    k = tl.arange(0, BK)
-    acc = tl.zeros((BM, BN), dtype=tl.float32)
-    per_tap = C // BK
-    for step in range(4 * per_tap):
-        tap = step // per_tap
-        channel = (step % per_tap) * BK + k
-        row = i + p - 1 + tap // 2
-        column = j + q - 1 + tap % 2
-        valid = inside & (row >= 0) & (row < H) & (column >= 0) & (column < W)
-        pixel = (b * H + row) * W + column
-        xs = tl.load(x_ptr + pixel[:, None] * C + channel[None, :], mask=valid[:, None], other=0.0)
-        ws = tl.load(w_ptr + ((phase * 4 + tap) * C + channel)[:, None] * OUT + n[None, :])
-        if UPCAST:
-            xs, ws = xs.to(tl.float32), ws.to(tl.float32)
-        acc = tl.dot(xs, ws, acc, input_precision="ieee")
-    acc = tl.maximum(acc + tl.load(bias_ptr + n)[None, :], 0.0)
-    place = ((b * 2 * H + 2 * i + p) * 2 * W + 2 * j + q).to(tl.int64)
-    tl.store(y_ptr + place[:, None] * OUT + n[None, :], acc.to(y_ptr.dtype.element_ty), mask=inside[:, None])
-
-
-def _tile(channels: int, out: int) -> tuple[int, int, int, int]:
-    """BM, BN, BK and the number of warps."""
-    return (128, 128, 64, 8) if out % 128 == 0 and channels % 64 == 0 else (128, min(64, out), min(32, channels), 4)
-
-
-@torch.library.custom_op("mgcc::upconv_evaluate", mutates_args=())
-def triton_upsample_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """ReLU(upsampled convolution) of x [B,C,H,W]: [B,O,2H,2W], channels last.
-
-    `weight` [2,2,2,2,C,O] (row parity, column parity, row tap, column tap) has x's dtype, `bias` [O] is float32.
-    """
-    batch, channels, height, width = x.shape
-    out = weight.shape[-1]
-    x = x.contiguous(memory_format=torch.channels_last)
-    shape = batch, out, 2 * height, 2 * width
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    bm, bn, bk, warps = _tile(channels, out)
-    grid = (triton.cdiv(batch * height * width, bm), out // bn, 4)
-    options = {"num_warps": warps, "num_stages": 3}
-    sizes = batch, height, width, channels, out
-    phase_gemm[grid](x, weight, bias, y, *sizes, BM=bm, BN=bn, BK=bk, UPCAST=INTERPRETED, **options)
-    return y
-
-
-@triton_upsample_conv.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    batch, _, height, width = x.shape
-    shape = batch, weight.shape[-1], 2 * height, 2 * width
-    return x.new_empty(shape).to(memory_format=torch.channels_last)
-
-
 class FusedUpConv(nn.Module):
     """Upsampling, convolution, BN, ReLU of a module with `conv` and `norm`, which it shares: [B,C,H,W] -> [B,O,2H,2W].
 
@@ -175,13 +99,13 @@ class FusedUpConv(nn.Module):
     conv: nn.Conv2d
     norm: nn.BatchNorm2d
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, form: str = "torch") -> None:
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, form: Form = "torch") -> None:
         super().__init__()
         self.conv, self.norm, self.form = conv, norm, form
         self._folded: tuple[Any, tuple[Tensor, Tensor]] | None = None
 
     @classmethod
-    def from_module(cls, module: nn.Module, form: str = "torch") -> "FusedUpConv":
+    def from_module(cls, module: nn.Module, form: Form = "torch") -> "FusedUpConv":
         fused = cls(module.conv, module.norm, form)  # type: ignore[arg-type]
         return fused.train(module.training)
 
@@ -197,8 +121,12 @@ class FusedUpConv(nn.Module):
         weight, bias = self._weights(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             if self.form == "triton":
-                return triton_upsample_conv(x, weight, bias)
+                from mgcc_dist.kernels.upconv_kernel import upconv_evaluate  # here, as Triton may not be installed
+
+                return upconv_evaluate(x, weight, bias)
             phases = F.conv2d(x, weight, bias, padding=1)
+        if torch.compiler.is_compiling():  # it joins passes by itself, and takes no `out` that is not contiguous
+            return Interleave.apply(phases.relu())
         out = _output(phases)
         for phase, place in zip(_windows(phases), _places(out), strict=True):
             torch.clamp_min(phase, 0, out=place)
@@ -229,8 +157,8 @@ class FusedUpConv(nn.Module):
         return kernels.flatten(0, 2).to(dtype).contiguous(memory_format=layout), bias.repeat(4).to(dtype)
 
 
-def supported(module: nn.Module, x: Tensor, form: str = "torch") -> str | None:
-    """Why `form` can't take the place of `module` (with `conv` and `norm`) for x [B,C,H,W]; None where it can."""
+def supported(module: nn.Module, x: Tensor) -> str | None:
+    """Why the PyTorch form can't take the place of `module` (with `conv` and `norm`) for x; None if it can."""
     conv: Any = module.conv
     norm: Any = module.norm
     plain = conv.kernel_size == (3, 3) and conv.padding == (1, 1) and conv.padding_mode == "zeros"
@@ -238,37 +166,22 @@ def supported(module: nn.Module, x: Tensor, form: str = "torch") -> str | None:
         return "its convolution is not 3x3 with stride 1, zero padding 1 and one group"
     if getattr(norm, "running_mean", None) is None:
         return "its norm has no running statistics"
-    if not x.is_floating_point():
-        return f"its input is {x.dtype}"
-    if form == "triton":
-        return _triton_supported(module, conv, x)
+    if x.dim() != 4 or not x.is_floating_point():
+        return f"its input is {x.dtype} with {x.dim()} dimensions"
     return None
 
 
-def _triton_supported(module: nn.Module, conv: Any, x: Tensor) -> str | None:
+def triton_supported(module: nn.Module, x: Tensor) -> str | None:
+    """The same of the Triton form."""
+    if reason := supported(module, x):
+        return reason
+    conv: Any = module.conv
     if module.training or torch.is_grad_enabled():
-        return "the Triton form is for evaluation without gradients"
-    if x.device.type != "cuda" and not INTERPRETED:
-        return f"the Triton form needs a GPU, not {x.device.type}"
+        return "the Triton form of the up-convolution is for evaluation without gradients"
+    if x.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"device {x.device.type}"
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"its input is {x.dtype}"
-    if not _divides(conv.in_channels) or not _divides(conv.out_channels):
-        return f"{conv.in_channels} and {conv.out_channels} channels are not powers of two or multiples of 64, from 16"
+        return f"dtype {x.dtype}"
+    if any(channels % 64 and channels not in (16, 32) for channels in (conv.in_channels, conv.out_channels)):
+        return f"{conv.in_channels} and {conv.out_channels} channels are not multiples of 64, or 16 or 32"
     return None
-
-
-def _divides(channels: int) -> bool:
-    return channels % 64 == 0 or channels in (16, 32)
-
-
-def cases() -> list[Case]:
-    """The levels of the paper's decoder at 256x256; the constants do not depend on the batch."""
-    types = {"x_ptr": "*bf16", "w_ptr": "*bf16", "bias_ptr": "*fp32", "y_ptr": "*bf16"}
-    sizes = dict.fromkeys(("B", "H", "W", "C", "OUT"), "i32")
-    found = []
-    for channels, out in ((1024, 512), (128, 64)):
-        bm, bn, bk, warps = _tile(channels, out)
-        constants = {"BM": bm, "BN": bn, "BK": bk, "UPCAST": False}
-        options = {"num_warps": warps, "num_stages": 3}
-        found.append(Case(f"upconv.evaluation bf16 {channels}->{out}", phase_gemm, types | sizes, constants, options))
-    return found

@@ -24,6 +24,7 @@ from mgcc_dist.diffusion import selection
 from mgcc_dist.errors import UserError, run_program
 from mgcc_dist.evaluation import KeptBatches, score_images
 from mgcc_dist.figures import segmentation_gallery
+from mgcc_dist.kernels.fuse import fuse
 from mgcc_dist.methods import Method, MethodConfig, build
 from mgcc_dist.methods.trained import header, load_predictor
 from mgcc_dist.metrics import summarize
@@ -66,6 +67,9 @@ class SegmentConfig:
     loop: LoopConfig
     network: NetworkConfig = field(default_factory=NetworkConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
+    kernels: Literal["auto", "torch", "triton"] = "auto"
+    """forms of up-convolutions, gates and ConvMixer layers: triton (where it can), torch (up-convolutions by phases), or
+    auto, what was measured on this device to be at least as fast as the plain module"""
     out: str = "out/segment"
     """run folder"""
 
@@ -123,7 +127,7 @@ class SegmentationTask:
 
     def __init__(self, config: SegmentConfig, data: ShardFolder, split: Split, accelerator: Accelerator) -> None:
         self.config = config
-        self.module: nn.Module = build(config.method, config.network)
+        self.module: nn.Module = fuse(build(config.method, config.network), config.kernels)
         if accelerator.distributed_type != DistributedType.DEEPSPEED:  # which needs its parameters contiguous
             # Convolutions are faster in this layout, by 12 % on two CPU cores.
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -16,7 +16,7 @@ from mgcc_dist.errors import UserError
 from mgcc_dist.files import read_json, write_json
 
 # Keys that change how a run is carried out but not what comes out of it.
-FREE_KEYS = ("out", "data.workers")
+FREE_KEYS = ("out", "data.workers", "kernels")
 
 
 def claim(folder: Path, config: Any, accelerator: Accelerator) -> None:

@@ -1,0 +1,208 @@
+"""A fused network computes what the plain one does, and says what it does not fuse."""
+
+import copy
+import json
+import warnings
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import nn
+
+from mgcc_dist.kernels.fuse import CPU, Choice, fuse
+from mgcc_dist.losses import consistency_loss, supervised_loss
+from mgcc_dist.models import NetworkConfig, build_network
+from mgcc_dist.models.blocks import UpConv
+
+pytestmark = pytest.mark.filterwarnings("ignore:kernels (auto|triton)")
+
+
+def network(widths=(4, 8), size=16, seed=0):
+    torch.manual_seed(seed)
+    config = NetworkConfig(name="mgcc", in_channels=1, widths=widths, taps=(1, 2), gates=(True,) * 3, kernel_size=3)
+    model = build_network(config)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1, 0.2)
+            nn.init.normal_(module.bias, 0, 0.2)
+    return model, torch.randn(2, 1, size, size)
+
+
+def step(model, images):
+    """Loss and gradients, by name, of one MGCC step on a labeled and an unlabeled image."""
+    main, auxiliary = model.train()(images)
+    masks = (images[:1] > 0).to(images)
+    supervised = sum(supervised_loss(y[:1], masks) for y in (main, *auxiliary))
+    loss = supervised + consistency_loss(main[1:], [y[1:] for y in auxiliary], False)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return loss, dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+def compare_step(model, images, kernels, tolerance):
+    """Loss, gradients and running statistics of a fused step against the plain one in float64."""
+    fused, exact = fuse(copy.deepcopy(model), kernels), copy.deepcopy(model).double()
+    right, right_gradients = step(exact, images.double())
+    loss, gradients = step(fused, images)
+    assert abs(loss.double() - right) <= tolerance * abs(right)
+    largest = max(gradient.norm() for gradient in right_gradients.values())
+    for name, gradient in gradients.items():
+        # A convolution before a BN in training has a bias whose gradient is zero, and rounding alone.
+        error = (gradient.double() - right_gradients[name]).norm()
+        assert error <= tolerance * (right_gradients[name].norm() + 1e-2 * largest), name
+    for name, value in fused.state_dict().items():
+        torch.testing.assert_close(value.double(), exact.state_dict()[name].double(), rtol=tolerance, atol=tolerance)
+
+
+def needs_triton_forms():
+    for name in ("msag", "convmixer"):
+        if find_spec(f"mgcc_dist.kernels.{name}") is None:
+            pytest.skip(f"kernels/{name}.py is not there")
+
+
+@pytest.fixture
+def no_perturbation(monkeypatch):
+    """Random draws differ between precisions; the decoders see the features as they are."""
+    monkeypatch.setattr("mgcc_dist.models.mgcc.perturbed", lambda features, perturb, skips_too: list(features))
+
+
+def test_training_step_by_torch_forms_is_the_plain_one_in_float64(no_perturbation):
+    model, images = network()
+    compare_step(model, images, "torch", 2e-5)
+
+
+@pytest.mark.interpreted
+def test_training_step_by_triton_forms_is_the_plain_one_in_float64(no_perturbation):
+    needs_triton_forms()
+    model, images = network(widths=(16, 16), size=8)
+    fused = fuse(copy.deepcopy(model), "triton")
+    formed = {c.operation: c.form_for(torch.randn(2, 16, 4, 4)) for c in fused.train().modules() if type(c) is Choice}
+    assert formed["msag"] == "triton"
+    assert formed["convmixer"] == "triton"
+    compare_step(model, images, "triton", 1e-4)
+
+
+def test_fused_and_plain_load_each_other_s_weights():
+    plain, images = network()
+    fused = fuse(network(seed=1)[0], "torch")
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    assert [name for name, _ in fused.named_parameters()] == [name for name, _ in plain.named_parameters()]
+    fused.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(fused.eval()(images), plain.eval()(images), rtol=1e-4, atol=1e-5)
+    plain.load_state_dict(fused.state_dict())
+
+
+@torch.no_grad()
+def test_a_copy_has_weights_of_its_own():
+    fused = fuse(network()[0], "torch").eval()
+    _, images = network()
+    twin = copy.deepcopy(fused)
+    before = fused(images)
+    for parameter in twin.parameters():
+        parameter.zero_()
+    torch.testing.assert_close(fused(images), before, rtol=0, atol=0)
+    assert (twin(images) == 0).all()
+    assert not {id(p) for p in twin.parameters()} & {id(p) for p in fused.parameters()}
+
+
+def test_a_part_that_is_replaced_is_so_in_every_form():
+    fused = nn.SyncBatchNorm.convert_sync_batchnorm(fuse(UpConv(2, 2), "torch"))
+    assert all(isinstance(form.norm, nn.SyncBatchNorm) for form in fused.forms.values())
+
+
+def test_mode_reaches_every_form():
+    fused = fuse(nn.Sequential(UpConv(2, 2)), "torch").eval()
+    assert not any(form.training for form in fused[0].forms.values())
+    assert all(form.training for form in fused.train()[0].forms.values())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_torch_compile_sees_one_graph(training, no_perturbation):
+    model, images = network()
+    fused = fuse(model, "torch").train(training)
+    with torch.set_grad_enabled(training):
+        compiled = torch.compile(copy.deepcopy(fused), backend="eager", fullgraph=True)(images)
+        torch.testing.assert_close(compiled, fused(images))
+
+
+def test_triton_without_a_gpu_says_so_once_and_computes_in_pytorch():
+    ups = fuse(nn.Sequential(UpConv(16, 16), UpConv(16, 16)), "triton").eval()
+    plain = nn.Sequential(*(up.forms["plain"] for up in ups))
+    x = torch.randn(1, 16, 4, 4)
+    with torch.no_grad(), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.testing.assert_close(ups(x), plain(x), rtol=1e-4, atol=1e-5)
+        ups(x)
+    assert len(said) == 1
+    assert "upconv runs in PyTorch: device cpu" in str(said[0].message)
+
+
+def table(path, **changes):
+    row = {"device": CPU, "op": "upconv", "form": "torch", "mode": "evaluation", "dtype": "float32"}
+    path.write_text(json.dumps({"rows": [row | {"shape": [2, 4, 4, 3], "ratio": 1.5} | changes]}))
+    return path
+
+
+@torch.no_grad()
+def test_auto_takes_what_was_measured_to_be_as_fast_and_nothing_else(tmp_path):
+    x, file = torch.randn(1, 2, 4, 4), tmp_path / "measured.json"
+
+    def form(x=x, **changes):
+        return fuse(UpConv(2, 3), "auto", table(file, **changes)).eval().form_for(x)
+
+    assert form() == "torch"
+    assert form(ratio=1.0) == "torch"
+    assert form(ratio=0.99) == "plain"
+    assert form(dtype="bfloat16") == "plain"
+    assert form(mode="training") == "plain"
+    assert form(device="another") == "plain"
+    assert form(x=torch.randn(1, 2, 4, 5)) == "plain"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert form() == "plain"
+        assert form(dtype="bfloat16") == "torch"
+    with torch.enable_grad():
+        assert form() == "plain"
+
+
+@torch.no_grad()
+def test_auto_says_once_that_nothing_was_measured(tmp_path):
+    model = fuse(nn.Sequential(UpConv(2, 2), UpConv(2, 2)), "auto", table(tmp_path / "t.json", device="another")).eval()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model(torch.randn(1, 2, 4, 4))
+    assert ["nothing was measured on" in str(warning.message) for warning in said] == [True]
+
+
+def test_fusing_again_changes_the_choice_not_the_weights():
+    model, _ = network()
+    keys = list(model.state_dict())
+    fused = fuse(fuse(model, "auto"), "torch")
+    assert list(fused.state_dict()) == keys
+    assert {choice.policy.kernels for choice in fused.modules() if type(choice) is Choice} == {"torch"}
+
+
+def saved_bytes(model, images):
+    """Bytes that autograd keeps of a training step, each storage once."""
+    storages = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = model.train()(images)  # noqa: F841 (alive, so that no storage is used again)
+    return sum(size for place, size in storages.items() if place not in parameters)
+
+
+def test_phase_wise_up_convolution_keeps_less_for_backward(no_perturbation):
+    model, images = network(widths=(8, 16), size=64)
+    assert saved_bytes(fuse(copy.deepcopy(model), "torch"), images) < saved_bytes(model, images)
+
+
+@pytest.mark.interpreted
+def test_triton_forms_keep_less_for_backward(no_perturbation):
+    needs_triton_forms()
+    model, images = network(widths=(16, 16), size=8)
+    assert saved_bytes(fuse(copy.deepcopy(model), "triton"), images) < saved_bytes(model, images)
