@@ -13,8 +13,9 @@ the same subfolders:
 
 The network's probability is resized bilinearly to the image's size and thresholded at 0.5. `confidence` is the mean
 probability inside the mask, and for an empty mask 1 - the highest probability of the image; it is for sorting and not
-calibrated. The network runs fused (mgcc_dist.kernels.fuse) and in bfloat16 where the device has instructions for it,
-which moves single pixels of a contour; `--precision no` keeps float32. predictions.csv is written last: without it a folder is unfinished, and the same command makes it anew.
+calibrated. Convolutions run in bfloat16 where the device has instructions for it, which moves single pixels of a
+contour; `--precision no` keeps float32. predictions.csv is written last: without it a folder is unfinished, and the
+same command makes it anew.
 """
 
 import csv

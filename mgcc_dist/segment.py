@@ -68,8 +68,8 @@ class SegmentConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     kernels: Literal["auto", "torch", "triton"] = "auto"
-    """forms of up-convolutions, gates and ConvMixer layers: triton (where it can), torch (up-convolutions by phases), or
-    auto, what was measured on this device to be at least as fast as the plain module"""
+    """forms of up-convolutions, gates and ConvMixer layers: triton (where it can), torch (up-convolutions by phases),
+    or auto, what was measured on this device to be at least as fast as the plain module"""
     out: str = "out/segment"
     """run folder"""
 

@@ -182,7 +182,7 @@ def test_the_networks_saved_in_the_run_are_what_predicts(run, images, weights):
     assert size == SIZE
     with torch.no_grad():
         logits = module(torch.from_numpy(noise(SIZE, SIZE))[None, None] / 127.5 - 1)
-    out = predict(run, images, "--weights", weights)
+    out = predict(run, images, "--weights", weights, "--precision", "no")
     mask = np.asarray(Image.open(out / "masks" / "a.png")) > 0
     np.testing.assert_array_equal(mask, logits[0, 0].numpy() > 0)
     assert 0 < mask.mean() < 1
