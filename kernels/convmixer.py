@@ -88,9 +88,13 @@ def merge_statistics(counts: Tensor, means: Tensor, variances: Tensor) -> Tensor
     return torch.stack([mean, squares / total, squares / (total - 1)])
 
 
+def _resolve(group: Any) -> dist.ProcessGroup:
+    return dist.distributed_c10d._resolve_process_group(group)
+
+
 def _gather_statistics(stats: Tensor, count: int, group: str) -> None:
     """Replaces stats [3,C] of this rank's `count` values a channel by those of the group."""
-    process_group = dist.distributed_c10d._resolve_process_group(group)
+    process_group = _resolve(group)
     mine = torch.cat([stats[:2].flatten(), stats.new_tensor([count])])
     gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size(process_group))]
     dist.all_gather(gathered, mine, group=process_group)
@@ -102,7 +106,7 @@ def _gather_statistics(stats: Tensor, count: int, group: str) -> None:
 def _average_sums(sums: Tensor, count: int, group: str) -> None:
     """Replaces this rank's sums [2,C] over its `count` values by the mean over all values of the group."""
     everyone = torch.cat([sums.flatten(), sums.new_tensor([count])])
-    dist.all_reduce(everyone, group=dist.distributed_c10d._resolve_process_group(group))
+    dist.all_reduce(everyone, group=_resolve(group))
     sums.copy_((everyone[:-1] / everyone[-1]).view_as(sums))
 
 
@@ -542,11 +546,11 @@ def activation_type(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _group(batch_norm: nn.Module) -> str:
+def _group(batch_norm: Any) -> str:
     """The name of the process group that shares this norm's statistics, "" if it is this rank alone."""
     if not isinstance(batch_norm, nn.SyncBatchNorm) or not dist.is_initialized():
         return ""
-    group = batch_norm.process_group or dist.group.WORLD
+    group: Any = batch_norm.process_group or dist.group.WORLD
     return group.group_name if dist.get_world_size(group) > 1 else ""
 
 
@@ -561,13 +565,13 @@ def _update_running(updates: list[tuple[Any, Tensor]]) -> None:
     torch._foreach_add_([norm_.num_batches_tracked for norm_, _ in updates], 1)
 
 
-def _train(layers: Sequence["FusedConvMixerLayer"], x: Tensor) -> list[Tensor]:
+def _train(layers: Sequence[Any], x: Tensor) -> list[Tensor]:
     """What comes out of every layer of the run."""
     outputs: list[Tensor] = []
     updates: list[tuple[Any, Tensor]] = []
     source = x.to(activation_type(x)).contiguous()
     dtype = source.dtype
-    before: FusedConvMixerLayer | None = None
+    before: Any = None
     for layer in layers:
         first, second = layer.depthwise_norm, layer.pointwise_norm
         pre: tuple = (None, None, None, 0.0)
@@ -588,14 +592,14 @@ def _train(layers: Sequence["FusedConvMixerLayer"], x: Tensor) -> list[Tensor]:
             outputs.append(x_before)
             updates.append((before.pointwise_norm, pre_stats))
         updates.append((first, stats))
-        source = torch.mm(layer.pointwise.weight.flatten(1).to(dtype), y.flatten(1)).view_as(y)
+        source = torch.mm(layer.pointwise.weight.flatten(1).to(dtype), y.flatten(1)).view(y.shape)
         before = layer
     x, stats = norm(source, layer.pointwise.bias, second.weight, second.bias, second.eps, _group(second))
     _update_running([*updates, (second, stats)])
     return [*outputs, x]
 
 
-def _evaluate(layers: Sequence["FusedConvMixerLayer"], x: Tensor) -> Tensor:
+def _evaluate(layers: Sequence[Any], x: Tensor) -> Tensor:
     """What comes out of the last layer of the run."""
     x = x.to(activation_type(x)).contiguous()
     for number, layer in enumerate(layers):
