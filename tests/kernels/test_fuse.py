@@ -73,12 +73,13 @@ def test_training_step_by_torch_forms_is_the_plain_one_in_float64(no_perturbatio
 @pytest.mark.interpreted
 def test_training_step_by_triton_forms_is_the_plain_one_in_float64(no_perturbation):
     needs_triton_forms()
-    model, images = network(widths=(16, 16), size=8)
+    # Planes of 16, as the mixer's kernels need; seed 0 has a ReLU so near its kink that plain float32 is off by 1e-3.
+    model, images = network(widths=(16, 16), size=32, seed=1)
     fused = fuse(copy.deepcopy(model), "triton")
-    formed = {c.operation: c.form_for(torch.randn(2, 16, 4, 4)) for c in fused.train().modules() if type(c) is Choice}
+    formed = {c.operation: c.form_for(torch.randn(2, 16, 16, 16)) for c in fused.train().modules() if type(c) is Choice}
     assert formed["msag"] == "triton"
     assert formed["convmixer"] == "triton"
-    compare_step(model, images, "triton", 1e-4)
+    compare_step(model, images, "triton", 2e-5)
 
 
 def test_fused_and_plain_load_each_other_s_weights():
@@ -204,5 +205,5 @@ def test_phase_wise_up_convolution_keeps_less_for_backward(no_perturbation):
 @pytest.mark.interpreted
 def test_triton_forms_keep_less_for_backward(no_perturbation):
     needs_triton_forms()
-    model, images = network(widths=(16, 16), size=8)
+    model, images = network(widths=(16, 16), size=32)
     assert saved_bytes(fuse(copy.deepcopy(model), "triton"), images) < saved_bytes(model, images)
