@@ -19,8 +19,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 @triton.jit
 def phase_gemm(  # type: ignore[no-untyped-def]
-    x_ptr, w_ptr, bias_ptr, y_ptr, B, H, W, C, OUT,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, UPCAST: tl.constexpr,
+    x_ptr, w_ptr, bias_ptr, y_ptr, B, H, W,
+    C: tl.constexpr, OUT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """y[b,2i+p,2j+q,:] = ReLU(bias + sum over taps (r,s) of x[b,i+p-1+r,j+q-1+s,:] w[p,q,r,s,:,:]), channels last.
 
@@ -91,11 +91,11 @@ def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def cases() -> list[Case]:
     """The levels of the paper's decoder at 256x256; the constants do not depend on the batch."""
     types = {"x_ptr": "*bf16", "w_ptr": "*bf16", "bias_ptr": "*fp32", "y_ptr": "*bf16"}
-    sizes = dict.fromkeys(("B", "H", "W", "C", "OUT"), "i32")
+    sizes = dict.fromkeys(("B", "H", "W"), "i32")
     found = []
     for channels, out in ((1024, 512), (128, 64)):
         bm, bn, bk, warps = _tile(channels, out)
-        constants = {"BM": bm, "BN": bn, "BK": bk, "UPCAST": False}
+        constants = {"C": channels, "OUT": out, "BM": bm, "BN": bn, "BK": bk, "UPCAST": False}
         options = {"num_warps": warps, "num_stages": 3}
         found.append(Case(f"upconv.evaluation bf16 {channels}->{out}", phase_gemm, types | sizes, constants, options))
     return found

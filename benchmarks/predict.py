@@ -1,0 +1,153 @@
+"""Images per second of `predict`, against the plain eager float32 network; and how many pixels of the masks differ.
+
+    python -m benchmarks.predict --run out/runs/mgcc_1 --images Dataset_BUSI_with_GT --out predict.json
+
+plain   the run's network as it is: eager, float32, contiguous, in batches of --batch
+fast    as `predict` runs it: fused (--kernels), channels-last, bfloat16 where the processor has instructions for it
+
+Both get the same decoded images and give probabilities at each image's own size; reading and writing files is not
+timed. They take turns; each figure is the median over the rounds, and the ratio that of the rounds' ratios. Masks are
+compared pixel by pixel at the images' own sizes. Without --run it is the paper's network with random weights: then the
+speed counts and the masks are not compared. On a GPU it also gives milliseconds at batch 1 under a CUDA graph.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.machine import describe
+from mgcc_dist.data.images import read_grey, resize_image
+from mgcc_dist.files import write_json
+from mgcc_dist.methods.trained import load_predictor
+from mgcc_dist.models import NetworkConfig, build_network
+from mgcc_dist.predict import Input, fast_dtype, list_images, probabilities, ready
+
+Pass = Callable[[list[Input]], list[np.ndarray]]
+
+
+def read_inputs(folder: Path, count: int, size: int) -> list[Input]:
+    """`count` images spread evenly over the folder; a mask that lies beside its image is none."""
+    files = [file for file in list_images(folder, folder.parent / "nowhere") if "_mask" not in file.stem]
+    chosen = files[:: max(1, len(files) // count)][:count]
+    images = [(file, read_grey(folder / file)) for file in chosen]
+    return [Input(file, image, resize_image(image, size, size)) for file, image in images]
+
+
+def in_batches(network: nn.Module, precision: torch.dtype, batch: int) -> Pass:
+    return lambda inputs: [
+        one
+        for chunk in (inputs[i : i + batch] for i in range(0, len(inputs), batch))
+        for one in probabilities(network, chunk, precision)
+    ]
+
+
+def seconds(work: Pass, inputs: list[Input]) -> float:
+    began = time.perf_counter()
+    work(inputs)
+    return time.perf_counter() - began
+
+
+def differing_pixels(plain: list[np.ndarray], fast: list[np.ndarray]) -> dict[str, float]:
+    """Share of pixels in which the masks differ: over all pixels, and of the worst image."""
+    wrong = [(a > 0.5) != (b > 0.5) for a, b in zip(plain, fast, strict=True)]
+    return {
+        "all": round(sum(int(w.sum()) for w in wrong) / sum(w.size for w in wrong), 6),
+        "worst_image": round(max(float(w.mean()) for w in wrong), 6),
+        "lesion_pixels": round(float(np.mean([(a > 0.5).mean() for a in plain])), 4),
+    }
+
+
+@torch.inference_mode()
+def graph_milliseconds(network: nn.Module, size: int, precision: torch.dtype) -> float:
+    """Median time of one image [1,1,size,size] under a CUDA graph."""
+    image = torch.randn(1, 1, size, size, device="cuda")
+
+    def forward() -> torch.Tensor:
+        with torch.autocast("cuda", precision, enabled=precision != torch.float32):
+            return network(image)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            forward()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        forward()
+    times = []
+    for _ in range(100):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return round(statistics.median(times), 3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, help="folder of a segmentation run; without it, random weights")
+    parser.add_argument("--images", type=Path, required=True, help="folder of images, such as BUSI as published")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--kernels", choices=("auto", "torch", "triton"), default="torch")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--count", type=int, default=16, help="images a round")
+    parser.add_argument("--compare", type=int, default=64, help="images whose masks are compared, with --run")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=256, help="image size without --run")
+    options = parser.parse_args()
+
+    if options.run:
+        plain, size = load_predictor(options.run)
+    else:
+        torch.manual_seed(0)
+        plain, size = build_network(NetworkConfig()).inference_module().eval(), options.size
+    fused = ready(copy.deepcopy(plain), options.kernels)
+    device = next(fused.parameters()).device
+    plain, precision = plain.to(device), fast_dtype(device)
+    slow, fast = in_batches(plain, torch.float32, options.batch), in_batches(fused, precision, options.batch)
+
+    inputs = read_inputs(options.images, max(options.count, options.compare if options.run else 0), size)
+    timed = inputs[: options.count]
+    for work in (slow, fast):
+        work(timed[: options.batch])
+    pairs = [(seconds(slow, timed), seconds(fast, timed)) for _ in range(options.rounds)]
+    ratios = sorted(s / f for s, f in pairs)
+    result: dict[str, Any] = {
+        "network": "trained" if options.run else "MGCC of the paper's size, random weights",
+        "parameters": sum(p.numel() for p in plain.parameters()),
+        "image_size": size,
+        "batch": options.batch,
+        "threads": torch.get_num_threads(),
+        "precision": str(precision).removeprefix("torch."),
+        "kernels": options.kernels,
+        "plain_images_per_second": round(len(timed) / statistics.median(s for s, _ in pairs), 3),
+        "fast_images_per_second": round(len(timed) / statistics.median(f for _, f in pairs), 3),
+        "ratio": round(statistics.median(ratios), 2),
+        "ratio_lowest_highest": [round(ratios[0], 2), round(ratios[-1], 2)],
+    }
+    if options.run:
+        result["images_compared"] = len(inputs)
+        result["differing_pixels"] = differing_pixels(slow(inputs), fast(inputs))
+    if device.type == "cuda":
+        result["graph_milliseconds_batch_1"] = {
+            "plain": graph_milliseconds(plain, size, torch.float32),
+            "fast": graph_milliseconds(fused, size, precision),
+        }
+    print(result, flush=True)
+    write_json(options.out, {**describe(), **result})
+    print(f"predict: {options.out}")
+
+
+if __name__ == "__main__":
+    main()
