@@ -23,8 +23,8 @@ Saved for backward are z and y, 2 tensors (3 in a layer alone: x, y, z); eager s
 product takes operands in the type of the activations and adds up in fp32. Parameters may stay fp32 under autocast.
 
 **Launch table.** A channel with at most RESIDENT elements stays in registers; more goes through in groups of images of
-TILE elements. There is a warp for every 512 elements of a tile, and 4 at least. It is a table and not an autotuner, so
-that the order of every sum, and with it every bit, depends on the shape alone.
+TILE elements. There is a warp for every 512 elements of a tile, but 4 at least and 8 at most. It is a table and not an
+autotuner, so that the order of every sum, and with it every bit, depends on the shape alone.
 
 In training on several ranks with `SyncBatchNorm`, the kernels run stage by stage and the ranks' statistics (n, mean,
 variance) are gathered and merged in the order of ranks in between.
@@ -67,7 +67,7 @@ def plan(batch: int, height: int, width: int, resident: int) -> Plan:
     fits = images * plane <= resident
     if not fits:
         images = max(TILE // plane, 1)
-    return Plan(images, fits, max(images * plane // 512, 4))
+    return Plan(images, fits, min(max(images * plane // 512, 4), 8))
 
 
 def accumulator_type(x: Tensor) -> torch.dtype:

@@ -1,6 +1,10 @@
 """The fused ConvMixer layers against the network's own in float64; through the interpreter, and on a GPU if asked."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -218,6 +222,40 @@ def test_statistics_of_ranks_merge_to_those_of_all_values():
     values = torch.cat(parts, 1)
     expected = torch.stack([values.mean(1), values.var(1, unbiased=False), values.var(1)])
     torch.testing.assert_close(merged, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.multiprocess
+def test_two_ranks_with_synchronised_norms_equal_one_with_the_whole_batch(tmp_path):
+    exact = layers(2, size=5).double()
+    x = torch.randn(5, 2, 16, 16, dtype=torch.float64)
+    upstream = torch.randn_like(x)
+    torch.save({"state": exact.state_dict(), "x": x, "upstream": upstream}, tmp_path / "given")
+    script = Path(__file__).with_name("mix_on_ranks.py")
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            script,
+            tmp_path / "given",
+        ],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=120,
+    )
+    ranks = [torch.load(tmp_path / f"given.{rank}", weights_only=True) for rank in (0, 1)]
+    x.requires_grad_()
+    y = exact(x)
+    y.backward(upstream)
+    assert error(torch.cat([rank["y"] for rank in ranks]), y.detach()) < 1e-12
+    assert error(torch.cat([rank["dx"] for rank in ranks]), x.grad) < 1e-12
+    for gradient, parameter in zip(ranks[0]["gradients"], exact.parameters(), strict=True):
+        assert error(gradient, parameter.grad) < 1e-11
+    for rank in ranks:
+        for buffer, reference in zip(rank["buffers"], exact.buffers(), strict=True):
+            torch.testing.assert_close(buffer.double(), reference.double(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.gpu
