@@ -1,6 +1,7 @@
 """What a job asks of the cluster: read from presets.yaml, a cluster file and the sweep file, in this order."""
 
 import dataclasses
+import functools
 import re
 import shlex
 from collections.abc import Iterable
@@ -116,10 +117,15 @@ def read(layers: Iterable[tuple[str, dict[str, Any]]]) -> Resources:
 
 def preset_defaults(words: list[str]) -> dict[str, Any]:
     """What presets.yaml has for a program's command: by its preset, else by the program."""
-    known = yaml.safe_load((HERE / "presets.yaml").read_text())
+    known = _presets()
     program = words[1].rpartition(".")[2]
     presets = [after for word, after in zip(words, [*words[1:], ""], strict=True) if word == "--preset"]
     return known.get(f"{program} {presets[0]}" if presets else program, {})
+
+
+@functools.cache
+def _presets() -> dict[str, dict[str, Any]]:
+    return yaml.safe_load((HERE / "presets.yaml").read_text())
 
 
 def cluster_file(name: str) -> dict[str, Any]:
