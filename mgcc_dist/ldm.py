@@ -52,6 +52,7 @@ from mgcc_dist.train.journal import read_rows
 from mgcc_dist.train.loop import Task, TrainState, fit
 from mgcc_dist.train.process_group import describe, start
 from mgcc_dist.train.run_folder import claim, is_finished, write_result
+from mgcc_dist.train.weights import count_parameters
 
 
 @dataclass(frozen=True)
@@ -299,7 +300,7 @@ def _write_result(
         "stage": task.name,
         **images.facts,
         "seed": seed,
-        "parameters": sum(parameter.numel() for parameter in task.module.parameters()),
+        "parameters": count_parameters(task.module),
         **facts,
         "best": state.best,
         "last": {key: value for key, value in last.items() if key != "split"},

@@ -33,6 +33,7 @@ from mgcc_dist.schedules import Progress
 from mgcc_dist.train.loop import LoopConfig, fit
 from mgcc_dist.train.process_group import describe, start
 from mgcc_dist.train.run_folder import claim, is_finished, write_result
+from mgcc_dist.train.weights import count_parameters
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,10 @@ def run(config: SegmentConfig) -> None:
         "seed": config.loop.seed,
         "images": task.counts,
         "synthetic": task.synthetic,
-        "parameters": {"inference": _count(_as_method(task.module).predictor()), "training": _count(task.module)},
+        "parameters": {
+            "inference": count_parameters(_as_method(task.module).predictor()),
+            "training": count_parameters(task.module),
+        },
         "best": best,
         "last": last,
         "steps": state.step,
@@ -251,10 +255,6 @@ def _check_batch(config: SegmentConfig, learns: bool, there_are: bool) -> None:
 def _as_method(module: nn.Module) -> Method:
     assert isinstance(module, Method)
     return module
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
 """Checkpoints that are whole or absent: saved into a scratch folder by all ranks, synced, then renamed.
 
 `checkpoints/step-00001200/` holds what Accelerate's `save_state` writes (weights as safetensors, optimizer, one
-random state per rank), `ema.safetensors`, and `state.json`: the step, the place in the sample streams, the best
-score so far. The weights of two further files are for use, not for resuming: `best/` and `last/model.safetensors`.
+random state per rank), the moving average (one file, or one a rank under ZeRO), and `state.json`: the step, the place
+in the sample streams, the best score so far, the network's shapes. The weights of two further files are for use, not
+for resuming: `best/` and `last/model.safetensors`.
 """
 
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,6 +24,7 @@ from mgcc_dist.data.loader import Position
 from mgcc_dist.errors import UserError
 from mgcc_dist.files import read_json, replacing, write_json
 from mgcc_dist.train.ema import Ema
+from mgcc_dist.train.weights import Weights, zero_stage
 
 HEADER = "mgcc_dist"  # one key, because safetensors writes several in no fixed order
 _SCRATCH = ".saving"
@@ -42,43 +45,54 @@ class TrainState:
     """per rank: sums of the losses since the last logged row, so that a resumed row equals the uninterrupted one"""
     loss_count: int = 0
     """micro-steps in those sums"""
+    batches: int = 0
+    """of an optimizer step, over all its micro-steps and ranks; 0 before the run began"""
     seconds: float = 0.0
     """wall time of training so far, over all starts"""
 
 
-def save(folder: Path, state: TrainState, ema: Ema | None, accelerator: Accelerator, keep: int) -> None:
-    """Save a checkpoint and delete all but the newest `keep`. Collective: all ranks call it."""
+def save(
+    folder: Path, state: TrainState, weights: Weights, ema: Ema | None, accelerator: Accelerator, keep: int
+) -> None:
+    """Save a checkpoint and delete all but the newest `keep`. Collective: all ranks call it.
+
+    Raises:
+        UserError: it can't be written, as on a full disk; those before it are kept.
+    """
     final = _path(folder, state.step)
     if final.is_dir():
         return
     scratch = final.parent / _SCRATCH
-    if accelerator.is_main_process:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(scratch))
-    if accelerator.is_main_process:
-        if ema:
-            save_weights(ema.module.state_dict(), scratch / "ema.safetensors")
-        facts = {
-            "world_size": accelerator.num_processes,
-            "distributed_type": accelerator.distributed_type.value,
-            "ema_updates": ema.updates if ema else 0,
-        }
-        write_json(scratch / "state.json", asdict(state) | facts)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        _sync(scratch)
-        scratch.rename(final)
-        _prune(final.parent, keep)
+    main = accelerator.is_main_process
+    with _writing(scratch):
+        if main:
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(scratch))
+        if ema and (main or weights.sharded):
+            save_weights(_numbered(ema), scratch / _ema_file(weights, accelerator))
+        if main:
+            facts = {
+                "world_size": accelerator.num_processes,
+                "zero_stage": zero_stage(accelerator),
+                "ema_updates": ema.updates if ema else 0,
+                "shapes": weights.shapes,
+            }
+            write_json(scratch / "state.json", asdict(state) | facts)
+        accelerator.wait_for_everyone()
+        if main:
+            _sync(scratch)
+            scratch.rename(final)
+            _prune(final.parent, keep)
     accelerator.wait_for_everyone()
 
 
-def restore(folder: Path, ema: Ema | None, accelerator: Accelerator) -> TrainState:
+def restore(folder: Path, weights: Weights, ema: Ema | None, accelerator: Accelerator) -> TrainState:
     """Load the newest checkpoint into the prepared model, optimizer and `ema`; a fresh state if there is none.
 
     Raises:
-        UserError: the checkpoint does not load, or was sharded by DeepSpeed over another number of ranks.
+        UserError: the checkpoint does not load, is of another network, or was sharded over other ranks.
     """
     newest = _whole(folder / "checkpoints")[-1:]
     if not newest:
@@ -86,25 +100,73 @@ def restore(folder: Path, ema: Ema | None, accelerator: Accelerator) -> TrainSta
     path = newest[0]
     try:
         saved = read_json(path / "state.json")
-        sharded = DistributedType.DEEPSPEED.value in (saved["distributed_type"], accelerator.distributed_type.value)
-        before, now = saved.pop("world_size"), accelerator.num_processes
-        if sharded and (before != now or saved["distributed_type"] != accelerator.distributed_type.value):
-            raise UserError(f"{path} was saved by DeepSpeed on {before} ranks and can't be read by {now}; use {before}")
+        _check_shards(path, saved.pop("zero_stage"), saved.pop("world_size"), accelerator)
+        _check_shapes(folder, path, saved.pop("shapes"), weights.shapes)
         accelerator.load_state(str(path))
+        updates = saved.pop("ema_updates")
         if ema:
-            ema.module.load_state_dict(load_file(path / "ema.safetensors"))
-            ema.updates = saved["ema_updates"]
-        del saved["distributed_type"], saved["ema_updates"]
+            averages = load_file(path / _ema_file(weights, accelerator))
+            for name, average in _numbered(ema).items():
+                average.copy_(averages[name])
+            ema.updates = updates
         return TrainState(**saved | {"position": Position(**saved["position"])})
     except (OSError, KeyError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise UserError(f"{path} does not load ({error}); delete it to go on from the one before") from error
 
 
 def save_weights(weights: dict[str, Tensor], path: Path, header: dict[str, Any] | None = None) -> None:
-    """Write a state dict as safetensors, by rename; `header` goes, as JSON, under HEADER into the file's metadata."""
-    with replacing(path) as scratch:
+    """Write a state dict as safetensors, by rename; `header` goes, as JSON, under HEADER into the file's metadata.
+
+    Raises:
+        UserError: the file can't be written, as on a full disk.
+    """
+    with _writing(path), replacing(path) as scratch:
         tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}
         save_file(tensors, scratch, metadata={HEADER: json.dumps(header)} if header else None)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write `path` into a UserError that says what room there is; no half-written folder stays."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        room = next(parent for parent in path.parents if parent.is_dir())
+        raise UserError(
+            f"{path} could not be written ({error}); {shutil.disk_usage(room).free:,} bytes are free in {room}. "
+            "What was saved before is kept: make room, and the same command goes on from there"
+        ) from error
+
+
+def _numbered(ema: Ema) -> dict[str, Tensor]:
+    return {str(number): average for number, average in enumerate(ema.averages)}
+
+
+def _ema_file(weights: Weights, accelerator: Accelerator) -> str:
+    return f"ema-{accelerator.process_index:05d}.safetensors" if weights.sharded else "ema.safetensors"
+
+
+def _check_shards(path: Path, stage: int, ranks: int, accelerator: Accelerator) -> None:
+    """DeepSpeed's checkpoints are one shard a rank, which only as many ranks of the same ZeRO stage can read."""
+    now = zero_stage(accelerator)
+    if (stage or now) and (stage, ranks) != (now, accelerator.num_processes):
+        saved = f"ZeRO-{stage} on {ranks} ranks" if stage else f"no ZeRO on {ranks} ranks"
+        here = f"ZeRO-{now} on {accelerator.num_processes}" if now else f"{accelerator.num_processes} without ZeRO"
+        raise UserError(
+            f"{path} was saved with {saved} and can't be read with {here}; start it as it was, with {ranks} ranks"
+        )
+
+
+def _check_shapes(folder: Path, path: Path, saved: dict[str, list[int]], here: dict[str, list[int]]) -> None:
+    for name in [*saved, *here]:
+        if saved.get(name) != here.get(name):
+            raise UserError(
+                f"{folder} holds a run of another network: {name} is {saved.get(name, 'absent')} in {path.name}, "
+                f"{here.get(name, 'absent')} here; nothing was changed. Choose another --out, or that run's settings "
+                "(its config.yaml)"
+            )
 
 
 def _path(folder: Path, step: int) -> Path:

@@ -1,27 +1,45 @@
-"""Exponential moving average of a module's weights."""
+"""Exponential moving average of the trained weights."""
 
-import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor
 
 
 class Ema:
-    """A copy of a module whose parameters trail the trained ones; `module` is the copy, in evaluation mode.
+    """Averages of `weights`, the fp32 tensors that this rank trains: whole parameters, or its shards under ZeRO.
 
-    Decay warms up as min(decay, (1 + n) / (10 + n)) over n updates, so early averages are not stuck at the
-    initial weights. Buffers (BatchNorm's running statistics) are copied, not averaged: they are averages already.
+    Each element is averaged by itself, so shards need no gathering, and the averages of all ranks together take 4 bytes
+    a parameter. Decay warms up as min(decay, (1 + n) / (10 + n)) over n updates, so early averages are not stuck at the
+    initial weights. Only what is trained is averaged. Buffers (BatchNorm's running statistics) and parameters that are
+    not trained (a mean teacher) are averages already, or fixed: they are those of the module itself.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+    def __init__(self, weights: list[Tensor], decay: float) -> None:
+        self._weights = weights
+        self.averages = [weight.detach().clone() for weight in weights]
         self.decay = decay
         self.updates = 0
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
+    def update(self) -> None:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - decay)
-        for average, current in zip(self.module.buffers(), module.buffers(), strict=True):
-            average.copy_(current)
+        torch._foreach_lerp_(self.averages, self._weights, 1 - decay)
         self.updates += 1
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Averages and weights change places while this is entered, and back."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for weight, average in zip(self._weights, self.averages, strict=True):
+            kept = weight.clone()
+            weight.copy_(average)  # in place, because DeepSpeed's optimizer holds views of it
+            average.copy_(kept)

@@ -2,20 +2,25 @@
 
 One optimizer step: `accumulation` micro-steps of (batch, seed, forward, backward), clip, step, EMA. Nothing in it waits
 for the device: losses are summed where they are and read every `log_every` steps. A run is a pure function of its
-config: batches depend on the place in the sample streams, randomness on (seed, step, rank), the learning rate on the
+config: batches depend on the place in the sample streams, randomness on (seed, step, batch), the learning rate on the
 step. So a run that was killed and started again goes on from its last checkpoint to the same losses and weights, bit
 for bit where the arithmetic itself is deterministic (CPU; the same number of ranks).
+
+A step has `ranks * accumulation` batches, and a run keeps that number when it goes on with other ranks: fewer of them
+accumulate more. The batches and what is drawn for them are then the same, so the losses are too, up to the order of
+sums.
 """
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from mgcc_dist.config import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
@@ -28,6 +33,7 @@ from mgcc_dist.train.ema import Ema
 from mgcc_dist.train.journal import Journal
 from mgcc_dist.train.process_group import seed_step
 from mgcc_dist.train.signals import EXIT_STOPPED, StopSignal
+from mgcc_dist.train.weights import Weights, hollow, zero_stage
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ class Task(Protocol):
         """Called after every optimizer step (a mean teacher's update)."""
 
     def validate(self, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:
-        """Scores of `module` (`self.module` or its EMA), equal on all ranks. Collective."""
+        """Scores of `module` (`self.module`, or a copy of it), equal on all ranks. Collective."""
 
     def weights(self, module: nn.Module) -> dict[str, Tensor]:
         """The state dict that `best/` and `last/` keep."""
@@ -126,23 +132,21 @@ def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) 
     total = total_steps(config, task.loader)
     torch.backends.cudnn.allow_tf32 = config.tf32
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-    ema = Ema(task.module.to(accelerator.device), config.ema_decay) if config.ema_decay else None
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        settings = accelerator.state.deepspeed_plugin.deepspeed_config
-        # It asks for the batch, since no loader is prepared.
-        settings["train_micro_batch_size_per_gpu"] = task.loader.batch_labeled + task.loader.batch_unlabeled
-        settings["gradient_clipping"] = config.clip_norm  # it clips by itself, and at 1.0 if nothing is said
+    _tell_deepspeed(task, config, accelerator)
+    mold = hollow(task.module)
     if config.compile != "no":  # not the losses around them: the weight in them is another number at every step
         for network in task.module.children():
             network.compile(mode=config.compile)
-    fused = accelerator.device.type == "cuda" and accelerator.distributed_type != DistributedType.DEEPSPEED
+    fused = accelerator.device.type == "cuda" and not zero_stage(accelerator)
     module, optimizer = accelerator.prepare(task.module, _optimizer(task.module, config, fused))
-    state = checkpoints.restore(folder, ema, accelerator)
+    weights = Weights(task.module, optimizer, mold, accelerator)
+    ema = Ema(weights.shards, config.ema_decay) if config.ema_decay else None
+    state = checkpoints.restore(folder, weights, ema, accelerator)
+    accumulation = _accumulation(task, config, state, folder, accelerator)
     sums = _LossSums(state, accelerator)
-    evaluated = ema.module if ema else task.module
     journal = Journal(task.name, folder, state.step, total, accelerator)
     if accelerator.is_main_process:
-        trained = sum(parameter.numel() for parameter in task.module.parameters() if parameter.requires_grad)
+        trained = sum(parameter.numel() for parameter in mold.parameters() if parameter.requires_grad)
         start = f"from step {state.step} of {total}" if state.step else f"{total} steps"
         print(f"{task.name}: {trained:,} parameters, {start} -> {folder}", flush=True)
     batches = task.loader.batches(state.position)
@@ -154,9 +158,9 @@ def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) 
             for group in optimizer.param_groups:
                 group["lr"] = rate
             progress = Progress(state.step, total, task.loader.epoch_of(state.position), config.seed)
-            for micro in range(config.accumulation):
+            for micro in range(accumulation):
                 batch, state.position = next(batches)
-                seed_step(config.seed, state.step * config.accumulation + micro, accelerator.process_index)
+                seed_step(config.seed, state.step, micro * accelerator.num_processes + accelerator.process_index)
                 torch.compiler.cudagraph_mark_step_begin()  # what a graph gave in the last step is read by now
                 with accelerator.accumulate(module):
                     losses = module(batch.to(accelerator.device), progress)
@@ -169,7 +173,7 @@ def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) 
             state.step += 1
             task.after_step(progress)
             if ema:
-                ema.update(task.module)
+                ema.update()
             journal.advance()
 
             last = state.step == total
@@ -180,18 +184,21 @@ def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) 
                 seconds = round(time.monotonic() - clock, 3)
                 journal.write("train", state.step, epoch, row | {"learning_rate": rate}, seconds=seconds)
             if last or int(epoch / config.validate_every) > int(progress.epoch / config.validate_every):
-                scores = _validate(task, evaluated, accelerator)
-                journal.write("validation", state.step, epoch, scores)
-                if _is_better(task, scores, state.best):
-                    state.best = {"step": state.step, "epoch": round(epoch, 4), **scores}
-                    _export(task, evaluated, folder / "best", state.best, accelerator)
+                _require_finite_weights(task.name, state.step, weights)
+                with _evaluated(weights, ema) as whole:
+                    scores = _validate(task, whole, accelerator)
+                    journal.write("validation", state.step, epoch, scores)
+                    if _is_better(task, scores, state.best):
+                        state.best = {"step": state.step, "epoch": round(epoch, 4), **scores}
+                        _export(task, whole, folder / "best", state.best, accelerator)
             stopped = stop.agreed()
             if last or stopped or state.step % config.checkpoint_every == 0:
                 state.seconds = time.monotonic() - clock
                 sums.remember(state)
                 for row in state.loss_sums:
                     _require_finite(task.name, state.step, row)
-                checkpoints.save(folder, state, ema, accelerator, config.keep_checkpoints)
+                _require_finite_weights(task.name, state.step, weights)
+                checkpoints.save(folder, state, weights, ema, accelerator, config.keep_checkpoints)
             if stopped and not last:
                 journal.close()
                 if accelerator.is_main_process:
@@ -200,7 +207,8 @@ def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) 
 
     batches.close()
     journal.close()
-    _export(task, evaluated, folder / "last", {"step": state.step}, accelerator)
+    with _evaluated(weights, ema) as whole:
+        _export(task, whole, folder / "last", {"step": state.step}, accelerator)
     accelerator.free_memory()
     return state
 
@@ -210,14 +218,16 @@ class _LossSums:
 
     def __init__(self, state: TrainState, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
-        self._count = state.loss_count
+        self._count = 0
         self._sums: dict[str, Tensor] = {}
-        if state.loss_sums:  # on another number of ranks the mean over the old ranks is as near as it gets
-            ranks = state.loss_sums
-            same = len(ranks) == accelerator.num_processes
-            for name in ranks[0]:
-                mine = ranks[accelerator.process_index][name] if same else sum(r[name] for r in ranks) / len(ranks)
-                self._sums[name] = torch.tensor(mine, device=accelerator.device)
+        if not state.loss_sums:
+            return
+        before, now = len(state.loss_sums), accelerator.num_processes
+        self._count = state.loss_count * before // now
+        for name in state.loss_sums[0]:
+            of_ranks = [row[name] for row in state.loss_sums]
+            mine = of_ranks[accelerator.process_index] if before == now else sum(of_ranks) / now
+            self._sums[name] = torch.tensor(mine, device=accelerator.device)
 
     def add(self, losses: dict[str, Tensor]) -> None:
         for name, value in losses.items():
@@ -247,6 +257,44 @@ class _LossSums:
         return self._accelerator.gather(torch.stack(list(self._sums.values()))[None]).tolist()
 
 
+def _tell_deepspeed(task: Task, config: LoopConfig, accelerator: Accelerator) -> None:
+    """Put into DeepSpeed's settings, which live as long as the process, what this task's are."""
+    if not zero_stage(accelerator):
+        return
+    batch = task.loader.batch_labeled + task.loader.batch_unlabeled
+    accelerator.state.deepspeed_plugin.deepspeed_config.update(
+        train_micro_batch_size_per_gpu=batch,  # asked for, since no loader is prepared
+        gradient_accumulation_steps=config.accumulation,
+        train_batch_size=batch * config.accumulation * accelerator.num_processes,
+        gradient_clipping=config.clip_norm,  # it clips by itself, and at 1.0 if nothing is said
+    )
+
+
+def _accumulation(task: Task, config: LoopConfig, state: TrainState, folder: Path, accelerator: Accelerator) -> int:
+    """Micro-steps of a step here, so that it has the batches that it had when the run began.
+
+    Raises:
+        UserError: they can't be divided evenly over the ranks.
+    """
+    ranks = accelerator.num_processes
+    state.batches = state.batches or ranks * config.accumulation
+    accumulation, rest = divmod(state.batches, ranks)
+    if rest:
+        fitting = [str(n) for n in range(1, state.batches + 1) if state.batches % n == 0]
+        raise UserError(
+            f"{folder}: a step of this run has {state.batches} batches, which {ranks} ranks can't divide evenly; "
+            f"start it on {' or '.join(fitting)}"
+        )
+    if accumulation != config.accumulation:
+        accelerator.gradient_accumulation_steps = accumulation
+        batch = task.loader.batch_labeled + task.loader.batch_unlabeled
+        accelerator.print(
+            f"{task.name}: {ranks} ranks accumulate {accumulation} batches of {batch} (loop.accumulation says "
+            f"{config.accumulation}), so that a step keeps the {state.batches * batch} images it had"
+        )
+    return accumulation
+
+
 def _optimizer(module: nn.Module, config: LoopConfig, fused: bool) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     rate, decay = config.learning_rate, config.weight_decay
@@ -254,6 +302,13 @@ def _optimizer(module: nn.Module, config: LoopConfig, fused: bool) -> torch.opti
         return torch.optim.SGD(parameters, rate, momentum=config.momentum, weight_decay=decay, fused=fused or None)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, rate, weight_decay=decay, fused=fused or None)
+
+
+@contextmanager
+def _evaluated(weights: Weights, ema: Ema | None) -> Iterator[nn.Module]:
+    """What is validated and exported: the whole module, with averaged weights where there are such. Collective."""
+    with ema.applied() if ema else nullcontext(), weights.whole() as whole:
+        yield whole
 
 
 def _validate(task: Task, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:
@@ -286,3 +341,9 @@ def _require_finite(name: str, step: int, losses: dict[str, float]) -> None:
         f"{name}: the loss is not finite at step {step} ({shown}); what was saved before is kept. "
         "Try a lower loop.learning_rate, loop.clip_norm 1, or precision no"
     )
+
+
+def _require_finite_weights(name: str, step: int, weights: Weights) -> None:
+    """A last step can spoil the weights although its loss was finite."""
+    if not weights.finite():
+        _require_finite(name, step, {"loss": math.nan})

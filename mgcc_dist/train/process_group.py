@@ -15,7 +15,7 @@ def start(precision: str | None = None, accumulation: int = 1) -> Accelerator:
     """The Accelerator of this process, however it was started: plain python, torchrun, `accelerate launch` or Slurm.
 
     Without an accelerator device the group speaks gloo, under DeepSpeed too. `precision` ("no", "fp16", "bf16") wins
-    over the launcher's; None takes the launcher's.
+    over the launcher's; None takes the launcher's, under DeepSpeed that of its file.
     """
     join_scheduler()
     on_cpu = not torch.accelerator.is_available()
@@ -24,12 +24,17 @@ def start(precision: str | None = None, accumulation: int = 1) -> Accelerator:
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1  # a backend makes Accelerate look for a group
     backend = "gloo" if on_cpu and not alone else None
     group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(hours=2))
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=on_cpu and not deepspeed,
-        mixed_precision=precision,
+        mixed_precision=None if deepspeed else precision,
         gradient_accumulation_steps=accumulation,
         kwargs_handlers=[group],
     )
+    if deepspeed and precision:
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        for kind in ("fp16", "bf16"):
+            settings[kind] = {**settings.get(kind, {}), "enabled": kind == precision}
+    return accelerator
 
 
 def join_scheduler() -> None:
@@ -82,12 +87,12 @@ def describe(accelerator: Accelerator) -> str:
     return f"world size {accelerator.num_processes} ({kind}), device {accelerator.device}, precision {precision}"
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch's global generators as a pure function of (seed, step, rank): the same again after a resume.
+def seed_step(seed: int, step: int, batch: int) -> None:
+    """Seed torch's global generators as a pure function of (seed, step, batch): the same again after a resume.
 
-    Each rank draws its own perturbations, because its images are others; alike on all ranks, image i of every rank
-    would lose the same elements to Dropout. So more ranks draw otherwise than fewer, as BatchNorm too sees other
-    batches there. The generators are those of the devices: nothing is drawn on the CPU and copied.
+    `batch` numbers the batches of a step over its micro-steps and ranks. Each draws its own perturbations, because its
+    images are others; alike on all ranks, image i of every rank would lose the same elements to Dropout. The generators
+    are those of the devices: nothing is drawn on the CPU and copied.
     """
-    mixed = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]
+    mixed = np.random.SeedSequence((seed, step, batch)).generate_state(1, np.uint64)[0]
     torch.manual_seed(int(mixed))

@@ -1,0 +1,95 @@
+"""DeepSpeed's ZeRO as launch/ starts it: two real ranks, held against one rank without it."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+REPOSITORY = Path(__file__).parents[2]
+LAUNCH = REPOSITORY / "launch"
+
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"),
+]
+
+# Steps of 2 ranks x 2 images of 16x16: two of the autoencoder, four of the denoiser.
+TOY = """
+data: {phantom: 20, image_size: 16, workers: 0}
+autoencoder:
+  channels: [4, 8]
+  layers: 1
+  norm_groups: 4
+  attention: false
+  batch: 2
+  loop: {steps: 2, optimizer: adam, learning_rate: 0.001, precision: "no"}
+denoiser:
+  channels: [8, 8]
+  attention: [false, true]
+  layers: 1
+  norm_groups: 4
+  head_channels: 4
+  batch: 2
+  loop: {steps: 4, optimizer: adamw, learning_rate: 0.001, log_every: 1, ema_decay: 0.9, precision: "no"}
+sampling: {count: 2, steps: 2, batch: 2}
+audit: {enabled: false}
+quality: {enabled: false}
+"""
+
+
+def run(launcher: list[str], out: Path, *words: str) -> subprocess.CompletedProcess:
+    config = out.parent / "toy.yaml"
+    config.write_text(TOY)
+    return subprocess.run(
+        [sys.executable, "-m", *launcher, "-m", "mgcc_dist.ldm", "--config", str(config), "--out", str(out), *words],
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def zero(stage: int, folder: Path) -> list[str]:
+    """The shipped files, on two ranks. ZeRO-3 leaves small tensors whole, which here are all; so it must not."""
+    settings = json.loads((LAUNCH / "deepspeed" / f"zero{stage}.json").read_text())
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    path = folder / f"zero{stage}.json"
+    path.write_text(json.dumps(settings))
+    shipped = str(LAUNCH / "accelerate" / f"8gpu_zero{stage}.yaml")
+    changed = ["--num_processes", "2", "--main_process_port", "0", "--deepspeed_config_file", str(path)]
+    return ["accelerate.commands.launch", "--config_file", shipped, *changed]
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory):
+    """The denoiser of one rank that accumulates what two have, without ZeRO."""
+    out = tmp_path_factory.mktemp("one") / "ldm"
+    accumulate = ["--autoencoder.loop.accumulation", "2", "--denoiser.loop.accumulation", "2"]
+    done = run(["torch.distributed.run", "--standalone", "--nproc_per_node", "1"], out, *accumulate)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out / "denoiser"
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_zero_on_two_ranks_exports_the_average_of_one_rank(stage, one_rank, tmp_path):
+    out = tmp_path / "ldm"
+    done = run(zero(stage, tmp_path), out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "world size 2 (DEEPSPEED), device cpu, precision no" in done.stdout
+    assert f'"zero_stage": {stage}' in (next((out / "denoiser").glob("checkpoints/*/state.json"))).read_text()
+    for which in ("best", "last"):
+        averages, expected = (load_file(f / which / "model.safetensors") for f in (out / "denoiser", one_rank))
+        assert averages.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(averages[name], tensor, rtol=1e-3, atol=1e-4, msg=f"{which} {name}")
+    ours, theirs = (json.loads((folder / "result.json").read_text()) for folder in (out / "denoiser", one_rank))
+    assert ours["parameters"] == theirs["parameters"]
+    assert ours["best"]["loss"] == pytest.approx(theirs["best"]["loss"], rel=1e-3)
