@@ -9,6 +9,14 @@ from mgcc_dist.data.datasets import Phantoms, busi
 REPOSITORY = Path(__file__).parents[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def torch_extensions(tmp_path_factory):
+    """DeepSpeed compiles in a folder of its own: after a kill, the lock left in the user's makes the next build wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("torch_extensions")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_root():
     """The folder of real data sets: MGCC_DATA, or ../shared/data beside the repository."""
