@@ -33,5 +33,4 @@ bench train_step -m benchmarks.train_step $step
 for name in predict sampling latents; do
     bench $name -m benchmarks.$name
 done
-bench kernels -m mgcc_dist.kernels.bench
 "$python" -m benchmarks.collect "$out"

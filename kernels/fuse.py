@@ -8,7 +8,7 @@ in its place, which owns its very submodules and decides at each call which form
     "auto"    a form only where measured.json has a row for this device, dtype, mode and shape in which it is at least
               as fast as the plain module; on a device without rows the plain module, with one warning that says so
 
-`kernels.bench --write-table` measures the rows. Deepcopies, DDP, converted SyncBN, autocast and torch.compile (without
+No row has been measured yet. Deepcopies, DDP, converted SyncBN, autocast and torch.compile (without
 a break of its graph) see an ordinary module.
 """
 

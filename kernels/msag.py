@@ -18,8 +18,8 @@ from mgcc_dist.kernels.msag_forward import EVALUATION_FORMS, INTERPRETED
 BRANCHES = ("pointwise", "ordinary", "dilated")
 PARTS = (*BRANCHES, "vote")
 
-# The fastest form in evaluation by channels and dtype, "eager" where that is PyTorch, from measurements on a GPU by
-# `kernels.bench`. None has been made: so nothing here says that any form is faster than PyTorch.
+# The fastest form in evaluation by channels and dtype, "eager" where that is PyTorch, from measurements on a GPU.
+# None has been made: so nothing here says that any form is faster than PyTorch.
 MEASURED: dict[tuple[int, torch.dtype], str] = {}
 
 
