@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session", autouse=True)
 def torch_extensions(tmp_path_factory):
-    """DeepSpeed compiles in a folder of its own: the lock that a kill leaves in the user's makes the next build wait."""
+    """DeepSpeed compiles in a folder of its own: a lock that a kill left in the user's would hold the next build up."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("torch_extensions")))
         yield
