@@ -1,32 +1,20 @@
 """Where a benchmark ran: what each file in results/ says beside its figures."""
 
-import os
-import platform
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
+import torch
 
-from mgcc_dist.train.run_folder import provenance
+from mgcc_dist.environment import facts
 
 
 def describe() -> dict[str, Any]:
     """Command, date, commit, versions, device, processor and the number of its cores that are ours."""
-    facts = provenance(Accelerator())
-    facts.pop("world_size")
+    here = facts(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return {
         "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        **facts,
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        **{key: here[key] for key in ("versions", "commit", "device", "processor", "cores")},
     }
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

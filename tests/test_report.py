@@ -159,6 +159,17 @@ def test_a_result_without_the_optional_facts_is_shown(tmp_path, capsys):
     assert len(rows_of("mgcc", capsys.readouterr().out)) == 1
 
 
+def test_where_a_run_ran_is_shown_of_results_with_an_environment_and_of_older_ones(tmp_path):
+    make_run(tmp_path / "older")
+    environment = {"commit": "def456", "device": "gpu x", "versions": {"torch": "3"}, "node": "n1"}
+    make_run(tmp_path / "newer", environment=environment, commit=None, device=None, versions={})
+    page = report(tmp_path, out=tmp_path / "report.html")
+    assert "<code>abc</code>" in page
+    assert "<code>def456</code>" in page
+    assert "gpu x" in page
+    assert "torch 3" in page
+
+
 def test_unfinished_runs_are_shown_as_unfinished_with_what_they_have(tmp_path, capsys):
     make_run(tmp_path / "runs" / "done")
     make_run(tmp_path / "runs" / "killed", finished=False, rows=[*ROWS, {"step": 4321, "epoch": 7.0, "split": "train"}])

@@ -107,8 +107,10 @@ def _provenance(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Machine, versions and commit of each run; runs that share them share a row."""
     rows: list[dict[str, Any]] = []
     for run in runs:
-        facts = {key: run.result.get(key) for key in ("commit", "device", "precision", "world_size")}
-        facts["versions"] = ", ".join(f"{name} {version}" for name, version in run.result.get("versions", {}).items())
+        environment = run.result.get("environment") or run.result  # which had these facts itself before
+        facts = {key: environment.get(key) for key in ("commit", "device")}
+        facts |= {key: run.result.get(key) for key in ("precision", "world_size")}
+        facts["versions"] = ", ".join(f"{name} {version}" for name, version in environment.get("versions", {}).items())
         for row in rows:
             if row["facts"] == facts:
                 row["runs"].append(run.name)

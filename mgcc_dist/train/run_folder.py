@@ -1,22 +1,25 @@
-"""The run folder: `config.yaml` says what it is, `result.json` (written last) that it is finished."""
+"""The run folder: `config.yaml` says what it is, `environment.json` where it ran, `result.json`, which is written last,
+that it is finished."""
 
-import platform
-import subprocess
-from importlib.metadata import PackageNotFoundError, version
+import json
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
-import mgcc_dist
 from mgcc_dist.config import as_plain, save
+from mgcc_dist.environment import facts, source
 from mgcc_dist.errors import UserError
-from mgcc_dist.files import read_json, write_json
+from mgcc_dist.files import read_json, write_bytes, write_json
 
 # Keys that change how a run is carried out but not what comes out of it.
 FREE_KEYS = ("out", "data.workers", "kernels")
+
+ENVIRONMENT = "environment.json"
+DIFF_LIMIT = 2**20
+"""bytes of a diff that are kept; a longer one is known by its sha256 alone"""
 
 
 def claim(folder: Path, config: Any, accelerator: Accelerator) -> None:
@@ -28,7 +31,8 @@ def claim(folder: Path, config: Any, accelerator: Accelerator) -> None:
         UserError: the folder holds a run of another config; the message names a key that differs.
     """
     path = folder / "config.yaml"
-    if path.is_file() and (is_finished(folder) or any(folder.glob("checkpoints/step-*"))):
+    goes_on = path.is_file() and (is_finished(folder) or any(folder.glob("checkpoints/step-*")))
+    if goes_on:
         then, now = _flat(yaml.safe_load(path.read_text())), _flat(as_plain(config))
         differing = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
         differing = [key for key in differing if key not in FREE_KEYS]
@@ -42,6 +46,7 @@ def claim(folder: Path, config: Any, accelerator: Accelerator) -> None:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         save(config, path)
+    _note_start(folder, accelerator, goes_on)
 
 
 def is_finished(folder: Path) -> bool:
@@ -56,44 +61,41 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def write_result(folder: Path, result: dict[str, Any], accelerator: Accelerator) -> None:
-    """Mark the run as finished. Collective."""
+    """Mark the run as finished; with where it ran: the last start, and under `earlier` those before. Collective.
+
+    `claim` has noted these.
+    """
     if accelerator.is_main_process:
-        write_json(folder / "result.json", result | provenance(accelerator))
+        *earlier, last = read_json(folder / ENVIRONMENT)
+        ranks = {"world_size": accelerator.num_processes, "precision": accelerator.mixed_precision}
+        write_json(folder / "result.json", result | ranks | {"environment": last | {"earlier": earlier}})
     accelerator.wait_for_everyone()
 
 
-def provenance(accelerator: Accelerator) -> dict[str, Any]:
-    """Where a result comes from: versions, commit, device."""
-    packages = ("torch", "accelerate", "diffusers", "webdataset", "triton", "deepspeed", "numpy")
-    versions = {"mgcc_dist": mgcc_dist.__version__, "python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    cuda = accelerator.device.type == "cuda"
-    return {
-        "versions": versions,
-        "commit": commit(),
-        "world_size": accelerator.num_processes,
-        "precision": accelerator.mixed_precision,
-        "device": torch.cuda.get_device_name(accelerator.device) if cuda else f"cpu ({platform.machine()})",
-    }
+def _note_start(folder: Path, accelerator: Accelerator, goes_on: bool) -> None:
+    """Put this start into environment.json, and its changes of the source beside. Collective.
+
+    The file lists the starts of a run, oldest first; of those on one source, packages, hosts and devices the last.
+    """
+    ours = facts(accelerator.device)
+    ranks = gather_object([(ours["node"], ours["device"])])
+    nodes: dict[str, list[str]] = {}
+    for node, device in ranks:
+        nodes.setdefault(node, []).append(device)
+    if not accelerator.is_main_process or is_finished(folder):
+        return
+    start = ours | {"nodes": nodes}
+    path = folder / ENVIRONMENT
+    earlier = read_json(path) if goes_on and path.is_file() else []
+    write_json(path, [each for each in earlier if _where(each) != _where(start)] + [start])
+    diff = source().diff
+    if diff and len(diff) <= DIFF_LIMIT:
+        write_bytes(folder / f"changes-{source().sha256[:8]}.diff", diff)
 
 
-def commit() -> str | None:
-    """The source tree's commit, with `+` when files differ from it; None when this is not a git checkout."""
-    root = Path(mgcc_dist.__file__).resolve().parent.parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel").strip()) != root:
-            return None
-        return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if git("status", "--porcelain").strip() else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+def _where(start: dict[str, Any]) -> dict[str, Any]:
+    """As JSON has it, without what is of one start alone."""
+    return json.loads(json.dumps({key: value for key, value in start.items() if key not in ("started", "slurm")}))
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -173,7 +173,8 @@ def whole_ldm(tmp_path_factory) -> tuple[Path, Path]:
 
 def result_of(run: Path) -> dict:
     result = json.loads((run / "result.json").read_text())
-    del result["seconds"]
+    assert sum(map(len, result["environment"]["nodes"].values())) == result["world_size"]
+    del result["seconds"], result["environment"]
     return result
 
 

@@ -10,6 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from mgcc_dist import environment
+from mgcc_dist.environment import Source
 from mgcc_dist.errors import UserError
 from mgcc_dist.train import run_folder
 from mgcc_dist.train.ema import Ema
@@ -91,15 +93,45 @@ def test_a_run_folder_of_another_config_is_refused_naming_the_key(tmp_path, acce
 
 
 def test_a_run_is_finished_when_its_result_is_there_and_a_damaged_result_is_named(tmp_path, accelerator):
+    run_folder.claim(tmp_path, Config(Inner()), accelerator)
     assert not run_folder.is_finished(tmp_path)
     run_folder.write_result(tmp_path, {"program": "segment"}, accelerator)
     assert run_folder.is_finished(tmp_path)
     result = run_folder.read_result(tmp_path)
-    assert result["versions"]["torch"] == torch.__version__
+    assert result["environment"]["versions"]["torch"] == torch.__version__
     assert result["world_size"] == 1
     (tmp_path / "result.json").write_text(json.dumps(result)[:-9])
     with pytest.raises(UserError, match=r"result\.json is damaged"):
         run_folder.read_result(tmp_path)
+
+
+def test_a_result_tells_the_starts_on_other_hosts_or_sources_apart_and_keeps_the_changes(
+    tmp_path, accelerator, monkeypatch
+):
+    def start(commit, node, job, diff=b""):
+        monkeypatch.setattr(run_folder, "source", lambda: Source(commit, diff))
+        monkeypatch.setattr(environment, "source", lambda: Source(commit, diff))
+        monkeypatch.setattr(environment.socket, "gethostname", lambda: node)
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        run_folder.claim(tmp_path, Config(Inner()), accelerator)
+
+    start("aaa", "n0", "6")  # failed before its first checkpoint: not a part of the run
+    (tmp_path / "config.yaml").unlink()
+    start("abc", "n1", "7")
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    start("abc", "n1", "8")
+    start("abc+", "n2", "9", diff=b"-a\n+b\n")
+    start("abc+", "n2", "9", diff=b"x" * (run_folder.DIFF_LIMIT + 1))
+    start("abc+", "n2", "10", diff=b"-a\n+b\n")
+    run_folder.write_result(tmp_path, {"program": "segment"}, accelerator)
+    start("def", "n3", "11")  # a finished run is not started again
+    last = run_folder.read_result(tmp_path)["environment"]
+    seen = [(each["commit"], each["node"], each["slurm"]["job"]) for each in (*last["earlier"], last)]
+    assert seen == [("abc", "n1", "8"), ("abc+", "n2", "9"), ("abc+", "n2", "10")]
+    assert last["nodes"] == {"n2": [last["device"]]}
+    (kept,) = tmp_path.glob("changes-*.diff")
+    assert kept.read_bytes() == b"-a\n+b\n"
+    assert last["changes"]["diff_sha256"].startswith(kept.stem.removeprefix("changes-"))
 
 
 def test_randomness_of_a_step_depends_on_seed_step_and_rank_alone():

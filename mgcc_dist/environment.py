@@ -1,0 +1,129 @@
+"""What a program runs on: source, packages, processor, devices, the cluster's job. Part of every result."""
+
+import functools
+import hashlib
+import os
+import platform
+import re
+import socket
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mgcc_dist
+
+ROOT = Path(mgcc_dist.__file__).resolve().parent.parent
+PACKAGES = (
+    *("torch", "triton", "accelerate", "deepspeed", "diffusers", "webdataset", "submitit", "fvcore", "monai"),
+    *("torchmetrics", "safetensors", "jsonargparse", "numpy"),
+)
+UNTRACKED_SHOWN = 20
+CLUSTER = {
+    "job": "SLURM_JOB_ID",
+    "array_job": "SLURM_ARRAY_JOB_ID",
+    "array_task": "SLURM_ARRAY_TASK_ID",
+    "restarts": "SLURM_RESTART_COUNT",
+    "partition": "SLURM_JOB_PARTITION",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source tree against its commit."""
+
+    commit: str | None = None
+    """12 digits, with + when files differ from it; None when this is not a git checkout"""
+    diff: bytes = b""
+    """`git diff --binary HEAD`"""
+    summary: str = ""
+    """`2 files changed, 5 insertions(+)`"""
+    untracked: tuple[str, ...] = ()
+    """files that git neither knows nor ignores"""
+
+    @property
+    def sha256(self) -> str:
+        """Of the diff."""
+        return hashlib.sha256(self.diff).hexdigest()
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """This process, on `device`, as JSON: `started` (UTC), `commit`, `changes` (None where nothing differs from the
+    commit), `versions`, `node`, `system`, `processor`, `cores` (that this process may use), `threads` (of torch),
+    `device`, `slurm` (None outside a job)."""
+    tree = source()
+    changed = tree.commit is not None and tree.commit.endswith("+")
+    untracked = {"untracked": tree.untracked[:UNTRACKED_SHOWN], "untracked_files": len(tree.untracked)}
+    job = {key: os.environ[name] for key, name in CLUSTER.items() if name in os.environ}
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": tree.commit,
+        "changes": {"diff": tree.summary, "diff_sha256": tree.sha256, **untracked} if changed else None,
+        "versions": versions(),
+        "node": socket.gethostname(),
+        "system": platform.platform(),
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "slurm": job or None,
+    }
+
+
+@functools.cache
+def source(root: Path = ROOT) -> Source:
+    """As it was when this process first asked: what is changed later is not what runs."""
+
+    def git(*words: str) -> bytes:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=True).stdout
+
+    def text(*words: str) -> str:
+        return git(*words).decode(errors="replace").strip()
+
+    try:
+        if Path(text("rev-parse", "--show-toplevel")) != root:
+            return Source()
+        commit = text("rev-parse", "--short=12", "HEAD")
+        diff = git("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--binary", "HEAD")
+        summary = text("diff", "--no-ext-diff", "--shortstat", "HEAD")
+        untracked = text("ls-files", "--others", "--exclude-standard", "-z").split("\0")
+    except (OSError, subprocess.CalledProcessError):
+        return Source()
+    names = tuple(name for name in untracked if name)
+    return Source(commit + ("+" if diff or names else ""), diff, summary, names)
+
+
+def versions() -> dict[str, str]:
+    """Of Python, this package, those of PACKAGES that are installed, and what CUDA or ROCm consists of."""
+    found = {"mgcc_dist": mgcc_dist.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    cudnn = torch.backends.cudnn.version() if torch.version.cuda else None
+    device = {"cuda": torch.version.cuda, "cudnn": cudnn, "hip": torch.version.hip, "nvidia_driver": _nvidia_driver()}
+    return found | {name: str(number) for name, number in device.items() if number}
+
+
+def processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _nvidia_driver() -> str | None:
+    try:
+        said = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    match = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", said)
+    return match.group() if match else None
