@@ -1,4 +1,6 @@
 import os
+import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,25 @@ def busi_shards(busi_root, tmp_path_factory):
 def phantom_shards(tmp_path_factory):
     """24 labeled phantoms of 32x32 in three shards. Don't write into the folder."""
     return write_shards(Phantoms(count=24, seed=0, size=32), tmp_path_factory.mktemp("phantom") / "shards", per_shard=8)
+
+
+@dataclass(frozen=True)
+class SmallDisk:
+    folder: Path
+
+    def resize(self, size):
+        subprocess.run(["mount", "-o", f"remount,size={size}", self.folder], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, of 1 MB until it is resized. Needs root."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"this machine mounts no tmpfs: {mounted.stderr.strip()}")
+    yield SmallDisk(folder)
+    subprocess.run(["umount", folder], check=True)

@@ -5,7 +5,6 @@ beside it. Shards appear whole, each followed by its entry for index.json, so a 
 missing; index.json comes last. `request.json` says what the folder is made of, and nothing else is ever added to it.
 """
 
-import errno
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,11 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from mgcc_dist.errors import UserError
+from mgcc_dist.errors import DISK_FULL, UserError
 from mgcc_dist.files import read_json, write_json
+from mgcc_dist.train.process_group import together
 from mgcc_dist.train.signals import EXIT_STOPPED, StopSignal
 
 ENTRIES = "entries"
@@ -108,12 +108,9 @@ def fill(
 
 def _agree(writing: "Future[None] | None") -> None:
     """Wait for the shard that is being written; if that failed on any rank, all raise. Collective."""
-    error = writing.exception() if writing else None
-    if error and not isinstance(error, UserError):
-        raise error
-    failed = [message for message in gather_object([str(error) if error else None]) if message]
-    if failed:
-        raise UserError(failed[0])
+    with together():
+        if writing:
+            writing.result()
 
 
 def _keeping(folder: Path, what: str, write: Callable[[], None]) -> None:
@@ -121,7 +118,7 @@ def _keeping(folder: Path, what: str, write: Callable[[], None]) -> None:
     try:
         write()
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
         raise UserError(
             f"{what}: {error.strerror} for {folder}; the {len(list(folder.glob('*.tar')))} shards that are written "

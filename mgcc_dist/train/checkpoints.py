@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from mgcc_dist.data.loader import Position
 from mgcc_dist.errors import UserError
 from mgcc_dist.files import read_json, replacing, write_json
 from mgcc_dist.train.ema import Ema
+from mgcc_dist.train.process_group import together
 from mgcc_dist.train.weights import Weights, zero_stage
 
 HEADER = "mgcc_dist"  # one key, because safetensors writes several in no fixed order
@@ -64,28 +65,34 @@ def save(
         return
     scratch = final.parent / _SCRATCH
     main = accelerator.is_main_process
-    with _writing(scratch):
-        if main:
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir(parents=True)
+    try:
+        with together(), _writing(scratch):
+            if main:
+                shutil.rmtree(scratch, ignore_errors=True)
+                scratch.mkdir(parents=True)
+        # DeepSpeed's ranks wait for one another in here, so one that fails can only end, and its launcher the others.
+        with nullcontext() if weights.sharded else together(), _writing(scratch):
+            accelerator.save_state(str(scratch))
+            if ema and (main or weights.sharded):
+                save_weights(_numbered(ema), scratch / _ema_file(weights, accelerator))
+            if main:
+                facts = {
+                    "world_size": accelerator.num_processes,
+                    "zero_stage": zero_stage(accelerator),
+                    "ema_updates": ema.updates if ema else 0,
+                    "shapes": weights.shapes,
+                }
+                write_json(scratch / "state.json", asdict(state) | facts)
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(scratch))
-        if ema and (main or weights.sharded):
-            save_weights(_numbered(ema), scratch / _ema_file(weights, accelerator))
+        with together(), _writing(scratch):
+            if main:
+                _sync(scratch)
+                scratch.rename(final)
+                _prune(final.parent, keep)
+    except UserError:
         if main:
-            facts = {
-                "world_size": accelerator.num_processes,
-                "zero_stage": zero_stage(accelerator),
-                "ema_updates": ema.updates if ema else 0,
-                "shapes": weights.shapes,
-            }
-            write_json(scratch / "state.json", asdict(state) | facts)
-        accelerator.wait_for_everyone()
-        if main:
-            _sync(scratch)
-            scratch.rename(final)
-            _prune(final.parent, keep)
-    accelerator.wait_for_everyone()
+            shutil.rmtree(scratch, ignore_errors=True)  # it takes room
+        raise
 
 
 def restore(folder: Path, weights: Weights, ema: Ema | None, accelerator: Accelerator) -> TrainState:
@@ -103,6 +110,7 @@ def restore(folder: Path, weights: Weights, ema: Ema | None, accelerator: Accele
         _check_shards(path, saved.pop("zero_stage"), saved.pop("world_size"), accelerator)
         _check_shapes(folder, path, saved.pop("shapes"), weights.shapes)
         accelerator.load_state(str(path))
+        accelerator.step = 0  # counts micro-steps, and a step of the other ranks may have had more or fewer of them
         updates = saved.pop("ema_updates")
         if ema:
             averages = load_file(path / _ema_file(weights, accelerator))
@@ -127,12 +135,10 @@ def save_weights(weights: dict[str, Tensor], path: Path, header: dict[str, Any] 
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write `path` into a UserError that says what room there is; no half-written folder stays."""
+    """Turn a failure to write `path` into a UserError that says what room there is."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
         room = next(parent for parent in path.parents if parent.is_dir())
         raise UserError(
             f"{path} could not be written ({error}); {shutil.disk_usage(room).free:,} bytes are free in {room}. "

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 from mgcc_dist.config import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 from mgcc_dist.data.loader import Streams
-from mgcc_dist.errors import UserError
+from mgcc_dist.errors import SharedError, UserError
 from mgcc_dist.schedules import Progress, learning_rate_factor
 from mgcc_dist.train import checkpoints
 from mgcc_dist.train.checkpoints import TrainState
 from mgcc_dist.train.ema import Ema
 from mgcc_dist.train.journal import Journal
-from mgcc_dist.train.process_group import seed_step
+from mgcc_dist.train.process_group import seed_step, together
 from mgcc_dist.train.signals import EXIT_STOPPED, StopSignal
 from mgcc_dist.train.weights import Weights, hollow, zero_stage
 
@@ -328,16 +328,17 @@ def _is_better(task: Task, scores: dict[str, float], best: dict[str, float]) -> 
 
 
 def _export(task: Task, module: nn.Module, folder: Path, notes: dict[str, float], accelerator: Accelerator) -> None:
-    if accelerator.is_main_process:
-        checkpoints.save_weights(task.weights(module), folder / "model.safetensors", task.header() | notes)
-    accelerator.wait_for_everyone()
+    with together():
+        if accelerator.is_main_process:
+            checkpoints.save_weights(task.weights(module), folder / "model.safetensors", task.header() | notes)
 
 
 def _require_finite(name: str, step: int, losses: dict[str, float]) -> None:
+    """Raise SharedError unless the loss is finite; all ranks are to ask for the same `losses`."""
     if math.isfinite(losses["loss"]):
         return
     shown = ", ".join(f"{key} {value:.4g}" for key, value in losses.items())
-    raise UserError(
+    raise SharedError(
         f"{name}: the loss is not finite at step {step} ({shown}); what was saved before is kept. "
         "Try a lower loop.learning_rate, loop.clip_norm 1, or precision no"
     )

@@ -1,14 +1,18 @@
-"""How a process joins its group, and the randomness of its steps."""
+"""How a process joins its group, how ranks fail together, and the randomness of a step."""
 
 import os
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, gather_object
+
+from mgcc_dist.errors import SharedError, UserError
 
 
 def start(precision: str | None = None, accumulation: int = 1) -> Accelerator:
@@ -85,6 +89,22 @@ def describe(accelerator: Accelerator) -> str:
     kind = accelerator.distributed_type.value
     precision = accelerator.mixed_precision
     return f"world size {accelerator.num_processes} ({kind}), device {accelerator.device}, precision {precision}"
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A UserError that some rank raises in here is raised on all, once all are through. Collective.
+
+    So nobody waits for a rank that has failed. Nothing in here may be collective.
+    """
+    mine: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        mine = error
+    failed = [message for message in gather_object([str(mine) if mine else None]) if message]
+    if failed:
+        raise SharedError(failed[0]) from mine
 
 
 def seed_step(seed: int, step: int, batch: int) -> None:

@@ -2,14 +2,12 @@
 
 import dataclasses
 import os
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks
 import torch
 from accelerate import Accelerator
 from tiny_ldm import DENOISER, SAMPLING, SHAPE
@@ -167,24 +165,17 @@ def test_samples_of_a_model_with_classes_say_their_class(vae, tmp_path, accelera
 
 
 def test_a_full_disk_keeps_the_whole_shards_and_the_same_command_goes_on(
-    pipeline_folder, tmp_path, accelerator, request
+    pipeline_folder, tmp_path, accelerator, small_disk
 ):
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small tmpfs needs root")
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", small], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"this machine mounts no tmpfs: {mounted.stderr.strip()}")
-    request.addfinalizer(lambda: subprocess.run(["umount", small], check=True))
-
+    small = small_disk.folder
+    small_disk.resize("40k")
     config = dataclasses.replace(SAMPLING, per_shard=1)
     with pytest.raises(UserError, match=r"No space left on device for .*the [1-6] shards that are written are kept"):
         sampling.sample(config, pipeline_folder, small / "s", accelerator)
     kept = {path: path.stat().st_mtime_ns for path in (small / "s").glob("*.tar")}
     assert not list((small / "s").rglob(".*.tmp")), "scratch files take the space"
 
-    subprocess.run(["mount", "-o", "remount,size=1m", small], check=True)
+    small_disk.resize("1m")
     sampling.sample(config, pipeline_folder, small / "s", accelerator)
     unchanged = [path for path, when in kept.items() if path.stat().st_mtime_ns == when]
     assert len(unchanged) >= len(kept) - 1, "at most the shard without its entry is made again"
@@ -204,16 +195,16 @@ def test_a_process_killed_without_warning_is_gone_on_with_and_makes_each_index_o
         "config = replace(SAMPLING, count=24, per_shard=1, batch=1, steps=50);"
         "sampling.sample(config, Path(sys.argv[1]), Path(sys.argv[2]), start())"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "ACCELERATE_USE_CPU": "true"}
     folder = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-c", child, pipeline_folder, folder], env=environment)
+    process = ranks.start([], ["-c", child, pipeline_folder, folder])
     deadline = time.monotonic() + 120
     while len(list(folder.glob("*.tar"))) < 3:
         assert process.poll() is None, "it ended by itself"
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
-    assert process.wait() == -9
+    process.communicate()
+    assert process.returncode == -9
     assert not (folder / "index.json").exists()
     entries = {path.name.removesuffix(".json") for path in (folder / "entries").glob("*.json")}
     before = {name: (folder / name).stat().st_mtime_ns for name in entries}
@@ -237,19 +228,9 @@ def test_compiled_bfloat16_images_on_a_gpu_are_those_of_float32_up_to_its_roundi
 
 
 @pytest.mark.multiprocess
-def test_two_ranks_make_every_index_once_and_the_images_of_one_rank(
-    pipeline_folder, tmp_path, accelerator, monkeypatch
-):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    script = Path(__file__).parent / "sample_on_ranks.py"
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-    command = [sys.executable, *launcher, str(script), str(pipeline_folder), str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def test_two_ranks_make_every_index_once_and_the_images_of_one_rank(pipeline_folder, tmp_path, accelerator):
+    script = Path(__file__).with_name("sample_on_ranks.py")
+    done = ranks.run(ranks.torchrun(2), [script, pipeline_folder, tmp_path / "two"], TQDM_DISABLE="")
     assert done.returncode == 0, done.stderr
     assert "world size 2" in done.stdout
     assert "rank 0 of 2): 100%" in done.stderr

@@ -1,14 +1,12 @@
 """The generative program as users start it, at a toy size, on two real ranks."""
 
 import json
-import os
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -19,8 +17,6 @@ from mgcc_dist.data.splits import read_split
 from mgcc_dist.diffusion import autoencoder
 from mgcc_dist.errors import UserError
 from mgcc_dist.ldm import LdmConfig, run
-
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 
 # 28 images of 16x16, latents of 4x4, three steps of each stage, nine samples.
 TOY = """
@@ -52,21 +48,16 @@ def toy(tmp_path_factory) -> Path:
     return path
 
 
-def launch(words: list[str], ranks: int) -> subprocess.CompletedProcess:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    several = ["--multi_gpu", "--num_processes", str(ranks), "--main_process_port", str(port)]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *(several if ranks > 1 else [])]
-    command = [*launcher, "-m", "mgcc_dist.ldm", *words]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300)
+def launch(toy: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    launcher = ranks.accelerate("--multi_gpu", "--num_processes", "2")
+    return ranks.run(launcher, ["-m", "mgcc_dist.ldm", "--config", toy, "--out", out])
 
 
 @pytest.fixture(scope="module")
 def made(toy) -> tuple[Path, str]:
     """The folder of a run on two ranks, and what it printed."""
     out = toy.parent / "two"
-    done = launch(["--config", str(toy), "--out", str(out)], ranks=2)
+    done = launch(toy, out)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
@@ -92,7 +83,7 @@ def test_two_ranks_make_everything_once(made):
 def test_second_start_does_nothing_again(made, toy):
     out, _ = made
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != "config.yaml"}
-    done = launch(["--config", str(toy), "--out", str(out)], ranks=2)
+    done = launch(toy, out)
     assert done.returncode == 0, done.stderr
     assert "world size 2" in done.stdout
     assert done.stdout.count("is there already") == 9
@@ -124,8 +115,7 @@ def test_samples_are_curated_and_a_selection_applied(made, tmp_path):
     out, _ = made
 
     def ldm(*words):
-        command = [sys.executable, "-m", "mgcc_dist.ldm", *map(str, words)]
-        return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300)
+        return ranks.run([], ["-m", "mgcc_dist.ldm", *words])
 
     done = ldm("curate", "--out", out, "--count", 3)
     assert done.returncode == 0, done.stderr

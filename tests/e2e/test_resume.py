@@ -5,39 +5,26 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+import ranks
 import torch
 from safetensors.torch import load_file
 
 from mgcc_dist.train.journal import read_rows
 from mgcc_dist.train.signals import EXIT_STOPPED
 
-ENVIRONMENT = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+
+def start(words: list[str], count: int) -> subprocess.Popen:
+    """Begin a program of the package on `count` ranks."""
+    return ranks.start(ranks.torchrun(count), ["-m", *words])
 
 
-def start(words: list[str], ranks: int) -> subprocess.Popen:
-    """Start a program of the package on `ranks` gloo ranks, in a process group of its own."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    return subprocess.Popen(
-        [sys.executable, *(launcher if ranks > 1 else []), "-m", *words],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(words: list[str], ranks: int) -> str:
-    process = start(words, ranks)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
+def finish(words: list[str], count: int) -> str:
+    return ranks.finish(ranks.torchrun(count), ["-m", *words])
 
 
 def wait_for_step(process: subprocess.Popen, metrics: Path, step: int) -> None:
@@ -54,11 +41,11 @@ def wait_for_step(process: subprocess.Popen, metrics: Path, step: int) -> None:
 
 def kill(launcher: subprocess.Popen, number: signal.Signals) -> None:
     """Send `number` to the launcher; SIGKILL to its ranks as well, which it could not pass on."""
-    ranks = psutil.Process(launcher.pid).children(recursive=True)
-    for process in [launcher, *(ranks if number == signal.SIGKILL else [])]:
+    started = psutil.Process(launcher.pid).children(recursive=True)
+    for process in [launcher, *(started if number == signal.SIGKILL else [])]:
         process.send_signal(number)
     launcher.communicate(timeout=60)
-    psutil.wait_procs(ranks, timeout=60)
+    psutil.wait_procs(started, timeout=60)
 
 
 def losses(run: Path) -> list[dict]:
@@ -80,9 +67,9 @@ def phantom(tmp_path_factory) -> Path:
     """40 phantom images of 32x32, and a split file."""
     folder = tmp_path_factory.mktemp("data")
     shards = ["mgcc_dist.shards", "phantom", "--count", "40", "--size", "32", "--out", str(folder / "shards")]
-    finish(shards, ranks=1)
+    finish(shards, 1)
     split = ["--root", str(folder / "shards"), "--out", str(folder / "split.json")]
-    finish(["mgcc_dist.shards", "split", *split, "--validation", "0.25", "--labeled", "0.5", "--seed", "0"], ranks=1)
+    finish(["mgcc_dist.shards", "split", *split, "--validation", "0.25", "--labeled", "0.5", "--seed", "0"], 1)
     return folder
 
 
@@ -99,7 +86,7 @@ def segment(phantom: Path, out: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def whole_segmentation(phantom) -> Path:
     """A run that nothing disturbed."""
-    assert "world size 2" in finish(segment(phantom, phantom / "whole"), ranks=2)
+    assert "world size 2" in finish(segment(phantom, phantom / "whole"), 2)
     return phantom / "whole"
 
 
@@ -108,12 +95,12 @@ def whole_segmentation(phantom) -> Path:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_segmentation_killed_at_a_random_step_resumes_bit_exactly(tmp_path, phantom, whole_segmentation, number):
     expected, run = whole_segmentation, tmp_path / "killed"
-    process = start(segment(phantom, run), ranks=2)
+    process = start(segment(phantom, run), 2)
     wait_for_step(process, run / "metrics.jsonl", random.Random(number).choice([2, 4, 6, 8]))
     kill(process, number)
     assert not (run / "result.json").exists()
 
-    output = finish(segment(phantom, run), ranks=2)
+    output = finish(segment(phantom, run), 2)
     assert "from step" in output
     assert_same_run(run, expected)
     assert result_of(run) == result_of(expected)
@@ -149,12 +136,12 @@ def test_generation_killed_at_a_random_step_resumes_bit_exactly(tmp_path, whole_
     config, expected = whole_ldm
     out = tmp_path / "killed"
     command = ["mgcc_dist.ldm", "--config", str(config), "--out", str(out)]
-    process = start(command, ranks=2)
+    process = start(command, 2)
     wait_for_step(process, out / stage / "metrics.jsonl", random.Random(number).choice([2, 4, 6, 8]))
     kill(process, number)
     assert not (out / stage / "result.json").exists()
 
-    assert "from step" in finish(command, ranks=2)
+    assert "from step" in finish(command, 2)
     for trained in ("autoencoder", "denoiser"):
         assert_same_run(out / trained, expected / trained)
     for shard in (expected / "samples").glob("*.tar"):
@@ -167,7 +154,7 @@ def whole_ldm(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("ldm")
     config = folder / "ldm.yaml"
     config.write_text(LDM)
-    finish(["mgcc_dist.ldm", "--config", str(config), "--out", str(folder / "whole")], ranks=2)
+    finish(["mgcc_dist.ldm", "--config", str(config), "--out", str(folder / "whole")], 2)
     return config, folder / "whole"
 
 
@@ -181,7 +168,7 @@ def result_of(run: Path) -> dict:
 @pytest.mark.e2e
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGINT])
 def test_a_signal_saves_and_exits_with_its_own_code(tmp_path, phantom, number):
-    process = start(segment(phantom, tmp_path), ranks=1)
+    process = start(segment(phantom, tmp_path), 1)
     wait_for_step(process, tmp_path / "metrics.jsonl", 2)
     os.kill(process.pid, number)
     output, _ = process.communicate(timeout=60)

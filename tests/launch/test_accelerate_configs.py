@@ -1,12 +1,10 @@
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from ranks import REPOSITORY, accelerate, finish
 
-CONFIGS = Path(__file__).parents[2] / "launch" / "accelerate"
+CONFIGS = REPOSITORY / "launch" / "accelerate"
 
 
 @pytest.mark.parametrize(
@@ -20,14 +18,6 @@ def test_accelerate_accepts_the_config(name, processes, precision):
 
 @pytest.mark.multiprocess
 def test_cpu_2ranks_starts_two_gloo_ranks():
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "cpu_2ranks.yaml")]
-    done = subprocess.run(
-        [*command, "--main_process_port", "0", "-m", "world_size"],
-        cwd=Path(__file__).parent,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.splitlines()) == ["rank 0 of 2 gloo cpu", "rank 1 of 2 gloo cpu"]
+    launcher = accelerate("--config_file", str(CONFIGS / "cpu_2ranks.yaml"))
+    printed = finish(launcher, [Path(__file__).with_name("world_size.py")], ACCELERATE_USE_CPU="true")
+    assert sorted(printed.splitlines()) == ["rank 0 of 2 gloo cpu", "rank 1 of 2 gloo cpu"]

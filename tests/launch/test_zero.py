@@ -2,17 +2,15 @@
 
 import importlib.util
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
 from safetensors.torch import load_file
 
-REPOSITORY = Path(__file__).parents[2]
-LAUNCH = REPOSITORY / "launch"
+LAUNCH = ranks.REPOSITORY / "launch"
 
 pytestmark = [
     pytest.mark.multiprocess,
@@ -46,26 +44,19 @@ quality: {enabled: false}
 def run(launcher: list[str], out: Path, *words: str) -> subprocess.CompletedProcess:
     config = out.parent / "toy.yaml"
     config.write_text(TOY)
-    return subprocess.run(
-        [sys.executable, "-m", *launcher, "-m", "mgcc_dist.ldm", "--config", str(config), "--out", str(out), *words],
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    return ranks.run(launcher, ["-m", "mgcc_dist.ldm", "--config", config, "--out", out, *words])
 
 
-def zero(stage: int, folder: Path) -> list[str]:
-    """The shipped files, on two ranks. ZeRO-3 leaves small tensors whole, which here are all; so it must not."""
+def zero(stage: int, folder: Path, count: int = 2) -> list[str]:
+    """The shipped files, on so many ranks. ZeRO-3 leaves small tensors whole, which here are all; so it must not."""
     settings = json.loads((LAUNCH / "deepspeed" / f"zero{stage}.json").read_text())
     settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     path = folder / f"zero{stage}.json"
     path.write_text(json.dumps(settings))
     shipped = str(LAUNCH / "accelerate" / f"8gpu_zero{stage}.yaml")
-    changed = ["--num_processes", "2", "--main_process_port", "0", "--deepspeed_config_file", str(path)]
-    return ["accelerate.commands.launch", "--config_file", shipped, *changed]
+    return ranks.accelerate(
+        "--config_file", shipped, "--num_processes", str(count), "--deepspeed_config_file", str(path)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +64,7 @@ def one_rank(tmp_path_factory):
     """The denoiser of one rank that accumulates what two have, without ZeRO."""
     out = tmp_path_factory.mktemp("one") / "ldm"
     accumulate = ["--autoencoder.loop.accumulation", "2", "--denoiser.loop.accumulation", "2"]
-    done = run(["torch.distributed.run", "--standalone", "--nproc_per_node", "1"], out, *accumulate)
+    done = run([], out, *accumulate)
     assert done.returncode == 0, done.stderr[-3000:]
     return out / "denoiser"
 

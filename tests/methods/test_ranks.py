@@ -2,13 +2,11 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import finish, torchrun
 from safetensors.torch import load_file
 
 from mgcc_dist.data.splits import make_split, write_split
@@ -29,17 +27,9 @@ def data(tmp_path_factory, phantom_shards):
 
 def train(data, out, environment):
     """Two steps of every method on two ranks; the rows of metrics.jsonl by method."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    program = str(Path(__file__).with_name("segment_on_ranks.py"))
-    done = subprocess.run(
-        [sys.executable, *launcher, program, *map(str, data), str(out), *PAIRS],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    assert done.stdout.count("world size 2") == len(PAIRS)
+    program = Path(__file__).with_name("segment_on_ranks.py")
+    printed = finish(torchrun(2), [program, *data, out, *PAIRS], **environment)
+    assert printed.count("world size 2") == len(PAIRS)
     losses = {}
     for pair in PAIRS:
         folder = out / pair.replace(":", "-")

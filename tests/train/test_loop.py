@@ -9,74 +9,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
-from torch import nn
+from toy import CONFIG, Toy, ToyTask, run
 
-from mgcc_dist.data.loader import StreamLoader
-from mgcc_dist.data.records import Sample
 from mgcc_dist.errors import UserError
 from mgcc_dist.train.journal import read_rows
-from mgcc_dist.train.loop import LoopConfig, fit, total_steps
-
-
-class Numbers:
-    """12 flat grey images of 8x8."""
-
-    def __len__(self):
-        return 12
-
-    def read(self, i):
-        return Sample(f"n{i}", np.full((8, 8), 20 * i, np.uint8), None, {})
-
-
-class Toy(nn.Module):
-    """Fits a scalar to the images' mean grey, with noise from the global generator."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
-
-    def forward(self, batch, progress):
-        target = batch.images.mean(dim=(1, 2, 3)) + 0.1 * torch.rand(len(batch.images))
-        return {"loss": (self.weight - target).square().mean()}
-
-
-class ToyTask:
-    name = "toy"
-    best_metric = "error"
-    best_is_higher = False
-
-    def __init__(self, batch=2):
-        self.module = Toy()
-        self.loader = StreamLoader(None, Numbers(), 0, batch, 8, seed=0, rank=0, world=1, workers=0, augment=False)
-        self.steps_seen = []
-
-    def after_step(self, progress):
-        self.steps_seen.append(progress.step)
-
-    def validate(self, module, accelerator):
-        return {"error": module.weight.abs().item()}
-
-    def weights(self, module):
-        return module.state_dict()
-
-    def header(self):
-        return {}
-
-
-CONFIG = LoopConfig(
-    epochs=2, learning_rate=0.1, momentum=0.9, ema_decay=0.9, log_every=2, checkpoint_every=3, schedule="poly"
-)
-
-
-def run(folder, config=CONFIG, batch=2):
-    task = ToyTask(batch)
-    state = fit(task, config, folder, Accelerator(cpu=True, gradient_accumulation_steps=config.accumulation))
-    return task, state
+from mgcc_dist.train.loop import LoopConfig, total_steps
 
 
 def rows(folder):
@@ -116,10 +56,8 @@ def test_accumulated_gradients_equal_those_of_one_large_batch(tmp_path):
 
     weights = []
     for name, accumulation, batch in (("large", 1, 6), ("accumulated", 3, 2)):
-        task = ToyTask(batch)
-        task.module = Exact()
-        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
-        fit(task, replace(CONFIG, accumulation=accumulation, ema_decay=0.0), tmp_path / name, accelerator)
+        config = replace(CONFIG, accumulation=accumulation, ema_decay=0.0)
+        task, _ = run(tmp_path / name, config, ToyTask(Exact(), batch))
         weights.append(task.module.weight.item())
     assert weights[0] == pytest.approx(weights[1], rel=1e-6)
 
@@ -158,15 +96,26 @@ def test_a_damaged_checkpoint_is_named_with_advice(tmp_path):
 
 @pytest.mark.parametrize("log_every", [2, 100])
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_poisons_a_checkpoint(tmp_path, log_every):
-    class Exploding(Toy):
-        def forward(self, batch, progress):
-            return {"loss": super().forward(batch, progress)["loss"] * (float("inf") if progress.step == 7 else 1)}
-
-    task = ToyTask()
-    task.module = Exploding()
     with pytest.raises(UserError, match=r"loss is not finite at step .*loop\.learning_rate"):
-        fit(task, replace(CONFIG, log_every=log_every), tmp_path, Accelerator(cpu=True))
+        run(tmp_path, replace(CONFIG, log_every=log_every), ToyTask(Toy(nan_at=7)))
     assert max(int(path.name[-8:]) for path in (tmp_path / "checkpoints").glob("step-*")) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda toy: toy.__init__(size=(3,)), r"another network: weight is \[\] in step-00000012, \[3\] here"),
+        (lambda toy: toy.register_buffer("more", torch.ones(2)), r"more is absent in step-00000012, \[2\] here"),
+    ],
+)
+def test_a_checkpoint_of_another_architecture_is_refused_naming_what_differs(tmp_path, change, message):
+    run(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    other = Toy()
+    change(other)
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, replace(CONFIG, epochs=4), ToyTask(other))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_kill_dash_nine_at_any_moment_of_saving_loses_nothing(tmp_path):
@@ -174,9 +123,10 @@ def test_kill_dash_nine_at_any_moment_of_saving_loses_nothing(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     config = replace(CONFIG, steps=300, epochs=None, checkpoint_every=1, log_every=5)
     run(whole, config)
-    program = Path(__file__).with_name("toy_program.py")
+    program = [sys.executable, str(Path(__file__).with_name("toy.py")), str(killed)]
+    options = json.dumps({"steps": 300, "epochs": None, "checkpoint_every": 1, "log_every": 5})
     for delay in (0.3, 0.7, 0.45):
-        process = subprocess.Popen([sys.executable, str(program), str(killed), "300"], stdout=subprocess.PIPE)
+        process = subprocess.Popen([*program, options], stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()  # printed when the loop begins
         try:
@@ -184,7 +134,7 @@ def test_kill_dash_nine_at_any_moment_of_saving_loses_nothing(tmp_path):
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
-    subprocess.run([sys.executable, str(program), str(killed), "300"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*program, options], check=True, stdout=subprocess.DEVNULL)
     assert rows(killed) == rows(whole)
     assert (killed / "last" / "model.safetensors").read_bytes() == (whole / "last" / "model.safetensors").read_bytes()
     state = json.loads((killed / "checkpoints" / "step-00000300" / "state.json").read_text())

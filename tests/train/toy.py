@@ -1,0 +1,114 @@
+"""A toy task for the loop, and a program of it that a test can start on several ranks, or kill: toy.py FOLDER OPTIONS.
+
+OPTIONS is JSON: keys of LoopConfig, `size`, `stop_at`, `nan_at` with the rank `nan_on`, and `seen`, a folder.
+"""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from mgcc_dist.data.loader import StreamLoader
+from mgcc_dist.data.records import Sample
+from mgcc_dist.errors import run_program
+from mgcc_dist.train.loop import LoopConfig, fit
+from mgcc_dist.train.process_group import start
+
+CONFIG = LoopConfig(
+    epochs=2, learning_rate=0.1, momentum=0.9, ema_decay=0.9, log_every=2, checkpoint_every=3, schedule="poly"
+)
+
+
+class Numbers:
+    """12 flat grey images of 8x8."""
+
+    def __len__(self):
+        return 12
+
+    def read(self, i):
+        return Sample(f"n{i}", np.full((8, 8), 20 * i, np.uint8), None, {})
+
+
+class Toy(nn.Module):
+    """Fits its weights to the images' mean grey, with noise from the global generator.
+
+    `seen` gets (step, place, key) of every image; at step `nan_at` the loss is NaN.
+    """
+
+    def __init__(self, size=(), nan_at=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size))
+        self.nan_at = nan_at
+        self.seen = []
+
+    def forward(self, batch, progress):
+        self.seen += [(progress.step, *image) for image in zip(batch.positions.tolist(), batch.keys, strict=True)]
+        target = batch.images.mean(dim=(1, 2, 3)) + 0.1 * torch.rand(len(batch.images))
+        loss = (self.weight.mean() - target).square().mean()
+        return {"loss": loss * float("nan") if progress.step == self.nan_at else loss}
+
+
+class ToyTask:
+    """Two images a batch; after step `stop_at` it asks for a stop as Slurm does."""
+
+    name = "toy"
+    best_metric = "error"
+    best_is_higher = False
+
+    def __init__(self, module=None, batch=2, rank=0, world=1, stop_at=None):
+        self.module = module or Toy()
+        self.loader = StreamLoader(
+            None, Numbers(), 0, batch, 8, seed=0, rank=rank, world=world, workers=0, augment=False
+        )
+        self.stop_at = stop_at
+        self.steps_seen = []
+
+    def after_step(self, progress):
+        self.steps_seen.append(progress.step)
+        if progress.step + 1 == self.stop_at:
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+    def validate(self, module, accelerator):
+        return {"error": module.weight.abs().mean().item()}
+
+    def weights(self, module):
+        return module.state_dict()
+
+    def header(self):
+        return {}
+
+
+def run(folder, config=CONFIG, task=None):
+    """The toy on one rank, in this process; the task and the state it ends in."""
+    task = task or ToyTask()
+    state = fit(task, config, folder, Accelerator(cpu=True, gradient_accumulation_steps=config.accumulation))
+    return task, state
+
+
+def main():
+    """On this rank of as many as there are. Leaves what it saw in SEEN/RANK-STEPS.json."""
+    folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+    known = {field.name for field in fields(LoopConfig)}
+    config = replace(CONFIG, **{key: value for key, value in options.items() if key in known})
+    accelerator = start(accumulation=config.accumulation)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    accelerator.print(f"world size {world}", flush=True)
+    nan_at = options.get("nan_at") if rank == options.get("nan_on") else None
+    task = ToyTask(Toy(options.get("size", ()), nan_at), rank=rank, world=world, stop_at=options.get("stop_at"))
+    try:
+        fit(task, config, folder, accelerator)
+    finally:
+        if "seen" in options:
+            path = Path(options["seen"]) / f"{rank}-{len(task.steps_seen)}.json"
+            path.write_text(json.dumps(task.module.seen))
+
+
+if __name__ == "__main__":
+    run_program("toy", main)
