@@ -21,7 +21,7 @@ from mgcc_dist.data.loader import Concat, EvalLoader, Source, StreamLoader, subs
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import Split, locate_split, read_split
 from mgcc_dist.diffusion import selection
-from mgcc_dist.errors import UserError, run_program
+from mgcc_dist.errors import SharedError, UserError, run_program
 from mgcc_dist.evaluation import KeptBatches, score_images
 from mgcc_dist.figures import segmentation_gallery
 from mgcc_dist.kernels.fuse import fuse
@@ -33,7 +33,7 @@ from mgcc_dist.schedules import Progress
 from mgcc_dist.train.loop import LoopConfig, fit
 from mgcc_dist.train.process_group import describe, start
 from mgcc_dist.train.run_folder import claim, is_finished, write_result
-from mgcc_dist.train.weights import count_parameters
+from mgcc_dist.train.weights import count_parameters, zero_stage
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,11 @@ class SegmentationTask:
     def __init__(self, config: SegmentConfig, data: ShardFolder, split: Split, accelerator: Accelerator) -> None:
         self.config = config
         self.module: nn.Module = fuse(build(config.method, config.network), config.kernels)
+        if zero_stage(accelerator) == 3 and not all(weight.requires_grad for weight in self.module.parameters()):
+            raise SharedError(
+                f"method.name {config.method.name} has a teacher, an average of whole weights, of which ZeRO-3 leaves "
+                "each rank a part; start it with ZeRO-2, ZeRO-1 or DDP (launch/README.md)"
+            )
         if accelerator.distributed_type != DistributedType.DEEPSPEED:  # which needs its parameters contiguous
             # Convolutions are faster in this layout, by 12 % on two CPU cores.
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

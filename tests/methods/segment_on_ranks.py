@@ -1,11 +1,15 @@
 """Program that each rank runs: `segment` for several methods, one after the other in one process group.
 
+A method that is refused is printed by rank 0, and the next one runs.
+
 torchrun ... segment_on_ranks.py SHARDS SPLIT OUT METHOD:NETWORK ...
 """
 
+import os
 import sys
 
 from mgcc_dist.config import CONFIGS, parse
+from mgcc_dist.errors import UserError
 from mgcc_dist.segment import SegmentConfig, run
 
 TINY = """
@@ -22,4 +26,8 @@ for pair in pairs:
     words = f"--preset mgcc_demo {TINY} --data.shards {shards} --data.split {split}"
     words += " --data.batch_labeled {} --data.batch_unlabeled {}".format(*batches)
     words += f" --method.name {method} --network.name {network} --out {out}/{method}-{network}"
-    run(parse(SegmentConfig, "segment", "", CONFIGS / "segment", "mgcc_demo", words.split()))
+    try:
+        run(parse(SegmentConfig, "segment", "", CONFIGS / "segment", "mgcc_demo", words.split()))
+    except UserError as error:
+        if os.environ["RANK"] == "0":
+            print(f"{pair} refused: {error}", flush=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import finish, torchrun
+from ranks import REPOSITORY, finish, torchrun
 from safetensors.torch import load_file
 
 from mgcc_dist.data.splits import make_split, write_split
@@ -15,7 +15,8 @@ PAIRS = [
     *("supervised:unet", "mean_teacher:unet", "uamt:unet", "dct:unet", "cps:unet", "ctbct:unet"),
     *("cct:cct", "mgcc:mgcc", "cutmix_teacher:mgcc"),
 ]
-ZERO_2 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
+needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+UNDER_ZERO_3 = ["mean_teacher:unet", "uamt:unet", "cutmix_teacher:mgcc", "dct:unet", "cps:unet", "mgcc:mgcc"]
 
 
 @pytest.fixture(scope="module")
@@ -25,40 +26,69 @@ def data(tmp_path_factory, phantom_shards):
     return phantom_shards.folder, split
 
 
-def train(data, out, environment):
-    """Two steps of every method on two ranks; the rows of metrics.jsonl by method."""
+def train(data, out, pairs=PAIRS, **environment):
+    """Two steps of every method on two ranks: the losses by method, and the lines that name those refused."""
     program = Path(__file__).with_name("segment_on_ranks.py")
-    printed = finish(torchrun(2), [program, *data, out, *PAIRS], **environment)
-    assert printed.count("world size 2") == len(PAIRS)
+    printed = finish(torchrun(2), [program, *data, out, *pairs], **environment)
+    assert printed.count("world size 2") == len(pairs)
+    refused = [line for line in printed.splitlines() if " refused: " in line]
     losses = {}
-    for pair in PAIRS:
+    for pair in pairs:
+        if any(line.startswith(pair) for line in refused):
+            continue
         folder = out / pair.replace(":", "-")
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         losses[pair] = [row["loss"] for row in rows if row["split"] == "train"]
         assert len(losses[pair]) == 2, pair
         assert all(tensor.isfinite().all() for tensor in load_file(folder / "last" / "model.safetensors").values())
-    return losses
+    return losses, refused
+
+
+def assert_same_weights(pairs, out, expected):
+    for folder in (pair.replace(":", "-") for pair in pairs):
+        weights, others = (load_file(one / folder / "last" / "model.safetensors") for one in (out, expected))
+        for name, tensor in others.items():
+            torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-4, msg=f"{folder} {name}")
 
 
 @pytest.fixture(scope="module")
 def under_ddp(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("ddp")
-    return out, train(data, out, {})
+    return out, train(data, out)
 
 
 @pytest.mark.multiprocess
 def test_every_method_trains_under_ddp(under_ddp):
-    assert under_ddp[1].keys() == set(PAIRS)
+    losses, refused = under_ddp[1]
+    assert losses.keys() == set(PAIRS)
+    assert refused == []
 
 
 @pytest.mark.multiprocess
-@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+@needs_deepspeed
 def test_every_method_trains_under_zero_2_to_the_weights_of_ddp(data, under_ddp, tmp_path):
-    folder, losses = under_ddp
-    for pair, values in train(data, tmp_path, ZERO_2).items():
-        assert values == pytest.approx(losses[pair], rel=1e-4), pair
-        weights, expected = (
-            load_file(out / pair.replace(":", "-") / "last" / "model.safetensors") for out in (tmp_path, folder)
-        )
-        for name, tensor in expected.items():
-            torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-4, msg=f"{pair} {name}")
+    expected, (losses, _) = under_ddp
+    found, _ = train(data, tmp_path, ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_ZERO_STAGE="2")
+    assert found == {pair: pytest.approx(values, rel=1e-4) for pair, values in losses.items()}
+    assert_same_weights(PAIRS, tmp_path, expected)
+
+
+@pytest.mark.multiprocess
+@needs_deepspeed
+def test_zero_3_trains_to_the_weights_of_ddp_and_refuses_methods_with_a_teacher(data, under_ddp, tmp_path):
+    """Of small tensors ZeRO-3 would leave each rank the whole; here it divides all."""
+    settings = json.loads((REPOSITORY / "launch" / "deepspeed" / "zero3.json").read_text())
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    settings["bf16"]["enabled"] = False
+    (tmp_path / "zero3.json").write_text(json.dumps(settings))
+    environment = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(tmp_path / "zero3.json")}
+
+    expected, (losses, _) = under_ddp
+    found, refused = train(data, tmp_path, UNDER_ZERO_3, **environment)
+    teachers = [pair for pair in UNDER_ZERO_3 if pair not in found]
+    assert teachers == ["mean_teacher:unet", "uamt:unet", "cutmix_teacher:mgcc"]
+    for pair, line in zip(teachers, refused, strict=True):
+        assert line.startswith(f"{pair} refused: method.name {pair.split(':')[0]} has a teacher")
+        assert "ZeRO-2" in line
+    assert found == {pair: pytest.approx(losses[pair], rel=1e-4) for pair in found}
+    assert_same_weights(found, tmp_path, expected)
