@@ -5,6 +5,7 @@ the same state_dict keys.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,27 @@ class ConvMixerLayer(nn.Module):
         return self.pointwise_norm(F.gelu(self.pointwise(x)))  # Eq. 4
 
 
+class JoinedReLU(torch.autograd.Function):
+    """ReLU of maps [B,C_i,H,W] joined along their channels: [B,sum C_i,H,W].
+
+    As `relu(cat(maps))`, but the gradient of each map is dense. That of `cat` is a slice of the joined one, which in
+    channels-last layout BN's backward reads element by element.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *maps: Tensor) -> Tensor:
+        joined = torch.cat(maps, dim=1).relu_()
+        ctx.save_for_backward(joined)
+        ctx.channels = [each.shape[1] for each in maps]
+        return joined
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        (joined,) = ctx.saved_tensors
+        pairs = zip(gradient.split(ctx.channels, 1), joined.split(ctx.channels, 1), strict=True)
+        return tuple(torch.ops.aten.threshold_backward(g, y, 0) for g, y in pairs)
+
+
 class MSAG(nn.Module):
     """Multi-scale attention gate on a skip connection (Eq. 5 and 6). Keeps the shape [B,C,H,W].
 
@@ -80,7 +102,7 @@ class MSAG(nn.Module):
             self.ordinary_norm(self.ordinary(x)),
             self.dilated_norm(self.dilated(x)),
         )
-        joined = F.relu(torch.cat(scales, dim=1), inplace=True)  # Eq. 5
+        joined = JoinedReLU.apply(*scales)  # Eq. 5
         return x + x * self.vote_norm(self.vote(joined)).sigmoid()  # Eq. 6
 
 

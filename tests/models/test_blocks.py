@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mgcc_dist.models.blocks import MSAG, ConvMixerLayer, UpConv, dropout, feature_dropout, feature_noise
+from mgcc_dist.models.blocks import MSAG, ConvMixerLayer, JoinedReLU, UpConv, dropout, feature_dropout, feature_noise
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +56,20 @@ def test_gate_is_eq_5_and_6_with_a_norm_after_the_vote():
     ).clamp(min=0)
     vote = norm(F.conv2d(joined, gate.vote.weight, gate.vote.bias), gate.vote_norm)
     torch.testing.assert_close(gate(x), x / (1 + torch.exp(-vote)) + x)
+
+
+def test_joined_relu_is_relu_of_the_joined_maps_and_its_gradients_are_dense():
+    torch.manual_seed(0)
+    maps = [torch.randn(2, c, 4, 5, dtype=torch.float64).to(memory_format=torch.channels_last) for c in (3, 1, 2)]
+    gradient = torch.randn(2, 6, 4, 5, dtype=torch.float64).to(memory_format=torch.channels_last)
+    ours, theirs = ([each.clone().requires_grad_() for each in maps] for _ in range(2))
+    joined, expected = JoinedReLU.apply(*ours), torch.cat(theirs, dim=1).relu()
+    assert torch.equal(joined, expected)
+    for got, want in zip(
+        torch.autograd.grad(joined, ours, gradient), torch.autograd.grad(expected, theirs, gradient), strict=True
+    ):
+        assert torch.equal(got, want)
+        assert got.is_contiguous(memory_format=torch.channels_last)  # BN's backward is many times slower on slices
 
 
 def test_up_convolution_repeats_each_pixel_twice_before_it_convolves():
