@@ -16,7 +16,7 @@ from typing import Any
 from mgcc_dist.errors import UserError, run_program
 from mgcc_dist.files import read_json
 
-MORE = re.compile(r"per_second|ratio|tflops")
+MORE = re.compile(r"per_(processor_)?second|ratio|tflops")
 LESS = re.compile(r"(^|_)(seconds|milliseconds|ms|us|mib)($|_)")
 FACTS = ("device", "processor", "cores", "commit", "date", "versions.torch", "versions.triton", "command")
 

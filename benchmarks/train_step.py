@@ -106,21 +106,21 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {}
     for name, rung in rungs.items():
         rows[name] = _in_a_process(name, rung, case)
-    helped = [name for name in SETTINGS if rows.get(name, {}).get("steps_per_second", 0) > _speed(rows["eager"])]
+    helped = [name for name in SETTINGS if _speed(rows.get(name, {})) > _speed(rows["eager"])]
     if "two_forwards" in helped:
         helped.remove("two_forwards")
     fastest = replace(Rung(), **dict.fromkeys(helped, True))
     rows["fastest"] = {"settings": helped} | _in_a_process("fastest", fastest, case)
     for row in rows.values():
         for base in ("plain", "eager"):
-            if "steps_per_second" in row and _speed(rows[base]):
+            if _speed(row) and _speed(rows[base]):
                 row[f"ratio_to_{base}"] = round(_speed(row) / _speed(rows[base]), 3)
     write_json(options.out, {**describe(), "case": asdict(case), "rows": rows})
     print(f"train_step: {options.out}")
 
 
 def _speed(row: dict[str, Any]) -> float:
-    return row.get("steps_per_second", 0.0)
+    return row.get("steps_per_processor_second") or row.get("steps_per_second", 0.0)
 
 
 def _in_a_process(name: str, rung: Rung | None, case: Case) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def measure(rung: Rung | None, case: Case) -> dict[str, Any]:
     began = time.perf_counter()
     step = plain_step(case) if rung is None else package_step(rung, case)
     loss = torch.zeros(())
-    blocks = []
+    blocks, spent = [], []
     for i in range(WARM_UP):
         loss = step(i)
         if i == 0:
@@ -153,17 +153,20 @@ def measure(rung: Rung | None, case: Case) -> dict[str, Any]:
     _wait(case)
     number = WARM_UP
     for _ in range(BLOCKS):
-        began = time.perf_counter()
+        began, processor = time.perf_counter(), time.process_time()
         for _ in range(case.steps // BLOCKS):
             loss = step(number)
             number += 1
         _wait(case)
         blocks.append((case.steps // BLOCKS) / (time.perf_counter() - began))
+        spent.append((case.steps // BLOCKS) / (time.process_time() - processor))
     if case.device == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**20
+        own = {}
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    return {
+        own = {"steps_per_processor_second": round(statistics.median(spent), 3)}
+    return own | {
         "steps_per_second": round(statistics.median(blocks), 3),
         "steps_per_second_lowest_highest": [round(min(blocks), 3), round(max(blocks), 3)],
         "peak_memory_mib": round(peak),
