@@ -96,10 +96,13 @@ def main() -> None:
             pairs.append((slow, seconds_per_step(loss, moments, optimizer, options.steps)))
             moments.close()
     ratios = sorted(slow / fast for slow, fast in pairs)
-    row = {
+    settings = {
         "preset": options.preset,
         "image_size": images.size,
         "batch": config.denoiser.batch,
+        "threads": torch.get_num_threads(),
+    }
+    row = {
         "pixels_seconds_per_step": round(statistics.median(slow for slow, _ in pairs), 4),
         "latents_seconds_per_step": round(statistics.median(fast for _, fast in pairs), 4),
         "ratio": round(statistics.median(ratios), 2),
@@ -107,7 +110,7 @@ def main() -> None:
         "seconds_to_encode_once": round(encoding, 1),
         "images_encoded": len(stored.learned) + len(stored.unseen),
     }
-    write_json(options.out, {**describe(), "threads": torch.get_num_threads(), **row})
+    write_json(options.out, {**describe(), **settings, "rows": {options.preset: row}})
     print(f"latents: {row} -> {options.out}")
 
 

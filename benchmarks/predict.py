@@ -123,7 +123,7 @@ def main() -> None:
         work(timed[: options.batch])
     pairs = [(seconds(slow, timed), seconds(fast, timed)) for _ in range(options.rounds)]
     ratios = sorted(s / f for s, f in pairs)
-    result: dict[str, Any] = {
+    settings = {
         "network": "trained" if options.run else "MGCC of the paper's size, random weights",
         "parameters": sum(p.numel() for p in plain.parameters()),
         "image_size": size,
@@ -131,21 +131,23 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "precision": str(precision).removeprefix("torch."),
         "kernels": options.kernels,
+    }
+    row: dict[str, Any] = {
         "plain_images_per_second": round(len(timed) / statistics.median(s for s, _ in pairs), 3),
         "fast_images_per_second": round(len(timed) / statistics.median(f for _, f in pairs), 3),
         "ratio": round(statistics.median(ratios), 2),
         "ratio_lowest_highest": [round(ratios[0], 2), round(ratios[-1], 2)],
     }
     if options.run:
-        result["images_compared"] = len(inputs)
-        result["differing_pixels"] = differing_pixels(slow(inputs), fast(inputs))
+        row["images_compared"] = len(inputs)
+        row["differing_pixels"] = differing_pixels(slow(inputs), fast(inputs))
     if device.type == "cuda":
-        result["graph_milliseconds_batch_1"] = {
+        row["graph_milliseconds_batch_1"] = {
             "plain": graph_milliseconds(plain, size, torch.float32),
             "fast": graph_milliseconds(fused, size, precision),
         }
-    print(result, flush=True)
-    write_json(options.out, {**describe(), **result})
+    print(row, flush=True)
+    write_json(options.out, {**describe(), **settings, "rows": {f"batch {options.batch}": row}})
     print(f"predict: {options.out}")
 
 

@@ -1,10 +1,15 @@
 """Result files side by side, and what is put together from several."""
 
 import json
+import os
+import signal
+import sys
+import threading
+import time
 
 import pytest
 
-from benchmarks.busi import in_order
+from benchmarks.busi import before, chosen
 from benchmarks.collect import collected
 from benchmarks.compare import better, comparison, figures, table
 from mgcc_dist.config import CONFIGS
@@ -60,8 +65,40 @@ def test_table_says_why_a_row_was_not_run_and_what_the_fastest_is_made_of():
     assert lines[4] == "| fastest (bf16) | 3 |  |"
 
 
-def test_busi_trains_u_net_and_mgcc_of_the_first_split_before_all_others():
-    runs = in_order(read_sweep(CONFIGS / "sweeps" / "table_1.yaml").runs)
-    assert [(run.row, run.seed) for run in runs[:3]] == [("U-Net", 1), ("MGCC", 1), ("CMU-Net", 1)]
-    assert [run.seed for run in runs] == sorted([1, 2, 3] * 9)
-    assert {run.dataset for run in runs} == {"BUSI"}
+def test_busi_trains_u_net_and_mgcc_of_the_first_split_before_all_others_or_what_is_asked_for():
+    runs = read_sweep(CONFIGS / "sweeps" / "table_1.yaml").runs
+    assert [(run.row, run.seed) for run in chosen(runs)[:3]] == [("U-Net", 1), ("MGCC", 1), ("CMU-Net", 1)]
+    assert [run.seed for run in chosen(runs)] == sorted([1, 2, 3] * 9)
+    assert {run.dataset for run in chosen(runs)} == {"BUSI"}
+    asked = chosen(runs, rows=["MGCC", "U-Net"], seeds=[2])
+    assert [(run.row, run.seed) for run in asked] == [("U-Net", 2), ("MGCC", 2)]
+    with pytest.raises(UserError, match="no row V-Net on BUSI; there are"):
+        chosen(runs, rows=["V-Net"])
+
+
+def test_busi_hands_a_signal_on_and_waits_for_the_run_to_save_itself(tmp_path):
+    run = f"""
+import signal, sys, time
+from pathlib import Path
+def stop(*_):
+    time.sleep(0.2)
+    Path("{tmp_path}/saved").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+Path("{tmp_path}/started").touch()
+time.sleep(60)
+"""
+
+    def end():
+        while not (tmp_path / "started").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=end).start()
+    with pytest.raises(KeyboardInterrupt):
+        before(time.monotonic() + 60, [sys.executable, "-c", run])
+    assert (tmp_path / "saved").exists()
+    (tmp_path / "saved").unlink()
+    (tmp_path / "started").unlink()
+    assert before(time.monotonic() + 3, [sys.executable, "-c", run]) == 75
+    assert before(time.monotonic() - 1, ["false"]) is None
