@@ -110,7 +110,8 @@ def run(config: LdmConfig) -> None:
         save(config, out / "config.yaml")
 
     images = open_images(config.data, out, accelerator)
-    quality.check(config.quality, images, config.sampling.count)
+    if config.until == "gallery":
+        quality.check(config.quality, images, config.sampling.count)
     train_autoencoder(config, images, out)
     if config.until == "autoencoder":
         return

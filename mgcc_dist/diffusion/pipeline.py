@@ -101,7 +101,7 @@ def of_any_class(unet: UNet2DModel) -> UNet2DModel:
     state = {name: value.clone() for name, value in unet.state_dict().items() if name != "class_embedding.weight"}
     state["time_embedding.linear_2.bias"] += unet.class_embedding.weight.detach()[-1]
     plain.load_state_dict(state)
-    return plain.to(unet.device, unet.dtype).eval()
+    return plain.type(unet.dtype).to(unet.device).eval()
 
 
 def fingerprint(folder: Path) -> str:

@@ -63,8 +63,11 @@ class Sampler:
         self.steps = steps
         self.guidance = guidance
         self.classes = len(model.classes)
-        self._unet = model.unet.to(device, self.dtype, memory_format=layout)
-        self._vae = model.vae.to(device, self.dtype, memory_format=layout)
+        self._unet, self._vae = (
+            # Not by `to`: of a dtype there diffusers warns even where nothing is to be kept in float32.
+            part.type(self.dtype).to(device, memory_format=layout)
+            for part in (model.unet, model.vae)
+        )
         self._schedule = _schedule(solver, model.schedule)
         self._graphs = compile and device.type == "cuda"
         if compile:

@@ -258,11 +258,22 @@ class _LossSums:
 
 
 def _tell_deepspeed(task: Task, config: LoopConfig, accelerator: Accelerator) -> None:
-    """Put into DeepSpeed's settings, which live as long as the process, what this task's are."""
+    """Put into DeepSpeed's settings, which live as long as the process, what this task's are.
+
+    Raises:
+        UserError: an optimizer in the CPU's memory is asked for, in whose place Accelerate silently puts Adam.
+    """
     if not zero_stage(accelerator):
         return
+    settings = accelerator.state.deepspeed_plugin.deepspeed_config
+    offload = settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
+    if offload != "none" and config.optimizer == "sgd":
+        raise SharedError(
+            f"{task.name}: loop.optimizer is sgd, but DeepSpeed keeps no optimizer but Adam's in the CPU's memory; "
+            "take adam or adamw, or a launch file without offload"
+        )
     batch = task.loader.batch_labeled + task.loader.batch_unlabeled
-    accelerator.state.deepspeed_plugin.deepspeed_config.update(
+    settings.update(
         train_micro_batch_size_per_gpu=batch,  # asked for, since no loader is prepared
         gradient_accumulation_steps=config.accumulation,
         train_batch_size=batch * config.accumulation * accelerator.num_processes,

@@ -1,6 +1,7 @@
 """Sampling into shards: every index once, the same images however often it is killed and on however many ranks."""
 
 import dataclasses
+import logging
 import os
 import time
 from pathlib import Path
@@ -214,6 +215,17 @@ def test_a_process_killed_without_warning_is_gone_on_with_and_makes_each_index_o
     assert {name: (folder / name).stat().st_mtime_ns for name in entries} == before
     samples = ShardFolder.open(folder)
     assert [samples.read(i).meta["index"] for i in range(len(samples))] == list(range(24))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_networks_take_their_precision_without_a_warning(pipeline_folder, caplog, half):
+    logging.getLogger("diffusers").addHandler(caplog.handler)
+    try:
+        sampler = Sampler(pipeline.load(pipeline_folder), "ddim", 2, 1.0, half, False, torch.device("cpu"))
+    finally:
+        logging.getLogger("diffusers").removeHandler(caplog.handler)
+    assert {weight.dtype for part in (sampler._unet, sampler._vae) for weight in part.parameters()} == {sampler.dtype}
+    assert caplog.text == ""
 
 
 @pytest.mark.gpu

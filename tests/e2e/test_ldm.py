@@ -144,6 +144,16 @@ def test_validation_images_are_never_learned(made):
 
 @pytest.mark.e2e
 @pytest.mark.multiprocess
+def test_few_samples_are_refused_where_their_quality_would_be_measured_and_nowhere_else(made, toy):
+    out, _ = made
+    words = ["--config", str(toy), "--out", str(out), "--sampling.count", "2"]
+    run_here([*words, "--until", "denoiser"])
+    with pytest.raises(UserError, match=r"quality: halves of 12 held-out and 2 synthetic images"):
+        run_here(words)
+
+
+@pytest.mark.e2e
+@pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -4,11 +4,19 @@ import importlib.util
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ranks
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
+
+from mgcc_dist.config import CONFIGS, parse
+from mgcc_dist.errors import UserError
+from mgcc_dist.ldm import LdmConfig
+from mgcc_dist.ldm import run as run_here
+from mgcc_dist.train.loop import LoopConfig, _tell_deepspeed
 
 LAUNCH = ranks.REPOSITORY / "launch"
 
@@ -69,12 +77,19 @@ def one_rank(tmp_path_factory):
     return out / "denoiser"
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_zero_on_two_ranks_exports_the_average_of_one_rank(stage, one_rank, tmp_path):
-    out = tmp_path / "ldm"
-    done = run(zero(stage, tmp_path), out)
+@pytest.fixture(scope="module")
+def two_ranks(request, tmp_path_factory):
+    """A stage of ZeRO, the folder of a run with it, and what that printed."""
+    stage, out = request.param, tmp_path_factory.mktemp("zero") / "ldm"
+    done = run(zero(stage, out.parent), out)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "world size 2 (DEEPSPEED), device cpu, precision no" in done.stdout
+    return stage, out, done.stdout
+
+
+@pytest.mark.parametrize("two_ranks", [1, 2, 3], indirect=True)
+def test_zero_on_two_ranks_exports_the_average_of_one_rank(two_ranks, one_rank):
+    stage, out, printed = two_ranks
+    assert "world size 2 (DEEPSPEED), device cpu, precision no" in printed
     assert f'"zero_stage": {stage}' in (next((out / "denoiser").glob("checkpoints/*/state.json"))).read_text()
     for which in ("best", "last"):
         averages, expected = (load_file(f / which / "model.safetensors") for f in (out / "denoiser", one_rank))
@@ -84,3 +99,43 @@ def test_zero_on_two_ranks_exports_the_average_of_one_rank(stage, one_rank, tmp_
     ours, theirs = (json.loads((folder / "result.json").read_text()) for folder in (out / "denoiser", one_rank))
     assert ours["parameters"] == theirs["parameters"]
     assert ours["best"]["loss"] == pytest.approx(theirs["best"]["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("two_ranks", [1], indirect=True)
+def test_zero_goes_on_with_its_own_number_of_ranks_alone(two_ranks):
+    """And not without ZeRO; each is refused in a line, and nothing is changed."""
+    _, out, _ = two_ranks
+    (out / "denoiser" / "result.json").unlink()  # as if it had been stopped after its last checkpoint
+    before = {path: path.read_bytes() for path in (out / "denoiser" / "checkpoints").rglob("*") if path.is_file()}
+    done = run(zero(1, out.parent, count=1), out)
+    assert done.returncode != 0
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("ldm")]
+    assert line.endswith(
+        "was saved with ZeRO-1 on 2 ranks and can't be read with ZeRO-1 on 1; start it as it was, with 2 ranks"
+    )
+    with pytest.raises(UserError, match=r"ZeRO-1 on 2 ranks and can't be read with 1 without ZeRO; start it as it was"):
+        run_here(
+            parse(
+                LdmConfig,
+                "ldm",
+                "",
+                CONFIGS / "ldm",
+                "demo",
+                ["--config", str(out.parent / "toy.yaml"), "--out", str(out)],
+            )
+        )
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_sgd_in_the_memory_of_the_cpu_is_refused():
+    """Accelerate would train with Adam instead, and not say so."""
+    settings = json.loads((LAUNCH / "deepspeed" / "zero3_offload.json").read_text())
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3, deepspeed_config=settings))
+    accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, state=state, num_processes=2)
+    task = SimpleNamespace(name="segment", loader=SimpleNamespace(batch_labeled=4, batch_unlabeled=4))
+    with pytest.raises(
+        UserError, match=r"loop\.optimizer is sgd, but .* adam or adamw, or a launch file without offload"
+    ):
+        _tell_deepspeed(task, LoopConfig(steps=1), accelerator)
+    _tell_deepspeed(task, LoopConfig(steps=1, optimizer="adamw"), accelerator)
+    assert settings["train_batch_size"] == 16

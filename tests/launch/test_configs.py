@@ -1,0 +1,105 @@
+"""The files of launch/: read as `accelerate launch` and DeepSpeed read them, and started as far as gloo can.
+
+test_zero.py starts the ZeRO files.
+"""
+
+import json
+import re
+import socket
+import textwrap
+from pathlib import Path
+
+import pytest
+import ranks
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+LAUNCH = ranks.REPOSITORY / "launch"
+CONFIGS = LAUNCH / "accelerate"
+ZERO = {f"8gpu_zero{kind}": f"launch/deepspeed/zero{kind}.json" for kind in ("1", "2", "3", "3_offload")}
+WORLD_SIZE = Path(__file__).with_name("world_size.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "machines", "processes", "precision"),
+    [
+        ("cpu_2ranks", 1, 2, "no"),
+        ("one_gpu", 1, 1, "no"),
+        ("8gpu_ddp_bf16", 1, 8, "bf16"),
+        ("4x8gpu_ddp_bf16", 4, 32, "bf16"),
+        *((name, 1, 8, "no") for name in ZERO),  # DeepSpeed's file says bf16
+    ],
+)
+def test_accelerate_reads_from_the_file_what_its_name_says(name, machines, processes, precision, monkeypatch):
+    monkeypatch.chdir(ranks.REPOSITORY)  # to which the files name DeepSpeed's
+    words = ["--config_file", str(CONFIGS / f"{name}.yaml"), "-m", "mgcc_dist.ldm"]
+    read, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert (read.num_machines, read.num_processes, read.mixed_precision) == (machines, processes, precision)
+    assert (read.multi_gpu, read.use_deepspeed) == (processes > 1 and name not in ZERO, name in ZERO)
+    assert not read.use_cpu
+    assert read.deepspeed_config_file == ZERO.get(name)
+
+
+def test_every_file_is_tested():
+    assert {path.stem for path in CONFIGS.iterdir()} == {
+        "cpu_2ranks",
+        "one_gpu",
+        "8gpu_ddp_bf16",
+        "4x8gpu_ddp_bf16",
+        *ZERO,
+    }
+    assert {f"launch/deepspeed/{path.name}" for path in (LAUNCH / "deepspeed").iterdir()} == set(ZERO.values())
+
+
+def test_deepspeed_reads_from_the_files_what_their_names_say():
+    pytest.importorskip("deepspeed")
+    printed = ranks.finish([], [Path(__file__).with_name("ask_deepspeed.py"), *ZERO.values()])
+    read = json.loads(printed.splitlines()[-1])
+    assert {name: (of["stage"], of["offload"]) for name, of in read.items()} == {
+        "zero1.json": (1, [None, None]),
+        "zero2.json": (2, [None, None]),
+        "zero3.json": (3, [None, None]),
+        "zero3_offload.json": (3, ["cpu", "cpu"]),
+    }
+    assert all(of["bf16"] for of in read.values())
+
+
+@pytest.mark.multiprocess
+def test_cpu_2ranks_starts_two_gloo_ranks():
+    launcher = ranks.accelerate("--config_file", str(CONFIGS / "cpu_2ranks.yaml"))
+    printed = ranks.finish(launcher, [WORLD_SIZE], ACCELERATE_USE_CPU="true")
+    assert sorted(printed.splitlines()) == ["rank 0 of 2 gloo cpu", "rank 1 of 2 gloo cpu"]
+
+
+@pytest.mark.multiprocess
+def test_the_file_of_several_machines_joins_two_launchers():
+    """Two machines of one rank each stand for four of eight."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    of_two = ["--config_file", str(CONFIGS / "4x8gpu_ddp_bf16.yaml"), "--num_machines", "2", "--num_processes", "2"]
+    launcher = [*ranks.accelerate(*of_two), "--main_process_port", port, "--machine_rank"]
+    other = ranks.start([*launcher, "1"], [WORLD_SIZE], ACCELERATE_USE_CPU="true")
+    printed = ranks.finish([*launcher, "0"], [WORLD_SIZE], ACCELERATE_USE_CPU="true")
+    of_other, errors = other.communicate(timeout=60)
+    assert other.returncode == 0, errors
+    assert (printed, of_other) == ("rank 0 of 2 gloo cpu\n", "rank 1 of 2 gloo cpu\n")
+
+
+def test_the_memory_table_is_what_its_command_prints():
+    pytest.importorskip("deepspeed")
+    text = (LAUNCH / "README.md").read_text()
+    [command] = re.findall(r"    python - <<'END'\n(.*?)    END\n", text, re.DOTALL)
+    printed = ranks.finish([], ["-c", textwrap.dedent(command)]).splitlines()
+    [counts] = [line for line in printed if "in the largest layer" in line]
+    assert f"`{counts}`" in text
+
+    options = {
+        "zero2": "offload_optimizer=none",
+        "zero3": "offload_param=none, offload_optimizer=none, zero_init=0",
+        "zero3_offload": "offload_param=OffloadDeviceEnum.cpu, offload_optimizer=OffloadDeviceEnum.cpu, zero_init=0",
+    }
+    rows = [[part.strip() for part in line.split("|")] for line in printed if line.count("|") == 2]
+    for name, option in options.items():
+        (cpu, gpu, _), (_, of_four_nodes, _) = (row for row in rows if row[2] == option)
+        cells = " | ".join(cell.removesuffix("GB") for cell in (gpu, of_four_nodes, cpu))
+        assert f"| {name} | {cells} |" in text
