@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mgcc_dist.errors import UserError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -38,6 +40,23 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+def read_versioned(path: Path, kind: str, version: int, remedy: str) -> dict[str, Any]:
+    """The JSON object in `path`, whose `format` is `kind`.
+
+    Raises:
+        UserError: it is not JSON, or of another format or version; ends with `remedy`, what to do.
+    """
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); {remedy}") from error
+    if not isinstance(content, dict) or content.get("format") != kind:
+        raise UserError(f"{path} is no file of {kind}; {remedy}")
+    if content.get("version") != version:
+        raise UserError(f"{path} has version {content.get('version')}; this program reads version {version}: {remedy}")
+    return content
 
 
 def sha256_of(path: Path) -> str:

@@ -22,7 +22,7 @@ from PIL import Image
 from webdataset.writer import TarWriter
 
 from mgcc_dist.errors import UserError
-from mgcc_dist.files import read_json, replacing, sha256_of, write_json
+from mgcc_dist.files import read_versioned, replacing, sha256_of, write_json
 
 FORMAT = "mgcc-dist shards"
 VERSION = 1
@@ -218,15 +218,7 @@ def read_index(folder: Path, kind: str = FORMAT) -> dict[str, Any]:
         raise UserError(f"{folder} is not there; make it with `python -m mgcc_dist.shards`")
     if not path.is_file():
         raise UserError(f"{folder} has no {INDEX}: it is half-written; run the command that makes it again")
-    try:
-        index = read_json(path)
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); remove the folder and make it again") from error
-    if not isinstance(index, dict) or index.get("format") != kind:
-        raise UserError(f"{path} is not the index of a folder of {kind}")
-    if index.get("version") != VERSION:
-        raise UserError(f"{path} has version {index.get('version')}; this program reads version {VERSION}")
-    return index
+    return read_versioned(path, kind, VERSION, "remove the folder and make it again")
 
 
 class CorruptRecord(Exception):

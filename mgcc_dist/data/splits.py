@@ -15,7 +15,7 @@ from typing import Any
 from mgcc_dist.config import CONFIGS
 from mgcc_dist.data.records import RecordInfo
 from mgcc_dist.errors import UserError
-from mgcc_dist.files import read_json, write_json
+from mgcc_dist.files import read_versioned, write_json
 
 FORMAT = "mgcc-dist split"
 VERSION = 1
@@ -113,12 +113,7 @@ def read_split(path: Path) -> Split:
     """
     if not path.is_file():
         raise UserError(f"{path} is not there; write it with `python -m mgcc_dist.shards split`")
-    try:
-        content = read_json(path)
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
-        raise UserError(f"{path} is not a split file of version {VERSION}")
+    content = read_versioned(path, FORMAT, VERSION, "write one with `python -m mgcc_dist.shards split`")
     for part in PARTS:
         keys = content.get(part)
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):

@@ -12,7 +12,7 @@ from typing import Any
 
 from mgcc_dist.data.records import INDEX, ShardFolder, write_index, write_shard
 from mgcc_dist.errors import UserError
-from mgcc_dist.files import read_json, sha256_of
+from mgcc_dist.files import read_versioned, sha256_of
 
 FORMAT = "mgcc-dist selection"
 VERSION = 1
@@ -35,14 +35,7 @@ def read_selection(path: Path) -> Selection:
     """
     if not path.is_file():
         raise UserError(f"{path} is not there; the page of `python -m mgcc_dist.ldm curate` saves it")
-    try:
-        content = read_json(path)
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); save it again from the page") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path} is not a selection; save one from the page of `python -m mgcc_dist.ldm curate`")
-    if content.get("version") != VERSION:
-        raise UserError(f"{path} has version {content.get('version')}; this program reads version {VERSION}")
+    content = read_versioned(path, FORMAT, VERSION, "save one from the page of `python -m mgcc_dist.ldm curate`")
     lists = [content.get(name) for name in ("accepted", "rejected")]
     whole = all(isinstance(keys, list) and all(isinstance(key, str) for key in keys) for keys in lists)
     if not whole or not isinstance(content.get("samples"), dict):

@@ -151,7 +151,11 @@ def test_a_flipped_bit_is_refused_when_verified(folder):
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [("{", "not JSON"), ("[]", "not the index"), ('{"format": "mgcc-dist shards", "version": 9}', "version 9")],
+    [
+        ("{", "not JSON"),
+        ("[]", "no file of mgcc-dist shards"),
+        ('{"format": "mgcc-dist shards", "version": 9}', "version 9"),
+    ],
 )
 def test_a_damaged_index_is_refused(folder, content, says):
     (folder / "index.json").write_text(content)

@@ -122,8 +122,8 @@ def test_what_is_written_is_read(tmp_path):
         ({"validation": ["b"]}, "'b' is in unlabeled and validation"),
         ({"labeled": None}, "'labeled' must be a list of keys"),
         ({"unlabeled": [1]}, "'unlabeled' must be a list of keys"),
-        ({"format": "other"}, "not a split file"),
-        ({"version": 2}, "not a split file of version 1"),
+        ({"format": "other"}, "no file of mgcc-dist split"),
+        ({"version": 2}, "has version 2"),
     ],
 )
 def test_a_faulty_split_file_is_refused(tmp_path, change, says):

@@ -163,7 +163,7 @@ def test_a_person_chooses_by_keyboard_and_mouse_and_the_shards_are_those(page, c
         ({"rejected": None}, "is damaged"),
         ({"samples": None}, "is damaged"),
         ({"version": 2}, "has version 2; this program reads version 1"),
-        ({"format": "x"}, "is not a selection"),
+        ({"format": "x"}, "is no file of mgcc-dist selection"),
     ],
 )
 def test_a_selection_that_does_not_fit_is_refused_and_nothing_written(run, change, message):
