@@ -19,9 +19,8 @@ from pathlib import Path
 
 from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.datasets import busi
-from mgcc_dist.errors import UserError, run_program
+from mgcc_dist.errors import EXIT_STOPPED, UserError, run_program
 from mgcc_dist.sweeps import SweepRun, read_sweep, slug
-from mgcc_dist.train.signals import EXIT_STOPPED
 
 FIRST = ("U-Net", "MGCC")
 

@@ -15,6 +15,8 @@ class SharedError(UserError):
 
 
 EXIT_USER_ERROR = 2
+EXIT_STOPPED = 75
+"""Exit code of a run that a signal stopped after it saved itself (EX_TEMPFAIL): start it again and it goes on."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -11,8 +11,6 @@ python -m mgcc_dist.slurm report configs/sweeps/table_1.yaml
 What is finished, running or waiting is not submitted again. docs/slurm.md has the rest.
 """
 
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -31,6 +29,8 @@ from mgcc_dist.sweeps import Sweep, read_sweep
 
 EXIT_FAILED = 1
 """Exit code when a task of the sweep has failed."""
+EXIT_STOPPED = 130
+"""Exit code after Ctrl-C, or `cancel`, of a sweep on this machine."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -87,7 +87,11 @@ def _start(given: Namespace, again: bool, sweep: Sweep) -> None:
         print(f"slurm: `python -m mgcc_dist.slurm status {given.sweep}` shows how they are")
     else:
         here = registry.cluster == "local"
-        failures = submit.locally(chosen, registry, given.parallel) if here else submit.in_process(chosen, registry)
+        try:
+            failures = submit.locally(chosen, registry, given.parallel) if here else submit.in_process(chosen, registry)
+        except KeyboardInterrupt:
+            print(f"slurm: stopped; `python -m mgcc_dist.slurm resume {given.sweep}` goes on from the checkpoints")
+            sys.exit(EXIT_STOPPED)
         print(f"slurm: {len(chosen) - len(failures)} of {len(chosen)} tasks are done; logs are in {registry.logs}")
         if failures:
             sys.exit(EXIT_FAILED)
@@ -121,8 +125,7 @@ def cancel(given: Namespace) -> None:
     if registry.cluster == "slurm":
         cluster.cancel(jobs)
     else:
-        for job in jobs:
-            os.kill(int(job), signal.SIGINT)
+        submit.stop_local(sweep.out, jobs)
     print(f"slurm: {len(jobs)} tasks cancelled; `resume` goes on from their checkpoints")
 
 
@@ -134,7 +137,7 @@ def show_logs(given: Namespace) -> None:
     if len(tasks) != 1:
         names = ", ".join(task.name for task in tasks) or "none"
         raise UserError(f"{given.run!r} must be the beginning of one task's name; it is of {names}")
-    logs = status.logs_of(registry, (registry.jobs or {}).get(tasks[0].name, ""))
+    logs = status.logs_of(registry).get((registry.jobs or {}).get(tasks[0].name, ""))
     if not logs:
         raise UserError(f"{tasks[0].name} has no log yet in {registry.logs}")
     for path in logs:

@@ -47,6 +47,19 @@ def cancel(jobs: list[str]) -> None:
     _output("scancel", *jobs)
 
 
+def requeue(job: str) -> None:
+    """Put a running job back into the queue."""
+    _output("scontrol", "requeue", job)
+
+
+def is_this_job_running() -> bool:
+    """Whether this process is in a job that Slurm neither ends (scancel, the time limit) nor has requeued."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job or os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
+        return False
+    return "JobState=RUNNING" in _output("scontrol", "show", "job", "-o", job)
+
+
 def largest_array() -> int:
     """How many members an array may have."""
     match = re.search(r"MaxArraySize\s*=\s*(\d+)", _output("scontrol", "show", "config"))

@@ -96,6 +96,8 @@ def tasks_of(sweep: Sweep, path: Path, cluster: dict[str, Any], cluster_name: st
 
 def needed(command: list[str], steps: list[SweepStep], step: SweepStep | None = None) -> tuple[str, ...]:
     """The tasks whose products a command names; `step` itself, if given, also waits for the one before it."""
+    if not steps:
+        return ()
     values = {Path(text) for word in command for text in re.split(r'[\s"=,\[\]]+', word) if text}
     names: dict[str, str] = {}  # (data set and) entry of `prepare` -> its last step
     earlier = steps[: steps.index(step)] if step else steps
@@ -113,12 +115,15 @@ def needed(command: list[str], steps: list[SweepStep], step: SweepStep | None = 
 def jobs_of(tasks: list[Task], waiting: Iterable[str], largest_array: int, prefix: str) -> list[Job]:
     """The fewest jobs that carry `tasks` out; `waiting` are other tasks, submitted earlier, that may be waited for."""
     present = {task.name for task in tasks} | set(waiting)
+    earlier: dict[str, set[str]] = {}  # all that a task waits for, and what that waits for
+    for task in tasks:
+        earlier[task.name] = set(task.after).union(*(earlier.get(name, ()) for name in task.after))
     groups: dict[tuple[str, str], list[Task]] = {}
     for task in tasks:
         groups.setdefault((task.kind, repr(task.resources)), []).append(task)
     jobs: list[Job] = []
     for (kind, _), members in groups.items():
-        after = [tuple(name for name in task.after if name in present) for task in members]
+        after = [_nearest([name for name in task.after if name in present], earlier) for task in members]
         matched = _matching(after, jobs) if 1 < len(members) <= largest_array else None
         by_dependency: dict[tuple[str, ...], list[Task]] = {}
         for task, names in zip(members, after, strict=True):
@@ -143,6 +148,11 @@ def dependency(job: Job, ids: Mapping[str, str], jobs: Mapping[str, str]) -> str
     shortened = {base if whole[base] <= waits else each for each in waits for base in [each.partition("_")[0]]}
     kind = "afterany" if job.tasks[0].even_if_failed else "afterok"
     return ":".join([kind, *sorted(shortened, key=_number)])
+
+
+def _nearest(names: list[str], earlier: Mapping[str, set[str]]) -> tuple[str, ...]:
+    """Those of `names` that no other of them waits for: the others are over by then."""
+    return tuple(name for name in names if not any(name in earlier.get(other, ()) for other in names))
 
 
 def _matching(after: list[tuple[str, ...]], jobs: list[Job]) -> str | None:

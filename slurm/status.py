@@ -1,6 +1,7 @@
 """Where each task of a sweep stands, by its product, Slurm's queue, its metrics and log; quick, since without torch."""
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,8 @@ from mgcc_dist.slurm import cluster
 from mgcc_dist.slurm.plan import Task
 
 ORDER = ("done", "running", "pending", "failed", "missing")
+PROGRESS = re.compile(r"^.*?\d+%\|.*?\|.*?\[.*?\]")
+"""a progress bar; an error may follow it on its line"""
 TAIL = 4096
 """bytes at the end of a log or metrics file that are looked at"""
 
@@ -113,22 +116,27 @@ def tail(path: Path) -> str:
         return file.read().decode(errors="replace")
 
 
-def logs_of(registry: Registry, job: str) -> list[Path]:
-    """Log files of a job's ranks, standard output before standard error."""
-    found = registry.logs.glob(f"{job}_*_log.*") if job else []
-    return sorted(found, key=lambda path: (path.suffix != ".out", path.name))
+def logs_of(registry: Registry) -> dict[str, list[Path]]:
+    """Log files by job, of all its ranks, standard output before standard error."""
+    logs: dict[str, list[Path]] = {}
+    for path in registry.logs.glob("*_log.*"):
+        job = path.name.rpartition("_log.")[0].rpartition("_")[0]
+        logs.setdefault(job, []).append(path)
+    return {job: sorted(paths, key=lambda path: (path.suffix != ".out", path.name)) for job, paths in logs.items()}
 
 
-def last_words(registry: Registry, job: str, lines: int = 3) -> list[str]:
-    """The last lines that a failed job wrote to standard error, progress bars left out."""
-    for path in logs_of(registry, job):
+def last_words(logs: Iterable[Path], lines: int = 3) -> list[str]:
+    """The last lines that a failed job wrote to standard error; Slurm's own only where the program said nothing."""
+    notes: list[str] = []
+    for path in logs:
         if path.suffix != ".err":
             continue
-        said = [line.strip() for line in tail(path).splitlines() if line.strip() and "it/s" not in line]
-        said = [line for line in said if "step/s" not in line and "s/step" not in line and not line.startswith("srun:")]
-        if said:
-            return said[-lines:]
-    return []
+        said = [words for line in tail(path).splitlines() if (words := PROGRESS.sub("", line).strip())]
+        own = [line for line in said if not line.startswith(("srun:", "slurmstepd"))]
+        if own:
+            return own[-lines:]
+        notes += said
+    return notes[-lines:]
 
 
 def table(states: list[State], registry: Registry) -> str:
@@ -141,11 +149,11 @@ def table(states: list[State], registry: Registry) -> str:
         rows.append([state.task.name, state.kind, step, epoch, remaining, state.node, state.job, state.note])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    shown = lines[:1]
+    shown, logs = lines[:1], logs_of(registry)
     for state, line in zip(states, lines[1:], strict=True):
         shown.append(line)
         if state.kind == "failed":
-            shown += [f"    {words}" for words in last_words(registry, state.job)]
+            shown += [f"    {words}" for words in last_words(logs.get(state.job, ()))]
     return "\n".join([*shown, summary(states)])
 
 

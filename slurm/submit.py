@@ -1,14 +1,15 @@
 """Submitting: jobs into Slurm's queue by submitit, or one task after the other on this machine."""
 
 import fcntl
+import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import submitit
 from submitit.helpers import environment_variables
@@ -18,9 +19,14 @@ from tqdm import tqdm
 from mgcc_dist.errors import UserError
 from mgcc_dist.slurm import cluster
 from mgcc_dist.slurm.plan import REPORT, Job, Task, dependency, jobs_of
-from mgcc_dist.slurm.status import Registry, State, last_words
+from mgcc_dist.slurm.status import Registry, State, last_words, logs_of
 from mgcc_dist.slurm.task import ATTEMPTS, Program
 from mgcc_dist.sweeps import Sweep
+
+LOCK = ".submitting"
+"""holds the id of the process that submits the sweep, and is locked by it"""
+NO_LIMIT = 10 * 365 * 24 * 60
+"""minutes: the time limits of a cluster are not of this machine"""
 
 
 def wanted(states: list[State], again: bool) -> list[Task]:
@@ -57,7 +63,7 @@ def to_slurm(sweep: Sweep, tasks: list[Task], states: list[State], registry: Reg
         for task in job.tasks:
             (task.folder / ATTEMPTS).unlink(missing_ok=True)
         executor = SlurmExecutor(registry.logs, max_num_timeout=10_000)  # `attempts` is what ends a run
-        executor.update_parameters(**parameters(job, dependency(job, ids, numbers)))
+        executor.update_parameters(**parameters(job, registry.logs, dependency(job, ids, numbers)))
         try:
             submitted = executor.submit_array([program(task) for task in job.tasks])
         except submitit.core.utils.FailedJobError as error:
@@ -69,35 +75,50 @@ def to_slurm(sweep: Sweep, tasks: list[Task], states: list[State], registry: Reg
 
 
 def locally(tasks: list[Task], registry: Registry, parallel: int) -> list[Task]:
-    """Carry `tasks` out on this machine, `parallel` at a time, in order; those that failed are returned."""
+    """Carry `tasks` out on this machine, `parallel` at a time, in order; those that failed are returned.
+
+    Raises:
+        KeyboardInterrupt: by Ctrl-C or `cancel`, once what was running has saved itself.
+    """
     ids = registry.jobs = registry.jobs or {}
     open_, running, failed = list(tasks), dict[int, tuple[Task, Any]](), list[Task]()
     bar = tqdm(total=len(tasks), unit="task", desc="tasks", dynamic_ncols=True)
-    while open_ or running:
-        for slot, (task, job) in list(running.items()):
-            if job.done():
-                del running[slot]
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a shell's background jobs are deaf to SIGINT
+    try:
+        while open_ or running:
+            for slot, (task, job) in list(running.items()):
+                if job.done():
+                    del running[slot]
+                    bar.update()
+                    if not task.is_done:
+                        failed.append(task)
+                        said = last_words(logs_of(registry).get(job.job_id, ()))
+                        bar.write("\n    ".join([f"{task.name} failed", *said]))
+            lost = {task.name for task in failed}
+            for task in [task for task in open_ if lost & set(task.after) and not task.even_if_failed]:
+                open_.remove(task)
+                failed.append(task)
+                lost.add(task.name)
                 bar.update()
-                if not task.is_done:
-                    failed.append(task)
-                    bar.write("\n    ".join([f"{task.name} failed", *last_words(registry, job.job_id)]))
-        lost = {task.name for task in failed}
-        for task in [task for task in open_ if lost & set(task.after) and not task.even_if_failed]:
-            open_.remove(task)
-            failed.append(task)
-            bar.update()
-            bar.write(f"{task.name} is left out: what it waits for failed")
-        unfinished = {task.name for task in open_} | {task.name for task, _ in running.values()}
-        for task in [task for task in open_ if not unfinished & set(task.after)][: parallel - len(running)]:
-            open_.remove(task)
-            slot = next(slot for slot in range(parallel) if slot not in running)
-            (task.folder / ATTEMPTS).unlink(missing_ok=True)
-            job = _start_here(task, registry, slot)
-            running[slot] = task, job
-            ids[task.name] = job.job_id
-            registry.save()
-        time.sleep(0.2)
-    bar.close()
+                bar.write(f"{task.name} is left out: what it waits for failed")
+            unfinished = {task.name for task in open_} | {task.name for task, _ in running.values()}
+            free = parallel - len(running)
+            for task in [task for task in open_ if not unfinished & set(task.after)][:free]:
+                open_.remove(task)
+                slot = next(slot for slot in range(parallel) if slot not in running)
+                (task.folder / ATTEMPTS).unlink(missing_ok=True)
+                job = _start_here(task, registry, slot)
+                running[slot] = task, job
+                ids[task.name] = job.job_id
+                registry.save()
+            time.sleep(0.2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for _, job in running.values():
+            os.kill(int(job.job_id), signal.SIGTERM)  # handed on to the ranks, which save and end
+        for _, job in running.values():
+            job._process.wait()
+        bar.close()
     return failed
 
 
@@ -106,6 +127,7 @@ def in_process(tasks: list[Task], registry: Registry) -> list[Task]:
     executor = submitit.DebugExecutor(registry.logs)
     for task in tasks:
         print(f"slurm: {task.name}", flush=True)
+        (task.folder / ATTEMPTS).unlink(missing_ok=True)
         executor.submit(program(task)).result()
     return []
 
@@ -114,14 +136,16 @@ def program(task: Task) -> Program:
     return Program(task.command, task.folder, task.makes, task.resources.attempts)
 
 
-def parameters(job: Job, after: str | None) -> dict[str, Any]:
+def parameters(job: Job, logs: Path, after: str | None) -> dict[str, Any]:
     """Of submitit's Slurm executor."""
-    return {**job.resources.sbatch(), "job_name": job.name, **({"dependency": after} if after else {})}
+    retry = f"{shlex.quote(sys.executable)} -m mgcc_dist.slurm.retry $code {shlex.quote(str(logs))}"
+    settings = {**job.resources.sbatch(), "job_name": job.name, "teardown": ["code=$?", retry, "exit $code"]}
+    return settings | ({"dependency": after} if after else {})
 
 
 def script(job: Job, logs: Path, after: str | None) -> str:
     """The text that sbatch gets."""
-    settings = parameters(job, after)
+    settings = parameters(job, logs, after)
     if len(job.tasks) > 1:
         settings["map_count"] = len(job.tasks)
     command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(logs))}"
@@ -151,33 +175,59 @@ def locked(out: Path) -> Iterator[None]:
         UserError: another is under way.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".submitting").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{out} is being submitted by another process; wait for it") from error
+    with (out / LOCK).open("a+") as file:
+        if not _lock(file):
+            raise UserError(f"{out} is being submitted by another process; wait for it")
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         yield
+
+
+def stop_local(out: Path, jobs: list[str]) -> None:
+    """End a sweep that runs on this machine: the process that submits it, if it is there still, and its jobs."""
+    with suppress(FileNotFoundError), (out / LOCK).open("a+") as file:
+        if not _lock(file):
+            file.seek(0)
+            os.kill(int(file.read()), signal.SIGTERM)
+    for job in jobs:
+        with suppress(ProcessLookupError):
+            os.kill(int(job), signal.SIGTERM)
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def outdated(sweep: Sweep) -> list[str]:
     """A line for every run folder that an earlier config of a run has left."""
     lines = []
-    for run in sweep.runs:
-        if not run.folder.parent.is_dir():
-            continue
-        for folder in sorted(run.folder.parent.glob(f"seed_{run.seed}-*")):
-            if folder.name != run.folder.name:
+    wanted = {(run.folder.parent, run.seed): run.folder.name for run in sweep.runs}
+    for parent in dict.fromkeys(run.folder.parent for run in sweep.runs):
+        for folder in sorted(parent.glob("seed_*-*")):
+            seed = folder.name.removeprefix("seed_").partition("-")[0]
+            name = wanted.get((parent, int(seed))) if seed.isdigit() else None
+            if name and name != folder.name:
                 was = "finished" if (folder / "result.json").is_file() else "unfinished"
-                lines.append(f"{folder}: {was}, of another config; it stays and does not count, {run.folder.name} does")
+                lines.append(f"{folder}: {was}, of another config; it stays and does not count, {name} does")
     return lines
 
 
 def _start_here(task: Task, registry: Registry, slot: int) -> Any:
-    asks = replace(task.resources, nodes=1)
+    asks = task.resources
     executor = submitit.LocalExecutor(registry.logs)
     gpus = tuple(range(slot * asks.gpus, (slot + 1) * asks.gpus))
     executor.update_parameters(
-        timeout_min=asks.minutes, tasks_per_node=asks.tasks_per_node, gpus_per_node=asks.gpus, visible_gpus=gpus
+        timeout_min=NO_LIMIT, tasks_per_node=asks.tasks_per_node, gpus_per_node=asks.gpus, visible_gpus=gpus
     )
-    with environment_variables(**asks.environment):
-        return executor.submit(program(task))
+    # Deaf to Ctrl-C, which a terminal sends to all: the ranks hear it themselves, and of `locally` by SIGTERM.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with environment_variables(**asks.environment):
+            return executor.submit(program(task))
+    finally:
+        signal.signal(signal.SIGINT, before)

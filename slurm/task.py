@@ -1,26 +1,29 @@
 """What runs inside a job: one program of the package, in the process that Slurm started and signals."""
 
-import os
 import runpy
 import signal
-import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 
 from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission
 
-from mgcc_dist.errors import EXIT_USER_ERROR
+from mgcc_dist.errors import EXIT_STOPPED, EXIT_USER_ERROR
 from mgcc_dist.files import read_json, write_json
+from mgcc_dist.slurm import cluster
 
 ATTEMPTS = "attempts.json"
+NOTICES = (signal.SIGUSR2, signal.SIGTERM)
+"""Slurm's word that the job has to go: before the time limit, and at preemption"""
 
 
 class Program:
     """A program as submitit wants it: called on every rank, asked by rank 0's `checkpoint` to go on after a requeue.
 
-    A signal that arrives while the program trains is the program's: it saves on all ranks and exits with EXIT_STOPPED,
-    and rank 0 then requeues the job as submitit's own handler would have done. At any other time that handler acts.
+    A notice that arrives while the program trains is the program's: it saves on all ranks and exits with EXIT_STOPPED.
+    At any other time rank 0 ends at once; files appear by rename, so nothing is half there. In both cases rank 0 then
+    requeues the job, unless Slurm has done so already or ends it for good.
     """
 
     def __init__(self, command: list[str], folder: Path, makes: Path, attempts: int) -> None:
@@ -30,26 +33,37 @@ class Program:
         self.attempts = attempts
 
     def __call__(self) -> None:
-        rank = JobEnvironment().global_rank
-        requeue = signal.getsignal(signal.SIGUSR2)
-        if rank == 0:
-            count_attempt(self.folder, self.makes, self.attempts)
-        from mgcc_dist.train.signals import EXIT_STOPPED  # here, because torch takes seconds and submitting needs none
+        is_first = JobEnvironment().global_rank == 0
+        requeue = signal.getsignal(signal.SIGUSR2)  # submitit's, which other ranks keep: there it does nothing
 
+        def leave() -> None:
+            for number in NOTICES:
+                signal.signal(number, signal.SIG_IGN)
+            forgive_attempt(self.folder)
+            if callable(requeue) and cluster.is_this_job_running():
+                requeue(signal.SIGUSR2, None)  # ends this process
+
+        def leave_at_once(number: int, _frame: FrameType | None) -> None:
+            leave()
+            sys.exit(128 + number)
+
+        if is_first:
+            for number in NOTICES:
+                signal.signal(number, leave_at_once)
+            count_attempt(self.folder, self.makes, self.attempts)
         module, *words = self.command[1:]
         sys.argv = [module, *words]
         try:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         except SystemExit as exit:
-            if exit.code != EXIT_STOPPED:
-                raise
-            if rank == 0 and callable(requeue) and not is_cancelled():
-                requeue(signal.SIGUSR2, None)
-            elif rank == 0:
+            if is_first and exit.code == EXIT_USER_ERROR:
+                give_up(self.folder)
+            if is_first and exit.code == EXIT_STOPPED:
+                leave()
+            if is_first or exit.code != EXIT_STOPPED:
                 raise
 
     def checkpoint(self) -> DelayedSubmission:
-        forgive_attempt(self.folder)  # being told to stop is no failure
         return DelayedSubmission(self)
 
 
@@ -69,25 +83,23 @@ def count_attempt(folder: Path, makes: Path, limit: int) -> None:
             f"`python -m mgcc_dist.slurm resume` starts it again",
             file=sys.stderr,
         )
+        give_up(folder)
         sys.exit(EXIT_USER_ERROR)
     write_json(folder / ATTEMPTS, {"attempts": attempts, "step": step})
 
 
 def attempts_of(folder: Path) -> dict[str, int]:
-    """Starts without progress so far, and the step from which they were."""
+    """Starts without progress so far, and the step from which they were; "hopeless" where a further one can't help."""
     path = folder / ATTEMPTS
     return read_json(path) if path.is_file() else {"attempts": 0, "step": 0}
 
 
 def forgive_attempt(folder: Path) -> None:
+    """Being told to stop is no failure."""
     before = attempts_of(folder)
     write_json(folder / ATTEMPTS, before | {"attempts": max(0, before["attempts"] - 1)})
 
 
-def is_cancelled() -> bool:
-    """Whether Slurm is ending this job for good (scancel): to requeue it would bring it back to life."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if not job or os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
-        return False
-    shown = subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, text=True, check=False).stdout
-    return "JobState=CANCELLED" in shown
+def give_up(folder: Path) -> None:
+    """Not to be started again: what the user has asked for can't be done, or was tried too often."""
+    write_json(folder / ATTEMPTS, attempts_of(folder) | {"hopeless": True})

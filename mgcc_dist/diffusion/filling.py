@@ -15,10 +15,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from mgcc_dist.errors import DISK_FULL, UserError
+from mgcc_dist.errors import DISK_FULL, EXIT_STOPPED, UserError
 from mgcc_dist.files import read_json, write_json
 from mgcc_dist.train.process_group import together
-from mgcc_dist.train.signals import EXIT_STOPPED, StopSignal
+from mgcc_dist.train.signals import StopSignal
 
 ENTRIES = "entries"
 REQUEST = "request.json"

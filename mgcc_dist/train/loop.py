@@ -25,14 +25,14 @@ from torch import Tensor, nn
 
 from mgcc_dist.config import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 from mgcc_dist.data.loader import Streams
-from mgcc_dist.errors import SharedError, UserError
+from mgcc_dist.errors import EXIT_STOPPED, SharedError, UserError
 from mgcc_dist.schedules import Progress, learning_rate_factor
 from mgcc_dist.train import checkpoints
 from mgcc_dist.train.checkpoints import TrainState
 from mgcc_dist.train.ema import Ema
 from mgcc_dist.train.journal import Journal
 from mgcc_dist.train.process_group import seed_step, together
-from mgcc_dist.train.signals import EXIT_STOPPED, StopSignal
+from mgcc_dist.train.signals import StopSignal
 from mgcc_dist.train.weights import Weights, hollow, zero_stage
 
 

@@ -56,7 +56,7 @@ def join_scheduler() -> None:
     elif int(of.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # set by srun alone: in a batch script there is one process
         world, rank, local = (int(of[f"SLURM_{key}"]) for key in ("STEP_NUM_TASKS", "PROCID", "LOCALID"))
         nodes, host = int(of["SLURM_STEP_NUM_NODES"]), _first_host(of["SLURM_STEP_NODELIST"])
-        job = int(of["SLURM_JOB_ID"]) + int(of.get("SLURM_RESTART_COUNT", 0))  # another port after a requeue
+        job = int(of["SLURM_JOB_ID"])
     else:
         return
     if world > 1:

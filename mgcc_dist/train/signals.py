@@ -6,9 +6,6 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-EXIT_STOPPED = 75
-"""Exit code of a run that a signal stopped after it saved itself (EX_TEMPFAIL): start it again and it goes on."""
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 

@@ -17,9 +17,8 @@ from mgcc_dist.data import records
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.diffusion import denoiser, pipeline, sampling
 from mgcc_dist.diffusion.sampler import Sampler, class_of, starting_noise
-from mgcc_dist.errors import UserError
+from mgcc_dist.errors import EXIT_STOPPED, UserError
 from mgcc_dist.files import sha256_of
-from mgcc_dist.train.signals import EXIT_STOPPED
 
 
 @pytest.fixture

@@ -11,11 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 import ranks
-import torch
-from safetensors.torch import load_file
+from same_run import assert_same_run
 
+from mgcc_dist.errors import EXIT_STOPPED
 from mgcc_dist.train.journal import read_rows
-from mgcc_dist.train.signals import EXIT_STOPPED
 
 
 def start(words: list[str], count: int) -> subprocess.Popen:
@@ -46,20 +45,6 @@ def kill(launcher: subprocess.Popen, number: signal.Signals) -> None:
         process.send_signal(number)
     launcher.communicate(timeout=60)
     psutil.wait_procs(started, timeout=60)
-
-
-def losses(run: Path) -> list[dict]:
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in read_rows(run / "metrics.jsonl")]
-
-
-def assert_same_run(run: Path, expected: Path) -> None:
-    assert losses(run) == losses(expected)
-    for which in ("best", "last"):
-        weights = load_file(run / which / "model.safetensors")
-        others = load_file(expected / which / "model.safetensors")
-        assert weights.keys() == others.keys()
-        for name, tensor in weights.items():
-            assert torch.equal(tensor, others[name]), name
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from sweep_files import write_data
 
 TESTBED = Path(__file__).parents[2] / "slurm" / "testbed"
 
@@ -22,7 +23,7 @@ def free_base_port():
 
 
 @pytest.fixture(scope="session")
-def slurm(tmp_path_factory):
+def slurm_up(tmp_path_factory):
     """A two-node Slurm, up for the session; SLURM_CONF points at it."""
     if os.geteuid() != 0:
         pytest.skip("the Slurm testbed needs root")
@@ -41,3 +42,9 @@ def slurm(tmp_path_factory):
             yield state
     finally:
         subprocess.run([TESTBED / "down", "--state", state], check=True, timeout=60)
+
+
+@pytest.fixture(scope="session")
+def phantom_data(tmp_path_factory):
+    """Shards and a split of phantoms of 32x32 (sweep_files.write_data)."""
+    return write_data(tmp_path_factory.mktemp("phantom_data"))

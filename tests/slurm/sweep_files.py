@@ -4,6 +4,10 @@ from pathlib import Path
 
 import yaml
 
+from mgcc_dist.data.convert import write_shards
+from mgcc_dist.data.datasets import Phantoms
+from mgcc_dist.data.splits import make_split, write_split
+
 SUPERVISED = {
     "method": {"name": "supervised"},
     "network": {"name": "unet"},
@@ -43,3 +47,62 @@ def write_sweep(folder: Path, name: str = "tiny", **changes) -> Path:
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
+
+
+def write_data(folder: Path, size: int = 32) -> Path:
+    """40 phantoms in FOLDER/shards, and FOLDER/split.json."""
+    shards = write_shards(Phantoms(count=40, seed=0, size=size), folder / "shards")
+    split = make_split(shards.records, seed=0, validation=10, labeled=15, grouped=False, name="split")
+    write_split(folder / "split.json", split)
+    return folder
+
+
+def write_ready_sweep(folder: Path, data: Path, name: str, steps: int = 30, image_size: int = 32, **changes) -> Path:
+    """The toy sweep on the data of `write_data`, without steps before the runs; a row a step."""
+    content = yaml.safe_load(write_sweep(folder, name).read_text())
+    defaults = content["defaults"]
+    defaults["data"] |= {"shards": str(data / "shards"), "split": str(data / "split.json"), "image_size": image_size}
+    defaults["loop"] |= {"steps": steps, "checkpoint_every": 5, "validate_every": 4}
+    return write_sweep(folder, name, **{"defaults": defaults, "datasets": {"Phantom": {}}} | changes)
+
+
+# 28 images of 16x16; a step of two ranks has four of them.
+LDM = """
+data: {phantom: 40, image_size: 16, workers: 1}
+autoencoder:
+  channels: [4, 4, 8]
+  layers: 1
+  latent_channels: 2
+  norm_groups: 4
+  batch: 2
+  loop: {steps: 30, optimizer: adam, learning_rate: 0.001, weight_decay: 0.0, log_every: 1, checkpoint_every: 7}
+denoiser:
+  channels: [8, 8]
+  attention: [false, true]
+  layers: 1
+  norm_groups: 4
+  head_channels: 4
+  batch: 2
+  loop: {steps: 30, optimizer: adamw, learning_rate: 0.001, log_every: 1, checkpoint_every: 7, ema_decay: 0.9}
+sampling: {count: 8, steps: 4, per_shard: 2, batch: 2}
+quality: {neighbours: 2}
+"""
+
+
+def write_two_node_sweep(folder: Path, data: Path, name: str) -> Path:
+    """MGCC, and a diffusion model that nothing needs, each a job of two nodes with a rank on each."""
+    config, ldm = folder / "ldm.yaml", folder / name / "ldm"
+    config.write_text(LDM)
+    step = {
+        "run": f"ldm --config {config} --out {ldm} --until denoiser",
+        "makes": str(ldm / "denoiser" / "result.json"),
+    }
+    return write_ready_sweep(
+        folder,
+        data,
+        name,
+        seeds=[1],
+        rows={"MGCC": {}},
+        resources={"cpus": 1, "nodes": 2, "time": "0:20:00", "environment": {"OMP_NUM_THREADS": "1"}},
+        datasets={"Phantom": {"prepare": {"ldm": step}}},
+    )

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from sweep_files import write_sweep
 
+from mgcc_dist.config import CONFIGS
 from mgcc_dist.errors import UserError
 from mgcc_dist.slurm import plan, resources, submit
 from mgcc_dist.slurm.plan import Job
@@ -73,12 +74,23 @@ def test_stages_go_member_by_member_and_runs_wait_for_their_own_split_only(tmp_p
         ids |= {task.name: f"{number}_{k}" if array else str(number) for k, task in enumerate(job.tasks)}
     said = {job.name: plan.dependency(job, ids, numbers) for job in jobs}
     assert said[denoiser.name] == f"aftercorr:{numbers[autoencoder.name]}"
-    assert said[autoencoder.name] == "afterok:10:11"
+    assert said[autoencoder.name] == "afterok:11"  # the split, which waits for the shards
     gallery = numbers[by_kind["ldm gallery"][0].name]
     own = {said[job.name] for job in by_kind["runs"] if len(job.tasks) == 1}
-    assert own == {f"afterok:10:11:{gallery}_{k}" for k in range(3)}
+    assert own == {f"afterok:{gallery}_{k}" for k in range(3)}
     runs = ":".join(numbers[job.name] for job in by_kind["runs"])
     assert said[jobs[-1].name] == f"afterany:{runs}"
+
+
+def test_the_demo_of_table_3_is_thirteen_jobs_from_images_to_report():
+    jobs = plan.jobs_of(tasks_of(CONFIGS / "sweeps" / "table_3_demo.yaml"), [], 1000, "x")
+    assert [(job.tasks[0].kind, len(job.tasks), bool(job.matches)) for job in jobs] == [
+        ("shards", 1, False),
+        ("split", 3, False),
+        *((f"ldm {stage}", 3, True) for stage in LDM["makes"]),
+        *(("runs", 1, False), ("runs", 2, False)) * 3,
+        ("report", 1, False),
+    ]
 
 
 def test_arrays_are_split_at_slurm_s_largest(tmp_path):

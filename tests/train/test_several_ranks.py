@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from toy import CONFIG, Toy, ToyTask, run
 
+from mgcc_dist.errors import EXIT_STOPPED
 from mgcc_dist.train.journal import read_rows
-from mgcc_dist.train.signals import EXIT_STOPPED
 
 TOY = Path(__file__).with_name("toy.py")
 

@@ -1,0 +1,23 @@
+"""Whether two run folders are of one run: the same rows and the same weights, bit for bit."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from mgcc_dist.train.journal import read_rows
+
+
+def losses(run: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in read_rows(run / "metrics.jsonl")]
+
+
+def assert_same_run(run: Path, expected: Path) -> None:
+    assert losses(run) == losses(expected)
+    for which in ("best", "last"):
+        weights = load_file(run / which / "model.safetensors")
+        others = load_file(expected / which / "model.safetensors")
+        assert weights.keys() == others.keys()
+        for name, tensor in weights.items():
+            assert torch.equal(tensor, others[name]), name

@@ -1,0 +1,75 @@
+"""The dispatcher's command line, and jobs of the testbed looked at and disturbed."""
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mgcc_dist.files import read_json
+from mgcc_dist.train.journal import read_rows
+
+
+def dispatch(command: str, sweep: Path, *words: str, code: int = 0) -> str:
+    """What `python -m mgcc_dist.slurm COMMAND SWEEP ...` prints; it must end with `code`."""
+    asked = [sys.executable, "-m", "mgcc_dist.slurm", command, str(sweep), *words]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def slurm(*command: str) -> str:
+    """What a command of Slurm prints, whatever its exit code: a job may have left the queue meanwhile."""
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
+
+
+def queue() -> dict[str, tuple[str, str]]:
+    """State and reason of every job that is not over."""
+    rows = (line.split("|") for line in slurm("squeue", "-h", "--array", "-o", "%i|%T|%r").splitlines())
+    return {job: (state, reason) for job, state, reason in rows}
+
+
+def until(condition: Callable[[], Any], seconds: float = 240, meanwhile: Callable[[], Any] = lambda: None) -> Any:
+    """Wait for `condition`, and give what it gives."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        meanwhile()
+        time.sleep(0.1)
+    return result
+
+
+def until_in_slurm(condition: Callable[[], Any], seconds: float = 240) -> Any:
+    """Wait for `condition`; requeued jobs start without Slurm's two minutes of delay."""
+    return until(condition, seconds, hurry)
+
+
+def hurry() -> None:
+    for job, waits in queue().items():
+        if waits == ("PENDING", "BeginTime"):
+            slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def job_of(out: Path, task: str) -> str:
+    """Id of the latest job of the one task of a sweep whose name begins so."""
+    (job,) = [job for name, job in read_json(out / "jobs.json")["jobs"].items() if name.startswith(task)]
+    return job
+
+
+def restarts(job: str) -> int:
+    """How often Slurm has started a job again that it still knows."""
+    match = re.search(r" Restarts=(\d+)", slurm("scontrol", "show", "job", "-o", job))
+    return int(match.group(1)) if match else 0
+
+
+def last_step(run: Path) -> int:
+    """The newest row's; 0 before the first."""
+    rows = read_rows(run / "metrics.jsonl")
+    return rows[-1]["step"] if rows else 0
+
+
+def over(*jobs: str) -> bool:
+    waiting = queue()
+    return not any(job in waiting for job in jobs)

@@ -1,0 +1,63 @@
+"""Jobs of two nodes that Slurm tells to go, at any step, end as if nothing had been."""
+
+import random
+import re
+
+import pytest
+from jobs import dispatch, job_of, last_step, over, restarts, slurm, until_in_slurm
+from same_run import assert_same_run
+from sweep_files import write_ready_sweep, write_two_node_sweep
+
+from mgcc_dist.slurm.task import ATTEMPTS, attempts_of
+from mgcc_dist.sweeps import read_sweep
+
+pytestmark = pytest.mark.slurm
+
+STAGES = ("autoencoder", "denoiser")
+
+
+def test_two_ranks_on_two_nodes_signalled_and_requeued_end_in_the_same_losses_and_weights(
+    slurm_up, phantom_data, tmp_path
+):
+    quiet, noisy = (write_two_node_sweep(tmp_path, phantom_data, name) for name in ("quiet", "noisy"))
+    for sweep in (quiet, noisy):
+        dispatch("submit", sweep)
+    chance = random.Random(6)
+    out, expected = tmp_path / "noisy", tmp_path / "quiet"
+    mgcc = read_sweep(noisy).runs[0].folder
+    signalled = {job_of(out, "phantom/mgcc"): mgcc, job_of(out, "prepare"): out / "ldm" / chance.choice(STAGES)}
+    waiting = {job: chance.randint(3, 15) for job in signalled}
+    while waiting:
+        job = until_in_slurm(
+            lambda: next((job for job, step in waiting.items() if last_step(signalled[job]) >= step), None)
+        )
+        slurm("scancel", "--signal=USR2", job)
+        del waiting[job]
+    until_in_slurm(
+        lambda: over(*(job_of(folder, task) for folder in (out, expected) for task in ("prepare", "report")))
+    )
+
+    for job, run in signalled.items():
+        log = (out / "jobs" / f"{job}_0_log.out").read_text()
+        (step,) = map(int, re.findall(r"stopped by a signal at step (\d+)", log))
+        assert f"from step {step} of 30 -> {run}" in log
+    for run in (mgcc, *(out / "ldm" / stage for stage in STAGES)):
+        assert_same_run(run, expected / run.relative_to(out))
+
+
+def test_a_job_told_to_go_before_it_trains_is_requeued_and_that_is_no_attempt(slurm_up, phantom_data, tmp_path):
+    sweep = write_ready_sweep(tmp_path, phantom_data, "early", steps=2, seeds=[1])
+    runs = read_sweep(sweep).runs
+    dispatch("submit", sweep)
+    out = tmp_path / "early"
+    jobs = [job_of(out, str(run.folder.relative_to(out))) for run in runs]
+    for job, run, number in zip(jobs, runs, ("TERM", "USR2"), strict=True):
+        until_in_slurm((run.folder / ATTEMPTS).is_file)  # then it imports torch
+        slurm("scancel", f"--signal={number}", job)
+        until_in_slurm(lambda job=job: restarts(job) == 1)
+        assert attempts_of(run.folder)["attempts"] == 0
+    until_in_slurm(lambda: over(job_of(out, "report")))
+    for job, run in zip(jobs, runs, strict=True):
+        assert (run.folder / "result.json").is_file()
+        assert attempts_of(run.folder)["attempts"] == 1
+        assert restarts(job) == 1

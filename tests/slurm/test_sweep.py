@@ -1,0 +1,116 @@
+"""The dispatcher's commands on the testbed: a whole table, one with failures, one that is cancelled."""
+
+import pytest
+import yaml
+from jobs import dispatch, job_of, last_step, over, queue, restarts, until_in_slurm
+from sweep_files import SUPERVISED, write_ready_sweep, write_sweep
+
+from mgcc_dist.files import read_json
+from mgcc_dist.sweeps import read_sweep
+
+pytestmark = pytest.mark.slurm
+
+
+def test_three_seeds_of_two_methods_are_one_array_and_one_report_and_a_second_submit_starts_nothing(slurm_up, tmp_path):
+    sweep = write_sweep(tmp_path)
+    out = tmp_path / "tiny"
+    assert "9 tasks submitted in 4 jobs" in dispatch("submit", sweep)
+    jobs = read_json(out / "jobs.json")["jobs"]
+    runs = [job for name, job in jobs.items() if name.startswith("phantom/")]
+    assert {job.partition("_")[0] for job in runs} == {runs[0].partition("_")[0]}
+    assert sorted(int(job.partition("_")[2]) for job in runs) == list(range(6))
+
+    assert "9 tasks: 9 done" in dispatch("status", sweep, "--watch", "--every", "0.5")
+    assert "6 of 6 runs are finished" in dispatch("logs", sweep, "report")
+    page = (out / "report.html").read_text()
+    assert page.count("±") >= 2
+
+    assert "nothing to submit; 9 tasks: 9 done" in dispatch("submit", sweep)
+    assert read_json(out / "jobs.json")["jobs"] == jobs
+    until_in_slurm(lambda: over(*jobs.values()))
+    assert "at the best step" in dispatch("logs", sweep, "phantom/mgcc/seed_2")
+    assert "must be the beginning of one task's name" in dispatch("logs", sweep, "phantom/mgcc", code=2)
+
+
+def test_a_changed_config_is_another_run_and_the_old_one_is_named(slurm_up, phantom_data, tmp_path):
+    sweep = write_ready_sweep(tmp_path, phantom_data, "changed", seeds=[1])
+    old = read_sweep(sweep).runs[0].folder
+    old.mkdir(parents=True)
+    (old / "result.json").write_text("{}")
+    sweep = write_ready_sweep(tmp_path, phantom_data, "changed", steps=31, seeds=[1])
+    said = dispatch("submit", sweep, "--dry-run")
+    assert f"{old}: finished, of another config; it stays and does not count" in said
+    assert "3 tasks in 2 jobs were not submitted" in said
+
+
+FAILING = {
+    "U-Net": SUPERVISED,
+    "Broken": SUPERVISED | {"loop": {"learning_rate": 1e30}},  # wrong settings: not worth another attempt
+    "Poison": SUPERVISED | {"loop": {"momentum": 0.5}, "resources": {"setup": ["ulimit -v 400000"], "attempts": 2}},
+}
+
+
+def test_failures_leave_the_others_alone_are_shown_leave_a_hole_and_only_they_are_resumed(
+    slurm_up, phantom_data, tmp_path
+):
+    changes = {"seeds": [1], "steps": 4, "reference": None}
+    sweep = write_ready_sweep(tmp_path, phantom_data, "failing", rows=FAILING, **changes)
+    out = tmp_path / "failing"
+    dispatch("submit", sweep)
+    until_in_slurm(lambda: over(job_of(out, "report")))
+
+    said = dispatch("status", sweep, code=1)
+    assert "4 tasks: 2 done, 2 failed" in said
+    assert "the loss is not finite" in said
+    assert "attempt 2 of 2 from step 0: given up" in said
+    assert restarts(job_of(out, "phantom/broken")) == 0
+    assert restarts(job_of(out, "phantom/poison")) == 1
+    assert "1 of 3 runs are finished\n  Broken on Phantom: 0 of 1\n" in dispatch("logs", sweep, "report")
+    assert "2 failed earlier; `python -m mgcc_dist.slurm resume" in dispatch("submit", sweep)
+
+    mended = FAILING | {"Poison": {**FAILING["Poison"], "resources": {}}}
+    sweep = write_ready_sweep(tmp_path, phantom_data, "failing", rows=mended, **changes)
+    before = job_of(out, "phantom/u-net")
+    assert "3 tasks submitted" in dispatch("resume", sweep)
+    assert job_of(out, "phantom/u-net") == before
+    until_in_slurm(lambda: over(job_of(out, "report")))
+    assert "4 tasks: 3 done, 1 failed" in dispatch("status", sweep, code=1)
+    assert "2 of 3 runs are finished" in dispatch("logs", sweep, "report")
+
+
+def test_a_cancelled_run_saves_itself_is_not_requeued_and_resume_goes_on(slurm_up, phantom_data, tmp_path):
+    changes = {"seeds": [1], "rows": {"U-Net": SUPERVISED}, "reference": None}
+    sweep = write_ready_sweep(tmp_path, phantom_data, "cancelled", steps=100_000, **changes)
+    out, run = tmp_path / "cancelled", read_sweep(sweep).runs[0].folder
+    for command in ("submit", "resume"):
+        sofar = last_step(run)
+        dispatch(command, sweep)
+        job = job_of(out, "phantom")
+        until_in_slurm(lambda sofar=sofar: last_step(run) >= sofar + 3)
+        assert "2 tasks cancelled" in dispatch("cancel", sweep)
+        until_in_slurm(lambda job=job: over(job))
+        assert restarts(job) == 0
+        assert (run / "checkpoints" / f"step-{last_step(run):08d}").is_dir()
+        assert "cancelled" in dispatch("status", sweep, code=1)
+    assert "nothing is pending or running" in dispatch("cancel", sweep)
+    assert f"from step {sofar} of 100000" in dispatch("logs", sweep, "phantom")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"partition": "nowhere"}, "partition 'nowhere' is not known to Slurm; there are debug"),
+        ({"time": "2-00:00:00"}, "time 2-00:00:00 is over the limit 1-00:00:00 of partition debug"),
+        ({"cpus": 64}, "Slurm would not take the job"),
+    ],
+)
+def test_what_slurm_would_never_start_is_said_before_anything_is_submitted(
+    slurm_up, phantom_data, tmp_path, asked, message
+):
+    sweep = write_ready_sweep(tmp_path, phantom_data, "impossible", resources={})
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text(yaml.safe_dump(asked))
+    before = queue()
+    assert message in dispatch("submit", sweep, "--cluster-file", str(cluster), code=2)
+    assert queue() == before
+    assert not (tmp_path / "impossible" / "jobs.json").exists()
