@@ -21,7 +21,7 @@ bench() { # NAME WORDS...: python WORDS --out FILE
     }
 }
 
-loader="--rounds 2" predict="" sampling="" latents="" shared=""
+loader="--rounds 2" predict="" sampling="" latents="" shared="" kernels=""
 if [ -n "${QUICK:-}" ]; then
     step="--size 32 --widths 4 8 8 8 16 --steps 3 --rungs channels_last phase_upconv"
     loader="--rounds 1 --batches 3"
@@ -29,6 +29,7 @@ if [ -n "${QUICK:-}" ]; then
     sampling="--preset demo --batch 2 --rounds 1 --steps 4 --fast-steps 2 --reference 0"
     latents="--preset demo --rounds 1 --steps 2"
     shared="--size 32 --widths 4 8 8 8 16 --runs 1 2 --seconds 1"
+    kernels="--quick --op upconv"
 elif "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     step="--size 256 --widths 64 128 256 512 1024 --steps 60"
 else
@@ -46,4 +47,6 @@ bench train_step -m benchmarks.train_step $step
 bench runs_per_gpu -m benchmarks.runs_per_gpu $shared
 bench sampling -m benchmarks.sampling $sampling
 bench latents -m benchmarks.latents $latents
+limit=$((limit + 150)) # it begins nothing new after 240 seconds
+bench kernels -m mgcc_dist.kernels.bench $kernels
 "$python" -m benchmarks.collect "$out" --out "${RESULTS:-benchmarks/results}"

@@ -1,21 +1,21 @@
 """Fused forms in place of a network's modules: `fuse(model)`. Same parameters, same state_dict keys, any mode.
 
-Which modules: those whose class is named UpConv, MSAG or ConvMixerLayer and that have its parts. Each gets a `Choice`
-in its place, which owns its very submodules and decides at each call which form computes:
+Which modules: those whose class is named UpConv, MSAG, ConvMixerLayer or ConvMixer and that have its parts. Each gets a
+`Choice` in its place, which owns its very submodules and decides at each call which form computes:
 
     "torch"   the up-convolution by phases; everything else is PyTorch in any case
     "triton"  Triton's form where it can take the input, else as "torch", with one warning that says why
-    "auto"    a form only where measured.json has a row for this device, dtype, mode and shape in which it is at least
-              as fast as the plain module; on a device without rows the plain module, with one warning that says so
+    "auto"    a form only where measured.json has a row for this device, mode, dtype, layout and shape in which it is
+              at least as fast as the plain module; on a device without rows the plain one, and one warning says so
 
-No row has been measured yet. Deepcopies, DDP, converted SyncBN, autocast and torch.compile (without
+`kernels.bench --write-table` measures the rows. Deepcopies, DDP, converted SyncBN, autocast and torch.compile (without
 a break of its graph) see an ordinary module.
 """
 
-import json
-import platform
+import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from mgcc_dist.kernels import upconv
+from mgcc_dist.kernels.measured import TABLE, Table, device_name, dtype_of, layout_of, mode_of, read_table, shape_of
 
 Kernels = Literal["auto", "torch", "triton"]
-
-TABLE = Path(__file__).parent / "measured.json"
-CPU = f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+Refusal = Callable[[nn.Module, Tensor], str | None]
+"""why a form can't take the place of a plain module for an input; None if it can"""
 
 # Operation and submodules by the class of the plain module.
 OPERATIONS = {
@@ -40,48 +40,66 @@ OPERATIONS = {
     ),
     "ConvMixerLayer": ("convmixer", {"depthwise", "depthwise_norm", "pointwise", "pointwise_norm"}),
 }
-# Files that are imported only where Triton's forms are wanted, as Triton may not be installed.
-TRITON_FORMS = {
-    "msag": ("mgcc_dist.kernels.msag", "FusedMSAG"),
-    "convmixer": ("mgcc_dist.kernels.convmixer", "FusedConvMixerLayer"),
-}
-Row = tuple[
-    str, str, str, str, tuple[int, ...]
-]  # operation, form, mode, dtype, [C,H,W] of the input and C of the output
-Table = dict[str, dict[Row, float]]  # device -> row -> time of the plain module / time of the form
+TRITON = find_spec("triton") is not None
+# Its forms are in files that are imported only where they are wanted, as Triton may not be installed.
+TRITON_FILES = {"msag": "msag", "convmixer": "convmixer", "mixer": "convmixer"}
 
 
 def fuse(model: nn.Module, kernels: Kernels = "auto", table: Path = TABLE) -> nn.Module:
     """`model`, with a `Choice` in place of each module that has a fused form; `model` itself may be one."""
-    policy = _Policy(kernels, read_table(table) if kernels == "auto" else {})
-    if isinstance(model, Choice) or operation_of(model):
-        return _replacement(model, policy)
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, Choice) or operation_of(child):
-                setattr(parent, name, _replacement(child, policy))
-    return model
+    return _fused(model, _Policy(kernels, read_table(table) if kernels == "auto" else {}))
+
+
+def _fused(module: nn.Module, policy: "_Policy") -> nn.Module:
+    plain = module.forms["plain"] if isinstance(module, Choice) else module
+    operation = operation_of(plain)
+    if operation:
+        return (RunChoice if operation == "mixer" else Choice)(plain, operation, policy)
+    for name, child in list(module.named_children()):
+        setattr(module, name, _fused(child, policy))
+    return module
 
 
 def operation_of(module: nn.Module) -> str | None:
     """The operation that `module` is by its class's name and its parts; None for any other module."""
+    if type(module).__name__ == "ConvMixer":
+        return "mixer" if {operation_of(layer) for layer in module.children()} == {"convmixer"} else None
     operation, parts = OPERATIONS.get(type(module).__name__, ("", set()))
     return operation if operation and parts == {name for name, _ in module.named_children()} else None
 
 
-def read_table(path: Path) -> Table:
-    """The rows of `path`; of rows that differ in the batch alone the least ratio counts."""
-    table: Table = {}
-    for row in json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []:
-        key = row["op"], row["form"], row["mode"], row["dtype"], tuple(row["shape"])
-        of_device = table.setdefault(row["device"], {})
-        of_device[key] = min(row["ratio"], of_device.get(key, row["ratio"]))
-    return table
+def forms_of(operation: str, plain: nn.Module, triton: bool) -> dict[str, tuple[nn.Module, Refusal]]:
+    """What can take the place of `plain`, by name: "torch", and if asked and there "triton" and "triton ...".
+
+    "triton" is the form that is taken where none was measured.
+    """
+    forms: dict[str, tuple[nn.Module, Refusal]] = {}
+    if operation == "upconv":
+        forms["torch"] = upconv.FusedUpConv.from_module(plain), upconv.supported
+    if not (triton and TRITON):
+        return forms
+    if operation == "upconv":
+        return forms | {"triton": (upconv.FusedUpConv.from_module(plain, "triton"), upconv.triton_supported)}
+    kernels = import_module(f"mgcc_dist.kernels.{TRITON_FILES[operation]}")
+    if operation == "mixer":
+        return {"triton": (kernels.FusedConvMixer.from_module(plain), partial(_first_refusal, kernels.supported))}
+    if operation == "convmixer":
+        return {"triton": (kernels.FusedConvMixerLayer.from_module(plain), kernels.supported)}
+    names = {"triton": None} | {f"triton {form}": form for form in kernels.EVALUATION_FORMS}
+    return {name: (kernels.FusedMSAG.from_module(plain, form), kernels.supported) for name, form in names.items()}
 
 
-def device_name(device: torch.device) -> str:
-    """As the table names it: a GPU by its name, a CPU by its vector instructions."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else CPU if device.type == "cpu" else device.type
+def _first_refusal(of_layer: Refusal, run: nn.Module, x: Tensor) -> str | None:
+    return next((reason for layer in run.children() if (reason := of_layer(layer, x))), None)
+
+
+def _missing(device: torch.device) -> str | None:
+    """Why no Triton kernel can run on `device`; None if one can."""
+    if not TRITON:
+        return "Triton is not installed"
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"Triton's kernels need a GPU and the tensors are on {device.type}"
+    return None
 
 
 class _Policy:
@@ -108,21 +126,15 @@ class Choice(nn.Module):
         self.forms = {"plain": plain}
         self._modules = plain._modules
         self.training = plain.training
-        self.refusals: dict[str, Callable[[nn.Module, Tensor], str | None]] = {}
-        if operation == "upconv":
-            self._add("torch", upconv.FusedUpConv.from_module(plain), upconv.supported)
+        self.refusals: dict[str, Refusal] = {}
         wants_triton = policy.kernels == "triton" or any(
-            (row[0], row[1]) == (operation, "triton") and ratio >= 1
+            row[0] == operation and row[1].startswith("triton") and ratio >= 1
             for rows in policy.table.values()
             for row, ratio in rows.items()
         )
-        file = TRITON_FORMS[operation][0] if operation in TRITON_FORMS else upconv.__name__
-        if wants_triton and find_spec("triton") and find_spec(file):
-            self._add("triton", *_triton_form(operation, plain))
-
-    def _add(self, form: str, module: nn.Module, refusal: Callable[[nn.Module, Tensor], str | None]) -> None:
-        module._modules = self._modules  # one dict, so that a part that is replaced later is so in every form
-        self.forms[form], self.refusals[form] = module, refusal
+        for name, (form, refusal) in forms_of(operation, plain, wants_triton).items():
+            form._modules = self._modules  # one dict, so that a part that is replaced later is so in every form
+            self.forms[name], self.refusals[name] = form, refusal
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -134,27 +146,28 @@ class Choice(nn.Module):
         return self.forms[self.form_for(x)](x)
 
     def form_for(self, x: Tensor) -> str:
-        """The form that computes x: "plain", "torch" or "triton"."""
+        """The form that computes x: "plain", or one of `forms_of`."""
         if self.policy.kernels == "auto":
             return self._measured_form(x)
-        if self.policy.kernels == "triton" and "triton" not in self.forms:
-            missing = "no form of it here" if find_spec("triton") else "Triton is not installed"
-            self.policy.say(f"{self.operation} runs in PyTorch: {missing}")
-        for form in ("triton", "torch"):
-            if form in self.forms:
-                reason = self.refusals[form](self.forms["plain"], x)
+        missing = _missing(x.device) if self.policy.kernels == "triton" else None
+        if missing:
+            self.policy.say(f"{missing}, so PyTorch runs")
+        for name in ("torch",) if missing else ("triton", "torch"):
+            if name in self.forms:
+                reason = self.refusals[name](self.forms["plain"], x)
                 if reason is None:
-                    return form
-                self.policy.say(f"{self.operation} runs in PyTorch: {reason}")
+                    return name
+                self.policy.say(f"{self.operation}: {reason}, so PyTorch runs")
         return "plain"
 
     def _measured_form(self, x: Tensor) -> str:
         device = device_name(x.device)
         rows = self.policy.table.get(device)
         if rows is None:
-            self.policy.say(f"nothing was measured on {device}, so PyTorch runs")
+            how = "python -m mgcc_dist.kernels.bench --write-table measures it"
+            self.policy.say(f"nothing was measured on {device} ({how}), so PyTorch runs")
             return "plain"
-        key = mode_of(self), dtype_of(x), shape_of(self, x)
+        key = mode_of(self), dtype_of(x), layout_of(x), shape_of(self, x)
         best, highest = "plain", 1.0
         for form, refusal in self.refusals.items():
             ratio = rows.get((self.operation, form, *key), 0.0)
@@ -166,34 +179,10 @@ class Choice(nn.Module):
         return f"{self.operation}, kernels={self.policy.kernels}"
 
 
-def mode_of(module: nn.Module) -> str:
-    return "training" if module.training or torch.is_grad_enabled() else "evaluation"
+class RunChoice(Choice):
+    """The same of a run of layers that others tap."""
 
-
-def dtype_of(x: Tensor) -> str:
-    """What convolutions of x compute in, such as "bfloat16"."""
-    cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
-    return str(torch.get_autocast_dtype(x.device.type) if cast else x.dtype).removeprefix("torch.")
-
-
-def shape_of(module: nn.Module, x: Tensor) -> tuple[int, ...]:
-    """C, H and W of the input, and what else the time depends on: the output's channels, or the kernel's size."""
-    own: Any = module
-    if "conv" in module._modules:
-        return (*x.shape[1:], own.conv.out_channels)
-    return (*x.shape[1:], own.depthwise.kernel_size[0]) if "depthwise" in module._modules else tuple(x.shape[1:])
-
-
-def _replacement(module: nn.Module, policy: _Policy) -> Choice:
-    plain = module.forms["plain"] if isinstance(module, Choice) else module
-    operation = operation_of(plain)
-    assert operation is not None
-    return Choice(plain, operation, policy)
-
-
-def _triton_form(operation: str, plain: nn.Module) -> tuple[nn.Module, Callable[[nn.Module, Tensor], str | None]]:
-    if operation == "upconv":
-        return upconv.FusedUpConv.from_module(plain, "triton"), upconv.triton_supported
-    file, name = TRITON_FORMS[operation]
-    kernels = import_module(file)
-    return getattr(kernels, name).from_module(plain), kernels.supported
+    def outputs(self, x: Tensor) -> list[Tensor]:
+        """What comes out of every layer."""
+        form: Any = self.forms[self.form_for(x)]
+        return form.outputs(x)

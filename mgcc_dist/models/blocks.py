@@ -58,6 +58,20 @@ class ConvMixerLayer(nn.Module):
         return self.pointwise_norm(F.gelu(self.pointwise(x)))  # Eq. 4
 
 
+class ConvMixer(nn.Sequential):
+    """A run of ConvMixer layers of one size. Keeps the shape [B,C,H,W]."""
+
+    def __init__(self, channels: int, kernel_size: int, layers: int) -> None:
+        super().__init__(*(ConvMixerLayer(channels, kernel_size) for _ in range(layers)))
+
+    def outputs(self, x: Tensor) -> list[Tensor]:
+        """What comes out of every layer, for those who tap the run."""
+        tapped = [x]
+        for layer in self:
+            tapped.append(layer(tapped[-1]))
+        return tapped[1:]
+
+
 class JoinedReLU(torch.autograd.Function):
     """ReLU of maps [B,C_i,H,W] joined along their channels: [B,sum C_i,H,W].
 

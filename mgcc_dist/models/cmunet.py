@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mgcc_dist.models.blocks import ConvMixerLayer
+from mgcc_dist.models.blocks import ConvMixer
 from mgcc_dist.models.unet import PAPER_WIDTHS, Decoder, Encoder
 
 
@@ -26,7 +26,7 @@ class CMUNet(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = Encoder(in_channels, widths)
-        self.mixer = nn.Sequential(*(ConvMixerLayer(widths[-1], kernel_size) for _ in range(mixer_layers)))
+        self.mixer = ConvMixer(widths[-1], kernel_size, mixer_layers)
         self.decoder = Decoder(widths, gated=True)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from mgcc_dist.models.blocks import ConvMixerLayer, dropout, feature_dropout, feature_noise, perturbed
+from mgcc_dist.models.blocks import ConvMixer, dropout, feature_dropout, feature_noise, perturbed
 from mgcc_dist.models.unet import PAPER_WIDTHS, Decoder, Encoder
 
 PERTURBATIONS = (feature_dropout, dropout, feature_noise)
@@ -24,7 +24,7 @@ PERTURBATIONS = (feature_dropout, dropout, feature_noise)
 class MGCCInference(nn.Module):
     """The part of MGCC that predicts: images [B,in_channels or 1,H,W] -> logits [B,1,H,W] of the main decoder."""
 
-    def __init__(self, encoder: Encoder, mixer: nn.Sequential, main: Decoder) -> None:
+    def __init__(self, encoder: Encoder, mixer: ConvMixer, main: Decoder) -> None:
         super().__init__()
         self.encoder = encoder
         self.mixer = mixer
@@ -58,7 +58,7 @@ class MGCC(nn.Module):
         self.depths = (0, *taps[:-1])
         self.perturb_skips = perturb == "all_levels"
         self.encoder = Encoder(in_channels, widths)
-        self.mixer = nn.Sequential(*(ConvMixerLayer(widths[-1], kernel_size) for _ in range(taps[-1])))
+        self.mixer = ConvMixer(widths[-1], kernel_size, taps[-1])
         self.main = Decoder(widths, gates[-1])
         self.auxiliary = nn.ModuleList(Decoder(widths, gated) for gated in gates[:-1])
 
@@ -66,9 +66,7 @@ class MGCC(nn.Module):
         *skips, bottleneck = self.encoder(x)
         if not self.training:
             return self.main([*skips, self.mixer(bottleneck)])
-        bottlenecks = [bottleneck]  # after 0, 1, ... taps[-1] layers
-        for layer in self.mixer:
-            bottlenecks.append(layer(bottlenecks[-1]))
+        bottlenecks = [bottleneck, *self.mixer.outputs(bottleneck)]  # after 0, 1, ... taps[-1] layers
         auxiliary = [
             decoder(perturbed([*skips, bottlenecks[depth]], PERTURBATIONS[k % 3], self.perturb_skips))  # Eq. 7
             for k, (decoder, depth) in enumerate(zip(self.auxiliary, self.depths, strict=True))

@@ -3,16 +3,18 @@
 import copy
 import json
 import warnings
-from importlib.util import find_spec
 
 import pytest
 import torch
 from torch import nn
 
-from mgcc_dist.kernels.fuse import CPU, Choice, fuse
+from mgcc_dist.kernels import convmixer
+from mgcc_dist.kernels.bench.counts import saved_bytes
+from mgcc_dist.kernels.fuse import Choice, fuse
+from mgcc_dist.kernels.measured import CPU
 from mgcc_dist.losses import consistency_loss, supervised_loss
 from mgcc_dist.models import NetworkConfig, build_network
-from mgcc_dist.models.blocks import UpConv
+from mgcc_dist.models.blocks import MSAG, ConvMixer, UpConv
 
 pytestmark = pytest.mark.filterwarnings("ignore:kernels (auto|triton)")
 
@@ -53,12 +55,6 @@ def compare_step(model, images, kernels, tolerance):
         torch.testing.assert_close(value.double(), exact.state_dict()[name].double(), rtol=tolerance, atol=tolerance)
 
 
-def needs_triton_forms():
-    for name in ("msag", "convmixer"):
-        if find_spec(f"mgcc_dist.kernels.{name}") is None:
-            pytest.skip(f"kernels/{name}.py is not there")
-
-
 @pytest.fixture
 def no_perturbation(monkeypatch):
     """Random draws differ between precisions; the decoders see the features as they are."""
@@ -72,14 +68,43 @@ def test_training_step_by_torch_forms_is_the_plain_one_in_float64(no_perturbatio
 
 @pytest.mark.interpreted
 def test_training_step_by_triton_forms_is_the_plain_one_in_float64(no_perturbation):
-    needs_triton_forms()
     # Planes of 16, as the mixer's kernels need; seed 0 has a ReLU so near its kink that plain float32 is off by 1e-3.
     model, images = network(widths=(16, 16), size=32, seed=1)
     fused = fuse(copy.deepcopy(model), "triton")
-    formed = {c.operation: c.form_for(torch.randn(2, 16, 16, 16)) for c in fused.train().modules() if type(c) is Choice}
-    assert formed["msag"] == "triton"
-    assert formed["convmixer"] == "triton"
+    x = torch.randn(2, 16, 16, 16)
+    formed = {c.operation: c.form_for(x) for c in fused.train().modules() if isinstance(c, Choice)}
+    assert formed == {"msag": "triton", "mixer": "triton", "upconv": "torch"}
     compare_step(model, images, "triton", 2e-5)
+
+
+@pytest.mark.interpreted
+def test_the_mixer_runs_as_one_and_is_tapped_where_the_plain_one_is(no_perturbation, monkeypatch):
+    runs = []
+    train = convmixer._train
+    monkeypatch.setattr(convmixer, "_train", lambda layers, x: runs.append(len(layers)) or train(layers, x))
+    torch.manual_seed(2)
+    plain = ConvMixer(2, 3, 3)
+    fused = fuse(copy.deepcopy(plain), "triton")
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    x = torch.randn(2, 2, 16, 16)
+    for ours, right in zip(fused.outputs(x), plain.double().outputs(x.double()), strict=True):
+        assert (ours.double() - right).norm() <= 2e-6 * right.norm()
+    assert runs == [3]
+    fused(x)
+    assert runs == [3, 3]
+
+
+@pytest.mark.interpreted
+def test_torch_compile_traces_triton_forms_and_their_gradients_into_one_graph():
+    torch.manual_seed(0)
+    plain = nn.Sequential(ConvMixer(16, 3, 1), MSAG(16), UpConv(16, 16))
+    fused = fuse(copy.deepcopy(plain), "triton")
+    fused.compile(backend="aot_eager", fullgraph=True)
+    x = torch.randn(1, 16, 16, 16)
+    for model in (plain, fused):
+        model(x).square().sum().backward()
+    for ours, right in zip(fused.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, right.grad, rtol=1e-3, atol=1e-2)
 
 
 def test_fused_and_plain_load_each_other_s_weights():
@@ -126,20 +151,34 @@ def test_torch_compile_sees_one_graph(training, no_perturbation):
         torch.testing.assert_close(compiled, fused(images))
 
 
+@torch.no_grad()
 def test_triton_without_a_gpu_says_so_once_and_computes_in_pytorch():
-    ups = fuse(nn.Sequential(UpConv(16, 16), UpConv(16, 16)), "triton").eval()
-    plain = nn.Sequential(*(up.forms["plain"] for up in ups))
-    x = torch.randn(1, 16, 4, 4)
-    with torch.no_grad(), warnings.catch_warnings(record=True) as said:
+    model, images = network()
+    fused = fuse(copy.deepcopy(model), "triton").eval()
+    with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        torch.testing.assert_close(ups(x), plain(x), rtol=1e-4, atol=1e-5)
-        ups(x)
-    assert len(said) == 1
-    assert "upconv runs in PyTorch: device cpu" in str(said[0].message)
+        torch.testing.assert_close(fused(images), model.eval()(images), rtol=1e-4, atol=1e-5)
+        fused(images)
+    text = "kernels triton: Triton's kernels need a GPU and the tensors are on cpu, so PyTorch runs"
+    assert [str(warning.message) for warning in said] == [text]
+
+
+@pytest.mark.interpreted
+@torch.no_grad()
+def test_what_a_triton_form_refuses_is_said_once_with_the_reason():
+    model, images = network(widths=(16, 16), size=16)  # the mixer's planes are 8x8
+    fused = fuse(copy.deepcopy(model), "triton").eval()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.testing.assert_close(fused(images), model.eval()(images), rtol=1e-4, atol=1e-5)
+        fused(images)
+    text = "kernels triton: mixer: the planes are (8, 8); the kernels are for sides of (16, 32), so PyTorch runs"
+    assert [str(warning.message) for warning in said] == [text]
 
 
 def table(path, **changes):
     row = {"device": CPU, "op": "upconv", "form": "torch", "mode": "evaluation", "dtype": "float32"}
+    row |= {"layout": "contiguous", "batch": 1}
     path.write_text(json.dumps({"rows": [row | {"shape": [2, 4, 4, 3], "ratio": 1.5} | changes]}))
     return path
 
@@ -158,6 +197,8 @@ def test_auto_takes_what_was_measured_to_be_as_fast_and_nothing_else(tmp_path):
     assert form(mode="training") == "plain"
     assert form(device="another") == "plain"
     assert form(x=torch.randn(1, 2, 4, 5)) == "plain"
+    assert form(x=x.to(memory_format=torch.channels_last)) == "plain"
+    assert form(x=x.to(memory_format=torch.channels_last), layout="channels_last") == "torch"
     with torch.autocast("cpu", torch.bfloat16):
         assert form() == "plain"
         assert form(dtype="bfloat16") == "torch"
@@ -182,28 +223,16 @@ def test_fusing_again_changes_the_choice_not_the_weights():
     assert {choice.policy.kernels for choice in fused.modules() if type(choice) is Choice} == {"torch"}
 
 
-def saved_bytes(model, images):
-    """Bytes that autograd keeps of a training step, each storage once."""
-    storages = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = model.train()(images)  # noqa: F841 (alive, so that no storage is used again)
-    return sum(size for place, size in storages.items() if place not in parameters)
+def kept_by_a_step(model, images):
+    return saved_bytes(lambda: model.train()(images), model.parameters())
 
 
 def test_phase_wise_up_convolution_keeps_less_for_backward(no_perturbation):
     model, images = network(widths=(8, 16), size=64)
-    assert saved_bytes(fuse(copy.deepcopy(model), "torch"), images) < saved_bytes(model, images)
+    assert kept_by_a_step(fuse(copy.deepcopy(model), "torch"), images) < kept_by_a_step(model, images)
 
 
 @pytest.mark.interpreted
 def test_triton_forms_keep_less_for_backward(no_perturbation):
-    needs_triton_forms()
     model, images = network(widths=(16, 16), size=32)
-    assert saved_bytes(fuse(copy.deepcopy(model), "triton"), images) < saved_bytes(model, images)
+    assert kept_by_a_step(fuse(copy.deepcopy(model), "triton"), images) < kept_by_a_step(model, images)

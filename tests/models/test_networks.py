@@ -123,11 +123,16 @@ class Increment(nn.Module):
         return x + 1
 
 
+def replace_layers(run, layer):
+    for number in range(len(run)):
+        run[number] = layer()
+
+
 @pytest.mark.parametrize("taps", [(3, 6, 9), (2, 5, 9), (4,), (1, 2, 4, 8)])
 def test_each_decoder_sees_the_number_of_mixer_layers_of_its_tap(taps, monkeypatch):
     monkeypatch.setattr(mgcc_module, "PERTURBATIONS", (lambda x: x,) * 3)
     network = MGCC(widths=TINY, taps=taps, gates=(True,) * (len(taps) + 1))
-    network.mixer = nn.Sequential(*(Increment() for _ in network.mixer))
+    replace_layers(network.mixer, Increment)
     images = torch.rand(2, 1, 16, 16)
     seen = seen_by_decoders(network, images)
     layers = [0, *taps[:-1]]
@@ -139,7 +144,7 @@ def test_each_decoder_sees_the_number_of_mixer_layers_of_its_tap(taps, monkeypat
 
 def test_perturbations_come_as_f_drop_dropout_f_noise_and_then_again():
     network = MGCC(widths=TINY, taps=(1, 2, 3, 4), gates=(True,) * 5)
-    network.mixer = nn.Sequential(*(nn.Identity() for _ in range(4)))
+    replace_layers(network.mixer, nn.Identity)
     seen = seen_by_decoders(network, torch.rand(2, 1, 16, 16))
     for level, clean in enumerate(seen["main"]):
         dropped, thinned, noisy, again = (seen[k][level] for k in range(4))
@@ -155,7 +160,7 @@ def test_perturbations_come_as_f_drop_dropout_f_noise_and_then_again():
 
 def test_bottleneck_perturbation_leaves_the_skips_clean():
     network = MGCC(widths=TINY, taps=(1, 2, 3), perturb="bottleneck")
-    network.mixer = nn.Sequential(*(nn.Identity() for _ in range(3)))
+    replace_layers(network.mixer, nn.Identity)
     seen = seen_by_decoders(network, torch.rand(2, 1, 32, 32))
     for k in range(3):
         assert all(torch.equal(skip, clean) for skip, clean in zip(seen[k][:-1], seen["main"][:-1], strict=True))

@@ -1,0 +1,132 @@
+"""What is measured: one module of the paper's networks, at one input, in one mode; and the least it must do."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from mgcc_dist.models.blocks import MSAG, ConvMixer, ConvMixerLayer, UpConv
+
+OPERATIONS = ("upconv", "msag", "convmixer", "mixer")
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+Shape = tuple[int, ...]
+Phase = tuple[float, float]
+"""floating-point operations, bytes read and written"""
+
+
+@dataclass(frozen=True)
+class Workload:
+    op: str
+    shape: Shape
+    """as `measured.shape_of` has it"""
+    batch: int
+    dtype: torch.dtype
+    """float32, or what autocast computes in with parameters in float32"""
+    training: bool
+    """forward and backward by the batch's statistics; else forward alone, without gradients, by running ones"""
+
+    @property
+    def name(self) -> str:
+        return f"{self.op} {'x'.join(map(str, self.shape))} B{self.batch} {self.precision} {self.mode}"
+
+    @property
+    def precision(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def mode(self) -> str:
+        return "training" if self.training else "evaluation"
+
+    def module(self, device: torch.device) -> nn.Module:
+        torch.manual_seed(0)
+        channels, _, _, *sizes = self.shape
+        made = {"upconv": UpConv, "msag": MSAG, "convmixer": ConvMixerLayer, "mixer": ConvMixer}
+        return made[self.op](channels, *sizes).to(device).train(self.training)
+
+    def inputs(self, count: int, layout: str, device: torch.device) -> list[Tensor]:
+        """`count` inputs as an earlier convolution would leave them, the same whatever the layout."""
+        generator = torch.Generator(device).manual_seed(0)
+        size = self.batch, *self.shape[:3]
+        made = [torch.randn(size, generator=generator, device=device).to(self.dtype) for _ in range(count)]
+        return [x.to(memory_format=LAYOUTS[layout]).requires_grad_(self.training) for x in made]
+
+    @property
+    def input_bytes(self) -> int:
+        channels, height, width = self.shape[:3]
+        return self.batch * channels * height * width * self.dtype.itemsize
+
+    def phases(self, direction: str) -> list[Phase]:
+        """What must be done one after another, as a norm waits for all pixels: `direction` is forward or backward.
+
+        Multiply-adds count as two operations. Each phase reads its inputs and writes its outputs once. In backward,
+        what lies between convolutions is computed again and not read.
+        """
+        channels, height, width, *sizes = self.shape
+        pixels, size = self.batch * height * width, self.dtype.itemsize
+        plane = pixels * channels * size
+        backward = direction == "backward"
+        if self.op == "upconv":
+            out, flops = 4 * pixels * sizes[0] * size, 32.0 * pixels * channels * sizes[0]
+            weight = 9 * channels * sizes[0] * size
+            if backward:  # the norm's sums over dy and u; both gradients of the convolution
+                return [(0, 2 * out), (2 * flops, 2 * out + 2 * plane + 2 * weight)]
+            first = (flops, plane + out + weight)
+            return [first, (0, 2 * out)] if self.training else [first]
+        if self.op == "msag":
+            convolutions, vote = 38.0 * pixels * channels**2, 6.0 * pixels * channels**2
+            weight = channels**2 * size
+            if backward:  # 26 passes: those of msag_backward, which shares every read that it can
+                return [(2 * (convolutions + vote), 26 * plane + 44 * weight)]
+            if not self.training:
+                return [(convolutions + vote, 2 * plane + 22 * weight)]
+            return [(convolutions, 4 * plane + 19 * weight), (vote, 4 * plane + 3 * weight), (0, 3 * plane)]
+        kernel, layers = (sizes[0], sizes[1] if self.op == "mixer" else 1)
+        depthwise, pointwise = 2.0 * kernel**2 * pixels * channels, 2.0 * pixels * channels**2
+        weight = channels**2 * size
+        if backward:
+            return [(2 * depthwise, 3 * plane), (2 * pointwise, 4 * plane + 2 * weight)] * layers
+        return [(depthwise, 2 * plane), (pointwise, 2 * plane + weight)] * layers
+
+
+def levels(widths: tuple[int, ...], size: int) -> list[tuple[Shape, Shape]]:
+    """Shapes of the up-convolution and the gate of every level of a decoder for images of `size`, deep first."""
+    found: list[tuple[Shape, Shape]] = []
+    for n, (wide, deep) in enumerate(pairwise(widths)):
+        side = size >> n
+        found.insert(0, ((deep, side // 2, side // 2, wide), (wide, side, side)))
+    return found
+
+
+PAPER = (64, 128, 256, 512, 1024), 256
+SMALL = (8, 16, 32, 64, 128), 128  # configs/segment/mgcc_busi_small.yaml
+DEMO = (16, 32, 64, 128), 64  # configs/segment/mgcc_demo.yaml
+
+
+def on_gpu(dtypes: list[torch.dtype], quick: bool) -> Iterator[Workload]:
+    """The paper's network at its batch of 8; of the quick ones one shape an operation, the one with most bytes."""
+    mixer = [("convmixer", (1024, 16, 16, 7), 8), ("mixer", (1024, 16, 16, 7, 9), 8)]
+    upconvs = [("upconv", up, 8) for up, _ in levels(*PAPER)]
+    gates = [("msag", gate, 8) for _, gate in levels(*PAPER)]
+    more = [("convmixer", (1024, 16, 16, 13), 8), ("convmixer", (1024, 16, 16, 7), 64)]
+    chosen = [upconvs[-1], gates[-1], mixer[0]] if quick else [*upconvs, *gates, *mixer, *more]
+    for dtype in dtypes:
+        for op, shape, batch in chosen:
+            for training in (False, True):
+                yield Workload(op, shape, batch, dtype, training)
+
+
+def on_cpu(dtypes: list[torch.dtype], quick: bool) -> Iterator[Workload]:
+    """Up-convolutions of the paper's network (one image, evaluation alone) and of the small presets; then, for their
+    layouts and dtypes, the paper's gates and mixer."""
+    for widths, size in [DEMO] if quick else [DEMO, SMALL, PAPER]:
+        for dtype in dtypes:
+            for up, _ in levels(widths, size):
+                yield Workload("upconv", up, 1 if size == 256 else 8, dtype, False)
+                if size != 256 and dtype == torch.float32:
+                    yield Workload("upconv", up, 8, dtype, True)
+    for dtype in [] if quick else dtypes:
+        for _, gate in levels(*PAPER):
+            yield Workload("msag", gate, 1, dtype, False)
+        yield Workload("mixer", (1024, 16, 16, 7, 9), 1, dtype, False)
