@@ -65,7 +65,7 @@ def test_failures_leave_the_others_alone_are_shown_leave_a_hole_and_only_they_ar
     assert "attempt 2 of 2 from step 0: given up" in said
     assert restarts(job_of(out, "phantom/broken")) == 0
     assert restarts(job_of(out, "phantom/poison")) == 1
-    assert "1 of 3 runs are finished\n  Broken on Phantom: 0 of 1\n" in dispatch("logs", sweep, "report")
+    assert "1 of 3 runs are finished\n  Broken on Phantom: 0 of 1, 1 unfinished\n" in dispatch("logs", sweep, "report")
     assert "2 failed earlier; `python -m mgcc_dist.slurm resume" in dispatch("submit", sweep)
 
     mended = FAILING | {"Poison": {**FAILING["Poison"], "resources": {}}}
@@ -114,3 +114,15 @@ def test_what_slurm_would_never_start_is_said_before_anything_is_submitted(
     assert message in dispatch("submit", sweep, "--cluster-file", str(cluster), code=2)
     assert queue() == before
     assert not (tmp_path / "impossible" / "jobs.json").exists()
+
+
+def test_a_thousand_runs_are_two_calls_of_sbatch(slurm_up, phantom_data, tmp_path):
+    asks = {"cpus": 1, "memory_gb": 1, "extra": {"hold": True}}
+    sweep = write_ready_sweep(tmp_path, phantom_data, "thousand", seeds=list(range(1, 501)), resources=asks)
+    assert "1001 tasks submitted in 2 jobs" in dispatch("submit", sweep)
+    jobs = read_json(tmp_path / "thousand" / "jobs.json")["jobs"].values()
+    assert len({job.partition("_")[0] for job in jobs}) == 2
+    assert "1001 tasks: 1001 pending" in dispatch("status", sweep)
+    assert "1001 tasks cancelled" in dispatch("cancel", sweep)
+    until_in_slurm(lambda: over(*jobs))
+    assert "1001 tasks: 1001 failed" in dispatch("status", sweep, code=1)
