@@ -44,10 +44,9 @@ def main() -> None:
     rung = replace(Rung(), **dict.fromkeys(options.settings, True))
     rows: dict[str, dict[str, Any]] = {}
     for number in options.runs:
-        row = side_by_side(number, rung, case, options.seconds)
+        row = rows[f"{number} runs"] = side_by_side(number, rung, case, options.seconds)
         if "steps_per_second" in row:
             row["ratio"] = round(row["steps_per_second"] / rows["1 runs"]["steps_per_second"], 3)
-        rows[f"{number} runs"] = row
         print(f"{number} runs: {row}", flush=True)
     facts = {"case": asdict(case), "settings": options.settings, "seconds": options.seconds}
     write_json(options.out, {**describe(), **facts, "rows": rows})

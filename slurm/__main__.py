@@ -22,7 +22,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from mgcc_dist.config import HelpFormatter
 from mgcc_dist.errors import UserError, run_program
-from mgcc_dist.slurm import cluster, resources, status, submit
+from mgcc_dist.slurm import cluster, plan, resources, status, submit
 from mgcc_dist.slurm.plan import REPORT, Task, jobs_of, tasks_of
 from mgcc_dist.slurm.status import Registry
 from mgcc_dist.sweeps import Sweep, read_sweep
@@ -75,15 +75,18 @@ def _start(given: Namespace, again: bool, sweep: Sweep) -> None:
     if not chosen:
         print(f"slurm: nothing to submit; {status.summary(states)}")
         return
+    number = len(chosen)
+    if registry.cluster != "debug":
+        chosen = plan.shared(chosen)
     if given.dry_run:
         on_slurm = registry.cluster == "slurm"
         waiting = [state.task.name for state in states if state.kind in ("pending", "running")]
         jobs = jobs_of(chosen, waiting, cluster.largest_array() if on_slurm else len(tasks), sweep.name)
         print(submit.describe(jobs))
-        print(f"slurm: a dry run; {len(chosen)} tasks in {len(jobs)} jobs were not submitted")
+        print(f"slurm: a dry run; {number} tasks in {len(jobs)} jobs were not submitted")
     elif registry.cluster == "slurm":
         jobs = submit.to_slurm(sweep, chosen, states, registry)
-        print(f"slurm: {len(chosen)} tasks submitted in {len(jobs)} jobs; logs are in {registry.logs}")
+        print(f"slurm: {number} tasks submitted in {len(jobs)} jobs; logs are in {registry.logs}")
         print(f"slurm: `python -m mgcc_dist.slurm status {given.sweep}` shows how they are")
     else:
         here = registry.cluster == "local"
@@ -92,7 +95,7 @@ def _start(given: Namespace, again: bool, sweep: Sweep) -> None:
         except KeyboardInterrupt:
             print(f"slurm: stopped; `python -m mgcc_dist.slurm resume {given.sweep}` goes on from the checkpoints")
             sys.exit(EXIT_STOPPED)
-        print(f"slurm: {len(chosen) - len(failures)} of {len(chosen)} tasks are done; logs are in {registry.logs}")
+        print(f"slurm: {number - len(failures)} of {number} tasks are done; logs are in {registry.logs}")
         if failures:
             sys.exit(EXIT_FAILED)
 
@@ -118,7 +121,7 @@ def cancel(given: Namespace) -> None:
     sweep = read_sweep(given.sweep)
     registry = Registry.read(sweep.out)
     states = status.states_of(_tasks(sweep, given.sweep, registry), registry)
-    jobs = [state.job for state in states if state.kind in ("pending", "running")]
+    jobs = list(dict.fromkeys(state.job for state in states if state.kind in ("pending", "running")))
     if not jobs:
         print("slurm: nothing is pending or running")
         return
@@ -137,7 +140,7 @@ def show_logs(given: Namespace) -> None:
     if len(tasks) != 1:
         names = ", ".join(task.name for task in tasks) or "none"
         raise UserError(f"{given.run!r} must be the beginning of one task's name; it is of {names}")
-    logs = status.logs_of(registry).get((registry.jobs or {}).get(tasks[0].name, ""))
+    logs = status.own(status.logs_of(registry).get((registry.jobs or {}).get(tasks[0].name, ""), ()), tasks[0])
     if not logs:
         raise UserError(f"{tasks[0].name} has no log yet in {registry.logs}")
     for path in logs:

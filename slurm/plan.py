@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,17 @@ class Task:
     even_if_failed: bool = False
     """whether it starts even when one of those has failed"""
     run: SweepRun | None = None
+    members: tuple["Task", ...] = ()
+    """runs that share this task's GPU; it then has no command of its own"""
+
+    @property
+    def parts(self) -> tuple["Task", ...]:
+        """Its members, or itself."""
+        return self.members or (self,)
 
     @property
     def is_done(self) -> bool:
-        return self.makes.is_file()
+        return all(part.makes.is_file() for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -112,12 +119,33 @@ def needed(command: list[str], steps: list[SweepStep], step: SweepStep | None = 
     return tuple(names.values())
 
 
+def shared(tasks: list[Task]) -> list[Task]:
+    """Runs of one shape that wait for the same, joined to tasks of `runs_per_gpu`; other tasks as they are."""
+    alike: dict[tuple[str, tuple[str, ...]], list[Task]] = {}
+    for task in tasks:
+        if task.run and task.resources.runs_per_gpu > 1:
+            alike.setdefault((repr(task.resources), task.after), []).append(task)
+    joined: dict[str, Task | None] = {}
+    for group in alike.values():
+        size = group[0].resources.runs_per_gpu
+        for first, *more in (group[i : i + size] for i in range(0, len(group), size)):
+            members = (first, *more) if more else ()
+            name = f"{first.name} and {len(more)} more" if more else first.name
+            joined |= dict.fromkeys((task.name for task in more), None)
+            joined[first.name] = replace(
+                first, name=name, members=members, resources=first.resources.of_runs(1 + len(more))
+            )
+    kept = (joined.get(task.name, task) for task in tasks)
+    return [task for task in kept if task]
+
+
 def jobs_of(tasks: list[Task], waiting: Iterable[str], largest_array: int, prefix: str) -> list[Job]:
     """The fewest jobs that carry `tasks` out; `waiting` are other tasks, submitted earlier, that may be waited for."""
-    present = {task.name for task in tasks} | set(waiting)
+    present = {part.name for task in tasks for part in task.parts} | set(waiting)
     earlier: dict[str, set[str]] = {}  # all that a task waits for, and what that waits for
     for task in tasks:
-        earlier[task.name] = set(task.after).union(*(earlier.get(name, ()) for name in task.after))
+        before = set(task.after).union(*(earlier.get(name, ()) for name in task.after))
+        earlier |= dict.fromkeys((part.name for part in task.parts), before)
     groups: dict[tuple[str, str], list[Task]] = {}
     for task in tasks:
         groups.setdefault((task.kind, repr(task.resources)), []).append(task)

@@ -41,6 +41,8 @@ class Resources:
     """members of an array that run at a time"""
     attempts: int = 3
     """starts of a run, one after the other without progress, after which it is not started again"""
+    runs_per_gpu: int = 1
+    """runs of a sweep that share a task and its GPU, each a process; `cpus` and `memory_gb` are of one run"""
     environment: dict[str, str] = field(default_factory=dict)
     """variables of the job, such as OMP_NUM_THREADS or Accelerate's"""
     setup: list[str] = field(default_factory=list)
@@ -51,6 +53,11 @@ class Resources:
     @property
     def minutes(self) -> int:
         return minutes(self.time)
+
+    def of_runs(self, number: int) -> "Resources":
+        """What a task of `number` runs asks for."""
+        memory = None if self.memory_gb is None else self.memory_gb * number
+        return dataclasses.replace(self, cpus=self.cpus * number, memory_gb=memory)
 
     def sbatch(self) -> dict[str, Any]:
         """As parameters of submitit's Slurm executor; what is None is left to Slurm."""
@@ -106,13 +113,18 @@ def read(layers: Iterable[tuple[str, dict[str, Any]]]) -> Resources:
         UserError: a key is unknown or its value is of a wrong kind; names place and key.
     """
     values: dict[str, Any] = {}
+    layers = list(layers)
     for place, keys in layers:
         for key, value in keys.items():
             if key not in FIELDS:
                 raise UserError(f"{place}: unknown resource {key!r}; there are {', '.join(FIELDS)}")
             _check(place, key, value)
             values[key] = values.get(key, {}) | value if isinstance(value, dict) else value
-    return Resources(**values)
+    wanted = Resources(**values)
+    if wanted.runs_per_gpu > 1 and (wanted.nodes > 1 or wanted.tasks_per_node > 1 or wanted.gpus > 1):
+        place = next(place for place, keys in reversed(layers) if "runs_per_gpu" in keys)
+        raise UserError(f"{place}: runs_per_gpu {wanted.runs_per_gpu} is for runs of one rank on one GPU, not {wanted}")
+    return wanted
 
 
 def preset_defaults(words: list[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from submitit import JobEnvironment
 from submitit.core.utils import DelayedSubmission, JobPaths
 
 from mgcc_dist.slurm import cluster
+from mgcc_dist.slurm.shared import SharedPrograms
 from mgcc_dist.slurm.task import Program, attempts_of
 
 
@@ -19,16 +20,20 @@ def main(code: int, folder: Path) -> None:
         return
     job = JobEnvironment()
     program = DelayedSubmission.load(JobPaths(folder, job.job_id).submitted_pickle).function
-    assert isinstance(program, Program)
+    assert isinstance(program, (Program, SharedPrograms))
+    if [each for each in program.left() if _has_attempts(each, code)]:
+        cluster.requeue(job.job_id)
+
+
+def _has_attempts(program: Program, code: int) -> bool:
     sofar = attempts_of(program.folder)
     if sofar.get("hopeless"):
-        return
+        return False
     said = f"slurm: ended with code {code}, attempt {sofar['attempts']} of {program.attempts} from step {sofar['step']}"
-    if sofar["attempts"] >= program.attempts:
-        print(f"{said}: given up; `python -m mgcc_dist.slurm resume` starts it again", file=sys.stderr)
-        return
-    print(f"{said}: requeued", file=sys.stderr)
-    cluster.requeue(job.job_id)
+    again = sofar["attempts"] < program.attempts
+    more = "requeued" if again else "given up; `python -m mgcc_dist.slurm resume` starts it again"
+    print(f"{said}: {more}", file=sys.stderr)
+    return again
 
 
 if __name__ == "__main__":

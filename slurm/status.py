@@ -12,6 +12,7 @@ from typing import Any
 from mgcc_dist.files import read_json, write_json
 from mgcc_dist.slurm import cluster
 from mgcc_dist.slurm.plan import Task
+from mgcc_dist.sweeps import slug
 
 ORDER = ("done", "running", "pending", "failed", "missing")
 PROGRESS = re.compile(r"^.*?\d+%\|.*?\|.*?\[.*?\]")
@@ -76,7 +77,7 @@ def states_of(tasks: Iterable[Task], registry: Registry) -> list[State]:
 def _state(task: Task, job: str, queued: Mapping[str, cluster.Queued], how: Mapping[str, str]) -> State:
     # Looked at anew: what left the queue since may have finished.
     entry = queued.get(job)
-    if task.is_done and not entry:
+    if task.is_done and (task.run or not entry):  # a run's job may go on with others; a report is made again
         return State(task, "done", job)
     if not job:
         return State(task, "missing")
@@ -125,6 +126,12 @@ def logs_of(registry: Registry) -> dict[str, list[Path]]:
     return {job: sorted(paths, key=lambda path: (path.suffix != ".out", path.name)) for job, paths in logs.items()}
 
 
+def own(logs: Iterable[Path], task: Task) -> list[Path]:
+    """Of the logs of a task's job those of the task: all, unless it is one of several runs that share the job."""
+    logs = list(logs)
+    return [path for path in logs if path.stem.endswith(f"_{slug(task.name)}_log")] or logs
+
+
 def last_words(logs: Iterable[Path], lines: int = 3) -> list[str]:
     """The last lines that a failed job wrote to standard error; Slurm's own only where the program said nothing."""
     notes: list[str] = []
@@ -153,7 +160,7 @@ def table(states: list[State], registry: Registry) -> str:
     for state, line in zip(states, lines[1:], strict=True):
         shown.append(line)
         if state.kind == "failed":
-            shown += [f"    {words}" for words in last_words(logs.get(state.job, ()))]
+            shown += [f"    {words}" for words in last_words(own(logs.get(state.job, ()), state.task))]
     return "\n".join([*shown, summary(states)])
 
 

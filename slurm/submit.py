@@ -19,9 +19,10 @@ from tqdm import tqdm
 from mgcc_dist.errors import UserError
 from mgcc_dist.slurm import cluster
 from mgcc_dist.slurm.plan import REPORT, Job, Task, dependency, jobs_of
-from mgcc_dist.slurm.status import Registry, State, last_words, logs_of
+from mgcc_dist.slurm.shared import SharedPrograms
+from mgcc_dist.slurm.status import Registry, State, last_words, logs_of, own
 from mgcc_dist.slurm.task import ATTEMPTS, Program
-from mgcc_dist.sweeps import Sweep
+from mgcc_dist.sweeps import Sweep, slug
 
 LOCK = ".submitting"
 """holds the id of the process that submits the sweep, and is locked by it"""
@@ -60,15 +61,15 @@ def to_slurm(sweep: Sweep, tasks: list[Task], states: list[State], registry: Reg
     ids = registry.jobs = registry.jobs or {}
     numbers: dict[str, str] = {}
     for job in jobs:
-        for task in job.tasks:
-            (task.folder / ATTEMPTS).unlink(missing_ok=True)
+        for part in (part for task in job.tasks for part in task.parts):
+            (part.folder / ATTEMPTS).unlink(missing_ok=True)
         executor = SlurmExecutor(registry.logs, max_num_timeout=10_000)  # `attempts` is what ends a run
         executor.update_parameters(**parameters(job, registry.logs, dependency(job, ids, numbers)))
         try:
-            submitted = executor.submit_array([program(task) for task in job.tasks])
+            submitted = executor.submit_array([program(task, registry.logs) for task in job.tasks])
         except submitit.core.utils.FailedJobError as error:
             raise UserError(f"Slurm did not take {job.name}: {' '.join(str(error).split())}") from error
-        ids.update({task.name: each.job_id for task, each in zip(job.tasks, submitted, strict=True)})
+        ids |= {part.name: j.job_id for task, j in zip(job.tasks, submitted, strict=True) for part in task.parts}
         numbers[job.name] = submitted[0].job_id.partition("_")[0]
         registry.save()
     return jobs
@@ -90,26 +91,28 @@ def locally(tasks: list[Task], registry: Registry, parallel: int) -> list[Task]:
                 if job.done():
                     del running[slot]
                     bar.update()
-                    if not task.is_done:
-                        failed.append(task)
-                        said = last_words(logs_of(registry).get(job.job_id, ()))
-                        bar.write("\n    ".join([f"{task.name} failed", *said]))
+                    for part in (part for part in task.parts if not part.is_done):
+                        failed.append(part)
+                        said = last_words(own(logs_of(registry).get(job.job_id, ()), part))
+                        bar.write("\n    ".join([f"{part.name} failed", *said]))
             lost = {task.name for task in failed}
             for task in [task for task in open_ if lost & set(task.after) and not task.even_if_failed]:
                 open_.remove(task)
-                failed.append(task)
-                lost.add(task.name)
+                failed += task.parts
+                lost |= {part.name for part in task.parts}
                 bar.update()
                 bar.write(f"{task.name} is left out: what it waits for failed")
-            unfinished = {task.name for task in open_} | {task.name for task, _ in running.values()}
+            busy = [*open_, *(task for task, _ in running.values())]
+            unfinished = {part.name for task in busy for part in task.parts}
             free = parallel - len(running)
             for task in [task for task in open_ if not unfinished & set(task.after)][:free]:
                 open_.remove(task)
                 slot = next(slot for slot in range(parallel) if slot not in running)
-                (task.folder / ATTEMPTS).unlink(missing_ok=True)
+                for part in task.parts:
+                    (part.folder / ATTEMPTS).unlink(missing_ok=True)
                 job = _start_here(task, registry, slot)
                 running[slot] = task, job
-                ids[task.name] = job.job_id
+                ids |= dict.fromkeys((part.name for part in task.parts), job.job_id)
                 registry.save()
             time.sleep(0.2)
     finally:
@@ -128,12 +131,15 @@ def in_process(tasks: list[Task], registry: Registry) -> list[Task]:
     for task in tasks:
         print(f"slurm: {task.name}", flush=True)
         (task.folder / ATTEMPTS).unlink(missing_ok=True)
-        executor.submit(program(task)).result()
+        executor.submit(program(task, registry.logs)).result()
     return []
 
 
-def program(task: Task) -> Program:
-    return Program(task.command, task.folder, task.makes, task.resources.attempts)
+def program(task: Task, logs: Path) -> Program | SharedPrograms:
+    parts = {
+        slug(part.name): Program(part.command, part.folder, part.makes, part.resources.attempts) for part in task.parts
+    }
+    return SharedPrograms(parts, logs) if task.members else next(iter(parts.values()))
 
 
 def parameters(job: Job, logs: Path, after: str | None) -> dict[str, Any]:
@@ -163,7 +169,9 @@ def describe(jobs: list[Job]) -> str:
         elif job.after:
             shown = ", ".join(job.after[:4]) + (f" and {len(job.after) - 4} more" if len(job.after) > 4 else "")
             lines.append(f"  after {shown}{', even if they fail' if job.tasks[0].even_if_failed else ''}")
-        lines += [f"  {task.name}: python {' '.join(task.command)}" for task in job.tasks]
+        for task in job.tasks:
+            lines += [f"  {task.name}: {len(task.members)} runs side by side"] if task.members else []
+            lines += [f"  {part.name}: python {' '.join(part.command)}" for part in task.parts]
     return "\n".join(lines)
 
 
@@ -228,6 +236,6 @@ def _start_here(task: Task, registry: Registry, slot: int) -> Any:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with environment_variables(**asks.environment):
-            return executor.submit(program(task))
+            return executor.submit(program(task, registry.logs))
     finally:
         signal.signal(signal.SIGINT, before)

@@ -66,6 +66,10 @@ class Program:
     def checkpoint(self) -> DelayedSubmission:
         return DelayedSubmission(self)
 
+    def left(self) -> list["Program"]:
+        """What another start would carry out."""
+        return [self]
+
 
 def count_attempt(folder: Path, makes: Path, limit: int) -> None:
     """Count a start in FOLDER/attempts.json, from 1 again when checkpoints have moved on since the last one.
