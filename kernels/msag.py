@@ -18,13 +18,9 @@ from mgcc_dist.kernels.msag_forward import EVALUATION_FORMS, INTERPRETED
 BRANCHES = ("pointwise", "ordinary", "dilated")
 PARTS = (*BRANCHES, "vote")
 
-# The fastest form in evaluation by channels and dtype, "eager" where that is PyTorch, from measurements on a GPU.
-# None has been made: so nothing here says that any form is faster than PyTorch.
-MEASURED: dict[tuple[int, torch.dtype], str] = {}
-
 
 def evaluation_form(channels: int) -> str:
-    """The form that the roofline favours where none was measured: u out of memory as long as its tile fits."""
+    """The form that the roofline favours, where measured.json names none: u out of memory as long as its tile fits."""
     return "one_kernel" if channels in (16, 32, 64, 128) else "two_kernels"
 
 

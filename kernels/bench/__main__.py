@@ -47,6 +47,7 @@ def main(words: list[str] | None = None) -> None:
     dtypes = [getattr(torch, name) for name in options.dtypes or _default_dtypes(device)]
     effort = _effort(device, options.quick)
     deadline = time.monotonic() + options.seconds
+    where = facts(device)  # of now: what is changed while it runs is not what runs
     with fastest_library():
         roofline = Roofline(device, dtypes, effort.milliseconds)
         print(f"bench: {device_name(device)}, {roofline.as_dict()}", flush=True)
@@ -56,7 +57,7 @@ def main(words: list[str] | None = None) -> None:
         if device.type == "cuda" and not options.quick:
             not_run |= _compile_all(done, device, effort, deadline)
     rows = {each.workload.name: as_row(each, roofline) for each in done.values()}
-    content = {**facts(device), "roofline": roofline.as_dict(), "rows": rows, "not_run": not_run}
+    content = {**where, "roofline": roofline.as_dict(), "rows": rows, "not_run": not_run}
     print("\n".join(_summary(rows)), *(f"not run: {name}: {why}" for name, why in not_run.items()), sep="\n")
     if options.json:
         write_json(options.json, content)
@@ -66,7 +67,7 @@ def main(words: list[str] | None = None) -> None:
         print(f"bench: {options.png}")
     if options.write_table:
         measured_rows = [row for each in done.values() for row in table_rows(each)]
-        write_table(TABLE, measured_rows, device_name(device), facts(device))
+        write_table(TABLE, measured_rows, device_name(device), where)
         print(f"bench: {TABLE}")
 
 

@@ -91,6 +91,7 @@ def eager_and_fused(workload: Workload, device: torch.device, triton: bool) -> t
 def compiled(workload: Workload, device: torch.device) -> list[Candidate]:
     """The plain module under torch.compile; each compiles at its first call."""
     torch.compiler.reset()
+    torch._functorch.config.donated_buffer = False  # else backward can't be called twice, and so not timed alone
     made = []
     for name, layout, words in COMPILED:
         plain: nn.Module = workload.module(device).to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]

@@ -52,7 +52,7 @@ def measure(workload: Workload, candidates: list[Candidate], device: torch.devic
             wrong = max(error(ours, right) for ours, right in zip(_result(one), reference, strict=True))
             if not wrong <= ERROR[workload.dtype]:
                 raise ArithmeticError(f"its result is off by {wrong:.2g}")
-            measured.counted[candidate.name] = {"error": float(f"{wrong:.2g}"), **_count(one, device)}
+            measured.counted[candidate.name] = {"error": float(f"{wrong:.2g}"), **_count(one, candidate.form, device)}
         except Exception as failure:
             measured.not_run[candidate.name] = _why(failure)
         else:
@@ -83,10 +83,10 @@ def _result(calls: Calls) -> tuple[torch.Tensor, ...]:
     return (y, calls.both(0)[0]) if calls.workload.training else (y,)
 
 
-def _count(calls: Calls, device: torch.device) -> dict[str, float]:
+def _count(calls: Calls, form: str, device: torch.device) -> dict[str, float]:
     counted: dict[str, float] = {}
     call: Callable[[], object] = partial(calls.both if calls.workload.training else calls.forward, 0)
-    if calls.workload.training:
+    if calls.workload.training and not form.startswith(COMPILE):  # whose graph depends on who hooks into it
         kept = counts.saved_bytes(partial(calls.forward, 0), calls.module.parameters())
         counted["saved_mib"] = round(kept / 2**20, 3)
     if device.type == "cuda":

@@ -91,8 +91,8 @@ def replay(milliseconds: float, cold: bool) -> Clock:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(3):
-                call(0)
+            for i in range(max(sets, 3)):
+                call(i % sets)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -105,14 +105,16 @@ DEMO = (16, 32, 64, 128), 64  # configs/segment/mgcc_demo.yaml
 
 
 def on_gpu(dtypes: list[torch.dtype], quick: bool) -> Iterator[Workload]:
-    """The paper's network at its batch of 8; of the quick ones one shape an operation, the one with most bytes."""
-    mixer = [("convmixer", (1024, 16, 16, 7), 8), ("mixer", (1024, 16, 16, 7, 9), 8)]
-    upconvs = [("upconv", up, 8) for up, _ in levels(*PAPER)]
-    gates = [("msag", gate, 8) for _, gate in levels(*PAPER)]
-    more = [("convmixer", (1024, 16, 16, 13), 8), ("convmixer", (1024, 16, 16, 7), 64)]
-    chosen = [upconvs[-1], gates[-1], mixer[0]] if quick else [*upconvs, *gates, *mixer, *more]
+    """The paper's network at its batch of 8, and a larger kernel and batch; first, and alone if quick, one an operation.
+
+    Those are the levels with most bytes.
+    """
+    *upconvs, upconv = [("upconv", up, 8) for up, _ in levels(*PAPER)]
+    *gates, gate = [("msag", gate, 8) for _, gate in levels(*PAPER)]
+    first = [upconv, gate, ("convmixer", (1024, 16, 16, 7), 8), ("mixer", (1024, 16, 16, 7, 9), 8)]
+    more = [*upconvs, *gates, ("convmixer", (1024, 16, 16, 13), 8), ("convmixer", (1024, 16, 16, 7), 64)]
     for dtype in dtypes:
-        for op, shape, batch in chosen:
+        for op, shape, batch in first if quick else first + more:
             for training in (False, True):
                 yield Workload(op, shape, batch, dtype, training)
 
