@@ -105,9 +105,9 @@ DEMO = (16, 32, 64, 128), 64  # configs/segment/mgcc_demo.yaml
 
 
 def on_gpu(dtypes: list[torch.dtype], quick: bool) -> Iterator[Workload]:
-    """The paper's network at its batch of 8, and a larger kernel and batch; first, and alone if quick, one an operation.
+    """The paper's network at its batch of 8, and a larger kernel and batch.
 
-    Those are the levels with most bytes.
+    One workload an operation comes first, and alone if quick: the level with most bytes.
     """
     *upconvs, upconv = [("upconv", up, 8) for up, _ in levels(*PAPER)]
     *gates, gate = [("msag", gate, 8) for _, gate in levels(*PAPER)]
