@@ -1,12 +1,15 @@
 """Runs that share a GPU: each its own process and log; one that fails leaves the others; a notice reaches all."""
 
 import os
+import re
 import signal
 import threading
 import time
 
 import pytest
-from sweep_files import write_sweep
+from jobs import dispatch, job_of, last_step, over, restarts, slurm, until_in_slurm
+from same_run import assert_same_run
+from sweep_files import write_ready_sweep, write_sweep
 
 from mgcc_dist.errors import UserError
 from mgcc_dist.shards import main as shards
@@ -14,7 +17,7 @@ from mgcc_dist.slurm import cluster, plan, resources, status, submit
 from mgcc_dist.slurm.shared import SharedPrograms
 from mgcc_dist.slurm.status import Registry
 from mgcc_dist.slurm.task import Program, attempts_of
-from mgcc_dist.sweeps import read_sweep
+from mgcc_dist.sweeps import read_sweep, slug
 
 # Three programs: one ends at once, one fails at once, one trains until it is told to stop and is done when it is
 # started once more.
@@ -147,3 +150,25 @@ def test_two_runs_share_a_task_on_this_machine_and_a_poisoned_one_leaves_the_oth
     logs = status.logs_of(registry)[registry.jobs[bad.name]]
     assert "loop.steps" in " ".join(status.last_words(status.own(logs, bad)))
     assert "IoU" in status.own(logs, good)[0].read_text()
+
+
+@pytest.mark.slurm
+def test_runs_that_share_a_job_are_all_told_to_go_and_go_on_after_the_requeue(slurm_up, phantom_data, tmp_path):
+    asks = {"cpus": 1, "time": "0:20:00", "environment": {"OMP_NUM_THREADS": "1"}}
+    shared, alone = (
+        write_ready_sweep(tmp_path, phantom_data, name, seeds=[1], resources=asks | {"runs_per_gpu": number})
+        for name, number in (("shared", 2), ("alone", 1))
+    )
+    for path in (shared, alone):
+        dispatch("submit", path)
+    both, expected = ([run.folder for run in read_sweep(path).runs] for path in (shared, alone))
+    (job,) = {job_of(tmp_path / "shared", str(run.relative_to(tmp_path / "shared"))) for run in both}
+    until_in_slurm(lambda: all(last_step(run) >= 3 for run in both))
+    slurm("scancel", "--signal=USR2", job)
+    until_in_slurm(lambda: over(job_of(tmp_path / "shared", "report"), job_of(tmp_path / "alone", "report")))
+    assert restarts(job) == 1
+    for run, undisturbed in zip(both, expected, strict=True):
+        (log,) = (tmp_path / "shared" / "jobs").glob(f"{job}_*{slug(run.name)}_log.out")
+        (step,) = map(int, re.findall(r"stopped by a signal at step (\d+)", log.read_text()))
+        assert f"from step {step} of 30" in log.read_text()
+        assert_same_run(run, undisturbed)
