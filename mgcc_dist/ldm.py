@@ -242,14 +242,21 @@ def audit_samples(config: LdmConfig, images: Images, out: Path, accelerator: Acc
     if not config.audit.enabled:
         accelerator.print("audit: not made, since audit.enabled is false")
         return
-    if audit.is_finished(config.audit, images, out / "samples", folder):
+    encoder = config.quality.encoder
+    used = features.load(encoder, out / "pipeline" / "vqvae", images.size) if encoder else None
+    if audit.is_finished(config.audit, used, images, out / "samples", folder):
         accelerator.print(f"audit: {folder / 'audit.json'} is there already")
         return
-    report = audit.audit(config.audit, images, out / "samples", folder, accelerator)
+    report = audit.audit(config.audit, used, images, out / "samples", folder, accelerator)
+    over = f"likeness over {report['threshold']:.2f}"
+    if used:
+        over += f" in pixels or {report['features']['threshold']:.2f} in features"
+    else:
+        accelerator.print("audit: images are compared in pixels alone, since quality.encoder names no trained network")
     what = "dropped" if config.audit.drop_copies else "listed; --audit.drop_copies true takes them out"
     accelerator.print(
         f"audit: {len(report['near_copies'])} of {report['synthetic']['images']} samples are as good as copies "
-        f"of a training image (likeness over {report['threshold']:.2f}), {what} -> {folder}"
+        f"of a training image ({over}), {what} -> {folder}"
     )
 
 

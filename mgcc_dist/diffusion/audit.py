@@ -1,17 +1,21 @@
 """Does the model copy its training images? Every synthetic image beside the training image that it is most alike.
 
-What is too alike is learned from the real images: for each of them (300 at most) the highest likeness with a training
-image of another group, that is of another patient or, where patients are unknown, not a near-duplicate. The threshold
-is the likeness that a share of `false_alarms` of them exceeds. A synthetic image above it is listed as a near-copy: it
-is more like one patient's image than real images of different patients are.
+Alike in pixels, and in the features of a network where one is named (likeness.py says how). What is too alike is
+learned from the real images: for each of them (300 at most) the highest likeness with a training image of another
+group, that is of another patient or, where patients are unknown, not a near-duplicate. The thresholds are the
+likenesses that a share of `false_alarms` of them exceeds, half of it in either way where there are two. A synthetic
+image above one of them is listed as a near-copy: it is more like one patient's image than real images of different
+patients are. docs/audit.md says what is found by that.
 
-`audit.json` has threshold, near-copies and, for every image, its nearest; `closest.png` shows the twenty closest
-pairs. With `drop_copies` the near-copies are taken out of the shards.
+`audit.json` has thresholds, near-copies and, for every image, its nearest; `closest.png` shows the twenty pairs that
+are closest in pixels, `closest_features.png` those in features. With `drop_copies` the near-copies are taken out of
+the shards.
 """
 
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +24,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mgcc_dist.config import UnitInterval
+from mgcc_dist.data.augment import symmetry
 from mgcc_dist.data.duplicates import thumbnail
 from mgcc_dist.data.images import resize_image
-from mgcc_dist.data.loader import Source
+from mgcc_dist.data.loader import Source, Subset
 from mgcc_dist.data.records import ShardFolder
+from mgcc_dist.diffusion.features import Features
 from mgcc_dist.diffusion.images import Images
-from mgcc_dist.diffusion.likeness import align, describe, likenesses
+from mgcc_dist.diffusion.likeness import FeatureLikeness, align, describe, likenesses
 from mgcc_dist.diffusion.selection import drop
 from mgcc_dist.errors import UserError
 from mgcc_dist.files import read_json, replacing, write_json
@@ -43,56 +50,66 @@ class AuditConfig:
     enabled: bool = True
     """look for copies of training images among the synthetic ones"""
     false_alarms: UnitInterval = 0.01
-    """share of real images that would be taken for copies of another patient's; sets the threshold"""
+    """share of real images that would be taken for copies of another patient's; sets the thresholds"""
     drop_copies: bool = False
     """take the near-copies out of the shards; otherwise they are only listed"""
 
 
-def is_finished(config: AuditConfig, images: Images, samples: Path, folder: Path) -> bool:
+def is_finished(config: AuditConfig, features: Features | None, images: Images, samples: Path, folder: Path) -> bool:
     """Whether `folder` holds the audit of these samples, and its near-copies are dropped where they are to be."""
     path = folder / "audit.json"
     shards = ShardFolder.open(samples, verify=False)
-    if not path.is_file() or read_json(path)["request"] != _request(config, images, shards):
+    if not path.is_file() or read_json(path)["request"] != _request(config, features, images, shards):
         return False
     return not config.drop_copies or shards.index.get("dropped") is not None
 
 
-def audit(config: AuditConfig, images: Images, samples: Path, folder: Path, accelerator: Accelerator) -> dict[str, Any]:
-    """Leave `audit.json` and `closest.png` in `folder`, and return the first. Collective."""
+def audit(
+    config: AuditConfig,
+    features: Features | None,
+    images: Images,
+    samples: Path,
+    folder: Path,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Leave `audit.json` and the pictures in `folder`, and return the first. Collective.
+
+    Without `features` images are compared in pixels alone.
+    """
     shards = ShardFolder.open(samples, verify=False)
     data, learned = images.data, images.learned.indices
-    thumbnails = torch.from_numpy(np.stack([thumbnail(_square(data, i, images.size)) for i in learned]))
-    thumbnails = thumbnails.to(accelerator.device)
-    floor = _real_likenesses(images, thumbnails, accelerator)
-    threshold = float(np.quantile(floor, 1 - config.false_alarms))
-    found = _nearest(shards, thumbnails, images.size, accelerator)
-    values = [value for value, _, _ in found]
-    rows = [
+    reals = np.random.default_rng(0).permutation(learned + images.unseen.indices)[:CALIBRATION].tolist()
+    allowed = config.false_alarms / (2 if features else 1)
+    pixels = _in_pixels(images, shards, reals, allowed, accelerator)
+    rows: list[dict[str, Any]] = [
         {
             "key": record.key,
             "nearest": data.records[learned[j]].key,
             "likeness": round(value, 4),
             "alignment": describe(alignment),
-            "near_copy": value > threshold,
+            "near_copy": value > pixels.threshold,
         }
-        for record, (value, j, alignment) in zip(shards.records, found, strict=True)
+        for record, (value, j, alignment) in zip(shards.records, pixels.nearest, strict=True)
     ]
-    copies = [record.key for record, value in zip(shards.records, values, strict=True) if value > threshold]
-    report = {
-        "request": _request(config, images, shards),
-        "threshold": round(threshold, 4),
-        "real": _summary(floor),
-        "synthetic": _summary(values),
-        "near_copies": copies,
-        "images": rows,
-    }
+    report = {"request": _request(config, features, images, shards), **pixels.facts}
+    if features:
+        alike = _in_features(features, images, shards, reals, allowed, accelerator)
+        for row, (value, j, _) in zip(rows, alike.nearest, strict=True):
+            row["features"] = {"nearest": data.records[learned[j]].key, "likeness": round(value, 4)}
+            row["near_copy"] = row["near_copy"] or value > alike.threshold
+        report["features"] = features.facts | alike.facts
+    copies = [row["key"] for row in rows if row["near_copy"]]
+    report |= {"near_copies": copies, "images": rows}
     if accelerator.is_main_process:
-        pairs = []
-        for i in sorted(range(len(found)), key=lambda i: -values[i])[:PAIRS]:
-            _, j, alignment = found[i]
-            synthetic = align(_square(shards, i, images.size), alignment)
-            pairs.append((synthetic, _square(data, learned[j], images.size), rows[i]))
-        _draw(pairs, threshold, folder / "closest.png")
+        square = partial(_square, size=images.size)
+        pairs = [(align(square(shards, i), turn), square(data, learned[j]), rows[i]) for i, j, turn in pixels.closest()]
+        _draw(pairs, pixels.threshold, folder / "closest.png")
+        if features:
+            pairs = [
+                (square(shards, i), symmetry(square(data, learned[j]), turn), rows[i] | rows[i]["features"])
+                for i, j, turn in alike.closest()
+            ]
+            _draw(pairs, alike.threshold, folder / "closest_features.png")
         write_json(folder / "audit.json", report)
         if config.drop_copies:
             drop(samples, copies)
@@ -100,22 +117,73 @@ def audit(config: AuditConfig, images: Images, samples: Path, folder: Path, acce
     return report
 
 
-def _real_likenesses(images: Images, thumbnails: Tensor, accelerator: Accelerator) -> list[float]:
-    """For each of at most CALIBRATION real images: the highest likeness with a training image of another group."""
-    data, learned = images.data, images.learned.indices
-    groups = np.array([data.records[i].group for i in learned])
-    reals = np.random.default_rng(0).permutation(learned + images.unseen.indices)[:CALIBRATION].tolist()
-    found = []
+@dataclass(frozen=True)
+class _Compared:
+    """What one way of comparing says of real images and those of other groups, and of synthetic and training ones."""
+
+    floor: list[float]
+    """the highest likeness of each real image"""
+    allowed: float
+    """share of these that is over the threshold"""
+    nearest: list[tuple[float, int, int]]
+    """of each synthetic image: likeness, number and alignment of the training image that it is most alike"""
+
+    @property
+    def threshold(self) -> float:
+        return float(np.quantile(self.floor, 1 - self.allowed))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What audit.json says of it."""
+        values = [value for value, _, _ in self.nearest]
+        return {"threshold": round(self.threshold, 4), "real": _summary(self.floor), "synthetic": _summary(values)}
+
+    def closest(self) -> list[tuple[int, int, int]]:
+        """The PAIRS that are most alike: numbers of the synthetic and the training image, and the alignment."""
+        order = sorted(range(len(self.nearest)), key=lambda i: -self.nearest[i][0])[:PAIRS]
+        return [(i, *self.nearest[i][1:]) for i in order]
+
+
+def _in_pixels(
+    images: Images, shards: ShardFolder, reals: list[int], allowed: float, accelerator: Accelerator
+) -> _Compared:
+    data, size = images.data, images.size
+    thumbnails = torch.from_numpy(np.stack([thumbnail(_square(data, i, size)) for i in images.learned.indices]))
+    thumbnails = thumbnails.to(accelerator.device)
+    floor = []
     for i in reals[accelerator.process_index :: accelerator.num_processes]:
-        likeness, _ = likenesses([_square(data, i, images.size)], thumbnails)
-        others = likeness[0][torch.from_numpy(groups != data.records[i].group)]
-        found += [(i, others.max().item())] if len(others) else []
-    values = [value for _, value in sorted(gather_object(found))]
-    if not values:
+        likeness, _ = likenesses([_square(data, i, size)], thumbnails)
+        floor += [(i, value) for value in _with_other_groups(images, [i], likeness.numpy())]
+    highest = [value for _, value in sorted(gather_object(floor))]
+    return _Compared(_any(highest), allowed, _nearest(shards, thumbnails, size, accelerator))
+
+
+def _in_features(
+    features: Features, images: Images, shards: ShardFolder, reals: list[int], allowed: float, accelerator: Accelerator
+) -> _Compared:
+    likeness = FeatureLikeness(features, images.learned, accelerator)
+    among_reals, _ = likeness.of(Subset(images.data, reals))
+    floor = _any(_with_other_groups(images, reals, among_reals))
+    of_synthetic, views = likeness.of(shards)
+    best = of_synthetic.argmax(axis=1)
+    nearest = [(float(row[j]), int(j), int(view[j])) for row, view, j in zip(of_synthetic, views, best, strict=True)]
+    return _Compared(floor, allowed, nearest)
+
+
+def _with_other_groups(images: Images, reals: list[int], likeness: NDArray[Any]) -> list[float]:
+    """The highest of each row of `likeness` [R,N], of real images with training ones, among those of other groups."""
+    records = images.data.records
+    groups = np.array([records[i].group for i in images.learned.indices])
+    others = (row[groups != records[i].group] for i, row in zip(reals, likeness, strict=True))
+    return [float(row.max()) for row in others if len(row)]
+
+
+def _any(floor: list[float]) -> list[float]:
+    if not floor:
         raise UserError(
             "audit: all images are of one group, so there is nothing to compare with; --audit.enabled false"
         )
-    return values
+    return floor
 
 
 def _nearest(
@@ -142,12 +210,13 @@ def _summary(values: list[float]) -> dict[str, float]:
     return {"images": len(values), "median": round(float(np.median(values)), 4), "highest": round(max(values), 4)}
 
 
-def _request(config: AuditConfig, images: Images, shards: ShardFolder) -> dict[str, Any]:
+def _request(config: AuditConfig, features: Features | None, images: Images, shards: ShardFolder) -> dict[str, Any]:
     """All that the report depends on."""
     learned = hashlib.sha256(json.dumps([images.data.records[i].key for i in images.learned.indices]).encode())
     return {
         "samples": shards.index["request"],
         "training": {"dataset": images.facts["dataset"], "keys_sha256": learned.hexdigest(), "size": images.size},
+        "features": {key: features.facts[key] for key in ("kind", "sha256", "image_size")} if features else None,
         "false_alarms": config.false_alarms,
     }
 
@@ -164,10 +233,10 @@ def _draw(pairs: list[tuple[np.ndarray, np.ndarray, dict[str, Any]]], threshold:
         left.imshow(synthetic, cmap="gray", vmin=0, vmax=255)
         right.imshow(real, cmap="gray", vmin=0, vmax=255)
         number_and_likeness = f"{row['key'].removeprefix('synthetic-')}: {row['likeness']:.2f}"
-        left.set_title(number_and_likeness, fontsize=8, color="#c0281c" if row["near_copy"] else "black")
+        left.set_title(number_and_likeness, fontsize=8, color="#c0281c" if row["likeness"] > threshold else "black")
         right.set_title(row["nearest"], fontsize=8)
     figure.suptitle(
-        "Synthetic image, turned to match, and the training image that it is most alike; "
+        "Synthetic image and the training image that it is most alike, one of them turned to match the other; "
         f"red: a near-copy (likeness over {threshold:.2f})",
         fontsize=10,
     )

@@ -1,25 +1,37 @@
 """How alike two images are after the best alignment: high for a copy, however it was turned, and for nothing else.
 
-It is the correlation of structure by which `data.duplicates` finds near-duplicates (band-pass, local contrast, shifts
-of up to 3 of 48 pixels), best also over the eight symmetries of the square and rotations by -5, 0 and 5 degrees. A
-rotation between these is off by 2.5 degrees at most, which moves the rim of a 48 x 48 thumbnail by one pixel.
+In pixels it is the correlation of structure by which `data.duplicates` finds near-duplicates (band-pass, local
+contrast, shifts of up to 3 of 48 pixels), best also over the eight symmetries of the square and rotations by -5, 0 and
+5 degrees. A rotation between these is off by 2.5 degrees at most, which moves the rim of a 48 x 48 thumbnail by one
+pixel.
 
 On BUSI at 128 x 128 an image has at most 0.49 with any image of another group (60 images against 526); its own copy
 has over 0.97 when flipped, quarter-turned or saved as JPEG of quality 30, over 0.86 under noise of 25 grey levels, and
 over 0.7 when rotated by 10 degrees or enlarged by 7 %.
+
+In features (features.py) it is the cosine between an image's vector and that of the other, best over the eight
+symmetries of the other. The vectors are whitened: the mean of the training images is taken off, and each of their
+COMPONENTS largest principal components divided by its standard deviation. What all ultrasound images share, which is
+most of a vector, then counts no more than what tells them apart; without it a noisy copy is not found.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from mgcc_dist.data.augment import SYMMETRIES, symmetry
 from mgcc_dist.data.duplicates import SHIFT, SIDE, thumbnail
+from mgcc_dist.data.loader import Source
+from mgcc_dist.data.records import Sample
+from mgcc_dist.diffusion.features import Features
 
 ANGLES = (-5, 0, 5)  # degrees
+COMPONENTS = 64  # of 8 to 128, the number that finds most copies of BUSI images (docs/audit.md)
 
 
 def likenesses(images: Sequence[np.ndarray], thumbnails: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,6 +49,48 @@ def likenesses(images: Sequence[np.ndarray], thumbnails: Tensor) -> tuple[Tensor
             best = torch.maximum(best, queries @ _unit(thumbnails[:, y : y + inner, x : x + inner]).T)
     likeness, alignment = best.view(len(images), len(ANGLES) * SYMMETRIES, len(thumbnails)).max(dim=1)
     return likeness.cpu(), alignment.cpu()
+
+
+class FeatureLikeness:
+    """Likeness with the images of `training`, in whitened features. Collective."""
+
+    def __init__(self, features: Features, training: Source, accelerator: Accelerator) -> None:
+        self._features = features
+        self._accelerator = accelerator
+        views = np.stack([features.of(_Turned(training, which), accelerator) for which in range(SYMMETRIES)])
+        self._mean = views[0].mean(axis=0)
+        _, deviations, components = np.linalg.svd(views[0] - self._mean, full_matrices=False)
+        kept = min(COMPONENTS, len(training) // 4, int((deviations > 1e-6 * deviations[0]).sum()))
+        self._whiten = components[:kept].T / deviations[:kept]
+        self._views = self._unit(views)
+
+    def of(self, images: Source) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Of each of `images` with each training image, on every rank. Collective.
+
+        Returns the likeness [Q,N] in [-1, 1] and the symmetry [Q,N] of the training image that gave it.
+        """
+        queries = self._unit(self._features.of(images, self._accelerator))
+        by_view = np.stack([queries @ view.T for view in self._views])
+        return by_view.max(axis=0), by_view.argmax(axis=0)
+
+    def _unit(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        whitened = (features - self._mean) @ self._whiten
+        return whitened / np.maximum(np.linalg.norm(whitened, axis=-1, keepdims=True), 1e-12)
+
+
+class _Turned:
+    """The images of `source`, without their masks, under one of the symmetries of the square."""
+
+    def __init__(self, source: Source, which: int) -> None:
+        self._source = source
+        self._which = which
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, i: int) -> Sample:
+        sample = self._source.read(i)
+        return Sample(sample.key, np.ascontiguousarray(symmetry(sample.image, self._which)), None, sample.meta)
 
 
 def align(image: np.ndarray, alignment: int) -> np.ndarray:

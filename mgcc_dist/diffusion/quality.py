@@ -48,7 +48,8 @@ class QualityConfig:
     encoder: str | None = None
     """what compares images here, in the audit and in curation: folder of a trained segmentation run, a
     model.safetensors of one, or a TorchScript file that maps [B,1,S,S] in [-1,1] to [B,D] (which is a program: name
-    only files that you trust); null takes the encoder of the diffusion model's own autoencoder"""
+    only files that you trust); null takes the encoder of the diffusion model's own autoencoder, and the audit then
+    compares pixels alone"""
     neighbours: PositiveInt = 5
     """k of precision, recall, density and coverage (Kynkaanniemi et al.: 3, Naeem et al.: 5)"""
     halves: PositiveInt = 50

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from mgcc_dist.data.images import read_grey, resize_image
 from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
 from mgcc_dist.data.splits import Split
 from mgcc_dist.diffusion.audit import AuditConfig, audit, is_finished
+from mgcc_dist.diffusion.features import Features, _Pooled
 from mgcc_dist.diffusion.images import DataConfig, Images
-from mgcc_dist.diffusion.likeness import align, describe, likenesses
+from mgcc_dist.diffusion.likeness import FeatureLikeness, align, describe, likenesses
 from mgcc_dist.diffusion.selection import drop
+from mgcc_dist.models import NetworkConfig, build_network
 
 SIDE = 96
 
@@ -97,7 +100,7 @@ def test_planted_copies_of_busi_are_found_and_honest_images_are_not(learned, tmp
             planted[f"{name} {i}"] = change(original.image)
             source[f"{name} {i}"] = original.meta["group"]
     shards = synthetic(tmp_path / "samples", planted | honest)
-    report = audit(AuditConfig(), images, shards.folder, tmp_path / "audit", Accelerator(cpu=True))
+    report = audit(AuditConfig(), None, images, shards.folder, tmp_path / "audit", Accelerator(cpu=True))
 
     found = set(report["near_copies"])
     assert planted.keys() - found == set()  # recall 1
@@ -110,14 +113,76 @@ def test_planted_copies_of_busi_are_found_and_honest_images_are_not(learned, tmp
     assert np.ptp(np.asarray(Image.open(tmp_path / "audit" / "closest.png"))) > 0
 
 
+@pytest.fixture(scope="module")
+def encoder():
+    """A U-Net's encoder with random weights, as a stranger to the images as a network can be."""
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig(name="unet", widths=(8, 16, 32, 64, 64)))
+    return Features(
+        _Pooled(network.encoder).eval(), SIDE, {"kind": "test", "file": "none", "sha256": "0", "image_size": SIDE}
+    )
+
+
+def test_planted_copies_are_found_in_features_alone_too(learned, encoder, tmp_path):
+    """An exact copy and a mirrored one by the features of any network, as their nearest image; few honest images."""
+    images, honest = learned
+    exact = {f"{name} {i}": (i, PLANTED[name]) for name in ("exact", "mirrored", "quarter turn") for i in range(5)}
+    planted = {key: change(images.learned.read(i).image) for key, (i, change) in exact.items()}
+    shards = synthetic(tmp_path / "samples", planted | honest)
+    report = audit(AuditConfig(), encoder, images, shards.folder, tmp_path / "audit", Accelerator(cpu=True))
+    threshold = report["features"]["threshold"]
+    by_features = {row["key"] for row in report["images"] if row["features"]["likeness"] > threshold}
+    assert planted.keys() - by_features == set()
+    assert len(by_features & honest.keys()) <= 1
+    by_pixels = {row["key"] for row in report["images"] if row["likeness"] > report["threshold"]}
+    assert set(report["near_copies"]) == by_features | by_pixels
+    for row in report["images"]:
+        if row["key"] in planted:
+            assert row["features"]["nearest"] == images.learned.read(exact[row["key"]][0]).key
+    assert np.ptp(np.asarray(Image.open(tmp_path / "audit" / "closest_features.png"))) > 0
+
+
+def test_false_alarms_are_shared_by_the_two_ways_and_another_encoder_is_another_audit(learned, encoder, tmp_path):
+    images, honest = learned
+    shards = synthetic(tmp_path / "samples", honest)
+    config, accelerator = AuditConfig(false_alarms=0.2), Accelerator(cpu=True)
+    both = audit(config, encoder, images, shards.folder, tmp_path / "both", accelerator)
+    alone = audit(AuditConfig(false_alarms=0.1), None, images, shards.folder, tmp_path / "alone", accelerator)
+    assert both["threshold"] == alone["threshold"]
+    assert is_finished(config, encoder, images, shards.folder, tmp_path / "both")
+    assert not is_finished(config, None, images, shards.folder, tmp_path / "both")
+    other = replace(encoder, facts=encoder.facts | {"sha256": "1"})
+    assert not is_finished(config, other, images, shards.folder, tmp_path / "both")
+
+
+def test_noise_moves_an_image_less_in_whitened_features_than_another_image_is_away(learned, encoder):
+    images, _ = learned
+    likeness = FeatureLikeness(encoder, images.learned, Accelerator(cpu=True))
+    changed = [replace(images.learned.read(i), image=noisy(images.learned.read(i).image, 5)) for i in range(20)]
+    values, _ = likeness.of(Listed(changed))
+    assert values.shape == (20, 60)
+    assert (values.argmax(axis=1) == np.arange(20)).mean() > 0.8
+
+
+@dataclass
+class Listed:
+    samples: list[Sample]
+
+    def __len__(self):
+        return len(self.samples)
+
+    def read(self, i):
+        return self.samples[i]
+
+
 def test_threshold_is_exceeded_by_the_share_of_false_alarms(learned, tmp_path):
     images, honest = learned
     shards = synthetic(tmp_path / "samples", honest)
     accelerator = Accelerator(cpu=True)
-    half = audit(AuditConfig(false_alarms=0.5), images, shards.folder, tmp_path / "half", accelerator)
+    half = audit(AuditConfig(false_alarms=0.5), None, images, shards.folder, tmp_path / "half", accelerator)
     assert half["threshold"] == half["real"]["median"]
     assert 7 < len(half["near_copies"]) < 23
-    none = audit(AuditConfig(false_alarms=0.0), images, shards.folder, tmp_path / "none", accelerator)
+    none = audit(AuditConfig(false_alarms=0.0), None, images, shards.folder, tmp_path / "none", accelerator)
     assert none["threshold"] == none["real"]["highest"]
     assert half["real"]["images"] == 90
 
@@ -128,20 +193,20 @@ def test_copies_are_dropped_from_the_shards_if_asked(learned, tmp_path):
     some = dict(list(honest.items())[:6])
     shards = synthetic(tmp_path / "samples", {"copy": copy} | some)
     config, accelerator = AuditConfig(), Accelerator(cpu=True)
-    assert not is_finished(config, images, shards.folder, tmp_path / "audit")
-    audit(config, images, shards.folder, tmp_path / "audit", accelerator)
-    assert is_finished(config, images, shards.folder, tmp_path / "audit")
+    assert not is_finished(config, None, images, shards.folder, tmp_path / "audit")
+    audit(config, None, images, shards.folder, tmp_path / "audit", accelerator)
+    assert is_finished(config, None, images, shards.folder, tmp_path / "audit")
     assert len(ShardFolder.open(shards.folder)) == 7
 
     dropping = AuditConfig(drop_copies=True)
-    assert not is_finished(dropping, images, shards.folder, tmp_path / "audit")
-    audit(dropping, images, shards.folder, tmp_path / "audit", accelerator)
+    assert not is_finished(dropping, None, images, shards.folder, tmp_path / "audit")
+    audit(dropping, None, images, shards.folder, tmp_path / "audit", accelerator)
     left = ShardFolder.open(shards.folder)
     assert left.keys() == list(some)
     assert left.index["dropped"] == ["copy"]
     assert left.index["request"] == {"seed": 0}
-    assert is_finished(dropping, images, shards.folder, tmp_path / "audit")
-    assert not is_finished(AuditConfig(false_alarms=0.5), images, shards.folder, tmp_path / "audit")
+    assert is_finished(dropping, None, images, shards.folder, tmp_path / "audit")
+    assert not is_finished(AuditConfig(false_alarms=0.5), None, images, shards.folder, tmp_path / "audit")
 
 
 def test_dropping_leaves_the_other_records_as_they_are_and_no_empty_shard(tmp_path):

@@ -1,0 +1,181 @@
+"""How many planted copies does the memorisation audit find, and how many honest images does it take for copies?
+
+    python -m benchmarks.audit --shards out/busi_128 --encoder out/runs/unet_1 --out benchmarks/results/audit.json
+
+Of `--images` training images of the split every copy of CHANGES is planted, among all held-out images that have no
+near-duplicate in training, and the audit of `mgcc_dist.ldm` looks at them. Recall is the share of copies that are
+listed, precision that of copies among what is listed, with copies and honest images counted alike: both are of the
+mixture of as many of each. Without an encoder it compares in pixels alone. `--pictures DIR` keeps its pictures.
+"""
+
+import argparse
+import io
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from benchmarks.machine import describe
+from mgcc_dist.data.images import resize_image
+from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
+from mgcc_dist.data.splits import locate_split, read_split
+from mgcc_dist.diffusion import features
+from mgcc_dist.diffusion.audit import AuditConfig, audit
+from mgcc_dist.diffusion.images import DataConfig, Images
+from mgcc_dist.files import write_json
+from mgcc_dist.train.process_group import start
+
+Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+def rotated(image: np.ndarray, degrees: float) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).rotate(degrees, Image.Resampling.BICUBIC))
+
+
+def noisy(image: np.ndarray, sigma: float, generator: np.random.Generator) -> np.ndarray:
+    return np.clip(image + generator.normal(0, sigma, image.shape), 0, 255).astype(np.uint8)
+
+
+def as_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer))
+
+
+def enlarged(image: np.ndarray, factor: float) -> np.ndarray:
+    """The middle of `image` [S,S], over all of it."""
+    side = len(image)
+    cut = round(side * (1 - 1 / factor) / 2)
+    middle = Image.fromarray(image[cut : side - cut, cut : side - cut])
+    return np.asarray(middle.resize((side, side), Image.Resampling.BICUBIC))
+
+
+def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)))
+
+
+# Of 128 x 128 images: noise in grey levels, rotations in degrees, moves and blur in pixels.
+CHANGES: dict[str, Change] = {
+    "exact": lambda image, _: image,
+    "mirrored": lambda image, _: image[:, ::-1],
+    "upside down": lambda image, _: image[::-1],
+    "quarter turn": lambda image, _: np.rot90(image),
+    "noise 20": lambda image, generator: noisy(image, 20, generator),
+    "rotated 3": lambda image, _: rotated(image, 3),
+    "rotated 8": lambda image, _: rotated(image, 8),
+    "JPEG 20": lambda image, _: as_jpeg(image, 20),
+    "brighter": lambda image, _: np.clip(image * 1.3 + 10.0, 0, 255).astype(np.uint8),
+    "several": lambda image, generator: as_jpeg(rotated(noisy(image[:, ::-1], 10, generator), 4), 40),
+    "noise 40": lambda image, generator: noisy(image, 40, generator),
+    "blurred 2": lambda image, _: blurred(image, 2),
+    "enlarged 10 %": lambda image, _: enlarged(image, 1.1),
+    "moved 16": lambda image, _: np.roll(image, 16, axis=1),
+    "rotated 12": lambda image, _: rotated(image, 12),
+    "enlarged 20 %": lambda image, _: enlarged(image, 1.2),
+}
+NAMED = tuple(CHANGES)[:10]  # what the audit is meant to find; the others show where it ends
+
+
+def plant(images: Images, count: int, folder: Path) -> dict[str, str]:
+    """Write copies and honest images as a folder of samples; the change of each key, "" for the honest ones."""
+    generator = np.random.default_rng(0)
+    chosen = generator.permutation(len(images.learned))[:count].tolist()
+    taken = {images.data.records[i].group for i in images.learned.indices}
+    samples: list[Sample] = []
+    change_of = {}
+    for name, change in CHANGES.items():
+        for number, i in enumerate(chosen):
+            key = f"{name} {number}"
+            image = resize_image(images.learned.read(i).image, images.size, images.size)
+            samples.append(Sample(key, np.ascontiguousarray(change(image, generator)), None, {}))
+            change_of[key] = name
+    for i in images.unseen.indices:
+        if images.data.records[i].group not in taken:
+            key = f"honest {len(samples)}"
+            samples.append(Sample(key, images.data.read(i).image, None, {}))
+            change_of[key] = ""
+    folder.mkdir(parents=True)
+    write_json(folder / "request.json", {})
+    write_index(folder, "synthetic", [write_shard(folder / "planted-000000.tar", samples)], request={"planted": count})
+    return change_of
+
+
+def rates(listed: set[str], change_of: dict[str, str]) -> dict[str, Any]:
+    """Precision and recall of the changes in NAMED, honest images listed, and recall by change."""
+
+    def share(names: tuple[str, ...]) -> float:
+        keys = [key for key, name in change_of.items() if name in names]
+        return sum(key in listed for key in keys) / len(keys)
+
+    recall, false = share(NAMED), share(("",))
+    return {
+        "precision": round(recall / (recall + false), 4),
+        "recall": round(recall, 4),
+        "honest_listed": round(false, 4),
+        "by_change": {name: round(share((name,)), 4) for name in CHANGES},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", required=True)
+    parser.add_argument("--split", default="busi_random_1")
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--encoder", help="as quality.encoder of mgcc_dist.ldm")
+    parser.add_argument("--images", type=int, default=100, help="training images that are copied")
+    parser.add_argument("--false-alarms", type=float, default=0.01)
+    parser.add_argument("--pictures", help="folder for the audit's pictures")
+    parser.add_argument("--out", required=True)
+    words = parser.parse_args()
+
+    accelerator = start()
+    split = read_split(locate_split(words.split))
+    images = Images(DataConfig(image_size=words.size), ShardFolder.open(Path(words.shards)), split)
+    used = features.load(words.encoder, Path(), words.size) if words.encoder else None
+    with tempfile.TemporaryDirectory() as scratch:
+        samples, folder = Path(scratch) / "samples", Path(scratch) / "audit"
+        change_of = plant(images, words.images, samples)
+        config = AuditConfig(false_alarms=words.false_alarms)
+        report = audit(config, None, images, samples, folder, accelerator)
+        ways = {"pixels alone": set(report["near_copies"])}
+        thresholds = {"pixels alone": report["threshold"]}
+        if used:
+            report = audit(config, used, images, samples, folder, accelerator)
+            both = {"pixels": report["threshold"], "features": report["features"]["threshold"]}
+            likeness = {row["key"]: (row["likeness"], row["features"]["likeness"]) for row in report["images"]}
+            for which, way in enumerate(both):
+                ways[way] = {key for key, values in likeness.items() if values[which] > both[way]}
+            ways["either"] = set(report["near_copies"])
+            thresholds |= both
+        if words.pictures:
+            shutil.copytree(folder, words.pictures, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.json"))
+    honest = sum(name == "" for name in change_of.values())
+    result = describe() | {
+        "images": {"training": len(images.learned), "copied": words.images, "honest": honest, "size": words.size},
+        "encoder": used.facts if used else None,
+        "false_alarms": words.false_alarms,
+        "thresholds": thresholds,
+        "rows": {way: rates(listed, change_of) for way, listed in ways.items()},
+    }
+    write_json(Path(words.out), result)
+    print(table(result))
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown; ways of comparing are columns."""
+    rows = result["rows"]
+    lines = [f"| | {' | '.join(rows)} |", f"|---|{'---|' * len(rows)}"]
+    for name in ("recall", "precision", "honest_listed"):
+        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(f'{row[name]:.3f}' for row in rows.values())} |")
+    for change in CHANGES:
+        cells = " | ".join(f"{row['by_change'][change]:.2f}" for row in rows.values())
+        lines.append(f"| {change}{'' if change in NAMED else ' (*)'} | {cells} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
