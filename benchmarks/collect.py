@@ -59,7 +59,8 @@ def draw(content: dict[str, Any], path: Path) -> None:
     panels = figure.subplots(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]
     for panel, (part, names) in zip(panels, chosen.items(), strict=True):
         panel.barh([name.partition(" / ")[2] for name in names], [rates[name] for name in names], color="#3569a8")
-        panel.bar_label(panel.containers[0], fmt="%.3g", padding=2, fontsize=7)
+        panel.bar_label(panel.containers[0], fmt="%.4g", padding=2, fontsize=7)
+        panel.margins(x=0.1)
         panel.invert_yaxis()
         panel.tick_params(labelsize=7)
         panel.set_title(part, fontsize=9, loc="left")

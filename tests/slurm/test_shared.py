@@ -28,7 +28,7 @@ from pathlib import Path
 result, was_told = Path(sys.argv[1]), Path(sys.argv[2])
 def stop(number, frame):
     was_told.open("a").write(signal.Signals(number).name)
-    time.sleep(0.2)  # saves itself; another signal of the kind would end it
+    time.sleep(0.4)  # saves itself; another signal of the kind would end it
     sys.exit(75)
 signal.signal(signal.SIGINT, stop)
 if was_told.is_file():
@@ -65,6 +65,7 @@ def send_when_ready(ready, number):
             time.sleep(0.01)
         time.sleep(0.1)
         os.kill(os.getpid(), number)
+        time.sleep(0.1)
         os.kill(os.getpid(), number)  # as when both Slurm and a launcher pass it on
 
     threading.Thread(target=work).start()
