@@ -64,6 +64,20 @@ def restarts(job: str) -> int:
     return int(match.group(1)) if match else 0
 
 
+def notify(job: str, number: str) -> None:
+    """Send a job a signal after which it is requeued.
+
+    scancel tries again, for a minute, while a job is on its way back into the queue; so it is stopped then.
+    """
+    before = restarts(job)
+    sending = subprocess.Popen(["scancel", f"--signal={number}", job])
+    try:
+        until(lambda: restarts(job) > before)
+    finally:
+        sending.kill()
+        sending.wait()
+
+
 def last_step(run: Path) -> int:
     """The newest row's; 0 before the first."""
     rows = read_rows(run / "metrics.jsonl")

@@ -4,7 +4,7 @@ import random
 import re
 
 import pytest
-from jobs import dispatch, job_of, last_step, over, restarts, slurm, until_in_slurm
+from jobs import dispatch, job_of, last_step, notify, over, restarts, until_in_slurm
 from same_run import assert_same_run
 from sweep_files import write_ready_sweep, write_two_node_sweep
 
@@ -28,14 +28,12 @@ def test_two_ranks_on_two_nodes_signalled_and_requeued_end_in_the_same_losses_an
     signalled = {job_of(out, "phantom/mgcc"): mgcc, job_of(out, "prepare"): out / "ldm" / chance.choice(STAGES)}
     waiting = {job: chance.randint(3, 15) for job in signalled}
     while waiting:
-        job = until_in_slurm(
-            lambda: next((job for job, step in waiting.items() if last_step(signalled[job]) >= step), None)
-        )
-        slurm("scancel", "--signal=USR2", job)
-        del waiting[job]
-    until_in_slurm(
-        lambda: over(*(job_of(folder, task) for folder in (out, expected) for task in ("prepare", "report")))
-    )
+        reached = until_in_slurm(lambda: [job for job, step in waiting.items() if last_step(signalled[job]) >= step])
+        for job in reached:
+            notify(job, "USR2")
+            del waiting[job]
+    ends = [job_of(folder, task) for folder in (out, expected) for task in ("prepare", "report")]
+    until_in_slurm(lambda: over(*ends))
 
     for job, run in signalled.items():
         log = (out / "jobs" / f"{job}_0_log.out").read_text()
@@ -53,8 +51,7 @@ def test_a_job_told_to_go_before_it_trains_is_requeued_and_that_is_no_attempt(sl
     jobs = [job_of(out, str(run.folder.relative_to(out))) for run in runs]
     for job, run, number in zip(jobs, runs, ("TERM", "USR2"), strict=True):
         until_in_slurm((run.folder / ATTEMPTS).is_file)  # then it imports torch
-        slurm("scancel", f"--signal={number}", job)
-        until_in_slurm(lambda job=job: restarts(job) == 1)
+        notify(job, number)
         assert attempts_of(run.folder)["attempts"] == 0
     until_in_slurm(lambda: over(job_of(out, "report")))
     for job, run in zip(jobs, runs, strict=True):
