@@ -19,6 +19,7 @@ perturbations.
 """
 
 import argparse
+import math
 import multiprocessing
 import resource
 import statistics
@@ -95,7 +96,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=9, help="timed steps a rung")
     parser.add_argument("--rungs", nargs="+", choices=["eager", *SETTINGS], help="only these, beside plain")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="begin no rung but the last one after this time"
+    )
     options = parser.parse_args()
+    began = time.monotonic()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     case = Case(options.size, tuple(options.widths), options.batch, max(BLOCKS, options.steps), device, options.threads)
 
@@ -104,8 +109,13 @@ def main() -> None:
     if options.rungs:
         rungs = {name: rung for name, rung in rungs.items() if name in ("plain", "eager", *options.rungs)}
     rows: dict[str, dict[str, Any]] = {}
+    facts = {**describe(), "case": asdict(case)}
     for name, rung in rungs.items():
-        rows[name] = _in_a_process(name, rung, case)
+        if name != "plain" and time.monotonic() - began > options.seconds:
+            rows[name] = {"not_run": f"its turn came after --seconds {options.seconds:g}"}
+        else:
+            rows[name] = _in_a_process(name, rung, case)
+        write_json(options.out, {**facts, "rows": rows})
     helped = [name for name in SETTINGS if _speed(rows.get(name, {})) > _speed(rows["eager"])]
     if "two_forwards" in helped:
         helped.remove("two_forwards")
@@ -115,7 +125,7 @@ def main() -> None:
         for base in ("plain", "eager"):
             if _speed(row) and _speed(rows[base]):
                 row[f"ratio_to_{base}"] = round(_speed(row) / _speed(rows[base]), 3)
-    write_json(options.out, {**describe(), "case": asdict(case), "rows": rows})
+    write_json(options.out, {**facts, "rows": rows})
     print(f"train_step: {options.out}")
 
 
