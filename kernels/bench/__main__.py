@@ -10,7 +10,7 @@ the L2 cache flushed (Triton's do_bench), and by replay of a CUDA graph with inp
 (warm). Without a GPU: the up-convolution by phases, layouts and bfloat16, of the paper's shapes and the small presets';
 Triton's forms, torch.compile, launches and peak memory are not measured there.
 
-Candidates take turns. Roofline shares are of copy bandwidth and matrix-product peak measured at the start. --quick
+Candidates take turns. Roofline shares are of copy bandwidth and arithmetic peak measured at the start. --quick
 takes fewer shapes (on a GPU one an operation) in shorter turns and leaves out torch.compile. After --seconds no further
 workload begins; what is left out is listed, torch.compile last measured and so first left out.
 """

@@ -10,8 +10,9 @@ from torch import nn
 
 from mgcc_dist.kernels import convmixer
 from mgcc_dist.kernels.bench.counts import saved_bytes
+from mgcc_dist.kernels.bench.workloads import LAYOUTS
 from mgcc_dist.kernels.fuse import Choice, fuse
-from mgcc_dist.kernels.measured import CPU
+from mgcc_dist.kernels.measured import CPU, TABLE, read_table
 from mgcc_dist.losses import consistency_loss, supervised_loss
 from mgcc_dist.models import NetworkConfig, build_network
 from mgcc_dist.models.blocks import MSAG, ConvMixer, UpConv
@@ -204,6 +205,31 @@ def test_auto_takes_what_was_measured_to_be_as_fast_and_nothing_else(tmp_path):
         assert form(dtype="bfloat16") == "torch"
     with torch.enable_grad():
         assert form() == "plain"
+
+
+def test_auto_takes_on_a_cpu_what_the_package_s_own_table_shows_and_nothing_else(monkeypatch):
+    device = "cpu x86_64 AVX512"
+    table = read_table(TABLE)[device]
+    monkeypatch.setattr("mgcc_dist.kernels.fuse.device_name", lambda _: device)
+    taken = set()
+    for (op, form, mode, dtype, layout, shape), ratio in table.items():
+        channels, height, width, out = shape
+        choice = fuse(UpConv(channels, out)).train(mode == "training")
+        x = torch.empty(1, channels, height, width, memory_format=LAYOUTS[layout])
+        cast = torch.autocast("cpu", getattr(torch, dtype), dtype != "float32")
+        with torch.set_grad_enabled(choice.training), cast:
+            assert choice.form_for(x) == (form if ratio >= 1 else "plain")
+            assert choice.form_for(x[:, :, :, 1:]) == "plain"
+        taken |= {(op, form, mode)} if ratio >= 1 else set()
+    assert taken == {("upconv", "torch", "training"), ("upconv", "torch", "evaluation")}
+
+
+@torch.no_grad()
+def test_torch_compile_sees_one_graph_where_the_table_decides(tmp_path):
+    model = fuse(nn.Sequential(UpConv(2, 3)), "auto", table(tmp_path / "measured.json")).eval()
+    x = torch.randn(1, 2, 4, 4)
+    assert model[0].form_for(x) == "torch"
+    torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), model(x))
 
 
 @torch.no_grad()
