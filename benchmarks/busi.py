@@ -86,7 +86,8 @@ def before(deadline: float, command: list[str]) -> int | None:
             return process.wait(timeout=left)
         except subprocess.TimeoutExpired:
             process.terminate()
-            return process.wait()
+            code = process.wait()
+            return EXIT_STOPPED if code < 0 else code  # it had not begun to train
         except KeyboardInterrupt:
             process.terminate()
             process.wait()

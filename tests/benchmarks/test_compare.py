@@ -101,4 +101,5 @@ time.sleep(60)
     (tmp_path / "saved").unlink()
     (tmp_path / "started").unlink()
     assert before(time.monotonic() + 3, [sys.executable, "-c", run]) == 75
+    assert before(time.monotonic() + 0.2, ["sleep", "60"]) == 75  # the signal found it without a handler
     assert before(time.monotonic() - 1, ["false"]) is None
