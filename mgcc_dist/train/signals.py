@@ -12,7 +12,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 class StopSignal:
     """Remembers SIGTERM, SIGINT (Ctrl-C) and SIGUSR2 (Slurm's warning) while it is entered.
 
-    A second signal of the same kind has its ordinary effect, so an impatient Ctrl-C Ctrl-C still ends the process.
+    A second SIGINT or SIGTERM has its ordinary effect, so an impatient Ctrl-C Ctrl-C still ends the process. SIGUSR2 is
+    the scheduler's, which may say it again while the run saves itself.
     """
 
     def __init__(self) -> None:
@@ -41,4 +42,5 @@ class StopSignal:
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
-        signal.signal(number, signal.SIG_DFL)
+        if number != signal.SIGUSR2:
+            signal.signal(number, signal.SIG_DFL)

@@ -4,7 +4,7 @@ import random
 import re
 
 import pytest
-from jobs import dispatch, job_of, last_step, notify, over, restarts, until_in_slurm
+from jobs import dispatch, job_of, last_step, notify, over, restarts, slurm, until, until_in_slurm
 from same_run import assert_same_run
 from sweep_files import write_ready_sweep, write_two_node_sweep
 
@@ -58,3 +58,28 @@ def test_a_job_told_to_go_before_it_trains_is_requeued_and_that_is_no_attempt(sl
         assert (run.folder / "result.json").is_file()
         assert attempts_of(run.folder)["attempts"] == 1
         assert restarts(job) == 1
+
+
+def test_a_job_that_another_preempts_saves_itself_makes_room_and_goes_on(slurm_up, phantom_data, tmp_path):
+    asks = {"cpus": 4, "nodes": 2, "environment": {"OMP_NUM_THREADS": "1"}}  # all that there is
+    changes = {"seeds": [1], "rows": {"MGCC": {}}, "resources": asks, "steps": 100_000}
+    sweep = write_ready_sweep(tmp_path, phantom_data, "preempted", **changes)
+    out, run = tmp_path / "preempted", read_sweep(sweep).runs[0].folder
+    dispatch("submit", sweep)
+    job = job_of(out, "phantom")
+    until_in_slurm(lambda: last_step(run) >= 3)
+    slurm(
+        "sbatch",
+        "--partition=urgent",
+        "--nodes=2",
+        "--exclusive",
+        "--output=/dev/null",
+        f"--wrap=touch {tmp_path}/urgent",
+    )
+    until(lambda: restarts(job) == 1)
+    until((tmp_path / "urgent").is_file)
+    log = out / "jobs" / f"{job}_0_log.out"
+    until_in_slurm(lambda: "from step" in log.read_text())
+    dispatch("cancel", sweep)
+    (step,) = map(int, re.findall(r"stopped by a signal at step (\d+)", log.read_text()))
+    assert f"from step {step} of 100000" in log.read_text()

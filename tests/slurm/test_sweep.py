@@ -99,7 +99,7 @@ def test_a_cancelled_run_saves_itself_is_not_requeued_and_resume_goes_on(slurm_u
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"partition": "nowhere"}, "partition 'nowhere' is not known to Slurm; there are debug"),
+        ({"partition": "nowhere"}, "partition 'nowhere' is not known to Slurm; there are debug, urgent"),
         ({"time": "2-00:00:00"}, "time 2-00:00:00 is over the limit 1-00:00:00 of partition debug"),
         ({"cpus": 64}, "Slurm would not take the job"),
     ],
