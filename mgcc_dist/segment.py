@@ -7,7 +7,7 @@ scores of every validation image (read by `mgcc_dist.report`). The same command 
 """
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
 
-from mgcc_dist.config import CONFIGS, NonNegativeInt, PositiveInt, parse
+from mgcc_dist.config import CONFIGS, parse
 from mgcc_dist.data.loader import Concat, EvalLoader, Source, StreamLoader, subset_by_keys
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import Split, locate_split, read_split
@@ -25,54 +25,15 @@ from mgcc_dist.errors import SharedError, UserError, run_program
 from mgcc_dist.evaluation import KeptBatches, score_images
 from mgcc_dist.figures import segmentation_gallery
 from mgcc_dist.kernels.fuse import fuse
-from mgcc_dist.methods import Method, MethodConfig, build
+from mgcc_dist.methods import Method, build
 from mgcc_dist.methods.trained import header, load_predictor
 from mgcc_dist.metrics import summarize
-from mgcc_dist.models import NetworkConfig
 from mgcc_dist.schedules import Progress
-from mgcc_dist.train.loop import LoopConfig, fit
+from mgcc_dist.segment_config import SegmentConfig
+from mgcc_dist.train.loop import fit
 from mgcc_dist.train.process_group import describe, start
 from mgcc_dist.train.run_folder import claim, is_finished, write_result
 from mgcc_dist.train.weights import count_parameters, zero_stage
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    shards: str
-    """shard folder of the labeled data set, made by `python -m mgcc_dist.shards`"""
-    split: str
-    """split file, or the name of one that ships with the package, such as busi_random_1"""
-    labels: Literal["half", "all"] = "half"
-    """which training images keep their labels: the half that the split marks (Tables I to III) or all (Table IV)"""
-    unlabeled: bool = True
-    """use the training images without labels as unlabeled images (with labels: all there are none)"""
-    synthetic: str | None = None
-    """shard folder of generated images, which become unlabeled images too (Tables III and IV)"""
-    similar: tuple[str, ...] = ()
-    """shard folders of other data sets, all of whose images become unlabeled images too (Table II)"""
-    external: tuple[str, ...] = ()
-    """shard folders of other labeled data sets, on which the finished network is scored too, never trained"""
-    image_size: PositiveInt = 256
-    """pixels a side; images are stretched to a square (paper: 256)"""
-    batch_labeled: PositiveInt = 4
-    """labeled images a rank and micro-step (paper: 4)"""
-    batch_unlabeled: NonNegativeInt = 4
-    """unlabeled images a rank and micro-step (paper: 4); 0 for method.name supervised"""
-    workers: NonNegativeInt = 2
-    """loader processes a rank; does not change what is loaded"""
-
-
-@dataclass(frozen=True)
-class SegmentConfig:
-    data: DataConfig
-    loop: LoopConfig
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    method: MethodConfig = field(default_factory=MethodConfig)
-    kernels: Literal["auto", "torch", "triton"] = "auto"
-    """forms of up-convolutions, gates and ConvMixer layers: triton (where it can), torch (up-convolutions by phases),
-    or auto, what was measured on this device to be at least as fast as the plain module"""
-    out: str = "out/segment"
-    """run folder"""
 
 
 def main() -> None:

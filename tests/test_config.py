@@ -11,7 +11,7 @@ from mgcc_dist import config
 from mgcc_dist.config import CONFIGS
 from mgcc_dist.errors import UserError
 from mgcc_dist.ldm import LdmConfig
-from mgcc_dist.segment import SegmentConfig
+from mgcc_dist.segment_config import SegmentConfig
 
 PROGRAMS = {"ldm": (LdmConfig, "demo"), "segment": (SegmentConfig, "mgcc_demo")}
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mgcc_dist.config import CONFIGS, as_plain, parse
 from mgcc_dist.errors import UserError
 from mgcc_dist.methods import METHODS, build
-from mgcc_dist.segment import SegmentConfig
+from mgcc_dist.segment_config import SegmentConfig
 from mgcc_dist.sweeps import flat, main, read_sweep, slug
 
 SWEEPS = sorted((CONFIGS / "sweeps").glob("*.yaml"))

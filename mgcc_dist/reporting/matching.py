@@ -6,7 +6,7 @@ from pathlib import Path
 from mgcc_dist.config import CONFIGS, as_plain, parse
 from mgcc_dist.errors import UserError
 from mgcc_dist.reporting.runs import Found, Run
-from mgcc_dist.segment import SegmentConfig
+from mgcc_dist.segment_config import SegmentConfig
 from mgcc_dist.sweeps import FREE, Sweep, SweepRun, flat
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from mgcc_dist.config import CONFIGS, as_plain, parse
 from mgcc_dist.metrics import summarize
-from mgcc_dist.segment import SegmentConfig
+from mgcc_dist.segment_config import SegmentConfig
 from mgcc_dist.sweeps import read_sweep
 
 METRICS = ("iou", "recall", "precision", "f1")

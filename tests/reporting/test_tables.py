@@ -13,7 +13,7 @@ from mgcc_dist.reporting.tables import make_table
 from mgcc_dist.sweeps import read_sweep
 
 LEVELS = {"U-Net": 0.5, "CPS": 0.6, "MGCC": 0.6}
-SWEEPS = sorted((CONFIGS / "sweeps").glob("table_*.yaml"))
+SWEEPS = sorted(path for path in (CONFIGS / "sweeps").glob("table_*.yaml") if not path.stem.endswith("_demo"))
 
 
 def table_of(path, *folders):
