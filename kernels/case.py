@@ -10,8 +10,10 @@ class Case:
     """in the ledger, such as "convmixer.forward bf16 16x16 B8 k7" """
     kernel: Any
     """the `@triton.jit` function"""
-    signature: dict[str, str]
-    """argument -> Triton's type, such as "*bf16", "i32", "fp32", without the constexpr arguments"""
+    pointers: dict[str, str]
+    """tensor argument -> Triton's type, such as "*bf16" """
+    scalars: dict[str, int | float]
+    """number argument -> a value as launched: Triton compiles integers that 16 divides, and 1, to forms of their own"""
     constants: dict[str, Any]
     """constexpr argument -> value"""
     options: dict[str, int] = field(default_factory=dict)

@@ -86,7 +86,10 @@ def forms_of(operation: str, plain: nn.Module, triton: bool) -> dict[str, tuple[
     if operation == "convmixer":
         return {"triton": (kernels.FusedConvMixerLayer.from_module(plain), kernels.supported)}
     names = {"triton": None} | {f"triton {form}": form for form in kernels.EVALUATION_FORMS}
-    return {name: (kernels.FusedMSAG.from_module(plain, form), kernels.supported) for name, form in names.items()}
+    return {
+        name: (kernels.FusedMSAG.from_module(plain, form), partial(kernels.supported, form=form))
+        for name, form in names.items()
+    }
 
 
 def _first_refusal(of_layer: Refusal, run: nn.Module, x: Tensor) -> str | None:

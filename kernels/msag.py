@@ -1,6 +1,7 @@
 """The multi-scale attention gate in fused kernels: operators with autograd, and the module that takes MSAG's place.
 
-`msag_forward.py` and `msag_backward.py` hold the kernels. FusedMSAG has MSAG's parameters and state_dict keys.
+The kernels and their launches are in msag_forward (training), msag_evaluation and msag_backward; msag_tile is what
+these share. FusedMSAG has MSAG's parameters and state_dict keys.
 """
 
 # mypy: disallow-untyped-defs=False
@@ -11,25 +12,22 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from mgcc_dist.kernels import msag_backward, msag_forward
+from mgcc_dist.kernels import msag_backward, msag_evaluation, msag_forward
 from mgcc_dist.kernels.case import Case
-from mgcc_dist.kernels.msag_forward import EVALUATION_FORMS, INTERPRETED
+from mgcc_dist.kernels.msag_evaluation import EVALUATION_FORMS, one_kernel_channels
+from mgcc_dist.kernels.msag_tile import statistics_dtype
+from mgcc_dist.kernels.targets import INTERPRETED, device_refusal, target_of
 
 BRANCHES = ("pointwise", "ordinary", "dilated")
 PARTS = (*BRANCHES, "vote")
-
-
-def evaluation_form(channels: int) -> str:
-    """The form that the roofline favours, where measured.json names none: u out of memory as long as its tile fits."""
-    return "one_kernel" if channels in (16, 32, 64, 128) else "two_kernels"
 
 
 @torch.library.custom_op("mgcc::msag_evaluate", mutates_args=())
 def msag_evaluate(
     x: Tensor, weights: list[Tensor], w_vote: Tensor, norm: Tensor, vote_norm: Tensor, form: str
 ) -> Tensor:
-    """The gate by running statistics; see `msag_forward.evaluate`."""
-    return msag_forward.evaluate(x, weights, w_vote, norm, vote_norm, form)
+    """The gate by running statistics; see `msag_evaluation.evaluate`."""
+    return msag_evaluation.evaluate(x, weights, w_vote, norm, vote_norm, form)
 
 
 @msag_evaluate.register_fake
@@ -48,7 +46,7 @@ def msag_train(
 @msag_train.register_fake
 def _(x, weights, w_vote, biases, gammas, betas, eps):
     batch, channels, height, width = x.shape
-    norm = x.new_empty(5, 3 * channels, dtype=msag_forward.statistics_dtype(x.dtype))
+    norm = x.new_empty(5, 3 * channels, dtype=statistics_dtype(x.dtype))
     u = x.new_empty(3, batch, height, width, channels)
     return torch.empty_like(x), u, torch.empty_like(x), norm, norm.new_empty(5, channels)
 
@@ -98,8 +96,8 @@ def differentiate(ctx, dy, *_):
 msag_train.register_autograd(differentiate, setup_context=keep_for_backward)
 
 
-def supported(module: Any, x: Tensor) -> str | None:
-    """Why the kernels can't do `module` (an MSAG) on `x`; None if they can."""
+def supported(module: Any, x: Tensor, form: str | None = None) -> str | None:
+    """Why the kernels can't do `module` (an MSAG) on `x`, in evaluation by `form`; None if they can."""
     norms = [getattr(module, f"{part}_norm") for part in PARTS]
     others = {type(norm).__name__ for norm in norms if type(norm) is not nn.BatchNorm2d}
     if others:
@@ -122,10 +120,11 @@ def supported(module: Any, x: Tensor) -> str | None:
         return f"dtype {dtype}"
     if module.vote.weight.device != x.device:
         return f"its input is on {x.device} and its weights are on {module.vote.weight.device}"
-    if x.device.type != "cuda" and not INTERPRETED:
-        return f"device {x.device.type}"
-    if x.device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(x.device) < (8, 0):
-        return "a GPU older than compute capability 8.0"
+    if (reason := device_refusal(x.device)) is not None:
+        return reason
+    offered = one_kernel_channels(target_of(x.device))
+    if form == "one_kernel" and not norms[0].training and channels not in offered:
+        return f"in one kernel the gate is for {', '.join(map(str, offered))} channels on this GPU, not {channels}"
     needs_gradient = x.requires_grad or any(parameter.requires_grad for parameter in module.parameters())
     if not norms[0].training and torch.is_grad_enabled() and needs_gradient:
         return "gradients in evaluation mode (is torch.no_grad() missing?)"
@@ -154,17 +153,17 @@ class Evaluation(NamedTuple):
 class FusedMSAG(nn.Module):
     """MSAG (`models.blocks`) in fused kernels: same parameters, buffers and state_dict keys. Keeps the shape [B,C,H,W].
 
-    Its output is channels-last. `form` names how evaluation is computed (EVALUATION_FORMS). What evaluation computes
-    with is kept while the parameters are the same tensors in the same version; a write through `.data` is not seen
-    before the next call of train() or eval(). Raises ValueError where `supported` has a reason.
+    Its output is channels-last. `form` is one of EVALUATION_FORMS, None for what the roofline favours.
+    What evaluation computes with is kept while the parameters are the same tensors in the same version; a write through
+    `.data` is not seen before the next call of train() or eval(). Raises ValueError where `supported` has a reason.
     """
 
     vote: nn.Conv2d
     vote_norm: nn.BatchNorm2d
 
-    def __init__(self, parts: dict[str, nn.Module], form: str) -> None:
+    def __init__(self, parts: dict[str, nn.Module], form: str | None = None) -> None:
         super().__init__()
-        if form not in EVALUATION_FORMS:
+        if form not in (None, *EVALUATION_FORMS):
             raise ValueError(f"no form {form!r} of the gate in evaluation; there are {', '.join(EVALUATION_FORMS)}")
         for name, part in parts.items():
             self.add_module(name, part)
@@ -174,7 +173,7 @@ class FusedMSAG(nn.Module):
     @classmethod
     def from_module(cls, module: Any, form: str | None = None) -> Self:
         """In place of `module`, an MSAG, with its very convolutions and norms."""
-        fused = cls(dict(module.named_children()), form or evaluation_form(module.vote.out_channels))
+        fused = cls(dict(module.named_children()), form)
         fused.training = module.training
         return fused
 
@@ -204,7 +203,7 @@ class FusedMSAG(nn.Module):
 
     def make_for_evaluation(self, dtype: torch.dtype) -> Evaluation:
         norms = self.norms()
-        precision = msag_forward.statistics_dtype(dtype)
+        precision = statistics_dtype(dtype)
         bias = torch.cat([convolution.bias for convolution in self.convolutions()]).to(precision)
         mean = torch.cat([norm.running_mean for norm in norms]).to(precision)
         variance = torch.cat([norm.running_var for norm in norms]).to(precision)
@@ -214,14 +213,14 @@ class FusedMSAG(nn.Module):
         return Evaluation(*self.cast_weights(dtype), table[:, :branches].contiguous(), table[:, branches:].contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
-        reason = supported(self, x)
+        reason = supported(self, x, self.form)
         if reason is not None:
             raise ValueError(f"the fused gate can't take this: {reason}")
         dtype = computing_dtype(x)
         inputs = x.to(dtype).contiguous(memory_format=torch.channels_last)
         if self.vote_norm.training:
             return self.by_batch_statistics(inputs).to(x.dtype)
-        return msag_evaluate(inputs, *self.for_evaluation(dtype), self.form).to(x.dtype)
+        return msag_evaluate(inputs, *self.for_evaluation(dtype), self.form or "auto").to(x.dtype)
 
     def by_batch_statistics(self, x: Tensor) -> Tensor:
         norms = self.norms()
@@ -247,10 +246,11 @@ class FusedMSAG(nn.Module):
         torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
 
 
-def cases() -> list[Case]:
+def cases(target: str) -> list[Case]:
     """Compiled forms for the ahead-of-time ledger: the gates of MGCC, in bfloat16."""
     return [
         case
         for channels in (64, 128, 256, 512)
-        for case in (*msag_forward.cases(channels), *msag_backward.cases(channels))
+        for file in (msag_forward, msag_evaluation, msag_backward)
+        for case in file.cases(channels, target)
     ]

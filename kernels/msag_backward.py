@@ -18,38 +18,35 @@ near peak there; whether those repeat bit by bit is torch.backends.cudnn.determi
 
 # mypy: disallow-untyped-defs=False
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mgcc_dist.kernels.case import Case
-from mgcc_dist.kernels.msag_forward import (
+from mgcc_dist.kernels.msag_tile import (
     Tiles,
     accumulator,
     convolution_tiles,
     convolve,
-    dividing,
     dot,
+    gate_pixels,
+    make_case,
     normalized,
     pixels_of_tile,
     plane_tiles,
     statistics_dtype,
     strip,
+    strip_of_pixels,
+    tile_and_channels,
     upcast,
     vote_tiles,
+    weight_tiles,
 )
+from mgcc_dist.kernels.targets import target_of
 
 PROGRAMS = 264  # two for each of an H100's 132 multiprocessors
 CONVOLUTIONS = ((1, 1), (3, 1), (3, 2))  # size and dilation: pointwise, ordinary, dilated
-
-
-def weight_tiles(channels: int) -> Tiles:
-    """Of the vote's weight gradient: `columns` of the C outputs by `out` of the 3C inputs, `depth` pixels a product."""
-    block = dividing(channels, 128)
-    return Tiles(1, block, block, 64, warps=8, stages=3)
 
 
 @triton.jit
@@ -87,15 +84,12 @@ def through_gate(x, v, dy, norm, place, valid, c, C: tl.constexpr, ACC: tl.const
 @triton.jit
 def gate_sums(x, v, dy, norm, partial, pixels, C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr):
     """partial [tiles, 2, C]: of each tile, the sums of the gradient to norm(v), and of it times standardized v."""
-    tile = tl.program_id(0)
-    first = tile.to(tl.int64) * BM
-    row = tl.arange(0, BM)
+    first, row, valid = strip_of_pixels(tl.program_id(0), pixels, BM)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     base = first * C
-    gradient, standard = through_gate(
-        x + base, v + base, dy + base, norm, row[:, None] * C + c[None, :], (row < pixels - first)[:, None], c, C, ACC
-    )
-    store_sums(gradient, standard, partial, tile, c, C)
+    place = row[:, None] * C + c[None, :]
+    gradient, standard = through_gate(x + base, v + base, dy + base, norm, place, valid[:, None], c, C, ACC)
+    store_sums(gradient, standard, partial, tl.program_id(0), c, C)
 
 
 @triton.jit
@@ -103,15 +97,13 @@ def gate_gradient(
     x, v, dy, norm, sums, dv, pixels, C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr
 ):
     """dv [pixels, C]."""
-    first = tl.program_id(0).to(tl.int64) * BM
-    row = tl.arange(0, BM)
+    first, row, valid = strip_of_pixels(tl.program_id(0), pixels, BM)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     base = first * C
     place = row[:, None] * C + c[None, :]
-    valid = (row < pixels - first)[:, None]
-    gradient, standard = through_gate(x + base, v + base, dy + base, norm, place, valid, c, C, ACC)
+    gradient, standard = through_gate(x + base, v + base, dy + base, norm, place, valid[:, None], c, C, ACC)
     value = through_norm(gradient, standard, norm, sums, c, pixels, C)
-    tl.store(dv + base + place, value.to(dv.dtype.element_ty), mask=valid)
+    tl.store(dv + base + place, value.to(dv.dtype.element_ty), mask=valid[:, None])
 
 
 @triton.jit
@@ -126,9 +118,7 @@ def vote_gradient(
     branch = block // blocks
     n = block % blocks * BN + tl.arange(0, BN)
     c = branch * C + n
-    first = tile.to(tl.int64) * BM
-    row = tl.arange(0, BM)
-    valid = row < pixels - first
+    first, row, valid = strip_of_pixels(tile, pixels, BM)
     acc = tl.zeros((BM, BN), ACC)
     for start in range(0, C, BK):
         k = start + tl.arange(0, BK)
@@ -150,15 +140,13 @@ def scales_gradient(g, u, norm, sums, pixels, C: tl.constexpr, BM: tl.constexpr,
     branch = tl.program_id(1) // blocks
     n = tl.program_id(1) % blocks * BC + tl.arange(0, BC)
     c = branch * C + n
-    first = tl.program_id(0).to(tl.int64) * BM
-    row = tl.arange(0, BM)
+    first, row, valid = strip_of_pixels(tl.program_id(0), pixels, BM)
     base = (branch.to(tl.int64) * pixels + first) * C
     place = row[:, None] * C + n[None, :]
-    valid = (row < pixels - first)[:, None]
-    gradient = tl.load(g + base + place, mask=valid, other=0.0).to(ACC)
-    scale = tl.load(u + base + place, mask=valid, other=0.0).to(ACC)
+    gradient = tl.load(g + base + place, mask=valid[:, None], other=0.0).to(ACC)
+    scale = tl.load(u + base + place, mask=valid[:, None], other=0.0).to(ACC)
     value = through_norm(gradient, standardized(scale, norm, c, 3 * C), norm, sums, c, pixels, 3 * C)
-    tl.store(g + base + place, value.to(g.dtype.element_ty), mask=valid)
+    tl.store(g + base + place, value.to(g.dtype.element_ty), mask=valid[:, None])
 
 
 @triton.jit
@@ -168,8 +156,7 @@ def input_gradient(
     ACC: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """dx [B,H,W,C] = the three transposed convolutions of du [3,B,H,W,C] + dy (1 + sigmoid(norm(v)))."""
-    tile = tl.program_id(0) // (C // BN)
-    n = tl.program_id(0) % (C // BN) * BN + tl.arange(0, BN)
+    tile, n = tile_and_channels(C, BN)
     image, h, w = pixels_of_tile(tile, H, W, TH, TW)
     plane = image * (H * W * C)
     branch = tl.full((), C, tl.int64) * pixels
@@ -252,7 +239,7 @@ def backward(
     dv = torch.empty_like(x)
     gate_gradient[strips](x, v, dy, vote_norm, vote_sums, dv, pixels, **elementwise)
 
-    tiles = vote_tiles(channels)
+    tiles = vote_tiles(channels, x.dtype, target_of(x.device))
     count = triton.cdiv(pixels, tiles.pixels)
     du = torch.empty_like(u)
     partial = x.new_empty(count, 2, 3 * channels, dtype=sums_dtype)
@@ -263,14 +250,14 @@ def backward(
     sums = partial.sum(0)
     scales_gradient[(strips[0], 3 * strips[1])](du, u, norm, sums, pixels, **elementwise)
 
-    tiles = convolution_tiles(channels)
+    tiles = convolution_tiles(channels, x.dtype, target_of(x.device))
     dx = torch.empty_like(x)
     input_gradient[(plane_tiles(x, tiles) * (channels // tiles.out),)](
         du, *weights, dy, v, vote_norm, dx, height, width, pixels,
         C=channels, TH=tiles.rows, TW=tiles.columns, BN=tiles.out, BK=tiles.depth, **product_types, **tiles.options(),
     )  # fmt: skip
 
-    tiles = weight_tiles(channels)
+    tiles = weight_tiles(channels, x.dtype)
     splits, share = splits_of(channels, pixels, tiles)
     partial = x.new_empty(splits, channels, 3 * channels, dtype=sums_dtype)
     blocks = (channels // tiles.columns) * (3 * channels // tiles.out)
@@ -291,32 +278,27 @@ def backward(
     return dx, dweights, dw_vote, dgammas, dbetas
 
 
-def cases(channels: int) -> list[Case]:
-    """The compiled forms for `channels`, in bfloat16."""
-    half = ("x", "v", "dy", "dv", "dx", "g", "u", "du", "w_pointwise", "w_ordinary", "w_dilated", "w_vote")
-    types = dict.fromkeys(half, "*bf16") | dict.fromkeys(("norm", "sums", "partial"), "*fp32")
-    types |= dict.fromkeys(("H", "W", "pixels", "share"), "i32")
-    found = []
-
-    def add(name: str, kernel: Any, constants: dict[str, Any], options: dict[str, int], tensor_cores: bool) -> None:
-        constants = {"C": channels, "ACC": tl.float32} | constants
-        signature = {argument: types[argument] for argument in kernel.arg_names if argument not in constants}
-        found.append(Case(f"msag.{name} bf16 C{channels}", kernel, signature, constants, options, tensor_cores))
-
-    rows, block = strip(channels)
-    for name, kernel in (
-        ("gate sums", gate_sums),
-        ("gate gradient", gate_gradient),
-        ("scales gradient", scales_gradient),
-    ):
-        add(name, kernel, {"BM": rows, "BC": block}, {"num_warps": 8}, False)
-    tiles = vote_tiles(channels)
-    blocks = {"BM": tiles.pixels, "BN": tiles.out, "BK": tiles.depth, "UPCAST": False}
-    add("vote gradient", vote_gradient, blocks, tiles.options(), True)
-    tiles = convolution_tiles(channels)
-    blocks = {"TH": tiles.rows, "TW": tiles.columns, "BN": tiles.out, "BK": tiles.depth, "UPCAST": False}
-    add("input gradient", input_gradient, blocks, tiles.options(), True)
-    tiles = weight_tiles(channels)
-    blocks = {"BM": tiles.columns, "BN": tiles.out, "BK": tiles.depth, "UPCAST": False}
-    add("vote weight gradient", vote_weight_gradient, blocks, tiles.options(), True)
+def cases(channels: int, target: str) -> list[Case]:
+    number = {"C": channels, "ACC": tl.float32}
+    pixels, block = strip(channels)
+    strips, warps = number | {"BM": pixels, "BC": block}, {"num_warps": 8}
+    found = [
+        make_case(name, kernel, channels, strips, warps, tensor_cores=False)
+        for name, kernel in (
+            ("gate sums", gate_sums),
+            ("gate gradient", gate_gradient),
+            ("scales gradient", scales_gradient),
+        )
+    ]
+    tiles = vote_tiles(channels, torch.bfloat16, target)
+    blocks = number | {"BM": tiles.pixels, "BN": tiles.out, "BK": tiles.depth, "UPCAST": False}
+    found.append(make_case("vote gradient", vote_gradient, channels, blocks, tiles.options()))
+    tiles = convolution_tiles(channels, torch.bfloat16, target)
+    blocks = number | {"TH": tiles.rows, "TW": tiles.columns, "BN": tiles.out, "BK": tiles.depth, "UPCAST": False}
+    found.append(make_case("input gradient", input_gradient, channels, blocks, tiles.options()))
+    tiles = weight_tiles(channels, torch.bfloat16)
+    blocks = number | {"BM": tiles.columns, "BN": tiles.out, "BK": tiles.depth, "UPCAST": False}
+    share = splits_of(channels, gate_pixels(channels)[1], tiles)[1]
+    name = "vote weight gradient"
+    found.append(make_case(name, vote_weight_gradient, channels, blocks, tiles.options(), share=share))
     return found

@@ -18,12 +18,13 @@ In evaluation both fold BN into weight and bias (it follows the convolution dire
 parameters.
 """
 
-import os
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from mgcc_dist.kernels.targets import device_refusal
 
 Form = Literal["torch", "triton"]
 
@@ -178,8 +179,8 @@ def triton_supported(module: nn.Module, x: Tensor) -> str | None:
     conv: Any = module.conv
     if module.training or torch.is_grad_enabled():
         return "the Triton form of the up-convolution is for evaluation without gradients"
-    if x.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"device {x.device.type}"
+    if reason := device_refusal(x.device):
+        return reason
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"dtype {x.dtype}"
     if any(channels % 64 and channels not in (16, 32) for channels in (conv.in_channels, conv.out_channels)):

@@ -5,16 +5,13 @@ program. Bias and ReLU are in the epilogue, and each output is written once. In 
 an image, plus weights, for 32 C O H W floating-point operations. For evaluation, with BN folded into the weights.
 """
 
-import os
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mgcc_dist.kernels.case import Case
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from mgcc_dist.kernels.targets import INTERPRETED
 
 
 @triton.jit
@@ -88,14 +85,23 @@ def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x.new_empty(shape).to(memory_format=torch.channels_last)
 
 
-def cases() -> list[Case]:
-    """The levels of the paper's decoder at 256x256; the constants do not depend on the batch."""
+def cases(target: str) -> list[Case]:
+    """The levels of the paper's decoder at 256x256, of a batch of 8."""
     types = {"x_ptr": "*bf16", "w_ptr": "*bf16", "bias_ptr": "*fp32", "y_ptr": "*bf16"}
-    sizes = dict.fromkeys(("B", "H", "W"), "i32")
     found = []
-    for channels, out in ((1024, 512), (128, 64)):
+    for channels, out, side in ((1024, 512, 16), (512, 256, 32), (256, 128, 64), (128, 64, 128)):
         bm, bn, bk, warps = _tile(channels, out)
         constants = {"C": channels, "OUT": out, "BM": bm, "BN": bn, "BK": bk, "UPCAST": False}
         options = {"num_warps": warps, "num_stages": 3}
-        found.append(Case(f"upconv.evaluation bf16 {channels}->{out}", phase_gemm, types | sizes, constants, options))
+        sizes: dict[str, int | float] = {"B": 8, "H": side, "W": side}
+        found.append(
+            Case(
+                f"upconv.evaluation bf16 {channels}->{out}",
+                phase_gemm,
+                types,
+                dict[str, int | float](sizes),
+                constants,
+                options,
+            )
+        )
     return found
