@@ -205,7 +205,7 @@ def plan_backward(batch: int, height: int, width: int, resident: int, norm: bool
     if target == "gfx942":  # masks and pointers fill its scalar registers: no pipeline, fewer rows, a launch a stage
         images = max(images * min(SIDES) // width, 1)
         stages = tuple((stage, stage) for stage in range(3 if norm else 2))
-        return BackwardPlan(images, False, {"num_warps": num_warps, "num_stages": 1}, stages)
+        return BackwardPlan(images, False, {"num_warps": width // 4, "num_stages": 1}, stages)
     # Without a limit of its own ptxas takes 168 registers and spills, to run three programs on a multiprocessor.
     return BackwardPlan(images, False, {"num_warps": num_warps, "num_stages": 2, "maxnreg": 255}, ((0, 2),))
 

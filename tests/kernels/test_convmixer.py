@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from mgcc_dist.kernels import convmixer, convmixer_launch
+from mgcc_dist.kernels import convmixer, convmixer_backward, convmixer_launch
 from mgcc_dist.models.blocks import ConvMixerLayer
 
 # Relative error of the norm. The interpreter's bf16 stores truncate, which doubles their error.
@@ -77,6 +77,14 @@ def test_step_in_half_precision(dtype):
 def test_step_at_other_shapes_resident_and_in_groups(batch, height, width):
     fused, exact = pair(layers(2), torch.float64)
     check_step(fused, exact, torch.randn(batch, 2, height, width, dtype=torch.float64), TOLERANCE[torch.float64])
+
+
+@pytest.mark.interpreted
+def test_step_as_launched_on_gfx942(monkeypatch):
+    """Its backward takes a launch for each stage."""
+    monkeypatch.setattr(convmixer_backward, "target_of", lambda device: "gfx942")
+    fused, exact = pair(layers(2, size=3), torch.float64)
+    check_step(fused, exact, torch.randn(3, 2, 32, 32, dtype=torch.float64), TOLERANCE[torch.float64])
 
 
 @pytest.mark.interpreted
