@@ -193,11 +193,15 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def stop_local(out: Path, jobs: list[str]) -> None:
-    """End a sweep that runs on this machine: the process that submits it, if it is there still, and its jobs."""
+    """End a sweep that runs on this machine: by the process that submits it or, if that is gone, its jobs.
+
+    Not both: the second SIGTERM would end a run before it has saved itself.
+    """
     with suppress(FileNotFoundError), (out / LOCK).open("a+") as file:
         if not _lock(file):
             file.seek(0)
             os.kill(int(file.read()), signal.SIGTERM)
+            return
     for job in jobs:
         with suppress(ProcessLookupError):
             os.kill(int(job), signal.SIGTERM)

@@ -32,11 +32,14 @@ def queue() -> dict[str, tuple[str, str]]:
 
 
 def until(condition: Callable[[], Any], seconds: float = 240, meanwhile: Callable[[], Any] = lambda: None) -> Any:
-    """Wait for `condition`, and give what it gives."""
-    deadline = time.monotonic() + seconds
+    """Wait for `condition`, and give what it gives; `meanwhile` is called now and then."""
+    begin = last = time.monotonic()
     while not (result := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        meanwhile()
+        now = time.monotonic()
+        assert now < begin + seconds, "waited in vain"
+        if now > last + 0.5:
+            last = now
+            meanwhile()
         time.sleep(0.1)
     return result
 

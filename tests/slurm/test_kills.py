@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from jobs import dispatch, job_of, last_step, notify, over, queue, restarts, until_in_slurm
+from jobs import dispatch, hurry, job_of, last_step, notify, over, queue, restarts, until, until_in_slurm
 from same_run import assert_same_run
 from sweep_files import SUPERVISED, write_ready_sweep
 
@@ -75,19 +75,21 @@ def test_ten_kills_at_random_moments_lose_nothing_and_count_nothing_twice(slurm_
 
     def victim(steps: int) -> tuple[str, psutil.Process] | None:
         """A run that started since its last kill and has made `steps` steps since."""
-        assert not over(*runs), f"the sweep ended too soon, after {least}"
-        waiting = queue()
         for job in chance.sample(sorted(runs), len(runs)):
-            if waiting.get(job, ("",))[0] != "RUNNING" or restarts(job) < least[job]:
-                continue
             began[job] = min(began.get(job, STEPS), last_step(runs[job]))
-            if began[job] + steps <= last_step(runs[job]) <= LATEST and (process := rank_of(job, out / "jobs")):
+            if not began[job] + steps <= last_step(runs[job]) <= LATEST or restarts(job) < least[job]:
+                continue
+            if (process := rank_of(job, out / "jobs")) and queue().get(job, ("",))[0] == "RUNNING":
                 return job, process
         return None
 
+    def go_on() -> None:
+        hurry()
+        assert not over(*runs), f"the sweep ended too soon, after {least}"
+
     for kind, steps in kills:
         began: dict[str, int] = {}
-        job, process = until_in_slurm(lambda steps=steps: victim(steps))
+        job, process = until(lambda steps=steps: victim(steps), meanwhile=go_on)
         if not steps:
             time.sleep(chance.uniform(0, 2))
         if kind == "slurmd":
