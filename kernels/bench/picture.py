@@ -38,7 +38,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
         panel.set_yticks(ticks, [name for name, _ in groups], fontsize=7)
         panel.set_title(title, fontsize=9, loc="left")
         panel.tick_params(axis="x", labelsize=7)
-    panel.invert_yaxis()
+    panel.set_ylim(place - 1, -1)  # the first on top
     handles = [panel.barh(0, 0, color=colours[name]) for name in names]
     figure.legend(handles, names, loc="outside lower center", ncols=6, fontsize=7, frameon=False)
     load = f", load {content['load']}" if "cpu" in content["device"] else ""
