@@ -39,6 +39,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mgcc_dist.kernels import convmixer_backward, convmixer_evaluation, convmixer_forward, convmixer_norm
+from mgcc_dist.kernels.autocast import computing_dtype
 from mgcc_dist.kernels.case import Case
 from mgcc_dist.kernels.convmixer_evaluation import evaluate
 from mgcc_dist.kernels.convmixer_forward import mix
@@ -55,7 +56,7 @@ def supported(module: Any, x: Tensor) -> str | None:
     size = depthwise.kernel_size[0]
     if (reason := device_refusal(x.device)) is not None:
         return reason
-    dtype = activation_type(x)
+    dtype = computing_dtype(x)
     if dtype not in (torch.bfloat16, torch.float16, torch.float32) and not INTERPRETED:
         return f"the type is {dtype}; the kernels compute in bfloat16, float16 or float32"
     if depthwise.kernel_size != (size, size) or size not in KERNEL_SIZES:
@@ -78,14 +79,6 @@ def supported(module: Any, x: Tensor) -> str | None:
     if not module.training and torch.is_grad_enabled() and (x.requires_grad or depthwise.weight.requires_grad):
         return "evaluation with gradients; use torch.no_grad() or torch.inference_mode()"
     return None
-
-
-def activation_type(x: Tensor) -> torch.dtype:
-    """The type in which a layer computes on `x`: autocast's where that is on."""
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(kind)
-    return x.dtype
 
 
 def _group(batch_norm: Any) -> str:
@@ -111,7 +104,7 @@ def _train(layers: Sequence[Any], x: Tensor) -> list[Tensor]:
     """What comes out of every layer of the run."""
     outputs: list[Tensor] = []
     updates: list[tuple[Any, Tensor]] = []
-    source = x.to(activation_type(x)).contiguous()
+    source = x.to(computing_dtype(x)).contiguous()
     dtype = source.dtype
     before: Any = None
     for layer in layers:
@@ -143,7 +136,7 @@ def _train(layers: Sequence[Any], x: Tensor) -> list[Tensor]:
 
 def _evaluate(layers: Sequence[Any], x: Tensor) -> Tensor:
     """What comes out of the last layer of the run."""
-    x = x.to(activation_type(x)).contiguous()
+    x = x.to(computing_dtype(x)).contiguous()
     for number, layer in enumerate(layers):
         groups: list[Any] = []
         for convolution, batch_norm in (

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mgcc_dist.kernels.autocast import computing_dtype
+
 TABLE = Path(__file__).parent / "measured.json"
 CPU = f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
@@ -58,8 +60,7 @@ def mode_of(module: nn.Module) -> str:
 
 def dtype_of(x: Tensor) -> str:
     """What convolutions of x compute in, such as "bfloat16"."""
-    cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
-    return str(torch.get_autocast_dtype(x.device.type) if cast else x.dtype).removeprefix("torch.")
+    return str(computing_dtype(x)).removeprefix("torch.")
 
 
 def layout_of(x: Tensor) -> str:

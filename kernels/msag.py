@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mgcc_dist.kernels import msag_backward, msag_evaluation, msag_forward
+from mgcc_dist.kernels.autocast import computing_dtype
 from mgcc_dist.kernels.case import Case
 from mgcc_dist.kernels.msag_evaluation import EVALUATION_FORMS, one_kernel_channels
 from mgcc_dist.kernels.msag_tile import statistics_dtype
@@ -129,14 +130,6 @@ def supported(module: Any, x: Tensor, form: str | None = None) -> str | None:
     if not norms[0].training and torch.is_grad_enabled() and needs_gradient:
         return "gradients in evaluation mode (is torch.no_grad() missing?)"
     return None
-
-
-def computing_dtype(x: Tensor) -> torch.dtype:
-    """What convolutions of `x` compute in: autocast's dtype inside autocast, else that of x."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return x.dtype
 
 
 class Evaluation(NamedTuple):
