@@ -11,10 +11,11 @@ from mgcc_dist.environment import facts
 
 
 def describe() -> dict[str, Any]:
-    """Command, date, commit, versions, device, processor and the number of its cores that are ours."""
+    """Command, date, commit, versions, device, processor, its widest vectors and the number of its cores that are ours."""
     here = facts(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return {
         "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         **{key: here[key] for key in ("versions", "commit", "device", "processor", "cores")},
+        "vectors": torch.backends.cpu.get_cpu_capability(),  # AVX2 or AVX512: a CPU's ratios depend on it
     }

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import ranks
 import torch
+import toy_ldm
 from diffusers import DiffusionPipeline
 from PIL import Image
 
@@ -18,33 +19,11 @@ from mgcc_dist.diffusion import autoencoder
 from mgcc_dist.errors import UserError
 from mgcc_dist.ldm import LdmConfig, run
 
-# 28 images of 16x16, latents of 4x4, three steps of each stage, nine samples.
-TOY = """
-data: {phantom: 40, image_size: 16, workers: 1}
-autoencoder:
-  channels: [4, 4, 8]
-  layers: 1
-  latent_channels: 2
-  norm_groups: 4
-  batch: 2
-  loop: {steps: 3, optimizer: adam, learning_rate: 0.001, log_every: 1}
-denoiser:
-  channels: [8, 8]
-  attention: [false, true]
-  layers: 1
-  norm_groups: 4
-  head_channels: 4
-  batch: 2
-  loop: {steps: 3, optimizer: adamw, learning_rate: 0.001, log_every: 1, ema_decay: 0.9}
-sampling: {count: 9, steps: 4, per_shard: 2, batch: 2}
-quality: {neighbours: 2}
-"""
-
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("ldm") / "toy.yaml"
-    path.write_text(TOY)
+    path.write_text(toy_ldm.config(steps=3, checkpoint_every=100, samples=9))
     return path
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ranks
+import toy_ldm
 from same_run import assert_same_run
 
 from mgcc_dist.errors import EXIT_STOPPED
@@ -91,29 +92,6 @@ def test_segmentation_killed_at_a_random_step_resumes_bit_exactly(tmp_path, phan
     assert result_of(run) == result_of(expected)
 
 
-# 21 images of 16x16; the two stages have 14 steps each of two ranks x 2 images.
-LDM = """
-data: {phantom: 30, image_size: 16, workers: 1}
-autoencoder:
-  channels: [4, 4, 8]
-  layers: 1
-  latent_channels: 2
-  norm_groups: 4
-  batch: 2
-  loop: {steps: 14, optimizer: adam, learning_rate: 0.001, weight_decay: 0.0, log_every: 2, checkpoint_every: 3}
-denoiser:
-  channels: [8, 8]
-  attention: [false, true]
-  layers: 1
-  norm_groups: 4
-  head_channels: 4
-  batch: 2
-  loop: {steps: 14, optimizer: adamw, learning_rate: 0.001, log_every: 2, checkpoint_every: 3, ema_decay: 0.9}
-sampling: {count: 8, steps: 4, per_shard: 2, batch: 2}
-quality: {neighbours: 2}
-"""
-
-
 @pytest.mark.multiprocess
 @pytest.mark.e2e
 @pytest.mark.parametrize(("number", "stage"), [(signal.SIGTERM, "autoencoder"), (signal.SIGKILL, "denoiser")])
@@ -138,7 +116,7 @@ def whole_ldm(tmp_path_factory) -> tuple[Path, Path]:
     """A config of the generative stage, and the folder of a run of it that nothing disturbed."""
     folder = tmp_path_factory.mktemp("ldm")
     config = folder / "ldm.yaml"
-    config.write_text(LDM)
+    config.write_text(toy_ldm.config(steps=14, checkpoint_every=3))
     finish(["mgcc_dist.ldm", "--config", str(config), "--out", str(folder / "whole")], 2)
     return config, folder / "whole"
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import toy_ldm
 import yaml
 
 from mgcc_dist.data.convert import write_shards
@@ -66,33 +67,10 @@ def write_ready_sweep(folder: Path, data: Path, name: str, steps: int = 30, imag
     return write_sweep(folder, name, **{"defaults": defaults, "datasets": {"Phantom": {}}} | changes)
 
 
-# 28 images of 16x16; a step of two ranks has four of them.
-LDM = """
-data: {phantom: 40, image_size: 16, workers: 1}
-autoencoder:
-  channels: [4, 4, 8]
-  layers: 1
-  latent_channels: 2
-  norm_groups: 4
-  batch: 2
-  loop: {steps: 30, optimizer: adam, learning_rate: 0.001, weight_decay: 0.0, log_every: 1, checkpoint_every: 7}
-denoiser:
-  channels: [8, 8]
-  attention: [false, true]
-  layers: 1
-  norm_groups: 4
-  head_channels: 4
-  batch: 2
-  loop: {steps: 30, optimizer: adamw, learning_rate: 0.001, log_every: 1, checkpoint_every: 7, ema_decay: 0.9}
-sampling: {count: 8, steps: 4, per_shard: 2, batch: 2}
-quality: {neighbours: 2}
-"""
-
-
 def write_two_node_sweep(folder: Path, data: Path, name: str) -> Path:
     """MGCC, and a diffusion model that nothing needs, each a job of two nodes with a rank on each."""
     config, ldm = folder / "ldm.yaml", folder / name / "ldm"
-    config.write_text(LDM)
+    config.write_text(toy_ldm.config(steps=30, checkpoint_every=7))
     step = {
         "run": f"ldm --config {config} --out {ldm} --until denoiser",
         "makes": str(ldm / "denoiser" / "result.json"),

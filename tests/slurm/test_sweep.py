@@ -46,15 +46,24 @@ def test_a_changed_config_is_another_run_and_the_old_one_is_named(slurm_up, phan
 FAILING = {
     "U-Net": SUPERVISED,
     "Broken": SUPERVISED | {"loop": {"learning_rate": 1e30}},  # wrong settings: not worth another attempt
-    "Poison": SUPERVISED | {"loop": {"momentum": 0.5}, "resources": {"setup": ["ulimit -v 400000"], "attempts": 2}},
+    "Poison": SUPERVISED | {"loop": {"momentum": 0.5}},  # mended later; its config is to be another than the first's
 }
+
+
+def import_that_kills(folder):
+    """A folder for PYTHONPATH where `import torch` ends as a process does that the kernel kills for its memory."""
+    (folder / "poison").mkdir()
+    (folder / "poison" / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    return folder / "poison"
 
 
 def test_failures_leave_the_others_alone_are_shown_leave_a_hole_and_only_they_are_resumed(
     slurm_up, phantom_data, tmp_path
 ):
     changes = {"seeds": [1], "steps": 4, "reference": None}
-    sweep = write_ready_sweep(tmp_path, phantom_data, "failing", rows=FAILING, **changes)
+    killing = {"setup": [f"export PYTHONPATH={import_that_kills(tmp_path)}"], "attempts": 2}
+    rows = FAILING | {"Poison": FAILING["Poison"] | {"resources": killing}}
+    sweep = write_ready_sweep(tmp_path, phantom_data, "failing", rows=rows, **changes)
     out = tmp_path / "failing"
     dispatch("submit", sweep)
     poison = job_of(out, "phantom/poison")  # of a job that goes back into the queue Slurm may start the dependents
@@ -63,14 +72,13 @@ def test_failures_leave_the_others_alone_are_shown_leave_a_hole_and_only_they_ar
     said = dispatch("status", sweep, code=1)
     assert "4 tasks: 2 done, 2 failed" in said
     assert "the loss is not finite" in said
-    assert "attempt 2 of 2 from step 0: given up" in said
+    assert "attempt 2 of 2 from step 0: given up" in said, said
     assert restarts(job_of(out, "phantom/broken")) == 0
     assert restarts(job_of(out, "phantom/poison")) == 1
     assert "1 of 3 runs are finished\n  Broken on Phantom: 0 of 1, 1 unfinished\n" in dispatch("logs", sweep, "report")
     assert "2 failed earlier; `python -m mgcc_dist.slurm resume" in dispatch("submit", sweep)
 
-    mended = FAILING | {"Poison": {**FAILING["Poison"], "resources": {}}}
-    sweep = write_ready_sweep(tmp_path, phantom_data, "failing", rows=mended, **changes)
+    sweep = write_ready_sweep(tmp_path, phantom_data, "failing", rows=FAILING, **changes)
     before = job_of(out, "phantom/u-net")
     assert "3 tasks submitted" in dispatch("resume", sweep)
     assert job_of(out, "phantom/u-net") == before
