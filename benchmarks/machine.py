@@ -11,7 +11,7 @@ from mgcc_dist.environment import facts
 
 
 def describe() -> dict[str, Any]:
-    """Command, date, commit, versions, device, processor, its widest vectors and the number of its cores that are ours."""
+    """Command, date, commit, versions, device, processor (model, vectors) and the number of its cores that are ours."""
     here = facts(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return {
         "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
