@@ -120,6 +120,14 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether `device` has instructions for bfloat16; without them it is emulated, many times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # What oneDNN's convolutions in bfloat16 need to be faster; False on other processors.
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
 def _nvidia_driver() -> str | None:
     try:
         said = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")

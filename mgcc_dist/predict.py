@@ -41,6 +41,7 @@ from tqdm import tqdm
 from mgcc_dist.config import HelpFormatter
 from mgcc_dist.data.images import SUFFIXES, BadFile, read_grey, resize_image
 from mgcc_dist.data.workers import load_in_order
+from mgcc_dist.environment import has_bf16
 from mgcc_dist.errors import UserError, run_program
 from mgcc_dist.files import read_json, replacing, sha256_of, write_bytes, write_json
 from mgcc_dist.kernels.fuse import Kernels, fuse
@@ -186,11 +187,7 @@ def ready(network: nn.Module, kernels: Kernels) -> nn.Module:
 
 def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device has instructions for it, else float32."""
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:  # what oneDNN's convolutions in bfloat16 need to be faster; False on other processors
-        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if has_bf16(device) else torch.float32
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 
+from mgcc_dist.environment import has_bf16
 from mgcc_dist.errors import SharedError, UserError
 
 
@@ -88,6 +89,8 @@ def describe(accelerator: Accelerator) -> str:
     """One line for the log: `world size 2 (MULTI_CPU), device cpu, precision no`."""
     kind = accelerator.distributed_type.value
     precision = accelerator.mixed_precision
+    if precision == "bf16" and not has_bf16(accelerator.device):
+        precision += " (emulated, this device has no instructions for it: `no` is many times faster)"
     return f"world size {accelerator.num_processes} ({kind}), device {accelerator.device}, precision {precision}"
 
 

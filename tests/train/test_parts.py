@@ -4,10 +4,12 @@ import json
 import os
 import signal
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 
 from mgcc_dist import environment
@@ -16,7 +18,7 @@ from mgcc_dist.errors import UserError
 from mgcc_dist.train import run_folder
 from mgcc_dist.train.ema import Ema
 from mgcc_dist.train.journal import Journal, read_rows
-from mgcc_dist.train.process_group import seed_step
+from mgcc_dist.train.process_group import describe, seed_step
 from mgcc_dist.train.signals import StopSignal
 
 
@@ -148,3 +150,13 @@ def test_randomness_of_a_step_depends_on_seed_step_and_rank_alone():
     assert not torch.equal(draw(2, 5, 0), first)
     assert not torch.equal(draw(1, 5, 1), first)
     assert not torch.equal(draw(1, 5, 2), draw(1, 5, 1))
+
+
+@pytest.mark.parametrize(("has_instructions", "said"), [(True, "precision bf16"), (False, "precision bf16 (emulated")])
+def test_bfloat16_that_a_processor_has_no_instructions_for_is_named(monkeypatch, has_instructions, said):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_instructions)
+    cpu = torch.device("cpu")
+    started = SimpleNamespace(device=cpu, mixed_precision="bf16", num_processes=1, distributed_type=DistributedType.NO)
+    line = describe(started)
+    assert said in line
+    assert ("emulated" in line) is not has_instructions
