@@ -76,7 +76,15 @@ def test_busi_trains_u_net_and_mgcc_of_the_first_split_before_all_others_or_what
         chosen(runs, rows=["V-Net"])
 
 
-def test_busi_hands_a_signal_on_and_waits_for_the_run_to_save_itself(tmp_path):
+@pytest.fixture
+def sigint():
+    """Python's answer to SIGINT, which a job in the background of a shell script has not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_busi_hands_a_signal_on_and_waits_for_the_run_to_save_itself(tmp_path, sigint):
     run = f"""
 import signal, sys, time
 from pathlib import Path
