@@ -24,5 +24,5 @@ quality: {{neighbours: 2}}
 
 def config(steps: int, checkpoint_every: int, samples: int = 8) -> str:
     """YAML with so many steps of either network."""
-    loop = f"steps: {steps}, checkpoint_every: {checkpoint_every}, log_every: 1, learning_rate: 0.001"
+    loop = f"steps: {steps}, checkpoint_every: {checkpoint_every}, log_every: 1, learning_rate: 0.001, precision: 'no'"
     return CONFIG.format(loop=loop, samples=samples)

@@ -90,7 +90,7 @@ def _options(words: list[str] | None) -> argparse.Namespace:
 def _default_dtypes(device: torch.device) -> list[str]:
     if device.type == "cuda":
         return ["bfloat16"]
-    return ["float32", "bfloat16"] if torch.cpu._is_avx512_bf16_supported() else ["float32"]
+    return ["float32", "bfloat16"] if environment.has_bf16(device) else ["float32"]
 
 
 def _effort(device: torch.device, quick: bool) -> Effort:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import ranks
 import torch
+import toy_ldm
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
@@ -25,34 +26,13 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"),
 ]
 
-# Steps of 2 ranks x 2 images of 16x16: two of the autoencoder, four of the denoiser.
-TOY = """
-data: {phantom: 20, image_size: 16, workers: 0}
-autoencoder:
-  channels: [4, 8]
-  layers: 1
-  norm_groups: 4
-  attention: false
-  batch: 2
-  loop: {steps: 2, optimizer: adam, learning_rate: 0.001, precision: "no"}
-denoiser:
-  channels: [8, 8]
-  attention: [false, true]
-  layers: 1
-  norm_groups: 4
-  head_channels: 4
-  batch: 2
-  loop: {steps: 4, optimizer: adamw, learning_rate: 0.001, log_every: 1, ema_decay: 0.9, precision: "no"}
-sampling: {count: 2, steps: 2, batch: 2}
-audit: {enabled: false}
-quality: {enabled: false}
-"""
+UNJUDGED = ["--audit.enabled", "false", "--quality.enabled", "false"]
 
 
 def run(launcher: list[str], out: Path, *words: str) -> subprocess.CompletedProcess:
     config = out.parent / "toy.yaml"
-    config.write_text(TOY)
-    return ranks.run(launcher, ["-m", "mgcc_dist.ldm", "--config", config, "--out", out, *words])
+    config.write_text(toy_ldm.config(steps=4, checkpoint_every=100, samples=2))
+    return ranks.run(launcher, ["-m", "mgcc_dist.ldm", "--config", config, "--out", out, *UNJUDGED, *words])
 
 
 def zero(stage: int, folder: Path, count: int = 2) -> list[str]:
@@ -121,7 +101,7 @@ def test_zero_goes_on_with_its_own_number_of_ranks_alone(two_ranks):
                 "",
                 CONFIGS / "ldm",
                 "demo",
-                ["--config", str(out.parent / "toy.yaml"), "--out", str(out)],
+                ["--config", str(out.parent / "toy.yaml"), "--out", str(out), *UNJUDGED],
             )
         )
     assert before == {path: path.read_bytes() for path in before}
