@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from mgcc_dist.data.loader import Batch, EvalLoader
+from mgcc_dist.data.loader import Batch, ByteBatch, EvalLoader
 from mgcc_dist.metrics import count, scores_of, surface_distances
 
 KEPT_BYTES = 2**30
@@ -43,7 +43,7 @@ class KeptBatches:
 
 @torch.no_grad()
 def score_images(
-    network: nn.Module, batches: Iterable[Batch], accelerator: Accelerator, surface: bool
+    network: nn.Module, batches: Iterable[Batch | ByteBatch], accelerator: Accelerator, surface: bool
 ) -> list[dict[str, Any]]:
     """Per-image scores {"key", "paper", "corrected", ...} of every image of all ranks, sorted by key. Collective.
 

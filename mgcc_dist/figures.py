@@ -8,8 +8,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from mgcc_dist.data.loader import EvalLoader, subset_by_keys
+from mgcc_dist.data.loader import EvalLoader
 from mgcc_dist.data.records import ShardFolder
+from mgcc_dist.data.sources import subset_by_keys
 from mgcc_dist.files import replacing
 
 TRUTH, PREDICTION = "#35c46a", "#ff5a4e"
@@ -34,8 +35,8 @@ def segmentation_gallery(
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     batches = EvalLoader(chosen, batch=1, image_size=image_size, rank=0, world=1, workers=0).batches()
     for panel, score, batch in zip(panels, shown, batches, strict=True):
-        predicted = network(batch.images.to(device)).float().sigmoid()[0, 0].cpu().numpy()
-        panel.imshow(batch.images[0, 0].numpy(), cmap="gray", vmin=-1, vmax=1)
+        predicted = network(batch.to(device).images).float().sigmoid()[0, 0].cpu().numpy()
+        panel.imshow(batch.images[0, 0].numpy(), cmap="gray", vmin=0, vmax=255)
         panel.contour(batch.masks[0, 0].numpy(), levels=[0.5], colors=TRUTH, linewidths=1.4)
         if (predicted > 0.5).any():
             panel.contour(predicted, levels=[0.5], colors=PREDICTION, linewidths=1.4)

@@ -40,6 +40,7 @@ from tqdm import tqdm
 
 from mgcc_dist.config import HelpFormatter
 from mgcc_dist.data.images import SUFFIXES, BadFile, read_grey, resize_image
+from mgcc_dist.data.loader import scaled
 from mgcc_dist.data.workers import load_in_order
 from mgcc_dist.environment import has_bf16
 from mgcc_dist.errors import UserError, run_program
@@ -200,7 +201,7 @@ def probabilities(
     device = next(network.parameters()).device
     squares = torch.from_numpy(np.stack([one.square for one in inputs]))[:, None]
     with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        logits = network((squares.to(device).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last))
+        logits = network(scaled(squares.to(device)).contiguous(memory_format=torch.channels_last))
     found = logits.float().sigmoid()
     return [
         F.interpolate(one_found[None], one.image.shape, mode="bilinear", antialias=True)[0, 0].cpu().numpy()

@@ -17,8 +17,9 @@ from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
 
 from mgcc_dist.config import CONFIGS, parse
-from mgcc_dist.data.loader import Concat, EvalLoader, Source, StreamLoader, subset_by_keys
+from mgcc_dist.data.loader import EvalLoader, StreamLoader
 from mgcc_dist.data.records import ShardFolder
+from mgcc_dist.data.sources import Concat, Source, subset_by_keys
 from mgcc_dist.data.splits import Split, locate_split, read_split
 from mgcc_dist.diffusion import selection
 from mgcc_dist.errors import SharedError, UserError, run_program

@@ -51,11 +51,15 @@ def read_mask(path: Path) -> np.ndarray:
 
 def resize_image(image: np.ndarray, width: int, height: int) -> np.ndarray:
     """uint8 [H,W] to [height,width]: bilinear, antialiased where it shrinks, stretched to the new proportions."""
+    if image.shape == (height, width):
+        return image
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def resize_mask(mask: np.ndarray, width: int, height: int) -> np.ndarray:
     """uint8 [H,W] to [height,width] by the nearest pixel, so that no new values appear."""
+    if mask.shape == (height, width):
+        return mask
     return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
 
 

@@ -19,25 +19,25 @@ The augmentation of place p of a stream is a pure function of (seed, stream, p).
 import itertools
 import math
 from abc import ABC, abstractmethod
-from bisect import bisect_right
-from collections.abc import Generator, Iterable, Sequence, Sized
+from collections.abc import Generator, Sized
 from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache, partial
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mgcc_dist.data.augment import MIRROR, draw_symmetry, symmetry
-from mgcc_dist.data.images import resize_image, resize_mask
-from mgcc_dist.data.records import Sample, ShardFolder
+from mgcc_dist.data.records import Sample
+from mgcc_dist.data.sources import Resized, Source
 from mgcc_dist.data.workers import load_in_order
 from mgcc_dist.errors import UserError
 
 LABELED, UNLABELED = 0, 1
+KEPT_BYTES = 256 << 20  # decoded samples kept by each process of each stream: 2048 of 256x256 with their masks
 
 Loaded = TypeVar("Loaded")
 Augment = bool | Literal["mirror"]
@@ -65,8 +65,32 @@ class Batch:
         images = self.images.to(device, non_blocking=non_blocking)
         return replace(self, images=images, masks=self.masks.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> "Batch":
+
+@dataclass
+class ByteBatch:
+    """A Batch as it is loaded, a quarter of its size on the way from worker to device.
+
+    images: uint8 [L+U,1,S,S]. masks: bool [L,1,S,S]. positions, keys: as in Batch.
+    """
+
+    images: Tensor
+    masks: Tensor
+    positions: Tensor
+    keys: list[str]
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+        """The Batch on `device`, whose pixels become floating point there; positions stay on the CPU."""
+        images = scaled(self.images.to(device, non_blocking=non_blocking))
+        masks = self.masks.to(device, non_blocking=non_blocking).float()
+        return Batch(images, masks, self.positions, self.keys)
+
+    def pin_memory(self) -> "ByteBatch":
         return replace(self, images=self.images.pin_memory(), masks=self.masks.pin_memory())
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    """Grey values uint8 as float32 in [-1,1], which is what every network of the package sees."""
+    return pixels.float().div_(127.5).sub_(1)
 
 
 @dataclass(frozen=True)
@@ -75,61 +99,6 @@ class Position:
 
     labeled: int = 0
     unlabeled: int = 0
-
-
-class Source(Protocol):
-    """Samples by number; a ShardFolder is one. Must be picklable."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, i: int) -> Sample: ...
-
-
-class Subset:
-    """The samples `indices` of `source`, in that order."""
-
-    def __init__(self, source: Source, indices: Sequence[int]) -> None:
-        self.source = source
-        self.indices = list(indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def read(self, i: int) -> Sample:
-        return self.source.read(self.indices[i])
-
-
-class Concat:
-    """The samples of several sources, one source after the other."""
-
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self.sources = list(sources)
-        self.ends = list(itertools.accumulate(len(source) for source in sources))
-
-    def __len__(self) -> int:
-        return self.ends[-1] if self.ends else 0
-
-    def read(self, i: int) -> Sample:
-        which = bisect_right(self.ends, i)
-        return self.sources[which].read(i - self.ends[which] + len(self.sources[which]))
-
-
-def subset_by_keys(folder: ShardFolder, keys: Iterable[str]) -> Subset:
-    """The records `keys` of a shard folder, in that order.
-
-    Raises:
-        UserError: keys that the folder does not have; names the first of them.
-    """
-    known = set(folder.keys())
-    keys = list(keys)
-    missing = [key for key in keys if key not in known]
-    if missing:
-        shown = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
-        raise UserError(
-            f"{folder.folder} lacks {len(missing)} of the {len(keys)} keys asked for: {shown}; "
-            "is the split made for another data set?"
-        )
-    return Subset(folder, [folder.position(key) for key in keys])
 
 
 @lru_cache(maxsize=8)
@@ -230,14 +199,14 @@ class Place:
     which: int
 
 
-class StreamLoader(Streams[Batch]):
+class StreamLoader(Streams[ByteBatch]):
     """Endless training batches of labeled and unlabeled images.
 
     Args:
         labeled, unlabeled: the streams; None where there is none, and then its batch is 0.
         batch_labeled, batch_unlabeled: samples of each stream a rank and step.
         image_size: images of another size are stretched to `image_size` x `image_size`.
-        workers, augment: as in Streams.
+        workers, augment: as in Streams. A process decodes a sample once, and again only where KEPT_BYTES are full.
 
     Raises:
         UserError: no stream, an empty one, or one without a batch size or the other way round.
@@ -262,11 +231,11 @@ class StreamLoader(Streams[Batch]):
             raise UserError("loader: there are neither labeled nor unlabeled images to train on")
         sizes = (len(labeled) if labeled else 0, len(unlabeled) if unlabeled else 0)
         super().__init__(sizes, (batch_labeled, batch_unlabeled), seed, rank, world, workers, augment)
-        self.labeled = labeled
-        self.unlabeled = unlabeled
         self.image_size = image_size
+        self.labeled = Resized(labeled, image_size, KEPT_BYTES) if labeled else None
+        self.unlabeled = Resized(unlabeled, image_size, KEPT_BYTES) if unlabeled else None
 
-    def load(self, labeled: list[Place], unlabeled: list[Place]) -> Batch:
+    def load(self, labeled: list[Place], unlabeled: list[Place]) -> ByteBatch:
         chosen = []
         for at in labeled:
             assert self.labeled is not None
@@ -292,14 +261,14 @@ class EvalLoader:
 
     def __init__(self, source: Source, batch: int, image_size: int, rank: int, world: int, workers: int) -> None:
         check_stream("evaluation", source, batch)
-        self.source = source
+        self.source = Resized(source, image_size)
         self.batch = batch
         self.image_size = image_size
         self.rank = rank
         self.world = world
         self.workers = workers
 
-    def batches(self) -> Generator[Batch, None, None]:
+    def batches(self) -> Generator[ByteBatch, None, None]:
         """Batches of at most `batch` samples, whose positions are their numbers in the source.
 
         Where some samples have no mask, the labeled ones of a batch come first.
@@ -310,7 +279,7 @@ class EvalLoader:
         count = math.ceil(len(range(self.rank, len(self.source), self.world)) / self.batch)
         yield from load_in_order(self._load, range(count), min(self.workers, count))
 
-    def _load(self, number: int) -> Batch:
+    def _load(self, number: int) -> ByteBatch:
         mine = range(self.rank, len(self.source), self.world)
         samples = [(place, self.source.read(place)) for place in mine[number * self.batch : (number + 1) * self.batch]]
         chosen = [_Chosen(sample, place, 0, labeled=sample.mask is not None) for place, sample in samples]
@@ -336,17 +305,15 @@ def check_stream(name: str, source: Sized | None, batch: int) -> None:
         raise UserError(f"loader: the batch size of the {name} stream is {batch} but it has {has}")
 
 
-def _assemble(chosen: "list[_Chosen]", size: int) -> Batch:
+def _assemble(chosen: "list[_Chosen]", size: int) -> ByteBatch:
     """The batch of `chosen`, whose labeled samples come first."""
     labeled = sum(one.labeled for one in chosen)
-    images = np.empty((len(chosen), 1, size, size), np.float32)
-    masks = np.empty((labeled, 1, size, size), np.float32)
+    images = np.empty((len(chosen), 1, size, size), np.uint8)
+    masks = np.empty((labeled, 1, size, size), np.bool_)
     for row, one in enumerate(chosen):
-        images[row, 0] = symmetry(resize_image(one.sample.image, size, size), one.which)
+        images[row, 0] = symmetry(one.sample.image, one.which)
         if one.labeled:
             assert one.sample.mask is not None
-            masks[row, 0] = symmetry(resize_mask(one.sample.mask, size, size), one.which) > 0
-    images /= 127.5
-    images -= 1
+            masks[row, 0] = symmetry(one.sample.mask, one.which) > 0
     places = torch.tensor([one.place for one in chosen], dtype=torch.int64)
-    return Batch(torch.from_numpy(images), torch.from_numpy(masks), places, [one.sample.key for one in chosen])
+    return ByteBatch(torch.from_numpy(images), torch.from_numpy(masks), places, [one.sample.key for one in chosen])

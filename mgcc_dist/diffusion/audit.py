@@ -31,8 +31,8 @@ from mgcc_dist.config import UnitInterval
 from mgcc_dist.data.augment import symmetry
 from mgcc_dist.data.duplicates import thumbnail
 from mgcc_dist.data.images import resize_image
-from mgcc_dist.data.loader import Source, Subset
 from mgcc_dist.data.records import ShardFolder
+from mgcc_dist.data.sources import Source, Subset
 from mgcc_dist.diffusion.features import Features
 from mgcc_dist.diffusion.images import Images
 from mgcc_dist.diffusion.likeness import FeatureLikeness, align, describe, likenesses

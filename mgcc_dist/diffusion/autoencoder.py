@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mgcc_dist.config import NonNegativeFloat, PositiveInt
-from mgcc_dist.data.loader import Batch
+from mgcc_dist.data.loader import Batch, ByteBatch
 from mgcc_dist.diffusion.images import Images
 from mgcc_dist.diffusion.noise import Draw, generators
 from mgcc_dist.diffusion.weights import load_weights
@@ -149,7 +149,7 @@ class AutoencoderTask:
         assert isinstance(module, AutoencoderLoss)
         errors = []
         for batch in self._held_out.batches():
-            images = batch.images.to(accelerator.device)
+            images = batch.to(accelerator.device).images
             with accelerator.autocast():
                 reconstructed = reconstruct(module.vae, images)
             squared = (reconstructed.float() - images).square().mean(dim=(1, 2, 3))
@@ -171,14 +171,14 @@ def reconstruct(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def latent_moments(vae: AutoencoderKL, batches: Iterable[Batch], accelerator: Accelerator) -> tuple[Tensor, Tensor]:
+def latent_moments(vae: AutoencoderKL, batches: Iterable[ByteBatch], accelerator: Accelerator) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, float64 [C], of the latents of the images of all ranks. Collective.
 
     The posterior's moments are used, E[z²] = mean² + variance, so nothing is drawn.
     """
     moments = []
     for batch in batches:
-        posterior = vae.encode(batch.images.to(accelerator.device)).latent_dist
+        posterior = vae.encode(batch.to(accelerator.device).images).latent_dist
         mean, variance = posterior.mean.cpu().double(), posterior.var.cpu().double()
         first = mean.mean(dim=(2, 3)).tolist()
         second = (mean.square() + variance).mean(dim=(2, 3)).tolist()

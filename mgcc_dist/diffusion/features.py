@@ -15,7 +15,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from mgcc_dist.data.loader import EvalLoader, Source
+from mgcc_dist.data.loader import EvalLoader
+from mgcc_dist.data.sources import Source
 from mgcc_dist.diffusion import autoencoder
 from mgcc_dist.errors import UserError
 from mgcc_dist.files import sha256_of
@@ -44,7 +45,7 @@ class Features:
         loader = EvalLoader(source, BATCH, self.image_size, rank=rank, world=world, workers=0)
         network, found = self.network.to(accelerator.device), []
         for batch in loader.batches():
-            features = self._checked(network(batch.images.to(accelerator.device)), len(batch.keys))
+            features = self._checked(network(batch.to(accelerator.device).images), len(batch.keys))
             found += list(zip(batch.positions.tolist(), features.double().cpu().numpy(), strict=True))
         return np.stack([row for _, row in sorted(gather_object(found), key=lambda one: one[0])])
 

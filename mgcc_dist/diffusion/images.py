@@ -7,8 +7,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from mgcc_dist.config import NonNegativeInt, PositiveInt
-from mgcc_dist.data.loader import EvalLoader, Source, StreamLoader, Subset, subset_by_keys
+from mgcc_dist.data.loader import EvalLoader, StreamLoader
 from mgcc_dist.data.records import ShardFolder
+from mgcc_dist.data.sources import Source, Subset, subset_by_keys
 from mgcc_dist.data.splits import Split
 
 
@@ -82,4 +83,4 @@ class Images:
         """Held-out images [count,1,H,W] in [-1, 1], spread evenly over the split."""
         chosen = np.linspace(0, len(self.unseen) - 1, min(count, len(self.unseen))).round().astype(int)
         loader = EvalLoader(Subset(self.unseen, chosen.tolist()), count, self.size, rank=0, world=1, workers=0)
-        return next(iter(loader.batches())).images
+        return next(iter(loader.batches())).to("cpu").images

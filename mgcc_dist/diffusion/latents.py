@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from mgcc_dist.data.augment import MIRROR, symmetry
 from mgcc_dist.data.images import resize_image
-from mgcc_dist.data.loader import Place, Source, Streams, Subset, check_stream
+from mgcc_dist.data.loader import Place, Streams, check_stream, scaled
 from mgcc_dist.data.records import (
     CorruptRecord,
     OpenShard,
@@ -38,6 +38,7 @@ from mgcc_dist.data.records import (
     write_index,
     write_records,
 )
+from mgcc_dist.data.sources import Source, Subset
 from mgcc_dist.diffusion.filling import fill, is_filled
 from mgcc_dist.diffusion.images import Images
 
@@ -225,8 +226,7 @@ def _make(
 
 def _posterior(vae: AutoencoderKL, squares: np.ndarray) -> Tensor:
     """Mean and log-variance [B,2C,h,w], float16 on the CPU, of images uint8 [B,S,S]."""
-    images = torch.from_numpy(squares).to(vae.device)[:, None].float() / 127.5 - 1
-    posterior = vae.encode(images).latent_dist
+    posterior = vae.encode(scaled(torch.from_numpy(squares).to(vae.device)[:, None])).latent_dist
     return torch.cat([posterior.mean, posterior.logvar], dim=1).half().cpu()
 
 

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from mgcc_dist.data.augment import SYMMETRIES, symmetry
 from mgcc_dist.data.duplicates import SHIFT, SIDE, thumbnail
-from mgcc_dist.data.loader import Source
 from mgcc_dist.data.records import Sample
+from mgcc_dist.data.sources import Source
 from mgcc_dist.diffusion.features import Features
 
 ANGLES = (-5, 0, 5)  # degrees

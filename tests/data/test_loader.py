@@ -1,5 +1,6 @@
 """Who gets which sample: on any ranks, workers, shards and batch sizes."""
 
+import pickle
 from collections import Counter
 from contextlib import closing
 from itertools import islice
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgcc_dist.data.augment import symmetry
-from mgcc_dist.data.loader import Batch, Concat, EvalLoader, Position, StreamLoader, Subset, subset_by_keys
+from mgcc_dist.data.loader import Batch, EvalLoader, Position, StreamLoader
 from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
+from mgcc_dist.data.sources import Concat, Resized, Subset, subset_by_keys
 from mgcc_dist.errors import UserError
 
 SIZE = 4
@@ -51,7 +53,11 @@ def loader(rank=0, world=1, labeled=7, unlabeled=5, batches=(2, 2), workers=0, s
 
 def take(stream_loader, steps, start=None):
     with closing(stream_loader.batches(start or Position())) as batches:
-        return list(islice(batches, steps))
+        return [(batch.to("cpu"), position) for batch, position in islice(batches, steps)]
+
+
+def evaluated(source, batch, size=SIZE, rank=0, world=1, workers=0):
+    return [loaded.to("cpu") for loaded in EvalLoader(source, batch, size, rank, world, workers).batches()]
 
 
 def streams(world, steps, start=None, **settings):
@@ -254,7 +260,7 @@ class Picture:
 
 @pytest.mark.parametrize("size", [30, 120])
 def test_other_sizes_are_stretched_smoothly_for_images_and_without_mixing_for_masks(size):
-    (batch,) = EvalLoader(Picture(), 1, size, rank=0, world=1, workers=0).batches()
+    (batch,) = evaluated(Picture(), 1, size)
     assert batch.images.shape == batch.masks.shape == (1, 1, size, size)
     assert set(batch.masks.unique().tolist()) == {0.0, 1.0}
     assert batch.masks.mean() == 0.5
@@ -267,9 +273,11 @@ def test_other_sizes_are_stretched_smoothly_for_images_and_without_mixing_for_ma
 
 
 def test_batch_moves_to_a_device_with_its_positions_staying_behind():
-    (batch, _), *_ = take(loader(), 1)
+    batch, _ = next(loader().batches(Position()))
     moved = batch.to("meta")
     assert isinstance(moved, Batch)
+    assert (batch.images.dtype, batch.masks.dtype) == (torch.uint8, torch.bool), "bytes travel"
+    assert moved.images.dtype == moved.masks.dtype == torch.float32
     assert moved.images.device.type == moved.masks.device.type == "meta"
     assert moved.positions.device.type == "cpu"
     assert moved.keys == batch.keys
@@ -318,7 +326,7 @@ def test_streams_that_cannot_be_loaded_are_refused_at_once(labeled, unlabeled, b
 def test_evaluation_sees_each_sample_exactly_once(world, count, batch):
     seen = []
     for rank in range(world):
-        for loaded in EvalLoader(Memory("l", count), batch, SIZE, rank, world, workers=0).batches():
+        for loaded in evaluated(Memory("l", count), batch, rank=rank, world=world):
             assert 1 <= len(loaded.keys) <= batch
             assert loaded.labeled == len(loaded.keys)
             assert loaded.keys == [f"l{i}" for i in loaded.positions]
@@ -330,7 +338,7 @@ def test_evaluation_sees_each_sample_exactly_once(world, count, batch):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_evaluation_with_workers_gives_the_same_batches(workers):
     def batches(workers):
-        return [(b, None) for b in EvalLoader(Memory("l", 9), 2, SIZE, rank=1, world=2, workers=workers).batches()]
+        return [(batch, None) for batch in evaluated(Memory("l", 9), 2, rank=1, world=2, workers=workers)]
 
     assert_same_batches(batches(workers), batches(0))
 
@@ -342,11 +350,37 @@ def test_evaluation_of_nothing_is_refused():
 
 def test_evaluation_of_some_unlabeled_images_keeps_masks_with_their_images():
     mixed = Concat([Memory("n", 1, labeled=False), Memory("l", 2)])
-    (batch,) = EvalLoader(mixed, 3, SIZE, rank=0, world=1, workers=0).batches()
+    (batch,) = evaluated(mixed, 3)
     assert batch.keys == ["l0", "l1", "n0"]
     assert batch.positions.tolist() == [1, 2, 0]
     for row in range(2):
         assert torch.equal(batch.masks[row] > 0, batch.images[row] > 0)
+
+
+@few
+@given(kept=st.integers(0, 8), masks=st.booleans(), reads=st.lists(st.integers(0, 5), max_size=30))
+def test_samples_are_decoded_once_while_there_is_room_and_stay_the_same(kept, masks, reads):
+    source = Memory("l", 6, shape=(SIZE + 3, SIZE - 2), labeled=masks)
+    decoded = []
+    monitored = Subset(source, range(6))
+    monitored.read = lambda i: decoded.append(i) or source.read(i)
+    sample_bytes = SIZE * SIZE * (2 if masks else 1)
+    resized, plain = Resized(monitored, SIZE, kept * sample_bytes), Resized(source, SIZE)
+    for i in reads:
+        ours, theirs = resized.read(i), plain.read(i)
+        assert ours.key == theirs.key
+        assert ours.image.shape == (SIZE, SIZE)
+        assert np.array_equal(ours.image, theirs.image)
+        assert np.array_equal(ours.mask, theirs.mask) if masks else ours.mask is None
+    stay = list(dict.fromkeys(reads))[:kept]
+    assert decoded == [i for at, i in enumerate(reads) if i not in stay or i not in reads[:at]]
+
+
+def test_decoded_samples_are_not_sent_to_other_processes():
+    resized = Resized(Memory("l", 2), SIZE, kept_bytes=2 * 2 * SIZE * SIZE)
+    empty = len(pickle.dumps(resized))
+    resized.read(0)
+    assert len(pickle.dumps(resized)) == empty
 
 
 def test_subset_and_concat_count_through():

@@ -33,7 +33,7 @@ def scripted(module, path):
 
 def images_of(source, size):
     loader = EvalLoader(source, len(source), size, rank=0, world=1, workers=0)
-    return next(iter(loader.batches())).images
+    return next(iter(loader.batches())).to("cpu").images
 
 
 def test_run_folder_and_its_file_give_the_encoders_mean_features(tmp_path, phantom_shards, vae):

@@ -47,7 +47,7 @@ def test_each_image_and_its_mirror_image_have_the_posterior_of_the_autoencoder(e
     assert encoded.classes == encoded.learned.index["classes"]
     assert sum(encoded.classes.values()) == 18
     for batch in images.training_once(18, Accelerator(cpu=True)).batches():
-        for key, image in zip(batch.keys, batch.images, strict=True):
+        for key, image in zip(batch.keys, batch.to("cpu").images, strict=True):
             latent = encoded.learned.read(encoded.learned.position(key))
             assert latent.mean.dtype == latent.logvar.dtype == torch.float16
             with torch.no_grad():
@@ -73,7 +73,7 @@ def test_training_on_latents_has_the_losses_of_encoding_every_step(encoded, vae,
     for (batch, after), (shown, then) in zip(stored, pixels, strict=True):
         assert (batch.keys, batch.positions.tolist(), after) == (shown.keys, shown.positions.tolist(), then)
         with torch.no_grad():
-            posterior = vae.encode(shown.images).latent_dist
+            posterior = vae.encode(shown.to("cpu").images).latent_dist
             fresh = LatentBatch(posterior.mean, posterior.logvar, batch.classes, shown.positions, shown.keys)
             torch.testing.assert_close(batch.mean.float(), posterior.mean, rtol=1e-3, atol=1e-3)
             losses = [module(each, PROGRESS)["loss"] for each in (batch, fresh)]
