@@ -13,12 +13,16 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slurm: runs on the Slurm of slurm/testbed (root on Debian or Ubuntu)")
 
 
+def answers(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def free_base_port():
-    """A base port for `up`, which itself checks the four ports after it."""
+    """The first of five free ports."""
     for base in range(17300, 19300, 5):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", base)) != 0:
-                return base
+        if not any(answers(port) for port in range(base, base + 5)):
+            return base
     pytest.skip("no free ports for a Slurm")
 
 

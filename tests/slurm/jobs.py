@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,12 @@ def slurm(*command: str) -> str:
 
 def queue() -> dict[str, tuple[str, str]]:
     """State and reason of every job that is not over."""
-    rows = (line.split("|") for line in slurm("squeue", "-h", "--array", "-o", "%i|%T|%r").splitlines())
-    return {job: (state, reason) for job, state, reason in rows}
+    return {job: (state, reason) for job, state, reason, _ in _queue()}
+
+
+def _queue() -> list[list[str]]:
+    """Also when each job was submitted or, later, requeued."""
+    return [line.split("|") for line in slurm("squeue", "-h", "--array", "-o", "%i|%T|%r|%V").splitlines()]
 
 
 def until(condition: Callable[[], Any], seconds: float = 240, meanwhile: Callable[[], Any] = lambda: None) -> Any:
@@ -45,13 +50,19 @@ def until(condition: Callable[[], Any], seconds: float = 240, meanwhile: Callabl
 
 
 def until_in_slurm(condition: Callable[[], Any], seconds: float = 240) -> Any:
-    """Wait for `condition`; requeued jobs start without Slurm's two minutes of delay."""
+    """Wait for `condition`; requeued jobs start without most of Slurm's two minutes of delay."""
     return until(condition, seconds, hurry)
 
 
 def hurry() -> None:
-    for job, waits in queue().items():
-        if waits == ("PENDING", "BeginTime"):
+    """Let requeued jobs start.
+
+    Not at once: a node refuses what is started in the second in which it was told to end the job ("Job credential
+    revoked"), and Slurm then calls the job failed.
+    """
+    before = datetime.now() - timedelta(seconds=2)
+    for job, state, reason, since in _queue():
+        if (state, reason) == ("PENDING", "BeginTime") and datetime.fromisoformat(since) < before:
             slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 

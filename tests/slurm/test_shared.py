@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from jobs import dispatch, job_of, last_step, over, restarts, slurm, until_in_slurm
+from jobs import dispatch, job_of, last_step, notify, over, restarts, until_in_slurm
 from sweep_files import write_ready_sweep, write_sweep
 
 from mgcc_dist.errors import UserError
@@ -160,7 +160,7 @@ def test_runs_that_share_a_job_are_all_told_to_go_and_go_on_after_the_requeue(sl
     out, folders = tmp_path / "shared", [run.folder for run in read_sweep(path).runs]
     (job,) = {job_of(out, str(folder.relative_to(out))) for folder in folders}
     until_in_slurm(lambda: any(last_step(folder) >= 3 for folder in folders))  # the other may still import torch
-    slurm("scancel", "--signal=USR2", job)
+    notify(job, "USR2")
     until_in_slurm(lambda: over(job_of(out, "report")))
     assert restarts(job) == 1
     logs = [next((out / "jobs").glob(f"{job}_*{slug(folder.name)}_log.out")).read_text() for folder in folders]
