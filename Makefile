@@ -5,6 +5,8 @@ VENV ?= .venv
 OUT ?= out
 # Threads of the one process in the stories; accelerate would give it a single one. The README's figures are of two.
 THREADS ?= 2
+# Side by side; some tests start two ranks each.
+TEST_PROCESSES ?= 2
 BUSI ?= $(or $(MGCC_DATA),../shared/data)/Dataset_BUSI_with_GT
 
 BIN := $(VENV)/bin
@@ -58,7 +60,7 @@ demo-busi: $(READY)
 
 # Tests start ranks of their own, one thread each; more threads than cores would only slow them down.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(RUN) pytest --durations=15 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(RUN) pytest -n $(TEST_PROCESSES) --durations=15 $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -65,6 +65,7 @@ setup(
             "packaging>=24",
             "psutil>=6",
             "pytest>=8.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.12",
             "selenium>=4.20",  # drives Chromium
             "setuptools>=77",

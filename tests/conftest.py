@@ -11,11 +11,28 @@ from mgcc_dist.data.datasets import Phantoms, busi
 REPOSITORY = Path(__file__).parents[1]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `-n`: what shares one Slurm, one interpreter of Triton or a module's fixtures stays in one process."""
+    from xdist.scheduler.loadscope import LoadScopeScheduling
+
+    class Places(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            folder = file.rpartition("/")[0]
+            return folder if folder in ("tests/kernels", "tests/slurm") else file
+
+    return Places(config, log)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def torch_extensions(tmp_path_factory):
-    """DeepSpeed compiles in a folder of its own: a lock that a kill left in the user's would hold the next build up."""
+    """DeepSpeed compiles in a folder of the tests: a lock that a kill left in the user's would hold the next build up."""
+    base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("torch_extensions")))
+        # One for all processes of `-n`, whose folders are side by side.
+        together = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(together / "torch_extensions"))
         yield
 
 
