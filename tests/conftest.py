@@ -27,7 +27,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session", autouse=True)
 def torch_extensions(tmp_path_factory):
-    """DeepSpeed compiles in a folder of the tests: a lock that a kill left in the user's would hold the next build up."""
+    """DeepSpeed compiles in a folder of the tests: a lock that a kill left in the user's would hold up their builds."""
     base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
         # One for all processes of `-n`, whose folders are side by side.
