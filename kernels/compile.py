@@ -5,9 +5,9 @@
     python -m mgcc_dist.kernels.compile --write    # save as ledger/triton-VERSION.json, if nothing is wrong
 
 The forms are those of each kernel file's `cases()`, in bfloat16 at the paper's sizes, as Triton would compile them when
-they are launched; the targets are sm_80, sm_90, sm_100 and gfx942. Triton's wheel has all tools. Registers move from
-one Triton to the next, so each version has its own ledger, and a version without one is not checked but told. A
-regression is more than `REGISTERS` times the ledger's registers, or any more shared memory or fewer vector loads.
+they are launched, for each of targets.py. Triton's wheel has all tools. Registers move from one Triton to the next, so
+each version has its own ledger, and a version without one is not checked but told. A regression is more than
+`REGISTERS` times the ledger's registers, or any more shared memory or fewer vector loads.
 
 All is compiled in processes, into a cache in --cache that is Triton's own: it knows a form by its source, constants,
 options and compiler, so a run that was interrupted goes on, and what has not changed is only read again.

@@ -17,6 +17,7 @@ from mgcc_dist.kernels.case import Case
 from mgcc_dist.kernels.convmixer_launch import (
     SHAPES,
     WIDE,
+    Plan,
     accumulator_type,
     gather_statistics,
     make_case,
@@ -38,7 +39,7 @@ from mgcc_dist.kernels.convmixer_tile import (
     rows,
     store_statistics,
 )
-from mgcc_dist.kernels.targets import INTERPRETED
+from mgcc_dist.kernels.targets import INTERPRETED, target_of
 
 RESIDENT = 8192  # elements of a channel that fit in registers
 
@@ -122,6 +123,17 @@ def forward_staged(
             tl.store(y_ptr + y_at, (activated - mean) * scale + beta + x, mask=inside[:, None])
 
 
+STAGED_REGISTERS = {"sm_86": 128, "sm_89": 128, "sm_120": 168}
+"""a thread, of four or three programs on a multiprocessor; by itself ptxas takes 96 there, for five, and spills"""
+
+
+def compiler_options(launch: Plan, target: str) -> dict[str, int]:
+    options = {"num_warps": launch.num_warps, "num_stages": 2}
+    if not launch.resident and target in STAGED_REGISTERS:
+        options["maxnreg"] = STAGED_REGISTERS[target]
+    return options
+
+
 @torch.library.custom_op("mgcc_dist::convmixer_mix", mutates_args=())
 def mix(
     source: Tensor,
@@ -152,7 +164,7 @@ def mix(
             source, pre_bias, pre_gamma, pre_beta, pre_stats,
             x_out if norm else source, weight, bias, gamma, beta, stats, y, pre_eps, eps, batch, channels,
             NORM=norm, H=height, W=width, K=weight.shape[-1], BB=launch.images, UPCAST=INTERPRETED,
-            num_warps=launch.num_warps, num_stages=2, **stages,
+            **compiler_options(launch, target_of(source.device)), **stages,
         )  # fmt: skip
 
     if launch.resident:
@@ -193,7 +205,7 @@ def cases(target: str) -> list[Case]:
         constants = {"NORM": norm, "H": side, "W": side, "K": size, "BB": launch.images, "UPCAST": False}
         if not launch.resident:
             constants |= stages or {"FIRST": 0, "LAST": 2}
-        options = {"num_warps": launch.num_warps, "num_stages": 2}
+        options = compiler_options(launch, target)
         name = f"{name} bf16 {side}x{side} B{batch} k{size}"
         found.append(make_case(name, kernel, batch, constants, options, tensor_cores=stages.get("FIRST", 1) == 1))
 

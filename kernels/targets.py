@@ -8,9 +8,17 @@ import os
 
 import torch
 
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
-SHARED_BYTES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+SHARED_BYTES = {
+    "sm_80": 163 << 10,  # A100
+    "sm_86": 99 << 10,  # RTX 3090, A6000
+    "sm_89": 99 << 10,  # RTX 4090, L40S
+    "sm_90": 227 << 10,  # H100, H200
+    "sm_100": 227 << 10,  # B200
+    "sm_120": 99 << 10,  # RTX 5090
+    "gfx942": 64 << 10,  # MI300X
+}
 """that a program may have"""
+TARGETS = tuple(SHARED_BYTES)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -130,8 +130,8 @@ def test_program_writes_checks_and_fails_on_a_worse_figure(tmp_path):
 
 def test_a_gpu_without_a_ledger_column_is_refused(monkeypatch):
     device = torch.device("cuda", 0)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.version, "hip", None)
-    assert "sm_89" in targets.device_refusal(device)
+    assert "sm_75" in targets.device_refusal(device)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert targets.device_refusal(device) is None
