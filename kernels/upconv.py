@@ -30,13 +30,17 @@ Form = Literal["torch", "triton"]
 
 
 def phase_weights(weight: Tensor) -> Tensor:
-    """The 2x2 kernels [2,2,O,C,2,2] (row parity, column parity, ...) that replace `weight` [O,C,3,3]."""
+    """The 2x2 kernels [2,2,O,C,2,2] (row parity, column parity, ...) that replace `weight` [O,C,3,3], in its layout.
 
-    def halves(w: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        before, here, after = w.unbind(dim)
-        return torch.stack((before, here + after), dim), torch.stack((before + here, after), dim)
-
-    return torch.stack([torch.stack(halves(rows, 3)) for rows in halves(weight, 2)])
+    Taps that read the same pixel are neighbours, so a sum over pairs joins them; the pairs of an odd phase begin at
+    the first tap, in an even one that is alone.
+    """
+    kernels = [
+        F.avg_pool2d(weight, 2, padding=(1 - p, 1 - q), ceil_mode=True, divisor_override=1)
+        for p in (0, 1)
+        for q in (0, 1)
+    ]
+    return torch.cat(kernels).unflatten(0, (2, 2, len(weight)))  # unlike stack, cat keeps channels last
 
 
 def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

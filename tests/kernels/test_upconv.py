@@ -38,6 +38,13 @@ def test_phase_wise_form_is_exact_with_its_gradients(size, with_bias, layout):
         torch.testing.assert_close(mine, expected, rtol=1e-11, atol=1e-11)
 
 
+def test_kernels_of_the_phases_have_the_layout_of_the_weight():
+    for layout in (torch.contiguous_format, torch.channels_last):
+        kernels = phase_weights(torch.randn(4, 3, 3, 3).to(memory_format=layout))
+        assert kernels.shape == (2, 2, 4, 3, 2, 2)
+        assert kernels.flatten(0, 2).is_contiguous(memory_format=layout)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_module_is_the_plain_one_in_training_and_evaluation(training):
     plain = block(3, 4).double().train(training)
