@@ -100,6 +100,7 @@ def levels(widths: tuple[int, ...], size: int) -> list[tuple[Shape, Shape]]:
 
 
 PAPER = (64, 128, 256, 512, 1024), 256
+QUARTER = (16, 32, 64, 128, 256), 128  # configs/sweeps/table_1_small.yaml
 SMALL = (8, 16, 32, 64, 128), 128  # configs/segment/mgcc_busi_small.yaml
 DEMO = (16, 32, 64, 128), 64  # configs/segment/mgcc_demo.yaml
 
@@ -120,13 +121,13 @@ def on_gpu(dtypes: list[torch.dtype], quick: bool) -> Iterator[Workload]:
 
 
 def on_cpu(dtypes: list[torch.dtype], quick: bool) -> Iterator[Workload]:
-    """Up-convolutions of the paper's network (one image, evaluation alone) and of the small presets; then, for their
+    """Up-convolutions of the paper's network (one image, evaluation alone) and of the small networks; then, for their
     layouts and dtypes, the paper's gates and mixer."""
-    for widths, size in [DEMO] if quick else [DEMO, SMALL, PAPER]:
+    for widths, size in [DEMO] if quick else [DEMO, SMALL, QUARTER, PAPER]:
         for dtype in dtypes:
             for up, _ in levels(widths, size):
                 yield Workload("upconv", up, 1 if size == 256 else 8, dtype, False)
-                if size != 256 and dtype == torch.float32:
+                if size != 256:
                     yield Workload("upconv", up, 8, dtype, True)
     for dtype in [] if quick else dtypes:
         for _, gate in levels(*PAPER):
