@@ -127,7 +127,7 @@ def as_row(measured: Measured, roofline: Roofline) -> dict[str, Any]:
                 row[direction][name][clock] = {
                     "ms": middle,
                     "ms_20_80": [low, high],
-                    "roofline_share": round(floor / medians[name], 4),
+                    "roofline_share": round(floor / medians[name], 6),
                     **{
                         f"ratio_to_best_{base}": round(min(others) / medians[name], 3)
                         for base in (PLAIN, COMPILE)
