@@ -1,6 +1,5 @@
 """Who gets which sample: on any ranks, workers, shards and batch sizes."""
 
-import pickle
 from collections import Counter
 from contextlib import closing
 from itertools import islice
@@ -10,30 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_memory import SIZE, Memory
 
 from mgcc_dist.data.augment import symmetry
 from mgcc_dist.data.loader import Batch, EvalLoader, Position, StreamLoader
-from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
-from mgcc_dist.data.sources import Concat, Resized, Subset, subset_by_keys
+from mgcc_dist.data.records import Sample
+from mgcc_dist.data.sources import Concat
 from mgcc_dist.errors import UserError
 
-SIZE = 4
 few = settings(deadline=None, derandomize=True, max_examples=30)
-
-
-class Memory:
-    """`count` random images of `shape`; the mask is where the image is bright."""
-
-    def __init__(self, name, count, shape=(SIZE, SIZE), labeled=True):
-        self.name, self.count, self.shape, self.labeled = name, count, shape, labeled
-
-    def __len__(self):
-        return self.count
-
-    def read(self, i):
-        image = np.random.default_rng((ord(self.name), i)).integers(0, 256, self.shape, dtype=np.uint8)
-        mask = np.where(image > 127, 255, 0).astype(np.uint8) if self.labeled else None
-        return Sample(f"{self.name}{i}", image, mask, {})
 
 
 def loader(rank=0, world=1, labeled=7, unlabeled=5, batches=(2, 2), workers=0, seed=3, augment=True):
@@ -357,77 +341,22 @@ def test_evaluation_of_some_unlabeled_images_keeps_masks_with_their_images():
         assert torch.equal(batch.masks[row] > 0, batch.images[row] > 0)
 
 
-@few
-@given(kept=st.integers(0, 8), masks=st.booleans(), reads=st.lists(st.integers(0, 5), max_size=30))
-def test_samples_are_decoded_once_while_there_is_room_and_stay_the_same(kept, masks, reads):
-    source = Memory("l", 6, shape=(SIZE + 3, SIZE - 2), labeled=masks)
-    decoded = []
-    monitored = Subset(source, range(6))
-    monitored.read = lambda i: decoded.append(i) or source.read(i)
-    sample_bytes = SIZE * SIZE * (2 if masks else 1)
-    resized, plain = Resized(monitored, SIZE, kept * sample_bytes), Resized(source, SIZE)
-    for i in reads:
-        ours, theirs = resized.read(i), plain.read(i)
-        assert ours.key == theirs.key
-        assert ours.image.shape == (SIZE, SIZE)
-        assert np.array_equal(ours.image, theirs.image)
-        assert np.array_equal(ours.mask, theirs.mask) if masks else ours.mask is None
-    stay = list(dict.fromkeys(reads))[:kept]
-    assert decoded == [i for at, i in enumerate(reads) if i not in stay or i not in reads[:at]]
-
-
-def test_decoded_samples_are_not_sent_to_other_processes():
-    resized = Resized(Memory("l", 2), SIZE, kept_bytes=2 * 2 * SIZE * SIZE)
-    empty = len(pickle.dumps(resized))
-    resized.read(0)
-    assert len(pickle.dumps(resized)) == empty
-
-
-def test_subset_and_concat_count_through():
-    both = Concat([Memory("a", 2), Subset(Memory("b", 5), [4, 1]), Memory("c", 1)])
-    assert len(both) == 5
-    assert [both.read(i).key for i in range(5)] == ["a0", "a1", "b4", "b1", "c0"]
-    with pytest.raises(IndexError):
-        both.read(5)
-
-
-@pytest.fixture(params=[1, 2, 7], ids=lambda shards: f"{shards} shards")
-def folder(tmp_path, request):
-    """Seven labeled records in one, two or seven shards."""
-    samples = [Memory("l", 7).read(i) for i in range(7)]
-    groups = np.array_split(np.arange(7), request.param)
-    shards = [write_shard(tmp_path / f"{n}.tar", [samples[i] for i in group]) for n, group in enumerate(groups)]
-    write_index(tmp_path, "toy", shards)
-    return ShardFolder.open(tmp_path)
-
-
 @pytest.mark.parametrize("workers", [0, 2])
-def test_shards_may_be_fewer_than_ranks_and_change_nothing(folder, workers):
+def test_shards_may_be_fewer_than_ranks_and_change_nothing(shard_folder, workers):
     def stream(source, rank, workers):
         return StreamLoader(source, None, 2, 0, SIZE, seed=0, rank=rank, world=3, workers=workers, augment=True)
 
     for rank in range(3):
-        assert_same_batches(take(stream(folder, rank, workers), 5), take(stream(Memory("l", 7), rank, workers=0), 5))
+        from_shards = take(stream(shard_folder, rank, workers), 5)
+        assert_same_batches(from_shards, take(stream(Memory("l", 7), rank, workers=0), 5))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_corrupt_record_stops_the_loader_with_shard_and_key(folder, workers):
-    path = folder.folder / folder.records[3].shard
+def test_a_corrupt_record_stops_the_loader_with_shard_and_key(shard_folder, workers):
+    path = shard_folder.folder / shard_folder.records[3].shard
     whole = path.read_bytes()
     png = whole.index(b"IDAT", whole.index(b"l3.png"))
     path.write_bytes(whole[: png + 8] + b"\0\0\0\0" + whole[png + 12 :])
-    stream = StreamLoader(folder, None, 7, 0, SIZE, seed=0, rank=0, world=1, workers=workers, augment=True)
+    stream = StreamLoader(shard_folder, None, 7, 0, SIZE, seed=0, rank=0, world=1, workers=workers, augment=True)
     with pytest.raises(UserError, match=rf"{path.name}: record 'l3' is corrupt"):
         take(stream, 1)
-
-
-def test_subset_by_keys_is_in_the_order_of_the_keys(folder):
-    subset = subset_by_keys(folder, ["l4", "l0", "l6"])
-    assert [subset.read(i).key for i in range(3)] == ["l4", "l0", "l6"]
-
-
-def test_subset_by_keys_names_the_first_that_are_missing(folder):
-    with pytest.raises(
-        UserError, match=r"lacks 6 of the 7 keys asked for: 'x0', 'x1', 'x2', 'x3', 'x4', \.\.\.; is the"
-    ):
-        subset_by_keys(folder, ["l1", *(f"x{i}" for i in range(6))])
