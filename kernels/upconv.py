@@ -40,7 +40,7 @@ def phase_weights(weight: Tensor) -> Tensor:
         for p in (0, 1)
         for q in (0, 1)
     ]
-    return torch.cat(kernels).unflatten(0, (2, 2, len(weight)))  # unlike stack, cat keeps channels last
+    return torch.cat(kernels).unflatten(0, (2, 2, len(weight)))  # of 4-D tensors cat keeps the layout
 
 
 def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

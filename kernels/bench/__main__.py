@@ -7,7 +7,7 @@
 On a GPU: the paper's shapes in bfloat16 (--dtypes), eager in both layouts with cudnn.benchmark against every fused
 form, and then, as long as the time lasts, torch.compile (default, max-autotune, layouts forced). By CUDA events with
 the L2 cache flushed (Triton's do_bench), and by replay of a CUDA graph with inputs in turn (cold) and with one input
-(warm). Without a GPU: the up-convolution by phases, layouts and bfloat16, of the paper's shapes and the small presets';
+(warm). Without a GPU: the up-convolution by phases, layouts and bfloat16, of the paper's shapes and of small networks;
 Triton's forms, torch.compile, launches and peak memory are not measured there.
 
 Candidates take turns. Roofline shares are of copy bandwidth and arithmetic peak measured at the start. --quick
