@@ -4,7 +4,7 @@
     python -m benchmarks.runs_per_gpu --size 128 --widths 16 32 64 128 256 --out FILE
 
 Each process takes the step of benchmarks.train_step with --settings, without the others' knowledge, as the runs of a
-sweep do with `runs_per_gpu` (docs/slurm.md); all measure over the same stretch of time. `ratio` is the sum of their
+sweep do with `runs_per_gpu` (docs/how-to/cluster.md); all measure over the same stretch of time. `ratio` is the sum of their
 steps per second over that of one alone: 1 means that they only take turns. Without a GPU it is the same of processor
 cores, with --threads each.
 """

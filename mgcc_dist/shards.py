@@ -6,7 +6,7 @@ python -m mgcc_dist.shards folder  --root my_images --out out/mine --size 256
 python -m mgcc_dist.shards phantom --count 256 --out out/phantom
 python -m mgcc_dist.shards split   --root out/mine --out mine.json --validation 0.3 --labeled 0.5 --seed 1
 
-docs/datasets.md lists the data sets with the files that each command expects.
+docs/how-to/datasets.md lists the data sets with the files that each command expects.
 """
 
 import sys

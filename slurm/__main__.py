@@ -8,7 +8,7 @@ python -m mgcc_dist.slurm logs   configs/sweeps/table_1.yaml busi/mgcc/seed_1
 python -m mgcc_dist.slurm cancel configs/sweeps/table_1.yaml
 python -m mgcc_dist.slurm report configs/sweeps/table_1.yaml
 
-What is finished, running or waiting is not submitted again. docs/slurm.md has the rest.
+What is finished, running or waiting is not submitted again. docs/how-to/cluster.md has the rest.
 """
 
 import subprocess

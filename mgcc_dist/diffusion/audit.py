@@ -5,7 +5,7 @@ learned from the real images: for each of them (300 at most) the highest likenes
 group, that is of another patient or, where patients are unknown, not a near-duplicate. The thresholds are the
 likenesses that a share of `false_alarms` of them exceeds, half of it in either way where there are two. A synthetic
 image above one of them is listed as a near-copy: it is more like one patient's image than real images of different
-patients are. docs/audit.md says what is found by that.
+patients are. docs/explanation/audit.md says what is found by that.
 
 `audit.json` has thresholds, near-copies and, for every image, its nearest; `closest.png` shows the twenty pairs that
 are closest in pixels, `closest_features.png` those in features. With `drop_copies` the near-copies are taken out of

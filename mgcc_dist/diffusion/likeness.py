@@ -31,7 +31,7 @@ from mgcc_dist.data.sources import Source
 from mgcc_dist.diffusion.features import Features
 
 ANGLES = (-5, 0, 5)  # degrees
-COMPONENTS = 64  # of 8 to 128, the number that finds most copies of BUSI images (docs/audit.md)
+COMPONENTS = 64  # of 8 to 128, the number that finds most copies of BUSI images (docs/explanation/audit.md)
 
 
 def likenesses(images: Sequence[np.ndarray], thumbnails: Tensor) -> tuple[Tensor, Tensor]:
