@@ -1,7 +1,7 @@
 """Times of the fused forms beside those of PyTorch, and the table by which `fuse(model, "auto")` chooses.
 
     python -m mgcc_dist.kernels.bench --json FILE --png FILE        figures and a picture of them
-    python -m mgcc_dist.kernels.bench --write-table                 also write this device's rows of measured.json
+    python -m mgcc_dist.kernels.bench --write-table [FILE]          also write this device's rows of measured.json
     python -m mgcc_dist.kernels.bench --op upconv --quick           one operation, briefly
 
 On a GPU: the paper's shapes in bfloat16 (--dtypes), eager in both layouts with cudnn.benchmark against every fused
@@ -11,8 +11,9 @@ the L2 cache flushed (Triton's do_bench), and by replay of a CUDA graph with inp
 Triton's forms, torch.compile, launches and peak memory are not measured there.
 
 Candidates take turns. Roofline shares are of copy bandwidth and arithmetic peak measured at the start. --quick
-takes fewer shapes (on a GPU one an operation) in shorter turns and leaves out torch.compile. After --seconds no further
-workload begins; what is left out is listed, torch.compile last measured and so first left out.
+takes fewer shapes (on a GPU one per operation) in shorter turns and leaves out torch.compile; --no-compile does only
+the latter. After --seconds no further workload begins; what is left out is listed, torch.compile last measured and so
+first left out. Results and table are written after each workload, so a benchmark that is killed loses at most one.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,10 +55,18 @@ def main(words: list[str] | None = None) -> None:
         print(f"bench: {device_name(device)}, {roofline.as_dict()}", flush=True)
         make = workloads.on_gpu if device.type == "cuda" else workloads.on_cpu
         chosen = [each for each in make(dtypes, options.quick) if options.op in (None, each.op)]
-        done, not_run = _measure_all(chosen, device, effort, deadline)
-        if device.type == "cuda" and not options.quick:
-            not_run |= _compile_all(done, device, effort, deadline)
-    rows = {each.workload.name: as_row(each, roofline) for each in done.values()}
+        rows: dict[str, Any] = {}
+
+        def save(measured: Measured) -> None:
+            rows[measured.workload.name] = as_row(measured, roofline)
+            if options.json:
+                write_json(options.json, {**where, "roofline": roofline.as_dict(), "rows": rows, "not_run": {}})
+            if options.write_table:
+                write_table(options.write_table, table_rows(measured), device_name(device), where)
+
+        done, not_run = _measure_all(chosen, device, effort, deadline, save)
+        if device.type == "cuda" and not (options.quick or options.no_compile):
+            not_run |= _compile_all(done, device, effort, deadline, save)
     content = {**where, "roofline": roofline.as_dict(), "rows": rows, "not_run": not_run}
     print("\n".join(_summary(rows)), *(f"not run: {name}: {why}" for name, why in not_run.items()), sep="\n")
     if options.json:
@@ -66,9 +76,7 @@ def main(words: list[str] | None = None) -> None:
         picture.draw(content, options.png)
         print(f"bench: {options.png}")
     if options.write_table:
-        measured_rows = [row for each in done.values() for row in table_rows(each)]
-        write_table(TABLE, measured_rows, device_name(device), where)
-        print(f"bench: {TABLE}")
+        print(f"bench: {options.write_table}")
 
 
 def _options(words: list[str] | None) -> argparse.Namespace:
@@ -78,8 +86,16 @@ def _options(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--op", choices=workloads.OPERATIONS, help="this operation alone")
     parser.add_argument("--json", "--out", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw ratios and roofline shares there")
-    parser.add_argument("--write-table", action="store_true", help=f"replace this device's rows of {TABLE.name}")
+    parser.add_argument(
+        "--write-table",
+        nargs="?",
+        type=Path,
+        const=TABLE,
+        metavar="FILE",
+        help=f"replace this device's rows of FILE (default: {TABLE.name})",
+    )
     parser.add_argument("--quick", action="store_true", help="fewer shapes, shorter turns, no torch.compile")
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
     parser.add_argument("--seconds", type=float, default=240, help="no workload begins later than this (240)")
     parser.add_argument(
         "--dtypes", nargs="+", choices=("float32", "float16", "bfloat16"), help="(bfloat16; on a CPU also float32)"
@@ -103,7 +119,11 @@ LATE = "the time was over; give more --seconds"
 
 
 def _measure_all(
-    chosen: list[Workload], device: torch.device, effort: Effort, deadline: float
+    chosen: list[Workload],
+    device: torch.device,
+    effort: Effort,
+    deadline: float,
+    save: Callable[[Measured], None],
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """By the workload's name what was measured, and why what was not."""
     done, not_run = dict[str, Measured](), dict[str, str]()
@@ -114,11 +134,18 @@ def _measure_all(
         candidates, refused = eager_and_fused(workload, device, triton=device.type == "cuda")
         done[workload.name] = measure(workload, candidates, device, effort)
         done[workload.name].not_run |= refused
+        save(done[workload.name])
         print(f"bench: {workload.name}", flush=True)
     return done, not_run
 
 
-def _compile_all(done: dict[str, Measured], device: torch.device, effort: Effort, deadline: float) -> dict[str, str]:
+def _compile_all(
+    done: dict[str, Measured],
+    device: torch.device,
+    effort: Effort,
+    deadline: float,
+    save: Callable[[Measured], None],
+) -> dict[str, str]:
     """Adds torch.compile to what was measured; what there was no time for."""
     not_run = {}
     for name, measured in done.items():
@@ -126,6 +153,7 @@ def _compile_all(done: dict[str, Measured], device: torch.device, effort: Effort
             not_run[f"{COMPILE} {name}"] = LATE
             continue
         merge(measured, measure(measured.workload, compiled(measured.workload, device), device, effort))
+        save(measured)
         print(f"bench: {COMPILE} {name}", flush=True)
     return not_run
 

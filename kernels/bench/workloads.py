@@ -108,15 +108,16 @@ DEMO = (16, 32, 64, 128), 64  # configs/segment/mgcc_demo.yaml
 def on_gpu(dtypes: list[torch.dtype], quick: bool) -> Iterator[Workload]:
     """The paper's network at its batch of 8, and a larger kernel and batch.
 
-    One workload an operation comes first, and alone if quick: the level with most bytes.
+    Training comes before evaluation, and in each one workload per operation, the level with most bytes, before the
+    others. Quick takes only these.
     """
     *upconvs, upconv = [("upconv", up, 8) for up, _ in levels(*PAPER)]
     *gates, gate = [("msag", gate, 8) for _, gate in levels(*PAPER)]
     first = [upconv, gate, ("convmixer", (1024, 16, 16, 7), 8), ("mixer", (1024, 16, 16, 7, 9), 8)]
     more = [*upconvs, *gates, ("convmixer", (1024, 16, 16, 13), 8), ("convmixer", (1024, 16, 16, 7), 64)]
     for dtype in dtypes:
-        for op, shape, batch in first if quick else first + more:
-            for training in (False, True):
+        for training in (True, False):
+            for op, shape, batch in first if quick else first + more:
                 yield Workload(op, shape, batch, dtype, training)
 
 

@@ -122,6 +122,20 @@ def test_a_wrong_or_failing_candidate_is_named_and_gets_no_time():
     assert table_rows(measured) == []
 
 
+def test_a_benchmark_that_fails_keeps_the_results_and_table_of_earlier_workloads(tiny_run, tmp_path, monkeypatch):
+    def fail_on_training(each, *args):
+        if each.training:
+            raise RuntimeError("out of memory")
+        return measure(each, *args)
+
+    monkeypatch.setattr(program, "measure", fail_on_training)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        tiny_run("--json", tmp_path / "b.json", "--write-table", tmp_path / "own_table.json")
+    assert list(json.loads((tmp_path / "b.json").read_text())["rows"]) == ["upconv 8x4x4x4 B2 float32 evaluation"]
+    assert {row["mode"] for row in table.read_rows(tmp_path / "own_table.json")} == {"evaluation"}
+    assert not (tmp_path / "measured.json").exists()
+
+
 def test_what_comes_after_the_time_is_listed(tiny_run, tmp_path, capsys):
     tiny_run("--seconds", "-1", "--json", tmp_path / "b.json")
     content = json.loads((tmp_path / "b.json").read_text())
