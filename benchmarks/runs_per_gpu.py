@@ -4,9 +4,9 @@
     python -m benchmarks.runs_per_gpu --size 128 --widths 16 32 64 128 256 --out FILE
 
 Each process takes the step of benchmarks.train_step with --settings, without the others' knowledge, as the runs of a
-sweep do with `runs_per_gpu` (docs/how-to/cluster.md); all measure over the same stretch of time. `ratio` is the sum of their
-steps per second over that of one alone: 1 means that they only take turns. Without a GPU it is the same of processor
-cores, with --threads each.
+sweep do with `runs_per_gpu` (docs/how-to/cluster.md). All processes are timed over the same interval. `ratio` is the
+sum of their steps per second divided by that of one process on its own: 1 means that they only take turns. Without a
+GPU it measures processor cores, with --threads per process.
 """
 
 import argparse

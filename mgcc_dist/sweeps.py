@@ -18,7 +18,7 @@ A sweep file holds:
     reference: MGCC             # the row that the others are compared with; null if none
     seeds: [1, 2, 3]            # training seeds; an empty list makes no run and needs no data sets
     splits: [1, 2, 3]           # the split of each; seed k on split k, as the paper's three runs, where left out
-    resources: {...}            # what a run asks of a cluster (docs/how-to/cluster.md); rows and data sets may have it too
+    resources: {...}            # what a run asks of a cluster (docs/how-to/cluster.md); also in rows, data sets
     defaults: {loop: {...}}     # keys of `segment` for all runs
     datasets:                   # keys of `segment` for each data set; {split} and {seed} are filled in
       BUSI: {paper: BUSI, data: {shards: out/busi, split: "busi_random_{split}"}, prepare: {...}}
