@@ -25,7 +25,7 @@ setup(
     package_data={
         "mgcc_dist": [
             "py.typed",
-            "diffusion/curate.html",
+            "assessment/curate.html",
             "reporting/page.html",
             "kernels/**/*.json",
             "configs/**/*.yaml",

@@ -20,14 +20,14 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from benchmarks.machine import describe
+from mgcc_dist.assessment import features
+from mgcc_dist.assessment.audit import AuditConfig, audit
+from mgcc_dist.common.distributed import start
+from mgcc_dist.common.files import write_json
 from mgcc_dist.data.images import resize_image
 from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
 from mgcc_dist.data.splits import locate_split, read_split
-from mgcc_dist.diffusion import features
-from mgcc_dist.diffusion.audit import AuditConfig, audit
 from mgcc_dist.diffusion.images import DataConfig, Images
-from mgcc_dist.files import write_json
-from mgcc_dist.train.process_group import start
 
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -146,9 +146,9 @@ def main() -> None:
         if used:
             report = audit(config, used, images, samples, folder, accelerator)
             both = {"pixels": report["threshold"], "features": report["features"]["threshold"]}
-            likeness = {row["key"]: (row["likeness"], row["features"]["likeness"]) for row in report["images"]}
+            similarity = {row["key"]: (row["similarity"], row["features"]["similarity"]) for row in report["images"]}
             for which, way in enumerate(both):
-                ways[way] = {key for key, values in likeness.items() if values[which] > both[way]}
+                ways[way] = {key for key, values in similarity.items() if values[which] > both[way]}
             ways["either"] = set(report["near_copies"])
             thresholds |= both
         if words.pictures:

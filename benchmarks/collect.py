@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.compare import figures
 from benchmarks.machine import describe
-from mgcc_dist.errors import UserError, run_program
-from mgcc_dist.files import read_json, replacing, write_json
+from mgcc_dist.common.errors import UserError, run_program
+from mgcc_dist.common.files import read_json, replacing, write_json
 
 
 def main() -> None:

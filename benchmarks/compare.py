@@ -13,8 +13,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mgcc_dist.errors import UserError, run_program
-from mgcc_dist.files import read_json
+from mgcc_dist.common.errors import UserError, run_program
+from mgcc_dist.common.files import read_json
 
 MORE = re.compile(r"per_(processor_)?second|ratio|tflops")
 LESS = re.compile(r"(^|_)(seconds|milliseconds|ms|us|mib)($|_)")

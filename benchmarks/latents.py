@@ -20,15 +20,15 @@ import torch
 from torch import nn
 
 from benchmarks.machine import describe
-from mgcc_dist.config import CONFIGS, parse
+from mgcc_dist.common.config import CONFIGS, parse
+from mgcc_dist.common.distributed import start
+from mgcc_dist.common.files import write_json
 from mgcc_dist.data.loader import Batch, Position
 from mgcc_dist.diffusion import autoencoder, denoiser, latents
 from mgcc_dist.diffusion.denoiser import DenoiserLoss
 from mgcc_dist.diffusion.latents import LatentBatch
-from mgcc_dist.files import write_json
 from mgcc_dist.ldm import LdmConfig, open_images
-from mgcc_dist.schedules import Progress
-from mgcc_dist.train.process_group import start
+from mgcc_dist.train.schedules import Progress
 
 
 class OnTheFly(nn.Module):

@@ -25,10 +25,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.machine import describe
+from mgcc_dist.common.files import write_json
 from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.datasets import busi
 from mgcc_dist.data.loader import Position, StreamLoader
-from mgcc_dist.files import write_json
 
 SIZE, BATCH = 256, 8
 EPOCHS = 8

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mgcc_dist.environment import facts
+from mgcc_dist.common.environment import facts
 
 
 def describe() -> dict[str, Any]:

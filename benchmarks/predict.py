@@ -24,9 +24,9 @@ import torch
 from torch import nn
 
 from benchmarks.machine import describe
+from mgcc_dist.common.files import write_json
 from mgcc_dist.data.images import read_grey, resize_image
-from mgcc_dist.files import write_json
-from mgcc_dist.methods.trained import load_predictor
+from mgcc_dist.inference.loading import load_predictor
 from mgcc_dist.models import NetworkConfig, build_network
 from mgcc_dist.predict import Input, fast_dtype, list_images, probabilities, ready
 

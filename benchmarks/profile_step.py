@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.machine import describe
 from benchmarks.train_step import SETTINGS, Case, Rung, package_step
-from mgcc_dist.files import write_json
+from mgcc_dist.common.files import write_json
 
 # The first that an operation's name matches is its kind.
 KINDS = {

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.machine import describe
 from benchmarks.train_step import SETTINGS, WARM_UP, Case, Rung, package_step
-from mgcc_dist.files import write_json
+from mgcc_dist.common.files import write_json
 
 
 def main() -> None:

@@ -26,11 +26,11 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, LDMPipeline, UNet2DModel
 
 from benchmarks.machine import describe
-from mgcc_dist.config import CONFIGS, parse
+from mgcc_dist.common.config import CONFIGS, parse
+from mgcc_dist.common.files import write_json
 from mgcc_dist.diffusion import autoencoder, denoiser, pipeline
 from mgcc_dist.diffusion.noise import Draw, generators
 from mgcc_dist.diffusion.sampler import Sampler, Solver, starting_noise
-from mgcc_dist.files import write_json
 from mgcc_dist.ldm import LdmConfig
 
 

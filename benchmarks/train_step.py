@@ -37,14 +37,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.machine import describe
+from mgcc_dist.common.distributed import seed_step
+from mgcc_dist.common.files import write_json
 from mgcc_dist.data.loader import Batch
-from mgcc_dist.files import write_json
 from mgcc_dist.kernels.upconv import upsample_conv
 from mgcc_dist.methods import MethodConfig, build
 from mgcc_dist.models import NetworkConfig, build_network, mgcc
 from mgcc_dist.models.blocks import UpConv
-from mgcc_dist.schedules import Progress, consistency_weight
-from mgcc_dist.train.process_group import seed_step
+from mgcc_dist.train.schedules import Progress, consistency_weight
 
 RATE, MOMENTUM, DECAY, TOTAL = 0.01, 0.9, 1e-4, 20_000
 WARM_UP, BLOCKS = 3, 3

@@ -20,38 +20,28 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 
-from mgcc_dist.config import CONFIGS, load, parse, save
+from mgcc_dist.assessment import audit, curate, features, gallery, quality
+from mgcc_dist.assessment.audit import AuditConfig
+from mgcc_dist.assessment.curate import ApplyConfig, CurateConfig
+from mgcc_dist.assessment.quality import QualityConfig
+from mgcc_dist.common.config import CONFIGS, load, parse, save
+from mgcc_dist.common.distributed import describe, start
+from mgcc_dist.common.errors import UserError, run_program
+from mgcc_dist.common.files import sha256_of
+from mgcc_dist.data import selection
 from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.datasets import Phantoms
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import locate_split, make_split, read_split, write_split
-from mgcc_dist.diffusion import (
-    audit,
-    autoencoder,
-    curate,
-    denoiser,
-    features,
-    gallery,
-    latents,
-    pipeline,
-    quality,
-    sampling,
-    selection,
-)
-from mgcc_dist.diffusion.audit import AuditConfig
+from mgcc_dist.diffusion import autoencoder, denoiser, latents, pipeline, sampling
 from mgcc_dist.diffusion.autoencoder import AutoencoderConfig, AutoencoderTask
-from mgcc_dist.diffusion.curate import ApplyConfig, CurateConfig
 from mgcc_dist.diffusion.denoiser import DenoiserConfig, DenoiserTask
 from mgcc_dist.diffusion.images import DataConfig, Images
 from mgcc_dist.diffusion.latents import Latents
-from mgcc_dist.diffusion.quality import QualityConfig
 from mgcc_dist.diffusion.sampling import SamplingConfig
-from mgcc_dist.errors import UserError, run_program
-from mgcc_dist.files import sha256_of
-from mgcc_dist.train.journal import read_rows
 from mgcc_dist.train.loop import Task, TrainState, fit
-from mgcc_dist.train.process_group import describe, start
-from mgcc_dist.train.run_folder import claim, is_finished, write_result
+from mgcc_dist.train.metrics_logger import read_rows
+from mgcc_dist.train.run_folder import is_finished, open_run_folder, write_result
 from mgcc_dist.train.weights import count_parameters
 
 
@@ -155,7 +145,7 @@ def train_autoencoder(config: LdmConfig, images: Images, out: Path) -> None:
     """Leaves `autoencoder/vae/`, whose latents are standardised, in its run folder."""
     folder, loop = out / "autoencoder", config.autoencoder.loop
     accelerator = start(loop.precision, loop.accumulation)
-    claim(folder, AutoencoderRun(config.data, config.autoencoder), accelerator)
+    open_run_folder(folder, AutoencoderRun(config.data, config.autoencoder), accelerator)
     if is_finished(folder):
         accelerator.print(f"autoencoder: {folder / 'result.json'} is there already")
         return
@@ -185,7 +175,7 @@ def train_denoiser(config: LdmConfig, images: Images, encoded: Latents, out: Pat
     """Leaves `denoiser/`, a run folder."""
     folder, loop = out / "denoiser", config.denoiser.loop
     accelerator = start(loop.precision, loop.accumulation)
-    claim(folder, DenoiserRun(config.data, config.denoiser, encoded.autoencoder), accelerator)
+    open_run_folder(folder, DenoiserRun(config.data, config.denoiser, encoded.autoencoder), accelerator)
     if is_finished(folder):
         accelerator.print(f"denoiser: {folder / 'result.json'} is there already")
         return
@@ -248,7 +238,7 @@ def audit_samples(config: LdmConfig, images: Images, out: Path, accelerator: Acc
         accelerator.print(f"audit: {folder / 'audit.json'} is there already")
         return
     report = audit.audit(config.audit, used, images, out / "samples", folder, accelerator)
-    over = f"likeness over {report['threshold']:.2f}"
+    over = f"similarity over {report['threshold']:.2f}"
     if used:
         over += f" in pixels or {report['features']['threshold']:.2f} in features"
     else:

@@ -38,15 +38,15 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mgcc_dist.config import HelpFormatter
+from mgcc_dist.common.config import HelpFormatter
+from mgcc_dist.common.environment import has_bf16
+from mgcc_dist.common.errors import UserError, run_program
+from mgcc_dist.common.files import read_json, replacing, sha256_of, write_bytes, write_json
 from mgcc_dist.data.images import SUFFIXES, BadFile, read_grey, resize_image
 from mgcc_dist.data.loader import scaled
 from mgcc_dist.data.workers import load_in_order
-from mgcc_dist.environment import has_bf16
-from mgcc_dist.errors import UserError, run_program
-from mgcc_dist.files import read_json, replacing, sha256_of, write_bytes, write_json
+from mgcc_dist.inference.loading import load_predictor
 from mgcc_dist.kernels.fuse import Kernels, fuse
-from mgcc_dist.methods.trained import load_predictor
 
 MASKS, OVERLAYS, PREDICTIONS, SKIPPED, FACTS = "masks", "overlays", "predictions.csv", "skipped.csv", "predict.json"
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}

@@ -15,15 +15,15 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mgcc_dist.config import CONFIGS
-from mgcc_dist.errors import UserError, run_program
-from mgcc_dist.files import write_text
+from mgcc_dist.common.config import CONFIGS
+from mgcc_dist.common.errors import UserError, run_program
+from mgcc_dist.common.files import write_text
+from mgcc_dist.common.sweep_file import read_sweep
 from mgcc_dist.reporting import efficiency, formats, grids, page, runs
 from mgcc_dist.reporting.efficiency import Efficiency
 from mgcc_dist.reporting.grids import Section
 from mgcc_dist.reporting.runs import Found
 from mgcc_dist.reporting.tables import Table, make_table
-from mgcc_dist.sweeps import read_sweep
 
 TABLE_7 = CONFIGS / "sweeps" / "table_7.yaml"
 

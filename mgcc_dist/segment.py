@@ -16,24 +16,24 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
 
-from mgcc_dist.config import CONFIGS, parse
+from mgcc_dist.common.config import CONFIGS, parse
+from mgcc_dist.common.distributed import describe, start
+from mgcc_dist.common.errors import SharedError, UserError, run_program
+from mgcc_dist.data import selection
 from mgcc_dist.data.loader import EvalLoader, StreamLoader
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.sources import Concat, Source, subset_by_keys
 from mgcc_dist.data.splits import Split, locate_split, read_split
-from mgcc_dist.diffusion import selection
-from mgcc_dist.errors import SharedError, UserError, run_program
-from mgcc_dist.evaluation import KeptBatches, score_images
-from mgcc_dist.figures import segmentation_gallery
+from mgcc_dist.evaluation.gallery import segmentation_gallery
+from mgcc_dist.evaluation.metrics import summarize
+from mgcc_dist.evaluation.scores import KeptBatches, score_images
+from mgcc_dist.inference.loading import header, load_predictor
 from mgcc_dist.kernels.fuse import fuse
 from mgcc_dist.methods import Method, build
-from mgcc_dist.methods.trained import header, load_predictor
-from mgcc_dist.metrics import summarize
-from mgcc_dist.schedules import Progress
-from mgcc_dist.segment_config import SegmentConfig
+from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.train.loop import fit
-from mgcc_dist.train.process_group import describe, start
-from mgcc_dist.train.run_folder import claim, is_finished, write_result
+from mgcc_dist.train.run_folder import is_finished, open_run_folder, write_result
+from mgcc_dist.train.schedules import Progress
 from mgcc_dist.train.weights import count_parameters, zero_stage
 
 
@@ -46,7 +46,7 @@ def run(config: SegmentConfig) -> None:
     began = time.monotonic()
     accelerator = start(config.loop.precision, config.loop.accumulation)
     folder = Path(config.out)
-    claim(folder, config, accelerator)
+    open_run_folder(folder, config, accelerator)
     accelerator.print(f"segment: {describe(accelerator)}")
     if is_finished(folder):
         accelerator.print(f"segment: {folder / 'result.json'} is there already; nothing to do")

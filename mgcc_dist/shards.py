@@ -19,12 +19,12 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt, restricted_number_type
 
-from mgcc_dist.config import HelpFormatter
+from mgcc_dist.common.config import HelpFormatter
+from mgcc_dist.common.errors import UserError, run_program
 from mgcc_dist.data.convert import SKIPPED, summary, write_shards
 from mgcc_dist.data.datasets import READERS, Phantoms, Reader
 from mgcc_dist.data.records import INDEX, ShardFolder
 from mgcc_dist.data.splits import leaks, make_split, read_split, write_split
-from mgcc_dist.errors import UserError, run_program
 
 PhantomSize = restricted_number_type("PhantomSize", int, (">=", 16), docstring="int of 16 or more")
 

@@ -20,12 +20,12 @@ from typing import Literal
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from mgcc_dist.config import HelpFormatter
-from mgcc_dist.errors import UserError, run_program
+from mgcc_dist.common.config import HelpFormatter
+from mgcc_dist.common.errors import UserError, run_program
+from mgcc_dist.common.sweep_file import Sweep, read_sweep
 from mgcc_dist.slurm import cluster, plan, resources, status, submit
 from mgcc_dist.slurm.plan import REPORT, Task, jobs_of, tasks_of
 from mgcc_dist.slurm.status import Registry
-from mgcc_dist.sweeps import Sweep, read_sweep
 
 EXIT_FAILED = 1
 """Exit code when a task of the sweep has failed."""

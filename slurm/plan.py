@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mgcc_dist.common.sweep_file import Sweep, SweepRun, SweepStep, slug
 from mgcc_dist.slurm import resources
 from mgcc_dist.slurm.resources import Resources
-from mgcc_dist.sweeps import Sweep, SweepRun, SweepStep, slug
 
 REPORT = "report"
 

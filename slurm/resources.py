@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.errors import UserError
 
 HERE = Path(__file__).parent
 

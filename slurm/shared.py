@@ -10,7 +10,7 @@ from types import FrameType
 from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission
 
-from mgcc_dist.errors import EXIT_STOPPED, EXIT_USER_ERROR
+from mgcc_dist.common.errors import EXIT_STOPPED, EXIT_USER_ERROR
 from mgcc_dist.slurm import cluster
 from mgcc_dist.slurm.task import NOTICES, Program, attempts_of, count_attempt, forgive_attempt, give_up
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgcc_dist.files import read_json, write_json
+from mgcc_dist.common.files import read_json, write_json
+from mgcc_dist.common.sweep_file import slug
 from mgcc_dist.slurm import cluster
 from mgcc_dist.slurm.plan import Task
-from mgcc_dist.sweeps import slug
 
 ORDER = ("done", "running", "pending", "failed", "missing")
 PROGRESS = re.compile(r"^.*?\d+%\|.*?\|.*?\[.*?\]")

@@ -16,13 +16,13 @@ from submitit.helpers import environment_variables
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 from tqdm import tqdm
 
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.sweep_file import Sweep, slug
 from mgcc_dist.slurm import cluster
 from mgcc_dist.slurm.plan import REPORT, Job, Task, dependency, jobs_of
 from mgcc_dist.slurm.shared import SharedPrograms
 from mgcc_dist.slurm.status import Registry, State, last_words, logs_of, own
 from mgcc_dist.slurm.task import ATTEMPTS, Program
-from mgcc_dist.sweeps import Sweep, slug
 
 LOCK = ".submitting"
 """holds the id of the process that submits the sweep, and is locked by it"""

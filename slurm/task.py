@@ -9,8 +9,8 @@ from types import FrameType
 from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission
 
-from mgcc_dist.errors import EXIT_STOPPED, EXIT_USER_ERROR
-from mgcc_dist.files import read_json, write_json
+from mgcc_dist.common.errors import EXIT_STOPPED, EXIT_USER_ERROR
+from mgcc_dist.common.files import read_json, write_json
 from mgcc_dist.slurm import cluster
 
 ATTEMPTS = "attempts.json"

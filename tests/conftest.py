@@ -31,8 +31,8 @@ def torch_extensions(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
         # One for all processes of `-n`, whose folders are side by side.
-        together = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-        patch.setenv("TORCH_EXTENSIONS_DIR", str(together / "torch_extensions"))
+        shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(shared / "torch_extensions"))
         yield
 
 
@@ -86,3 +86,17 @@ def small_disk(tmp_path):
         pytest.skip(f"this machine mounts no tmpfs: {mounted.stderr.strip()}")
     yield SmallDisk(folder)
     subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def vae():
+    """An untrained AutoencoderKL for images of 16x16 whose weights are always the same."""
+    import torch
+    from tiny_ldm import AUTOENCODER
+
+    from mgcc_dist.diffusion import autoencoder
+
+    torch.manual_seed(0)
+    vae = autoencoder.build(AUTOENCODER, 16)
+    vae.register_to_config(scaling_factor=1.7)
+    return vae

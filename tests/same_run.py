@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from mgcc_dist.train.journal import read_rows
+from mgcc_dist.train.metrics_logger import read_rows
 
 
 def losses(run: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import re
 import pytest
 import yaml
 
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.report import main
 
 SUMMARY = {

@@ -9,13 +9,13 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from mgcc_dist.config import CONFIGS, parse
+from mgcc_dist.common.config import CONFIGS, parse
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import sha256_of, write_json
 from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
+from mgcc_dist.data.selection import FORMAT, apply
 from mgcc_dist.data.splits import make_split, read_split, write_split
-from mgcc_dist.diffusion.selection import FORMAT, apply
-from mgcc_dist.errors import UserError
-from mgcc_dist.files import sha256_of, write_json
-from mgcc_dist.methods.trained import load_predictor
+from mgcc_dist.inference.loading import load_predictor
 from mgcc_dist.segment import SegmentationTask, SegmentConfig, run
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.datasets import READERS, Phantoms, folder
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import leaks, read_split
-from mgcc_dist.errors import UserError
 from mgcc_dist.shards import main
 
 

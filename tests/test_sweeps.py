@@ -9,11 +9,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgcc_dist.config import CONFIGS, as_plain, parse
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.config import CONFIGS, as_plain, flatten, parse
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.sweep_file import read_sweep, slug
 from mgcc_dist.methods import METHODS, build
-from mgcc_dist.segment_config import SegmentConfig
-from mgcc_dist.sweeps import flat, main, read_sweep, slug
+from mgcc_dist.methods.segment_config import SegmentConfig
+from mgcc_dist.sweeps import main
 
 SWEEPS = sorted((CONFIGS / "sweeps").glob("*.yaml"))
 SEMI = ["MT", "UA-MT", "DCT", "CPS", "CTBCT", "CCT", "MGCC"]
@@ -48,7 +49,7 @@ def test_every_run_of_a_shipped_sweep_is_one_that_segment_accepts(path):
     for run in sweep.runs:
         config = as_plain(parsed(run))
         assert config["out"] == str(run.folder)
-        assert {key: flat(config)[key] for key in flat(run.config)} == flat(run.config)
+        assert {key: flatten(config)[key] for key in flatten(run.config)} == flatten(run.config)
         assert config["loop"]["seed"] == run.seed
         assert f"_{run.split}" in config["data"]["split"]
 

@@ -28,8 +28,8 @@ from typing import Any
 
 import torch
 
-from mgcc_dist import environment
-from mgcc_dist.files import write_json
+from mgcc_dist.common import environment
+from mgcc_dist.common.files import write_json
 from mgcc_dist.kernels.bench import workloads
 from mgcc_dist.kernels.bench.candidates import COMPILE, compiled, eager_and_fused
 from mgcc_dist.kernels.bench.measure import Effort, Measured, as_row, measure, merge, table_rows

@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mgcc_dist.files import replacing
+from mgcc_dist.common.files import replacing
 
 PLAIN_COLOUR, COMPILE_COLOUR, FORM_COLOURS = (
     "#9aa3ad",

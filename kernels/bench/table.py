@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mgcc_dist.files import write_json
+from mgcc_dist.common.files import write_json
 from mgcc_dist.kernels.measured import key_of, read_rows
 
 

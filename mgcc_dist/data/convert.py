@@ -10,11 +10,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import write_json
 from mgcc_dist.data.images import BadFile, resize_image, resize_mask
 from mgcc_dist.data.readers.reader import Reader
 from mgcc_dist.data.records import INDEX, Sample, ShardFolder, read_index, write_index, write_shard
-from mgcc_dist.errors import UserError
-from mgcc_dist.files import write_json
 
 SKIPPED = "skipped.json"
 

@@ -30,11 +30,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.augment import MIRROR, draw_symmetry, symmetry
 from mgcc_dist.data.records import Sample
 from mgcc_dist.data.sources import Resized, Source
 from mgcc_dist.data.workers import load_in_order
-from mgcc_dist.errors import UserError
 
 LABELED, UNLABELED = 0, 1
 KEPT_BYTES = 256 << 20  # decoded samples kept by each process of each stream: 2048 of 256x256 with their masks

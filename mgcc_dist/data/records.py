@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 from webdataset.writer import TarWriter
 
-from mgcc_dist.errors import UserError
-from mgcc_dist.files import read_versioned, replacing, sha256_of, write_json
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import read_versioned, replacing, sha256_of, write_json
 
 FORMAT = "mgcc-dist shards"
 VERSION = 1

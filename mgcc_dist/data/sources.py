@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.images import resize_image, resize_mask
 from mgcc_dist.data.records import Sample, ShardFolder
-from mgcc_dist.errors import UserError
 
 
 class Source(Protocol):

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgcc_dist.config import CONFIGS
+from mgcc_dist.common.config import CONFIGS
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import read_versioned, write_json
 from mgcc_dist.data.records import RecordInfo
-from mgcc_dist.errors import UserError
-from mgcc_dist.files import read_versioned, write_json
 
 FORMAT = "mgcc-dist split"
 VERSION = 1

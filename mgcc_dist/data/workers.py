@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.errors import UserError
 
 Loaded = TypeVar("Loaded")
 

@@ -20,14 +20,14 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgcc_dist.config import NonNegativeFloat, PositiveInt
+from mgcc_dist.common.config import NonNegativeFloat, PositiveInt
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.loader import Batch, ByteBatch
 from mgcc_dist.diffusion.images import Images
 from mgcc_dist.diffusion.noise import Draw, generators
 from mgcc_dist.diffusion.weights import load_weights
-from mgcc_dist.errors import UserError
-from mgcc_dist.schedules import Progress
 from mgcc_dist.train.loop import LoopConfig
+from mgcc_dist.train.schedules import Progress
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name
 

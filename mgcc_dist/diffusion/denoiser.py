@@ -21,13 +21,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgcc_dist.config import PositiveFloat, PositiveInt, UnitInterval
+from mgcc_dist.common.config import PositiveFloat, PositiveInt, UnitInterval
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.diffusion.latents import LatentBatch, Latents
 from mgcc_dist.diffusion.noise import Draw, generators
 from mgcc_dist.diffusion.weights import load_weights
-from mgcc_dist.errors import UserError
-from mgcc_dist.schedules import Progress
 from mgcc_dist.train.loop import LoopConfig
+from mgcc_dist.train.schedules import Progress
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
 
-from mgcc_dist.config import NonNegativeInt, PositiveInt
+from mgcc_dist.common.config import NonNegativeInt, PositiveInt
 from mgcc_dist.data.loader import EvalLoader, StreamLoader
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.sources import Source, Subset, subset_by_keys

@@ -4,8 +4,8 @@ A latent is the posterior q(z|x) of the frozen autoencoder: mean and log-varianc
 draws its own z. A record is `{key}.safetensors`, "mean" and "logvar" float16 [V,C,h,w] with V = 2 views, the image
 and its mirror image, where mirrored images are shown (else V = 1), and `{key}.json` with the image's class and group.
 The folder `training/` is of the images that are learned, `held_out/` of the others, each filled by all ranks together
-(`filling.py`). The order in which training meets them is that of the images (`data/loader.py`): the same sample, view
-and place, so the same noise.
+(`data/shard_writer.py`). Training reads them in the order of the images (`data/loader.py`): the same sample, view and
+index, so the same noise.
 """
 
 import hashlib
@@ -38,8 +38,8 @@ from mgcc_dist.data.records import (
     write_index,
     write_records,
 )
+from mgcc_dist.data.shard_writer import fill, is_filled
 from mgcc_dist.data.sources import Source, Subset
-from mgcc_dist.diffusion.filling import fill, is_filled
 from mgcc_dist.diffusion.images import Images
 
 PER_SHARD = 256

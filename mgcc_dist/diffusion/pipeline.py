@@ -17,8 +17,8 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, LDMPipeline, UNet2DModel
 
-from mgcc_dist.errors import UserError
-from mgcc_dist.files import read_json, sha256_of, write_json
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import read_json, sha256_of, write_json
 
 # All that an image depends on.
 PARTS = (

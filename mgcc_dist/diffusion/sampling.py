@@ -2,8 +2,8 @@
 
 Image i starts from noise of its own generator, seeded by (seed, i), and no noise is added on the way: it depends on the
 checkpoint, the seed and i alone. Shard k holds the images k·per_shard to (k+1)·per_shard - 1 and is made by one rank;
-`filling.py` says how the ranks share the shards, and what a kill or a full disk leaves. Images are compressed and
-written by a thread of their own while the next are made.
+`data/shard_writer.py` says how the ranks share the shards, and what a kill or a full disk leaves. A background thread
+compresses and writes images while the next ones are sampled.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from typing import Any, Literal
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from mgcc_dist.config import NonNegativeFloat, NonNegativeInt, PositiveInt
+from mgcc_dist.common.config import NonNegativeFloat, NonNegativeInt, PositiveInt
 from mgcc_dist.data.records import Sample, write_index, write_shard
+from mgcc_dist.data.shard_writer import fill, is_filled
 from mgcc_dist.diffusion import pipeline as pipelines
-from mgcc_dist.diffusion.filling import fill, is_filled
 from mgcc_dist.diffusion.sampler import Sampler, Solver, class_of, starting_noise
 
 

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.train.checkpoints import HEADER
 
 

@@ -1,6 +1,6 @@
 """Training methods by name. Another method is one file beside these, and a line here."""
 
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.methods.cct import CrossConsistencyTraining
 from mgcc_dist.methods.cps import CrossPseudoSupervision
 from mgcc_dist.methods.ctbct import CrossTeaching

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from mgcc_dist.losses import dice_loss
 from mgcc_dist.methods.cps import CrossPseudoSupervision
+from mgcc_dist.methods.losses import dice_loss
 from mgcc_dist.models import NetworkConfig
 
 

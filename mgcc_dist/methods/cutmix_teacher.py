@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mgcc_dist.losses import probability_mse, supervised_loss
+from mgcc_dist.methods.losses import probability_mse, supervised_loss
 from mgcc_dist.methods.method import Method, MethodConfig, total
 from mgcc_dist.methods.teacher import update_teacher
 from mgcc_dist.models import NetworkConfig, build_network
-from mgcc_dist.schedules import Progress, consistency_weight
+from mgcc_dist.train.schedules import Progress, consistency_weight
 
 if TYPE_CHECKING:
     from mgcc_dist.data.loader import Batch

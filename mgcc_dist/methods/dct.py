@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgcc_dist.losses import probability_mse, supervised_loss
+from mgcc_dist.methods.losses import probability_mse, supervised_loss
 from mgcc_dist.methods.method import ONE_DECODER, Method, MethodConfig, total
 from mgcc_dist.models import NetworkConfig, build_network
-from mgcc_dist.schedules import Progress, consistency_weight
+from mgcc_dist.train.schedules import Progress, consistency_weight
 
 if TYPE_CHECKING:
     from mgcc_dist.data.loader import Batch

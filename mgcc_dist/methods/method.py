@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from mgcc_dist.config import NonNegativeInt, PositiveFloat, UnitInterval
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.config import NonNegativeInt, PositiveFloat, UnitInterval
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.models import NetworkConfig
-from mgcc_dist.schedules import Progress, Ramp
+from mgcc_dist.train.schedules import Progress, Ramp
 
 if TYPE_CHECKING:
     from mgcc_dist.data.loader import Batch

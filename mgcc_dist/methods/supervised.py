@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mgcc_dist.losses import supervised_loss
+from mgcc_dist.methods.losses import supervised_loss
 from mgcc_dist.methods.method import Method, MethodConfig
 from mgcc_dist.models import NetworkConfig, build_network
-from mgcc_dist.schedules import Progress
+from mgcc_dist.train.schedules import Progress
 
 if TYPE_CHECKING:
     from mgcc_dist.data.loader import Batch

@@ -15,7 +15,7 @@ import torch
 from monai.networks.nets.swin_unetr import PatchMergingV2, SwinTransformerBlock, compute_mask, get_window_size
 from torch import Tensor, nn
 
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.errors import UserError
 
 PATCH = 4
 

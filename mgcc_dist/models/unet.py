@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.models.blocks import MSAG, DoubleConv, UpConv
 
 PAPER_WIDTHS = (64, 128, 256, 512, 1024)

@@ -18,13 +18,13 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from mgcc_dist.config import parse
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.config import flatten, parse
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.sweep_file import Sweep
 from mgcc_dist.methods import MethodConfig, build
 from mgcc_dist.models import NetworkConfig
 from mgcc_dist.reporting.grids import NONE, Grid, Section, Text
 from mgcc_dist.reporting.paper import PaperTable, paper_table
-from mgcc_dist.sweeps import Sweep, flat
 
 IMAGE_SIZE = 256
 CHANNELS = 3
@@ -81,7 +81,9 @@ def network_of(sweep: Sweep, name: str) -> nn.Module:
             f"{sweep.name}: row {name!r} must have network keys alone, got {', '.join(keys) or 'none'}; "
             "--efficiency reads sweep files such as configs/sweeps/table_7.yaml"
         )
-    words = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in flat(keys).items()]
+    words = [
+        f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in flatten(keys).items()
+    ]
     network = parse(Row, "report", "", argv=words).network
     return build(MethodConfig(name="supervised"), network).predictor().eval()
 

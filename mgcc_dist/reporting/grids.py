@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from mgcc_dist.reporting.statistics import FEWEST, RESAMPLES
+from mgcc_dist.evaluation.statistics import FEWEST, RESAMPLES
 from mgcc_dist.reporting.tables import METRICS, PROTOCOLS, Cell, Score, Table
 
 NAMES = {"iou": "IoU", "recall": "Recall", "precision": "Precision", "f1": "F1"}

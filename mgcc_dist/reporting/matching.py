@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mgcc_dist.config import CONFIGS, as_plain, parse
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.config import CONFIGS, as_plain, flatten, parse
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.sweep_file import FREE, Sweep, SweepRun
+from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.reporting.runs import Found, Run
-from mgcc_dist.segment_config import SegmentConfig
-from mgcc_dist.sweeps import FREE, Sweep, SweepRun, flat
 
 
 def match(sweep: Sweep, found: Found, folders: Sequence[Path]) -> list[tuple[SweepRun, Run | None]]:
@@ -45,8 +45,8 @@ def _places(sweep: Sweep, asked: SweepRun, folders: Sequence[Path], there: Itera
 def _check(sweep: Sweep, asked: SweepRun, run: Run) -> None:
     """Raise UserError for a key in which the run is not what the sweep asks for; defaults of `segment` count too."""
     words = asked.command()[2:]  # without -m mgcc_dist.segment
-    wanted = flat(as_plain(parse(SegmentConfig, "segment", "", CONFIGS / "segment", None, words)))
-    has = flat(run.config)
+    wanted = flatten(as_plain(parse(SegmentConfig, "segment", "", CONFIGS / "segment", None, words)))
+    has = flatten(run.config)
     if differing := sorted(key for key in wanted.keys() | has.keys() if wanted.get(key) != has.get(key)):
         differing = [key for key in differing if key not in FREE]
     if differing:

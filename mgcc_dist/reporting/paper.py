@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
-from mgcc_dist.config import CONFIGS
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.config import CONFIGS
+from mgcc_dist.common.errors import UserError
 
 TABLES = CONFIGS / "paper" / "tables.yaml"
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from mgcc_dist.errors import UserError
-from mgcc_dist.train.journal import read_rows
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.train.metrics_logger import read_rows
 from mgcc_dist.train.run_folder import is_finished, read_result
 
 # Settings that runs in one row may differ in: split and seed, and what changes nothing about how a run ends.

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.sweep_file import Sweep
+from mgcc_dist.evaluation.statistics import Difference, holm, paired_bootstrap
 from mgcc_dist.reporting.matching import match
 from mgcc_dist.reporting.paper import PaperTable, paper_table
 from mgcc_dist.reporting.runs import Found, Run, at
-from mgcc_dist.reporting.statistics import Difference, holm, paired_bootstrap
-from mgcc_dist.sweeps import Sweep
 
 PROTOCOLS = ("paper", "corrected", "lesion")
 METRICS = ("iou", "recall", "precision", "f1")

@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mgcc_dist.common.distributed import raise_on_all_ranks
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import read_json, replacing, write_json
 from mgcc_dist.data.loader import Position
-from mgcc_dist.errors import UserError
-from mgcc_dist.files import read_json, replacing, write_json
 from mgcc_dist.train.ema import Ema
-from mgcc_dist.train.process_group import together
 from mgcc_dist.train.weights import Weights, zero_stage
 
 HEADER = "mgcc_dist"  # one key, because safetensors writes several in no fixed order
@@ -66,12 +66,12 @@ def save(
     scratch = final.parent / _SCRATCH
     main = accelerator.is_main_process
     try:
-        with together(), _writing(scratch):
+        with raise_on_all_ranks(), _writing(scratch):
             if main:
                 shutil.rmtree(scratch, ignore_errors=True)
                 scratch.mkdir(parents=True)
         # DeepSpeed's ranks wait for one another in here, so one that fails can only end, and its launcher the others.
-        with nullcontext() if weights.sharded else together(), _writing(scratch):
+        with nullcontext() if weights.sharded else raise_on_all_ranks(), _writing(scratch):
             accelerator.save_state(str(scratch))
             if ema and (main or weights.sharded):
                 save_weights(_numbered(ema), scratch / _ema_file(weights, accelerator))
@@ -84,7 +84,7 @@ def save(
                 }
                 write_json(scratch / "state.json", asdict(state) | facts)
         accelerator.wait_for_everyone()
-        with together(), _writing(scratch):
+        with raise_on_all_ranks(), _writing(scratch):
             if main:
                 _sync(scratch)
                 scratch.rename(final)

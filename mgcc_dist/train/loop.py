@@ -23,17 +23,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mgcc_dist.config import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
+from mgcc_dist.common.config import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
+from mgcc_dist.common.distributed import raise_on_all_ranks, seed_step
+from mgcc_dist.common.errors import EXIT_STOPPED, SharedError, UserError
+from mgcc_dist.common.signals import StopSignal
 from mgcc_dist.data.loader import Streams
-from mgcc_dist.errors import EXIT_STOPPED, SharedError, UserError
-from mgcc_dist.schedules import Progress, learning_rate_factor
 from mgcc_dist.train import checkpoints
 from mgcc_dist.train.checkpoints import TrainState
 from mgcc_dist.train.ema import Ema
-from mgcc_dist.train.journal import Journal
-from mgcc_dist.train.process_group import seed_step, together
-from mgcc_dist.train.signals import StopSignal
-from mgcc_dist.train.weights import Weights, hollow, zero_stage
+from mgcc_dist.train.metrics_logger import MetricsLogger
+from mgcc_dist.train.schedules import Progress, learning_rate_factor
+from mgcc_dist.train.weights import Weights, meta_copy, zero_stage
 
 
 @dataclass(frozen=True)
@@ -133,20 +133,20 @@ def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) 
     torch.backends.cudnn.allow_tf32 = config.tf32
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     _tell_deepspeed(task, config, accelerator)
-    mold = hollow(task.module)
+    template = meta_copy(task.module)
     if config.compile != "no":  # not the losses around them: the weight in them is another number at every step
         for network in task.module.children():
             network.compile(mode=config.compile)
     fused = accelerator.device.type == "cuda" and not zero_stage(accelerator)
     module, optimizer = accelerator.prepare(task.module, _optimizer(task.module, config, fused))
-    weights = Weights(task.module, optimizer, mold, accelerator)
+    weights = Weights(task.module, optimizer, template, accelerator)
     ema = Ema(weights.shards, config.ema_decay) if config.ema_decay else None
     state = checkpoints.restore(folder, weights, ema, accelerator)
     accumulation = _accumulation(task, config, state, folder, accelerator)
     sums = _LossSums(state, accelerator)
-    journal = Journal(task.name, folder, state.step, total, accelerator)
+    logger = MetricsLogger(task.name, folder, state.step, total, accelerator)
     if accelerator.is_main_process:
-        trained = sum(parameter.numel() for parameter in mold.parameters() if parameter.requires_grad)
+        trained = sum(parameter.numel() for parameter in template.parameters() if parameter.requires_grad)
         start = f"from step {state.step} of {total}" if state.step else f"{total} steps"
         print(f"{task.name}: {trained:,} parameters, {start} -> {folder}", flush=True)
     batches = task.loader.batches(state.position)
@@ -174,7 +174,7 @@ def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) 
             task.after_step(progress)
             if ema:
                 ema.update()
-            journal.advance()
+            logger.advance()
 
             last = state.step == total
             epoch = task.loader.epoch_of(state.position)
@@ -182,16 +182,16 @@ def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) 
                 row = sums.mean_and_reset()
                 _require_finite(task.name, state.step, row)
                 seconds = round(time.monotonic() - clock, 3)
-                journal.write("train", state.step, epoch, row | {"learning_rate": rate}, seconds=seconds)
+                logger.write("train", state.step, epoch, row | {"learning_rate": rate}, seconds=seconds)
             if last or int(epoch / config.validate_every) > int(progress.epoch / config.validate_every):
                 _require_finite_weights(task.name, state.step, weights)
                 with _evaluated(weights, ema) as whole:
                     scores = _validate(task, whole, accelerator)
-                    journal.write("validation", state.step, epoch, scores)
+                    logger.write("validation", state.step, epoch, scores)
                     if _is_better(task, scores, state.best):
                         state.best = {"step": state.step, "epoch": round(epoch, 4), **scores}
                         _export(task, whole, folder / "best", state.best, accelerator)
-            stopped = stop.agreed()
+            stopped = stop.received_on_any_rank()
             if last or stopped or state.step % config.checkpoint_every == 0:
                 state.seconds = time.monotonic() - clock
                 sums.remember(state)
@@ -200,13 +200,13 @@ def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) 
                 _require_finite_weights(task.name, state.step, weights)
                 checkpoints.save(folder, state, weights, ema, accelerator, config.keep_checkpoints)
             if stopped and not last:
-                journal.close()
+                logger.close()
                 if accelerator.is_main_process:
                     print(f"{task.name}: stopped by a signal at step {state.step}; the same command goes on from here")
                 raise SystemExit(EXIT_STOPPED)
 
     batches.close()
-    journal.close()
+    logger.close()
     with _evaluated(weights, ema) as whole:
         _export(task, whole, folder / "last", {"step": state.step}, accelerator)
     accelerator.free_memory()
@@ -339,7 +339,7 @@ def _is_better(task: Task, scores: dict[str, float], best: dict[str, float]) -> 
 
 
 def _export(task: Task, module: nn.Module, folder: Path, notes: dict[str, float], accelerator: Accelerator) -> None:
-    with together():
+    with raise_on_all_ranks():
         if accelerator.is_main_process:
             checkpoints.save_weights(task.weights(module), folder / "model.safetensors", task.header() | notes)
 

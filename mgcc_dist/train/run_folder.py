@@ -9,10 +9,10 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from mgcc_dist.config import as_plain, save
-from mgcc_dist.environment import facts, source
-from mgcc_dist.errors import UserError
-from mgcc_dist.files import read_json, write_bytes, write_json
+from mgcc_dist.common.config import as_plain, flatten, save
+from mgcc_dist.common.environment import facts, source
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import read_json, write_bytes, write_json
 
 # Keys that change how a run is carried out but not what comes out of it.
 FREE_KEYS = ("out", "data.workers", "kernels")
@@ -22,7 +22,7 @@ DIFF_LIMIT = 2**20
 """bytes of a diff that are kept; a longer one is known by its sha256 alone"""
 
 
-def claim(folder: Path, config: Any, accelerator: Accelerator) -> None:
+def open_run_folder(folder: Path, config: Any, accelerator: Accelerator) -> None:
     """Take `folder` for a run of `config` and save the config there; a folder of the same config is gone on with.
 
     A folder in which no checkpoint was saved yet is free: its run failed at the start, on wrong settings perhaps.
@@ -33,7 +33,7 @@ def claim(folder: Path, config: Any, accelerator: Accelerator) -> None:
     path = folder / "config.yaml"
     goes_on = path.is_file() and (is_finished(folder) or any(folder.glob("checkpoints/step-*")))
     if goes_on:
-        then, now = _flat(yaml.safe_load(path.read_text())), _flat(as_plain(config))
+        then, now = flatten(yaml.safe_load(path.read_text())), flatten(as_plain(config))
         differing = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
         differing = [key for key in differing if key not in FREE_KEYS]
         if differing:
@@ -63,7 +63,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 def write_result(folder: Path, result: dict[str, Any], accelerator: Accelerator) -> None:
     """Mark the run as finished; with where it ran: the last start, and under `earlier` those before. Collective.
 
-    `claim` has noted these.
+    `open_run_folder` has noted these.
     """
     if accelerator.is_main_process:
         *earlier, last = read_json(folder / ENVIRONMENT)
@@ -96,11 +96,3 @@ def _note_start(folder: Path, accelerator: Accelerator, goes_on: bool) -> None:
 def _where(start: dict[str, Any]) -> dict[str, Any]:
     """As JSON has it, without what is of one start alone."""
     return json.loads(json.dumps({key: value for key, value in start.items() if key not in ("started", "slurm")}))
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

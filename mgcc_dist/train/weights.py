@@ -27,7 +27,7 @@ def count_parameters(module: nn.Module) -> int:
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
 
 
-def hollow(module: nn.Module) -> nn.Module:
+def meta_copy(module: nn.Module) -> nn.Module:
     """A copy of `module` whose tensors take no memory (device meta)."""
     tensors = [*module.parameters(), *module.buffers()]
     empty = {
@@ -42,14 +42,14 @@ def hollow(module: nn.Module) -> nn.Module:
 class Weights:
     """Weights of a module that `accelerator` has prepared together with `optimizer`.
 
-    `mold` is what `hollow` made of the module before that.
+    `template` is what `meta_copy` made of the module before that.
     """
 
     def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, mold: nn.Module, accelerator: Accelerator
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, template: nn.Module, accelerator: Accelerator
     ) -> None:
         self._module = module
-        self._mold = mold
+        self._template = template
         self._stage = zero_stage(accelerator)
         self._accelerator = accelerator
         self.shards: list[Tensor] = _shards(module, optimizer, self._stage)
@@ -63,7 +63,7 @@ class Weights:
     @property
     def shapes(self) -> dict[str, list[int]]:
         """Of all parameters and buffers of the whole module, by name."""
-        return {name: list(tensor.shape) for name, tensor in self._mold.state_dict().items()}
+        return {name: list(tensor.shape) for name, tensor in self._template.state_dict().items()}
 
     def finite(self) -> bool:
         """Whether no trained weight of any rank is NaN or infinite. Collective."""
@@ -85,7 +85,7 @@ class Weights:
         from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_get_full_fp32_param
 
-        whole = copy.deepcopy(self._mold).to_empty(device=self._accelerator.device)
+        whole = copy.deepcopy(self._template).to_empty(device=self._accelerator.device)
         for target, source in zip(whole.parameters(), self._module.parameters(), strict=True):
             if source.requires_grad:
                 target.copy_(safe_get_full_fp32_param(source))

@@ -12,9 +12,9 @@ import pytest
 from benchmarks.busi import before, chosen
 from benchmarks.collect import collected
 from benchmarks.compare import better, comparison, figures, table
-from mgcc_dist.config import CONFIGS
-from mgcc_dist.errors import UserError
-from mgcc_dist.sweeps import read_sweep
+from mgcc_dist.common.config import CONFIGS
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.sweep_file import read_sweep
 
 FILE = {
     "device": "cpu",

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from benchmarks import train_step
-from mgcc_dist.files import read_json
+from mgcc_dist.common.files import read_json
 
 SPEEDS = {"plain": 1.0, "eager": 2.0, "channels_last": 3.0, "bf16": 1.9, "phase_upconv": 2.5, "two_forwards": 9.0}
 

@@ -3,10 +3,10 @@ import pytest
 from pictures import problems, put, put_box
 from PIL import Image
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.datasets import READERS, Phantoms, busi, folder
 from mgcc_dist.data.images import BadFile
 from mgcc_dist.data.phantom import draw
-from mgcc_dist.errors import UserError
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from pictures import problems, put
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.data import duplicates
 from mgcc_dist.data.datasets import READERS
 from mgcc_dist.data.records import ShardFolder
-from mgcc_dist.errors import UserError
 from mgcc_dist.shards import main
 
 ddti = READERS["ddti"]

@@ -2,9 +2,9 @@ import zipfile
 
 import pytest
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.readers import lists, markup
 from mgcc_dist.data.readers.lists import number_in, read_list
-from mgcc_dist.errors import UserError
 
 COLUMNS = ("Image", "Type")
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import SIZE, Memory
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.augment import symmetry
 from mgcc_dist.data.loader import Batch, EvalLoader, Position, StreamLoader
 from mgcc_dist.data.records import Sample
 from mgcc_dist.data.sources import Concat
-from mgcc_dist.errors import UserError
 
 few = settings(deadline=None, derandomize=True, max_examples=30)
 

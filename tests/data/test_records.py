@@ -10,8 +10,8 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.records import Sample, ShardFolder, is_key, write_index, write_shard
-from mgcc_dist.errors import UserError
 
 
 def sample(i: int, labeled: bool = True, key: str | None = None) -> Sample:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import SIZE, Memory
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.sources import Concat, Resized, Subset, subset_by_keys
-from mgcc_dist.errors import UserError
 
 
 @settings(deadline=None, derandomize=True, max_examples=30)

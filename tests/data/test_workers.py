@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.images import BadFile
 from mgcc_dist.data.workers import load_in_order
-from mgcc_dist.errors import UserError
 
 
 def slow_and_uneven(number):

@@ -2,19 +2,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_ldm import AUTOENCODER, DENOISER, SHAPE
+from tiny_ldm import DENOISER, SHAPE
 
-from mgcc_dist.diffusion import autoencoder, denoiser, pipeline
+from mgcc_dist.diffusion import denoiser, pipeline
 
 torch.set_num_threads(1)  # as the ranks that some tests start: the same sums in the same order
-
-
-@pytest.fixture
-def vae():
-    torch.manual_seed(0)
-    vae = autoencoder.build(AUTOENCODER, 16)
-    vae.register_to_config(scaling_factor=1.7)
-    return vae
 
 
 @pytest.fixture

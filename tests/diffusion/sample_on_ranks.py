@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tiny_ldm import SAMPLING
 
+from mgcc_dist.common.distributed import describe, start
 from mgcc_dist.diffusion import sampling
-from mgcc_dist.train.process_group import describe, start
 
 accelerator = start()
 accelerator.print(describe(accelerator))

@@ -9,10 +9,10 @@ import torch
 from accelerate import Accelerator
 from tiny_ldm import AUTOENCODER, LOOP, PROGRESS, batch_of
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.diffusion import autoencoder
 from mgcc_dist.diffusion.autoencoder import AutoencoderConfig, AutoencoderLoss
 from mgcc_dist.diffusion.noise import Draw, generators
-from mgcc_dist.errors import UserError
 
 
 def test_loss_is_mse_plus_weighted_kl_per_pixel(vae):

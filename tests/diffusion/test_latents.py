@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load
 from tiny_ldm import AUTOENCODER, DENOISER, PROGRESS, SHAPE
 
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import sha256_of
+from mgcc_dist.data import shard_writer
 from mgcc_dist.data.loader import Position
 from mgcc_dist.data.splits import make_split
-from mgcc_dist.diffusion import autoencoder, denoiser, filling, latents
+from mgcc_dist.diffusion import autoencoder, denoiser, latents
 from mgcc_dist.diffusion.denoiser import DenoiserLoss
 from mgcc_dist.diffusion.images import DataConfig, Images
 from mgcc_dist.diffusion.latents import LatentBatch, LatentFolder, LatentLoader
-from mgcc_dist.errors import UserError
-from mgcc_dist.files import sha256_of
 from mgcc_dist.train import checkpoints
 
 
@@ -168,7 +169,7 @@ def test_latents_of_another_split_are_refused(encoded, vae, phantom_shards, tmp_
 
 def test_a_kill_leaves_whole_shards_and_the_next_start_encodes_the_others(encoded, vae, images, tmp_path, monkeypatch):
     monkeypatch.setattr(latents, "PER_SHARD", 5)
-    monkeypatch.setattr(filling, "write_json", stop_after := StopAfter(filling.write_json, 3))
+    monkeypatch.setattr(shard_writer, "write_json", stop_after := StopAfter(shard_writer.write_json, 3))
     with pytest.raises(Stopped):
         latents.encode(vae, "abc", images, 4, tmp_path / "killed", Accelerator(cpu=True))
     assert not (tmp_path / "killed" / "training" / "index.json").exists()

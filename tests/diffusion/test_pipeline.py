@@ -10,11 +10,11 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DModel
 from tiny_ldm import DENOISER, SHAPE
 
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import sha256_of, write_json
 from mgcc_dist.diffusion import denoiser, pipeline
 from mgcc_dist.diffusion.noise import Draw, generators
 from mgcc_dist.diffusion.sampler import Sampler, starting_noise
-from mgcc_dist.errors import UserError
-from mgcc_dist.files import sha256_of, write_json
 
 OUTSIDER = """
 import sys, torch

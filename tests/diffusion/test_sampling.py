@@ -13,12 +13,12 @@ import torch
 from accelerate import Accelerator
 from tiny_ldm import DENOISER, SAMPLING, SHAPE
 
+from mgcc_dist.common.errors import EXIT_STOPPED, UserError
+from mgcc_dist.common.files import sha256_of
 from mgcc_dist.data import records
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.diffusion import denoiser, pipeline, sampling
 from mgcc_dist.diffusion.sampler import Sampler, class_of, starting_noise
-from mgcc_dist.errors import EXIT_STOPPED, UserError
-from mgcc_dist.files import sha256_of
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_a_process_killed_without_warning_is_gone_on_with_and_makes_each_index_o
     child = (
         "import sys; from dataclasses import replace; from pathlib import Path; import torch; torch.set_num_threads(1);"
         "from tiny_ldm import SAMPLING; from mgcc_dist.diffusion import sampling;"
-        "from mgcc_dist.train.process_group import start;"
+        "from mgcc_dist.common.distributed import start;"
         "config = replace(SAMPLING, count=24, per_shard=1, batch=1, steps=50);"
         "sampling.sample(config, Path(sys.argv[1]), Path(sys.argv[2]), start())"
     )

@@ -12,11 +12,11 @@ import toy_ldm
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from mgcc_dist.config import CONFIGS, parse
+from mgcc_dist.common.config import CONFIGS, parse
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import read_split
 from mgcc_dist.diffusion import autoencoder
-from mgcc_dist.errors import UserError
 from mgcc_dist.ldm import LdmConfig, run
 
 

@@ -14,8 +14,8 @@ import ranks
 import toy_ldm
 from same_run import assert_same_run
 
-from mgcc_dist.errors import EXIT_STOPPED
-from mgcc_dist.train.journal import read_rows
+from mgcc_dist.common.errors import EXIT_STOPPED
+from mgcc_dist.train.metrics_logger import read_rows
 
 
 def start(words: list[str], count: int) -> subprocess.Popen:

@@ -13,7 +13,7 @@ from mgcc_dist.kernels.bench.counts import saved_bytes
 from mgcc_dist.kernels.bench.workloads import LAYOUTS
 from mgcc_dist.kernels.fuse import Choice, fuse
 from mgcc_dist.kernels.measured import CPU, TABLE, read_table
-from mgcc_dist.losses import consistency_loss, supervised_loss
+from mgcc_dist.methods.losses import consistency_loss, supervised_loss
 from mgcc_dist.models import NetworkConfig, build_network
 from mgcc_dist.models.blocks import MSAG, ConvMixer, UpConv
 

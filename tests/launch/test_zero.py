@@ -13,8 +13,8 @@ import toy_ldm
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
-from mgcc_dist.config import CONFIGS, parse
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.config import CONFIGS, parse
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.ldm import LdmConfig
 from mgcc_dist.ldm import run as run_here
 from mgcc_dist.train.loop import LoopConfig, _tell_deepspeed

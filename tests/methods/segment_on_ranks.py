@@ -8,8 +8,8 @@ torchrun ... segment_on_ranks.py SHARDS SPLIT OUT METHOD:NETWORK ...
 import os
 import sys
 
-from mgcc_dist.config import CONFIGS, parse
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.config import CONFIGS, parse
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.segment import SegmentConfig, run
 
 TINY = """

@@ -13,7 +13,7 @@ from equations import Reference, mse, supervised
 
 from mgcc_dist.methods import MethodConfig, build
 from mgcc_dist.models import NetworkConfig
-from mgcc_dist.schedules import Progress
+from mgcc_dist.train.schedules import Progress
 
 LABELED, UNLABELED, TOTAL = 2, 3, 40_000
 

@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from mgcc_dist.methods import MethodConfig, build
 from mgcc_dist.models import NetworkConfig
-from mgcc_dist.schedules import Progress
+from mgcc_dist.train.schedules import Progress
 
 N, U, TOTAL = 2, 3, 20_000
 SURE = 0.52  # a fresh network is nowhere as sure as the 0.97 of cutmix_teacher

@@ -9,14 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgcc_dist.config import parse
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.config import parse
+from mgcc_dist.common.distributed import seed_step
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.methods import METHODS, MethodConfig, build
 from mgcc_dist.methods.cutmix_teacher import boxes
 from mgcc_dist.methods.teacher import update_teacher
 from mgcc_dist.models import NetworkConfig
-from mgcc_dist.schedules import Progress
-from mgcc_dist.train.process_group import seed_step
+from mgcc_dist.train.schedules import Progress
 
 SWIN = {"embed_dim": 4, "depths": (2, 2), "heads": (1, 2), "window": 2}
 NETWORKS = {

@@ -9,9 +9,9 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.inference.loading import header, load_predictor
 from mgcc_dist.methods import MethodConfig, build
-from mgcc_dist.methods.trained import header, load_predictor
 from mgcc_dist.models import MGCC, NETWORKS, NetworkConfig, UNet, build_network
 from mgcc_dist.models import mgcc as mgcc_module
 from mgcc_dist.train.checkpoints import save_weights

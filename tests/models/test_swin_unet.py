@@ -9,7 +9,7 @@ from monai.networks.layers import DropPath
 from monai.networks.nets.swin_unetr import PatchMergingV2
 from torch.nn.functional import gelu, layer_norm
 
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.models import NetworkConfig, build_network
 from mgcc_dist.models.swin_unet import PatchExpand, SwinUNet
 

@@ -6,10 +6,10 @@ import json
 import numpy as np
 import yaml
 
-from mgcc_dist.config import CONFIGS, as_plain, parse
-from mgcc_dist.metrics import summarize
-from mgcc_dist.segment_config import SegmentConfig
-from mgcc_dist.sweeps import read_sweep
+from mgcc_dist.common.config import CONFIGS, as_plain, parse
+from mgcc_dist.common.sweep_file import read_sweep
+from mgcc_dist.evaluation.metrics import summarize
+from mgcc_dist.methods.segment_config import SegmentConfig
 
 METRICS = ("iou", "recall", "precision", "f1")
 SUPERVISED = {"method": {"name": "supervised"}, "network": {"name": "unet"}, "data": {"batch_unlabeled": 0}}

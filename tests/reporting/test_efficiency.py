@@ -6,11 +6,11 @@ import pytest
 import torch
 import yaml
 
-from mgcc_dist.config import CONFIGS
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.config import CONFIGS
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.sweep_file import read_sweep
 from mgcc_dist.report import TABLE_7, main
 from mgcc_dist.reporting.efficiency import cost, machine, network_of
-from mgcc_dist.sweeps import read_sweep
 
 TINY = {"name": "mgcc", "widths": [2, 3, 4], "taps": [1, 2], "gates": [True, True, True], "kernel_size": 3}
 CPU = torch.device("cpu")

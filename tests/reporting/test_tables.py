@@ -4,13 +4,13 @@ import pytest
 import yaml
 from sweep_runs import begin, finish, finish_all, make_sweep, scores
 
-from mgcc_dist.config import CONFIGS
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.config import CONFIGS
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.sweep_file import read_sweep
 from mgcc_dist.reporting import runs
 from mgcc_dist.reporting.grids import section
 from mgcc_dist.reporting.paper import TABLES, paper_table
 from mgcc_dist.reporting.tables import make_table
-from mgcc_dist.sweeps import read_sweep
 
 LEVELS = {"U-Net": 0.5, "CPS": 0.6, "MGCC": 0.6}
 SWEEPS = sorted(path for path in (CONFIGS / "sweeps").glob("table_*.yaml") if not path.stem.endswith("_demo"))

@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from mgcc_dist.files import read_json
-from mgcc_dist.train.journal import read_rows
+from mgcc_dist.common.files import read_json
+from mgcc_dist.train.metrics_logger import read_rows
 
 
 def dispatch(command: str, sweep: Path, *words: str, code: int = 0) -> str:

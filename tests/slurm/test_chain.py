@@ -8,10 +8,10 @@ import yaml
 from jobs import dispatch
 from PIL import Image
 
-from mgcc_dist.config import CONFIGS
+from mgcc_dist.common.config import CONFIGS
+from mgcc_dist.common.files import read_json
+from mgcc_dist.common.sweep_file import read_sweep
 from mgcc_dist.data.phantom import draw
-from mgcc_dist.files import read_json
-from mgcc_dist.sweeps import read_sweep
 
 pytestmark = pytest.mark.slurm
 

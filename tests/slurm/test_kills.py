@@ -15,8 +15,8 @@ from jobs import dispatch, hurry, job_of, last_step, notify, over, queue, restar
 from same_run import assert_same_run
 from sweep_files import SUPERVISED, write_ready_sweep
 
-from mgcc_dist.sweeps import read_sweep
-from mgcc_dist.train.journal import read_rows
+from mgcc_dist.common.sweep_file import read_sweep
+from mgcc_dist.train.metrics_logger import read_rows
 
 pytestmark = pytest.mark.slurm
 

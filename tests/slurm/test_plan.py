@@ -7,11 +7,11 @@ import pytest
 import yaml
 from sweep_files import write_sweep
 
-from mgcc_dist.config import CONFIGS
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.config import CONFIGS
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.sweep_file import read_sweep
 from mgcc_dist.slurm import plan, resources, submit
 from mgcc_dist.slurm.plan import Job
-from mgcc_dist.sweeps import read_sweep
 
 GOLDEN = Path(__file__).parent / "golden"
 LDM = {

@@ -8,8 +8,8 @@ from jobs import dispatch, job_of, last_step, notify, over, restarts, slurm, unt
 from same_run import assert_same_run
 from sweep_files import write_ready_sweep, write_two_node_sweep
 
+from mgcc_dist.common.sweep_file import read_sweep
 from mgcc_dist.slurm.task import ATTEMPTS, attempts_of
-from mgcc_dist.sweeps import read_sweep
 
 pytestmark = pytest.mark.slurm
 

@@ -10,13 +10,13 @@ import pytest
 from jobs import dispatch, job_of, last_step, notify, over, restarts, until_in_slurm
 from sweep_files import write_ready_sweep, write_sweep
 
-from mgcc_dist.errors import UserError
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.sweep_file import read_sweep, slug
 from mgcc_dist.shards import main as shards
 from mgcc_dist.slurm import cluster, plan, resources, status, submit
 from mgcc_dist.slurm.shared import SharedPrograms
 from mgcc_dist.slurm.status import Registry
 from mgcc_dist.slurm.task import Program, attempts_of
-from mgcc_dist.sweeps import read_sweep, slug
 
 # Three programs: one ends at once, one fails at once, one trains until it is told to stop and is done when it is
 # started once more.

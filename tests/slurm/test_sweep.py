@@ -5,8 +5,8 @@ import yaml
 from jobs import dispatch, job_of, last_step, over, queue, restarts, until_in_slurm
 from sweep_files import SUPERVISED, write_ready_sweep, write_sweep
 
-from mgcc_dist.files import read_json
-from mgcc_dist.sweeps import read_sweep
+from mgcc_dist.common.files import read_json
+from mgcc_dist.common.sweep_file import read_sweep
 
 pytestmark = pytest.mark.slurm
 

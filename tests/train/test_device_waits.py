@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from mgcc_dist.config import CONFIGS, parse
+from mgcc_dist.common.config import CONFIGS, parse
 from mgcc_dist.data.splits import make_split, read_split, write_split
 from mgcc_dist.segment import SegmentationTask, SegmentConfig
 from mgcc_dist.train.loop import fit

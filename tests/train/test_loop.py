@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 from toy import CONFIG, Toy, ToyTask, run
 
-from mgcc_dist.errors import UserError
-from mgcc_dist.train.journal import read_rows
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.train.loop import LoopConfig, total_steps
+from mgcc_dist.train.metrics_logger import read_rows
 
 
 def rows(folder):

@@ -1,4 +1,4 @@
-"""The parts of the loop: signals, moving average, journal, run folder."""
+"""The parts of the loop: signals, moving average, logger, run folder."""
 
 import json
 import os
@@ -12,14 +12,14 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
-from mgcc_dist import environment
-from mgcc_dist.environment import Source
-from mgcc_dist.errors import UserError
+from mgcc_dist.common import environment
+from mgcc_dist.common.distributed import describe, seed_step
+from mgcc_dist.common.environment import Source
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.signals import StopSignal
 from mgcc_dist.train import run_folder
 from mgcc_dist.train.ema import Ema
-from mgcc_dist.train.journal import Journal, read_rows
-from mgcc_dist.train.process_group import describe, seed_step
-from mgcc_dist.train.signals import StopSignal
+from mgcc_dist.train.metrics_logger import MetricsLogger, read_rows
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ def accelerator():
 def test_a_signal_is_remembered_and_handlers_come_back(number):
     before = signal.getsignal(number)
     with StopSignal() as stop:
-        assert not stop.agreed()
+        assert not stop.received_on_any_rank()
         os.kill(os.getpid(), number)
-        assert stop.agreed()
+        assert stop.received_on_any_rank()
         assert stop.received == number.name
         by_default_next = signal.getsignal(number) == signal.SIG_DFL
         assert by_default_next == (number != signal.SIGUSR2)  # which a scheduler may repeat while the run saves
@@ -63,13 +63,13 @@ def test_ema_follows_its_formula_and_gives_the_weights_back():
 
 
 def test_a_resumed_journal_drops_the_rows_after_its_checkpoint_and_a_line_cut_short(tmp_path, accelerator):
-    journal = Journal("t", tmp_path, 0, 10, accelerator)
+    logger = MetricsLogger("t", tmp_path, 0, 10, accelerator)
     for step in range(1, 6):
-        journal.write("train", step, step / 5, {"loss": 0.1 * step}, seconds=1.0)
-    journal.close()
+        logger.write("train", step, step / 5, {"loss": 0.1 * step}, seconds=1.0)
+    logger.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "epo')
-    Journal("t", tmp_path, 3, 10, accelerator).close()
+    MetricsLogger("t", tmp_path, 3, 10, accelerator).close()
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert rows[2] == {"step": 3, "epoch": 0.6, "split": "train", "loss": pytest.approx(0.3), "seconds": 1.0}
@@ -88,16 +88,16 @@ class Config:
 
 
 def test_a_run_folder_of_another_config_is_refused_naming_the_key(tmp_path, accelerator):
-    run_folder.claim(tmp_path, Config(Inner(rate=0.3)), accelerator)  # and nothing was computed
-    run_folder.claim(tmp_path, Config(Inner()), accelerator)
+    run_folder.open_run_folder(tmp_path, Config(Inner(rate=0.3)), accelerator)  # and nothing was computed
+    run_folder.open_run_folder(tmp_path, Config(Inner()), accelerator)
     (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
-    run_folder.claim(tmp_path, Config(Inner(workers=7), out="there"), accelerator)
+    run_folder.open_run_folder(tmp_path, Config(Inner(workers=7), out="there"), accelerator)
     with pytest.raises(UserError, match=r"data\.rate = 0\.1, not 0\.2"):
-        run_folder.claim(tmp_path, Config(Inner(rate=0.2)), accelerator)
+        run_folder.open_run_folder(tmp_path, Config(Inner(rate=0.2)), accelerator)
 
 
 def test_a_run_is_finished_when_its_result_is_there_and_a_damaged_result_is_named(tmp_path, accelerator):
-    run_folder.claim(tmp_path, Config(Inner()), accelerator)
+    run_folder.open_run_folder(tmp_path, Config(Inner()), accelerator)
     assert not run_folder.is_finished(tmp_path)
     run_folder.write_result(tmp_path, {"program": "segment"}, accelerator)
     assert run_folder.is_finished(tmp_path)
@@ -117,7 +117,7 @@ def test_a_result_tells_the_starts_on_other_hosts_or_sources_apart_and_keeps_the
         monkeypatch.setattr(environment, "source", lambda: Source(commit, diff))
         monkeypatch.setattr(environment.socket, "gethostname", lambda: node)
         monkeypatch.setenv("SLURM_JOB_ID", job)
-        run_folder.claim(tmp_path, Config(Inner()), accelerator)
+        run_folder.open_run_folder(tmp_path, Config(Inner()), accelerator)
 
     start("aaa", "n0", "6")  # failed before its first checkpoint: not a part of the run
     (tmp_path / "config.yaml").unlink()

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from toy import CONFIG, Toy, ToyTask, run
 
-from mgcc_dist.errors import EXIT_STOPPED
-from mgcc_dist.train.journal import read_rows
+from mgcc_dist.common.errors import EXIT_STOPPED
+from mgcc_dist.train.metrics_logger import read_rows
 
 TOY = Path(__file__).with_name("toy.py")
 

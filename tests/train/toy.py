@@ -15,11 +15,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from mgcc_dist.common.distributed import start
+from mgcc_dist.common.errors import run_program
 from mgcc_dist.data.loader import StreamLoader
 from mgcc_dist.data.records import Sample
-from mgcc_dist.errors import run_program
 from mgcc_dist.train.loop import LoopConfig, fit
-from mgcc_dist.train.process_group import start
 
 CONFIG = LoopConfig(
     epochs=2, learning_rate=0.1, momentum=0.9, ema_decay=0.9, log_every=2, checkpoint_every=3, schedule="poly"

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.images import BadFile
 from mgcc_dist.data.readers import markup
 from mgcc_dist.data.readers.layout import existing, image_name, images_in
 from mgcc_dist.data.readers.reader import ImageFiles, Item
-from mgcc_dist.errors import UserError
 
 Outline = list[tuple[float, float]]  # x, y in pixels from the top left
 

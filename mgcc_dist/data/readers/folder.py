@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.images import BadFile
 from mgcc_dist.data.readers.layout import existing, images_in, with_masks
 from mgcc_dist.data.readers.reader import ImageFiles, Item
-from mgcc_dist.errors import UserError
 
 
 def folder(root: Path) -> ImageFiles:

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.images import SUFFIXES, BadFile
 from mgcc_dist.data.readers.reader import Item
-from mgcc_dist.errors import UserError
 
 
 def existing(root: Path) -> None:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.images import BadFile
 from mgcc_dist.data.readers import markup
 from mgcc_dist.data.readers.layout import existing, image_name
 from mgcc_dist.data.readers.reader import Item
-from mgcc_dist.errors import UserError
 
 BENIGN_OR_MALIGNANT = {"benign": "benign", "malignant": "malignant"}
 ZERO_OR_ONE = {"0": "benign", "1": "malignant"}

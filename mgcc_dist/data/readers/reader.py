@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from mgcc_dist.common.files import sha256_of
 from mgcc_dist.data import duplicates
 from mgcc_dist.data.images import BadFile, read_grey, read_mask
 from mgcc_dist.data.records import Sample, is_key
-from mgcc_dist.files import sha256_of
 
 
 class Reader(Protocol):

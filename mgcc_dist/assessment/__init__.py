@@ -1,0 +1,1 @@
+"""Judging synthetic images: features, quality, memorisation audit, curation."""

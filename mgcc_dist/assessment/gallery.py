@@ -1,0 +1,40 @@
+"""One picture of what the generative stage learned: real, reconstructed and synthetic images, a row each."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mgcc_dist.common.files import replacing
+from mgcc_dist.data.records import ShardFolder
+from mgcc_dist.diffusion.autoencoder import reconstruct
+
+
+@torch.no_grad()
+def draw(real: Tensor, vae: AutoencoderKL, synthetic: ShardFolder, path: Path) -> None:
+    """Save the gallery as PNG. `real` [N,1,H,W] in [-1, 1] are held-out images: the autoencoder never saw them."""
+    rows = {
+        "real\n(held out)": list(real[:, 0].numpy()),
+        "reconstructed": list(reconstruct(vae, real)[:, 0].numpy()),
+        "synthetic": [synthetic.read(i).image / 127.5 - 1 for i in range(min(len(real), len(synthetic)))],
+    }
+    save_rows(rows, path)
+
+
+def save_rows(rows: Mapping[str, Sequence[np.ndarray]], path: Path) -> None:
+    """Draw grey images [H,W] in [-1, 1], a labelled row for each item of `rows`."""
+    columns = max(len(images) for images in rows.values())
+    figure = Figure(figsize=(1.5 * columns + 1, 1.55 * len(rows)), layout="constrained", dpi=120)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for (label, images), row in zip(rows.items(), axes, strict=True):
+        for axis in row:
+            axis.set(xticks=[], yticks=[], frame_on=False)
+        row[0].set_ylabel(label, fontsize=12)
+        for axis, image in zip(row, images, strict=False):
+            axis.imshow(image, cmap="gray", vmin=-1, vmax=1)
+    with replacing(path) as scratch:
+        figure.savefig(scratch, format="png")

@@ -1,0 +1,1 @@
+"""Configuration, environment, errors, files, logging, process groups and signals."""

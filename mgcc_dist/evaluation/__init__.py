@@ -1,0 +1,1 @@
+"""Metrics, per-image scores, statistics and galleries of segmentation networks."""

@@ -1,0 +1,1 @@
+"""Load trained runs and predict."""

@@ -1,0 +1,243 @@
+"""The memorisation audit finds copies of real images, however they were changed, and no honest images."""
+
+import io
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from mgcc_dist.assessment.audit import AuditConfig, audit, is_finished
+from mgcc_dist.assessment.features import Features, _Pooled
+from mgcc_dist.assessment.similarity import FeatureSimilarity, align, describe, similarities
+from mgcc_dist.data.duplicates import groups, similar_pairs, thumbnail
+from mgcc_dist.data.images import read_grey, resize_image
+from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
+from mgcc_dist.data.selection import drop
+from mgcc_dist.data.splits import Split
+from mgcc_dist.diffusion.images import DataConfig, Images
+from mgcc_dist.models import NetworkConfig, build_network
+
+SIDE = 96
+
+
+def rotated(image, degrees):
+    return np.asarray(Image.fromarray(image).rotate(degrees, Image.Resampling.BICUBIC))
+
+
+def noisy(image, sigma):
+    noise = np.random.default_rng(0).normal(0, sigma, image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
+
+
+def as_jpeg(image, quality):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer))
+
+
+PLANTED = {
+    "exact": lambda image: image,
+    "mirrored": lambda image: image[:, ::-1],
+    "upside down": lambda image: image[::-1],
+    "quarter turn": lambda image: np.rot90(image),
+    "noisy": lambda image: noisy(image, 20),
+    "rotated by 2": lambda image: rotated(image, 2),
+    "rotated by -7": lambda image: rotated(image, -7),
+    "rotated by 8": lambda image: rotated(image, 8),
+    "JPEG": lambda image: as_jpeg(image, 20),
+    "brighter": lambda image: np.clip(image * 1.3 + 10.0, 0, 255).astype(np.uint8),
+    "all at once": lambda image: as_jpeg(rotated(noisy(image[:, ::-1], 10), 4), 40),
+}
+
+
+def shard_folder(folder: Path, dataset: str, samples: list[Sample], **extra) -> ShardFolder:
+    write_index(folder, dataset, [write_shard(folder / "a-000000.tar", samples)], **extra)
+    return ShardFolder.open(folder)
+
+
+def synthetic(folder: Path, pictures: dict[str, np.ndarray]) -> ShardFolder:
+    """A folder of samples as sampling leaves it."""
+    folder.mkdir(parents=True)
+    (folder / "request.json").write_text("{}")
+    samples = [Sample(key, np.ascontiguousarray(image), None, {}) for key, image in pictures.items()]
+    return shard_folder(folder, "synthetic", samples, request={"seed": 0})
+
+
+@pytest.fixture(scope="module")
+def real(busi_root):
+    """60 training and 30 held-out images of BUSI, and 30 further ones of groups that are not among these."""
+    files = sorted(path for path in busi_root.glob("*/*.png") if "_mask" not in path.stem)
+    files = [files[i] for i in np.random.default_rng(0).permutation(len(files))[:140]]
+    keys = [path.stem for path in files]
+    pictures = [resize_image(read_grey(path), SIDE, SIDE) for path in files]
+    names = groups(keys, similar_pairs([thumbnail(picture) for picture in pictures]))
+    samples = [
+        Sample(key, picture, None, {"group": name}) for key, picture, name in zip(keys, pictures, names, strict=True)
+    ]
+    used = set(names[:90])
+    honest = [sample for sample in samples[90:] if sample.meta["group"] not in used][:30]
+    return samples[:90], {sample.key: sample.image for sample in honest}
+
+
+@pytest.fixture(scope="module")
+def learned(real, tmp_path_factory):
+    data = shard_folder(tmp_path_factory.mktemp("real"), "BUSI", real[0])
+    split = Split("audit", (), tuple(data.keys()[:60]), tuple(data.keys()[60:]))
+    return Images(DataConfig(image_size=SIDE), data, split), real[1]
+
+
+def test_planted_copies_of_busi_are_found_and_honest_images_are_not(learned, tmp_path):
+    images, honest = learned
+    planted, source = {}, {}
+    for number, (name, change) in enumerate(PLANTED.items()):
+        for i in range(3 * number, 3 * number + 3):
+            original = images.learned.read(i)
+            planted[f"{name} {i}"] = change(original.image)
+            source[f"{name} {i}"] = original.meta["group"]
+    shards = synthetic(tmp_path / "samples", planted | honest)
+    report = audit(AuditConfig(), None, images, shards.folder, tmp_path / "audit", Accelerator(cpu=True))
+
+    found = set(report["near_copies"])
+    assert planted.keys() - found == set()  # recall 1
+    assert len(found & planted.keys()) / len(found) > 0.95  # precision
+    group = {record.key: record.group for record in images.data.records}
+    for row in report["images"]:
+        if row["key"] in planted:
+            assert group[row["nearest"]] == source[row["key"]], row
+    assert json.loads((tmp_path / "audit" / "audit.json").read_text()) == report
+    assert np.ptp(np.asarray(Image.open(tmp_path / "audit" / "closest.png"))) > 0
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    """A U-Net's encoder with random weights, as a stranger to the images as a network can be."""
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig(name="unet", widths=(8, 16, 32, 64, 64)))
+    return Features(
+        _Pooled(network.encoder).eval(), SIDE, {"kind": "test", "file": "none", "sha256": "0", "image_size": SIDE}
+    )
+
+
+def test_planted_copies_are_found_in_features_alone_too(learned, encoder, tmp_path):
+    """An exact copy and a mirrored one by the features of any network, as their nearest image; few honest images."""
+    images, honest = learned
+    exact = {f"{name} {i}": (i, PLANTED[name]) for name in ("exact", "mirrored", "quarter turn") for i in range(5)}
+    planted = {key: change(images.learned.read(i).image) for key, (i, change) in exact.items()}
+    shards = synthetic(tmp_path / "samples", planted | honest)
+    report = audit(AuditConfig(), encoder, images, shards.folder, tmp_path / "audit", Accelerator(cpu=True))
+    threshold = report["features"]["threshold"]
+    by_features = {row["key"] for row in report["images"] if row["features"]["similarity"] > threshold}
+    assert planted.keys() - by_features == set()
+    assert len(by_features & honest.keys()) <= 1
+    by_pixels = {row["key"] for row in report["images"] if row["similarity"] > report["threshold"]}
+    assert set(report["near_copies"]) == by_features | by_pixels
+    for row in report["images"]:
+        if row["key"] in planted:
+            assert row["features"]["nearest"] == images.learned.read(exact[row["key"]][0]).key
+    assert np.ptp(np.asarray(Image.open(tmp_path / "audit" / "closest_features.png"))) > 0
+
+
+def test_false_alarms_are_shared_by_the_two_ways_and_another_encoder_is_another_audit(learned, encoder, tmp_path):
+    images, honest = learned
+    shards = synthetic(tmp_path / "samples", honest)
+    config, accelerator = AuditConfig(false_alarms=0.2), Accelerator(cpu=True)
+    both = audit(config, encoder, images, shards.folder, tmp_path / "both", accelerator)
+    alone = audit(AuditConfig(false_alarms=0.1), None, images, shards.folder, tmp_path / "alone", accelerator)
+    assert both["threshold"] == alone["threshold"]
+    assert is_finished(config, encoder, images, shards.folder, tmp_path / "both")
+    assert not is_finished(config, None, images, shards.folder, tmp_path / "both")
+    other = replace(encoder, facts=encoder.facts | {"sha256": "1"})
+    assert not is_finished(config, other, images, shards.folder, tmp_path / "both")
+
+
+def test_noise_moves_an_image_less_in_whitened_features_than_another_image_is_away(learned, encoder):
+    images, _ = learned
+    similarity = FeatureSimilarity(encoder, images.learned, Accelerator(cpu=True))
+    changed = [replace(images.learned.read(i), image=noisy(images.learned.read(i).image, 5)) for i in range(20)]
+    values, _ = similarity.of(Listed(changed))
+    assert values.shape == (20, 60)
+    assert (values.argmax(axis=1) == np.arange(20)).mean() > 0.8
+
+
+@dataclass
+class Listed:
+    samples: list[Sample]
+
+    def __len__(self):
+        return len(self.samples)
+
+    def read(self, i):
+        return self.samples[i]
+
+
+def test_threshold_is_exceeded_by_the_share_of_false_alarms(learned, tmp_path):
+    images, honest = learned
+    shards = synthetic(tmp_path / "samples", honest)
+    accelerator = Accelerator(cpu=True)
+    half = audit(AuditConfig(false_alarms=0.5), None, images, shards.folder, tmp_path / "half", accelerator)
+    assert half["threshold"] == half["real"]["median"]
+    assert 7 < len(half["near_copies"]) < 23
+    none = audit(AuditConfig(false_alarms=0.0), None, images, shards.folder, tmp_path / "none", accelerator)
+    assert none["threshold"] == none["real"]["highest"]
+    assert half["real"]["images"] == 90
+
+
+def test_copies_are_dropped_from_the_shards_if_asked(learned, tmp_path):
+    images, honest = learned
+    copy = images.learned.read(3).image[:, ::-1]
+    some = dict(list(honest.items())[:6])
+    shards = synthetic(tmp_path / "samples", {"copy": copy} | some)
+    config, accelerator = AuditConfig(), Accelerator(cpu=True)
+    assert not is_finished(config, None, images, shards.folder, tmp_path / "audit")
+    audit(config, None, images, shards.folder, tmp_path / "audit", accelerator)
+    assert is_finished(config, None, images, shards.folder, tmp_path / "audit")
+    assert len(ShardFolder.open(shards.folder)) == 7
+
+    dropping = AuditConfig(drop_copies=True)
+    assert not is_finished(dropping, None, images, shards.folder, tmp_path / "audit")
+    audit(dropping, None, images, shards.folder, tmp_path / "audit", accelerator)
+    left = ShardFolder.open(shards.folder)
+    assert left.keys() == list(some)
+    assert left.index["dropped"] == ["copy"]
+    assert left.index["request"] == {"seed": 0}
+    assert is_finished(dropping, None, images, shards.folder, tmp_path / "audit")
+    assert not is_finished(AuditConfig(false_alarms=0.5), None, images, shards.folder, tmp_path / "audit")
+
+
+def test_dropping_leaves_the_other_records_as_they_are_and_no_empty_shard(tmp_path):
+    pictures = [Sample(f"k{i}", np.full((4, 4), i, np.uint8), None, {"seed": i}) for i in range(5)]
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    (folder / "request.json").write_text("{}")
+    entries = [write_shard(folder / f"{start}.tar", pictures[start : start + 2]) for start in (0, 2, 4)]
+    write_index(folder, "synthetic", entries, request={})
+    whole = (folder / "0.tar").read_bytes()
+    drop(folder, {"k4", "k2"})
+    left = ShardFolder.open(folder)
+    assert left.keys() == ["k0", "k1", "k3"]
+    assert [int(left.read(i).image[0, 0]) for i in range(3)] == [0, 1, 3]
+    assert sorted(path.name for path in folder.glob("*.tar")) == ["0.tar", "2.tar"]
+    assert (folder / "0.tar").read_bytes() == whole
+    assert (folder / "request.json").is_file()
+    drop(folder, {"k0"})
+    assert ShardFolder.open(folder).index["dropped"] == ["k0", "k2", "k4"]
+    assert [path.name for path in tmp_path.iterdir()] == ["samples"]
+
+
+@pytest.mark.parametrize("name", ["exact", "mirrored", "upside down", "quarter turn"])
+def test_alignment_turns_a_copy_back(learned, name):
+    images = learned[0]
+    originals = [images.learned.read(i).image for i in range(4)]
+    thumbnails = torch.from_numpy(np.stack([thumbnail(image) for image in originals]))
+    copies = [np.ascontiguousarray(PLANTED[name](image)) for image in originals]
+    similarity, alignment = similarities(copies, thumbnails)
+    assert similarity.diagonal().tolist() == pytest.approx([1] * 4, abs=0.05)  # thumbnail pixels differ in size
+    for i, original in enumerate(originals):
+        assert np.array_equal(align(copies[i], int(alignment[i, i])), original)
+    words = {"exact": "as it is", "mirrored": "mirrored"}.get(name)
+    assert words is None or describe(int(alignment[0, 0])) == words

@@ -1,0 +1,186 @@
+"""Curation: what is proposed, the page in a real Chromium, and the shards that a selection leaves."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+from chromium import browser, install
+
+from mgcc_dist.assessment import features
+from mgcc_dist.assessment.curate import CurateConfig, curate, propose, ranks
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import sha256_of, write_json
+from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
+from mgcc_dist.data.selection import FORMAT, apply, origin
+from mgcc_dist.data.splits import Split
+from mgcc_dist.diffusion.images import DataConfig, Images
+
+REQUEST = {"checkpoint": "abc", "seed": 3, "count": 12}
+
+
+def test_proposal_by_hand():
+    """Points 0, 1, 10, 11 on a line with realism 1, 0.5, 0.8, 0.9; 11 is a copy."""
+    points, realism = np.array([[0.0], [1.0], [10.0], [11.0]]), np.array([1, 0.5, 0.8, 0.9])
+    allowed = np.array([True, True, True, False])
+    # 0 is the most realistic; then 0.8 x 10 over 0.5 x 1; then what is left
+    assert propose(points, realism, allowed, 3) == [0, 2, 1]
+    assert propose(points, realism, allowed, 2) == [0, 2]
+    assert propose(points, realism, np.ones(4, bool), 2) == [0, 3]  # 0.9 x 11 over 0.8 x 10
+    assert propose(points, realism, allowed, 9) == [0, 2, 1]
+    assert propose(np.zeros((3, 1)), np.ones(3), np.ones(3, bool), 3) == [0, 1, 2]  # all the same: each once
+    assert ranks(np.array([3.0, -1.0, 2.0])).tolist() == [1, 1 / 3, 2 / 3]
+
+
+@pytest.fixture
+def run(tmp_path, phantom_shards, vae):
+    """What a finished `ldm` leaves: 12 samples in three shards, of which number 4 is a near-copy."""
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    samples = [
+        Sample(f"synthetic-{i:06d}", draw.integers(0, 256, (16, 16), np.uint8), None, {"index": i}) for i in range(12)
+    ]
+    entries = [write_shard(folder / f"{start}.tar", samples[start : start + 4]) for start in (0, 4, 8)]
+    write_index(folder, "synthetic", entries, request=REQUEST)
+    write_json(folder / "request.json", REQUEST)
+    nearest = phantom_shards.keys()[0]
+    rows = [
+        {"key": sample.key, "nearest": nearest, "similarity": 0.1 * i / 12, "near_copy": i == 4}
+        for i, sample in enumerate(samples)
+    ]
+    write_json(tmp_path / "audit.json", {"request": {"samples": REQUEST}, "images": rows})
+    vae.save_pretrained(tmp_path / "vae")
+    return tmp_path
+
+
+@pytest.fixture
+def curated(run, phantom_shards):
+    keys = tuple(phantom_shards.keys())
+    images = Images(DataConfig(image_size=16), phantom_shards, Split("c", (), keys[:16], keys[16:]))
+    used = features.load(None, run / "vae", 16)
+    config = CurateConfig(out=str(run), count=6, neighbours=2)
+    return curate(config, used, images, run / "samples", run / "audit.json", run / "curation")
+
+
+def test_near_copies_are_not_proposed(curated, run):
+    assert len(curated["proposed"]) == len(set(curated["proposed"])) == 6
+    assert "synthetic-000004" not in curated["proposed"]
+    assert curated == json.loads((run / "curation" / "proposal.json").read_text())
+    places = [row["place"] for row in curated["images"] if row["place"] is not None]
+    assert sorted(places) == list(range(6))
+
+
+def test_an_audit_of_other_samples_is_refused(run, phantom_shards):
+    images = Images(DataConfig(), phantom_shards, Split("c", (), tuple(phantom_shards.keys()), ()))
+    used = features.load(None, run / "vae", 16)
+    write_json(run / "audit.json", {"request": {"samples": REQUEST | {"seed": 4}}, "images": []})
+    with pytest.raises(UserError, match="is of other samples than"):
+        curate(CurateConfig(out=""), used, images, run / "samples", run / "audit.json", run / "curation")
+    with pytest.raises(UserError, match="is not there; run"):
+        curate(CurateConfig(out=""), used, images, run / "samples", run / "none.json", run / "curation")
+
+
+@pytest.fixture
+def page(curated, run):
+    install()
+    pytest.importorskip("selenium")
+    driver = browser(run / "downloads")
+    driver.get((run / "curation" / "page.html").as_uri())
+    yield driver
+    driver.quit()
+
+
+def test_a_person_chooses_by_keyboard_and_mouse_and_the_shards_are_those(page, curated, run):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+
+    def press(*keys):
+        ActionChains(page).send_keys(*keys).perform()
+
+    def text(name):
+        return page.find_element(By.ID, name).text
+
+    proposed = curated["proposed"]
+    assert text("counts") == "6 accepted of 6 asked for, 6 rejected"
+    assert text("key") == proposed[0]
+    press("r")  # the first, which moves on to the second
+    assert text("key") == proposed[1]
+    press("r", "u")  # rejects the second and takes that back
+    assert text("counts") == "5 accepted of 6 asked for, 7 rejected"
+    press("j", "k", "\ue014", "\ue012")  # there and back, by letters and by arrows
+    assert text("key") == proposed[1]
+    press("n")
+    assert curated["images"][0]["nearest"] in text("nearest-key")
+    shown = page.execute_script("return document.getElementById('nearest-image').naturalWidth")
+    assert shown == 32
+    tiles = page.find_elements(By.CSS_SELECTOR, ".tile")
+    assert [tile.get_attribute("data-key") for tile in tiles[:6]] == proposed
+    assert tiles[-1].get_attribute("data-key") == "synthetic-000004"
+    tiles[8].click()  # one that is not proposed
+    added = tiles[8].get_attribute("data-key")
+    assert "accepted" in tiles[8].get_attribute("class")
+    tiles[2].click()
+    page.find_element(By.CSS_SELECTOR, "#filter option[value=changed]").click()
+    changed = {tile.get_attribute("data-key") for tile in page.find_elements(By.CSS_SELECTOR, ".tile")}
+    assert changed == {proposed[0], proposed[2], added}
+    loaded = page.execute_script("return performance.getEntriesByType('resource').map(e => e.name.slice(0, 5))")
+    assert set(loaded) <= {"data:"}  # no other file, no network
+    assert page.get_log("browser") == []
+    press("s")
+    path = run / "downloads" / "selection.json"
+    deadline = time.monotonic() + 10
+    while not path.is_file():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+    expected = sorted({*proposed, added} - {proposed[0], proposed[2]})
+    saved = json.loads(path.read_text())
+    assert sorted(saved["accepted"]) == expected
+    assert len(saved["rejected"]) == 7
+    before = {file.name: sha256_of(file) for file in (run / "samples").iterdir()}
+    assert apply(path, run / "samples", run / "curated") == 5
+    left = ShardFolder.open(run / "curated")
+    assert left.keys() == expected
+    whole = ShardFolder.open(run / "samples")
+    for i, key in enumerate(expected):
+        assert np.array_equal(left.read(i).image, whole.read(whole.position(key)).image)
+    assert {file.name: sha256_of(file) for file in (run / "samples").iterdir()} == before
+    facts = origin(left)
+    assert facts["selection"] == {"sha256": sha256_of(path), "accepted": 5, "of": 12}
+    assert (facts["images"], facts["request"]) == (5, REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"samples": REQUEST | {"seed": 4}}, r"is of samples with seed 4, but .* holds those with 3"),
+        ({"samples": REQUEST | {"checkpoint": "x"}}, "is of samples with checkpoint x"),
+        ({"accepted": ["synthetic-000099"]}, r"names 1 records that .* lacks, 'synthetic-000099' first"),
+        ({"rejected": ["synthetic-000001"]}, "names 'synthetic-000001' twice"),
+        ({"accepted": []}, "accepts no image"),
+        ({"accepted": "synthetic-000001"}, "is damaged"),
+        ({"rejected": None}, "is damaged"),
+        ({"samples": None}, "is damaged"),
+        ({"version": 2}, "has version 2; this program reads version 1"),
+        ({"format": "x"}, "is no file of mgcc-dist selection"),
+    ],
+)
+def test_a_selection_that_does_not_fit_is_refused_and_nothing_written(run, change, message):
+    good = {"format": FORMAT, "version": 1, "samples": REQUEST, "accepted": ["synthetic-000001"], "rejected": []}
+    write_json(run / "selection.json", good | change)
+    with pytest.raises(UserError, match=message):
+        apply(run / "selection.json", run / "samples", run / "curated")
+    assert not (run / "curated").exists()
+    write_json(run / "selection.json", good)
+    assert apply(run / "selection.json", run / "samples", run / "curated") == 1
+    with pytest.raises(UserError, match="is there already"):
+        apply(run / "selection.json", run / "samples", run / "curated")
+
+
+def test_a_damaged_or_missing_selection_is_refused(run):
+    (run / "selection.json").write_text('{"format": ')
+    with pytest.raises(UserError, match="is not JSON"):
+        apply(run / "selection.json", run / "samples", run / "curated")
+    with pytest.raises(UserError, match="is not there"):
+        apply(run / "none.json", run / "samples", run / "curated")

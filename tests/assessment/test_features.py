@@ -1,0 +1,100 @@
+"""Features come from the file that the user names, and from no other."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch import nn
+
+from mgcc_dist.assessment import features
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.data.loader import EvalLoader
+from mgcc_dist.inference.loading import header
+from mgcc_dist.methods import MethodConfig, build
+from mgcc_dist.models import NetworkConfig
+from mgcc_dist.train.checkpoints import save_weights
+
+
+class MeanAndSpread(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([x.mean(dim=(1, 2, 3)), x.std(dim=(1, 2, 3))], dim=1)
+
+
+class NotFinite(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=(1, 2, 3))[:, None] / 0
+
+
+def scripted(module, path):
+    torch.jit.script(module).save(path)
+    return str(path)
+
+
+def images_of(source, size):
+    loader = EvalLoader(source, len(source), size, rank=0, world=1, workers=0)
+    return next(iter(loader.batches())).to("cpu").images
+
+
+def test_run_folder_and_its_file_give_the_encoders_mean_features(tmp_path, phantom_shards, vae):
+    torch.manual_seed(0)
+    method, network = MethodConfig(name="mgcc"), NetworkConfig(widths=(4, 8), taps=(1, 2), gates=(True, True, True))
+    trained = build(method, network).predictor().eval()
+    path = tmp_path / "run" / "best" / "model.safetensors"
+    save_weights(trained.state_dict(), path, header(method, network, 32))
+    for named in (tmp_path / "run", path):
+        used = features.load(str(named), tmp_path, 16)
+        found = used.of(phantom_shards, Accelerator(cpu=True))
+        with torch.no_grad():
+            expected = trained.encoder(images_of(phantom_shards, 32))[-1].mean(dim=(2, 3))
+        assert found.shape == (24, 8)
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-6)
+        assert used.facts["kind"] == "encoder of a segmentation run"
+
+
+def test_fallback_is_the_autoencoders_last_activation(tmp_path, phantom_shards, vae):
+    vae.save_pretrained(tmp_path / "vae")
+    used = features.load(None, tmp_path / "vae", 16)
+    with torch.no_grad():
+        encoder, x = vae.encoder.eval(), images_of(phantom_shards, 16)
+        x = encoder.conv_in(x)
+        for block in encoder.down_blocks:
+            x = block(x)
+        expected = encoder.conv_act(encoder.conv_norm_out(encoder.mid_block(x))).mean(dim=(2, 3))
+    np.testing.assert_allclose(used.of(phantom_shards, Accelerator(cpu=True)), expected.numpy(), rtol=1e-4, atol=1e-6)
+    assert used.facts["kind"] == "autoencoder's encoder"
+
+
+def test_torchscript_gives_what_it_computes_in_the_order_of_the_images(tmp_path, phantom_shards):
+    used = features.load(scripted(MeanAndSpread(), tmp_path / "f.pt"), tmp_path, 16)
+    expected = MeanAndSpread()(images_of(phantom_shards, 16))
+    np.testing.assert_allclose(used.of(phantom_shards, Accelerator(cpu=True)), expected.numpy(), rtol=1e-5)
+
+
+def test_what_gives_no_features_is_refused(tmp_path, phantom_shards):
+    with pytest.raises(UserError, match=r"quality\.encoder: .*nowhere is not there; give the folder of a finished"):
+        features.load(str(tmp_path / "nowhere"), tmp_path, 16)
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="does not hold a segmentation network"):
+        features.load(str(tmp_path / "other.safetensors"), tmp_path, 16)
+    (tmp_path / "text.pt").write_text("no network")
+    with pytest.raises(UserError, match=r"text\.pt is neither model\.safetensors nor a TorchScript file"):
+        features.load(str(tmp_path / "text.pt"), tmp_path, 16)
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pickled.pt")
+    with pytest.raises(UserError, match="is neither"):
+        features.load(str(tmp_path / "pickled.pt"), tmp_path, 16)
+    maps = features.load(scripted(nn.Identity(), tmp_path / "maps.pt"), tmp_path, 16)
+    with pytest.raises(UserError, match=r"maps\.pt gives \[16, 1, 16, 16\] for 16 images; features are \[16, D\]"):
+        maps.of(phantom_shards, Accelerator(cpu=True))
+    infinite = features.load(scripted(NotFinite(), tmp_path / "nan.pt"), tmp_path, 16)
+    with pytest.raises(UserError, match="not finite"):
+        infinite.of(phantom_shards, Accelerator(cpu=True))
+
+
+def test_a_network_without_a_unets_encoder_is_refused(tmp_path):
+    method = MethodConfig(name="supervised")
+    network = NetworkConfig(name="swin_unet", embed_dim=4, depths=(1, 1), heads=(1, 1), window=2)
+    path = tmp_path / "model.safetensors"
+    save_weights(build(method, network).predictor().state_dict(), path, header(method, network, 32))
+    with pytest.raises(UserError, match="holds a SwinUNet, without a U-Net's encoder; name another run"):
+        features.load(str(path), tmp_path, 16)

@@ -1,0 +1,67 @@
+"""Scoring in batches: the same scores as image by image."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from mgcc_dist.data.loader import Batch
+from mgcc_dist.evaluation import scores
+from mgcc_dist.evaluation.metrics import score_image
+from mgcc_dist.evaluation.scores import KeptBatches, score_images
+
+
+def batches(sizes):
+    generator = torch.Generator().manual_seed(2)
+    made, first = [], 0
+    for size in sizes:
+        images = torch.randn(size, 1, 12, 12, generator=generator)
+        shares = torch.rand(size, 1, 1, 1, generator=generator)
+        masks = (torch.rand(size, 1, 12, 12, generator=generator) < shares).float()
+        masks[0] = 0  # an image without lesion
+        images[-1] = -1  # predicted empty
+        made.append(Batch(images, masks, torch.arange(first, first + size), [f"k{first + i}" for i in range(size)]))
+        first += size
+    return made
+
+
+@pytest.mark.parametrize("surface", [False, True])
+def test_scores_of_batches_are_those_of_single_images_to_the_bit(surface):
+    data = batches((3, 3, 1))
+    scores = score_images(nn.Identity(), data, Accelerator(cpu=True), surface)
+    expected = {
+        key: score_image(np.asarray(image[0] > 0), np.asarray(mask[0] > 0.5), surface)
+        for batch in data
+        for key, image, mask in zip(batch.keys, batch.images, batch.masks, strict=True)
+    }
+    assert [score.pop("key") for score in scores] == sorted(expected)
+    assert scores == [expected[key] for key in sorted(expected)]
+
+
+def test_scoring_without_surfaces_reads_the_device_once(monkeypatch):
+    reads = []
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self, read=torch.Tensor.tolist: reads.append(1) or read(self))
+    for name in ("item", "numpy", "cpu"):
+        monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("a read of the device in the loop"))
+    assert len(score_images(nn.Identity(), batches((3, 3, 1)), Accelerator(cpu=True), surface=False)) == 7
+    assert len(reads) == 1
+
+
+@pytest.mark.parametrize(("limit", "loads"), [(2**30, 1), (5000, 2)])
+def test_kept_batches_are_loaded_once_unless_they_are_too_large(monkeypatch, limit, loads):
+    class Loader:
+        passes = 0
+
+        def batches(self):
+            self.passes += 1
+            yield from batches((3, 3, 1))  # 8064 bytes
+
+    monkeypatch.setattr(scores, "KEPT_BYTES", limit)
+    loader = Loader()
+    kept = KeptBatches(loader, torch.device("cpu"))
+    for _ in range(2):
+        seen = list(kept)
+        assert [batch.keys for batch in seen] == [batch.keys for batch in batches((3, 3, 1))]
+        assert all(torch.equal(a.images, b.images) for a, b in zip(seen, batches((3, 3, 1)), strict=True))
+    assert loader.passes == loads

@@ -1,0 +1,32 @@
+"""A tiny model of both stages: 16x16 images, 4x4 latents of two channels."""
+
+import torch
+
+from mgcc_dist.data.loader import Batch
+from mgcc_dist.diffusion.autoencoder import AutoencoderConfig
+from mgcc_dist.diffusion.denoiser import DenoiserConfig
+from mgcc_dist.diffusion.latents import LatentBatch
+from mgcc_dist.diffusion.sampling import SamplingConfig
+from mgcc_dist.train.loop import LoopConfig
+from mgcc_dist.train.schedules import Progress
+
+LOOP = LoopConfig(steps=1)
+AUTOENCODER = AutoencoderConfig(loop=LOOP, channels=(4, 4, 8), layers=1, latent_channels=2, norm_groups=4)
+DENOISER = DenoiserConfig(loop=LOOP, channels=(8, 8), attention=(False, True), layers=1, norm_groups=4, head_channels=4)
+SHAPE = (2, 4, 4)
+PROGRESS = Progress(0, 1, 0.0, 7)
+
+
+def batch_of(images: torch.Tensor, positions: list[int]) -> Batch:
+    size = images.shape[-1]
+    return Batch(images, torch.zeros(0, 1, size, size), torch.tensor(positions), [str(i) for i in positions])
+
+
+def latents_of(moments: torch.Tensor, positions: list[int]) -> LatentBatch:
+    """The batch of posteriors `moments` [B,4,4,4], mean and log-variance."""
+    mean, logvar = moments.chunk(2, dim=1)
+    classes = torch.tensor([position % 3 for position in positions])
+    return LatentBatch(mean, logvar, classes, torch.tensor(positions), [str(i) for i in positions])
+
+
+SAMPLING = SamplingConfig(count=7, steps=3, seed=5, per_shard=2, batch=2)
