@@ -93,7 +93,11 @@ def forms_of(operation: str, plain: nn.Module, triton: bool) -> dict[str, tuple[
 
 
 def _first_refusal(of_layer: Refusal, run: nn.Module, x: Tensor) -> str | None:
-    return next((reason for layer in run.children() if (reason := of_layer(layer, x))), None)
+    for layer in run.children():
+        reason = of_layer(layer, x)
+        if reason is not None:
+            return reason
+    return None
 
 
 def _missing(device: torch.device) -> str | None:

@@ -51,7 +51,12 @@ def key_of(row: dict[str, Any]) -> Row:
 
 def device_name(device: torch.device) -> str:
     """As the table names it: a GPU by its name, a CPU by its vector instructions."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else CPU if device.type == "cpu" else device.type
+    return _gpu_name(device) if device.type == "cuda" else CPU if device.type == "cpu" else device.type
+
+
+@torch.compiler.assume_constant_result  # Dynamo can't trace the CUDA call and would break the graph
+def _gpu_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device)
 
 
 def mode_of(module: nn.Module) -> str:

@@ -119,6 +119,8 @@ def supported(module: Any, x: Tensor, form: str | None = None) -> str | None:
     dtype = computing_dtype(x)
     if (dtype == torch.float64 and not INTERPRETED) or not dtype.is_floating_point or dtype.itemsize < 2:
         return f"dtype {dtype}"
+    if dtype == torch.float32 and x.device.type == "cuda":
+        return "dtype torch.float32 (the gate kernels spill registers in float32 on a GPU)"
     if module.vote.weight.device != x.device:
         return f"its input is on {x.device} and its weights are on {module.vote.weight.device}"
     if (reason := device_refusal(x.device)) is not None:

@@ -38,6 +38,14 @@ def test_form_compiles_as_the_ledger_says(form, target, tmp_path, monkeypatch):
 
 
 @compiles
+@pytest.mark.parametrize("kernel", ["forward", "forward of a first layer", "backward", "backward of a first layer"])
+def test_training_kernels_compile_for_a_batch_of_one(kernel):
+    """Triton makes an integer argument of value 1 a compile-time constant."""
+    case = program.all_cases("sm_90")[f"convmixer.{kernel} bf16 16x16 B8 k7"]
+    program.build(replace(case, scalars=case.scalars | {"B": 1}), "sm_90")
+
+
+@compiles
 def test_spill_is_seen_in_machine_code():
     case = program.all_cases("sm_80")[FORM]
     crowded = replace(case, options={"num_warps": 1, "num_stages": 1})  # 256 accumulators a thread

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mgcc_dist.kernels import convmixer
+from mgcc_dist.kernels import convmixer, measured
 from mgcc_dist.kernels.bench.counts import saved_bytes
 from mgcc_dist.kernels.bench.workloads import LAYOUTS
 from mgcc_dist.kernels.fuse import Choice, fuse
@@ -230,6 +230,15 @@ def test_torch_compile_sees_one_graph_where_the_table_decides(tmp_path):
     x = torch.randn(1, 2, 4, 4)
     assert model[0].form_for(x) == "torch"
     torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), model(x))
+
+
+@torch.no_grad()
+def test_gpu_name_lookup_does_not_break_the_compiled_graph(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", torch._dynamo.disable(lambda device: "H100"))
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr("mgcc_dist.kernels.fuse.device_name", lambda device: measured.device_name(gpu))
+    model = fuse(nn.Sequential(UpConv(2, 2), UpConv(2, 2)), "auto", table(tmp_path / "t.json", device="H100")).eval()
+    assert torch._dynamo.explain(model)(torch.randn(1, 2, 4, 4)).graph_count == 1
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 pytest.importorskip("triton")
@@ -243,12 +244,20 @@ def test_reason_is_given_for_what_the_kernels_cannot_do(channels, shape, change,
     assert found is None if reason is None else reason in found
 
 
+def test_float32_is_not_supported_on_a_gpu():
+    gate = MSAG(16)
+    with FakeTensorMode():
+        single, half = (torch.zeros(1, 16, 4, 4, dtype=dtype, device="cuda") for dtype in (torch.float32, torch.half))
+        assert "float32" in supported(gate, single)
+        assert "weights are on cpu" in supported(gate, half)
+
+
 def test_a_cpu_is_not_supported_without_the_interpreter():
     assert supported(MSAG(16), torch.zeros(1, 16, 4, 4)) == "device cpu"
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("channels", "size"), [(64, 256), (128, 128), (256, 64), (512, 32), (64, 37)])
 def test_error_on_a_gpu_is_at_most_one_and_a_half_times_eager_s(channels, size, dtype):
     gate, reference = gate_and_reference(channels, dtype)
