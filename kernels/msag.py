@@ -23,7 +23,7 @@ BRANCHES = ("pointwise", "ordinary", "dilated")
 PARTS = (*BRANCHES, "vote")
 
 
-@torch.library.custom_op("mgcc::msag_evaluate", mutates_args=())
+@torch.library.custom_op("mgcc_dist::msag_evaluate", mutates_args=())
 def msag_evaluate(
     x: Tensor, weights: list[Tensor], w_vote: Tensor, norm: Tensor, vote_norm: Tensor, form: str
 ) -> Tensor:
@@ -36,7 +36,7 @@ def _(x, weights, w_vote, norm, vote_norm, form):
     return torch.empty_like(x)
 
 
-@torch.library.custom_op("mgcc::msag_train", mutates_args=())
+@torch.library.custom_op("mgcc_dist::msag_train", mutates_args=())
 def msag_train(
     x: Tensor, weights: list[Tensor], w_vote: Tensor, biases: Tensor, gammas: Tensor, betas: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -52,7 +52,7 @@ def _(x, weights, w_vote, biases, gammas, betas, eps):
     return torch.empty_like(x), u, torch.empty_like(x), norm, norm.new_empty(5, channels)
 
 
-@torch.library.custom_op("mgcc::msag_backward", mutates_args=())
+@torch.library.custom_op("mgcc_dist::msag_backward", mutates_args=())
 def msag_train_backward(
     dy: Tensor, x: Tensor, weights: list[Tensor], w_vote: Tensor, u: Tensor, v: Tensor, norm: Tensor, vote_norm: Tensor
 ) -> tuple[Tensor, list[Tensor], Tensor, Tensor, Tensor]:
@@ -81,7 +81,7 @@ def differentiate(ctx, dy, *_):
         return None, [None] * 3, None, None, None, None, None
     x, *weights, w_vote, u, v, norm, vote_norm = ctx.saved_tensors
     dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
-    dx, dweights, dw_vote, dgammas, dbetas = torch.ops.mgcc.msag_backward(dy, x, weights, w_vote, u, v, norm, vote_norm)
+    dx, dweights, dw_vote, dgammas, dbetas = torch.ops.mgcc_dist.msag_backward(dy, x, weights, w_vote, u, v, norm, vote_norm)
     of_bias, of_gamma, of_beta = ctx.dtypes
     return (
         dx,

@@ -57,7 +57,7 @@ def _tile(channels: int, out: int) -> tuple[int, int, int, int]:
     return (128, 128, 64, 8) if out % 128 == 0 and channels % 64 == 0 else (128, min(64, out), min(32, channels), 4)
 
 
-@torch.library.custom_op("mgcc::upconv_evaluate", mutates_args=())
+@torch.library.custom_op("mgcc_dist::upconv_evaluate", mutates_args=())
 def upconv_evaluate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """ReLU(upsampled convolution) of x [B,C,H,W]: [B,O,2H,2W], channels last.
 
