@@ -81,7 +81,7 @@ def differentiate(ctx, dy, *_):
         return None, [None] * 3, None, None, None, None, None
     x, *weights, w_vote, u, v, norm, vote_norm = ctx.saved_tensors
     dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
-    dx, dweights, dw_vote, dgammas, dbetas = torch.ops.mgcc_dist.msag_backward(dy, x, weights, w_vote, u, v, norm, vote_norm)
+    dx, dweights, dw_vote, dgammas, dbetas = msag_train_backward(dy, x, weights, w_vote, u, v, norm, vote_norm)
     of_bias, of_gamma, of_beta = ctx.dtypes
     return (
         dx,

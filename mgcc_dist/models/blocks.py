@@ -72,25 +72,25 @@ class ConvMixer(nn.Sequential):
         return tapped[1:]
 
 
-class JoinedReLU(torch.autograd.Function):
-    """ReLU of maps [B,C_i,H,W] joined along their channels: [B,sum C_i,H,W].
+class FusedCatReLU(torch.autograd.Function):
+    """Concatenate maps [B,C_i,H,W] along channels, then ReLU: [B,sum C_i,H,W].
 
-    As `relu(cat(maps))`, but the gradient of each map is dense. That of `cat` is a slice of the joined one, which in
-    channels-last layout BN's backward reads element by element.
+    Equals `relu(cat(maps))`, but backward returns a dense gradient for each map. The backward of `cat` returns slices
+    of one gradient, which the channels-last backward of BatchNorm reads element by element.
     """
 
     @staticmethod
     def forward(ctx: Any, *maps: Tensor) -> Tensor:
-        joined = torch.cat(maps, dim=1).relu_()
-        ctx.save_for_backward(joined)
+        out = torch.cat(maps, dim=1).relu_()
+        ctx.save_for_backward(out)
         ctx.channels = [each.shape[1] for each in maps]
-        return joined
+        return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        (joined,) = ctx.saved_tensors
-        pairs = zip(gradient.split(ctx.channels, 1), joined.split(ctx.channels, 1), strict=True)
-        return tuple(torch.ops.aten.threshold_backward(g, y, 0) for g, y in pairs)
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, ...]:
+        (out,) = ctx.saved_tensors
+        pairs = zip(grad_output.split(ctx.channels, 1), out.split(ctx.channels, 1), strict=True)
+        return tuple(torch.ops.aten.threshold_backward(grad, y, 0) for grad, y in pairs)
 
 
 class MSAG(nn.Module):
@@ -116,8 +116,8 @@ class MSAG(nn.Module):
             self.ordinary_norm(self.ordinary(x)),
             self.dilated_norm(self.dilated(x)),
         )
-        joined = JoinedReLU.apply(*scales)  # Eq. 5
-        return x + x * self.vote_norm(self.vote(joined)).sigmoid()  # Eq. 6
+        multi_scale = FusedCatReLU.apply(*scales)  # Eq. 5
+        return x + x * self.vote_norm(self.vote(multi_scale)).sigmoid()  # Eq. 6
 
 
 def feature_noise(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mgcc_dist.models.blocks import MSAG, ConvMixerLayer, JoinedReLU, UpConv, dropout, feature_dropout, feature_noise
+from mgcc_dist.models.blocks import MSAG, ConvMixerLayer, FusedCatReLU, UpConv, dropout, feature_dropout, feature_noise
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_joined_relu_is_relu_of_the_joined_maps_and_its_gradients_are_dense():
     maps = [torch.randn(2, c, 4, 5, dtype=torch.float64).to(memory_format=torch.channels_last) for c in (3, 1, 2)]
     gradient = torch.randn(2, 6, 4, 5, dtype=torch.float64).to(memory_format=torch.channels_last)
     ours, theirs = ([each.clone().requires_grad_() for each in maps] for _ in range(2))
-    joined, expected = JoinedReLU.apply(*ours), torch.cat(theirs, dim=1).relu()
+    joined, expected = FusedCatReLU.apply(*ours), torch.cat(theirs, dim=1).relu()
     assert torch.equal(joined, expected)
     for got, want in zip(
         torch.autograd.grad(joined, ours, gradient), torch.autograd.grad(expected, theirs, gradient), strict=True
