@@ -21,13 +21,15 @@ from PIL import Image, ImageFilter
 
 from benchmarks.machine import describe
 from mgcc_dist.assessment import features
-from mgcc_dist.assessment.audit import AuditConfig, audit
+from mgcc_dist.assessment.audit import audit
+from mgcc_dist.assessment.config import AuditConfig
 from mgcc_dist.common.distributed import start
 from mgcc_dist.common.files import write_json
 from mgcc_dist.data.images import resize_image
 from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
 from mgcc_dist.data.splits import locate_split, read_split
-from mgcc_dist.diffusion.images import DataConfig, Images
+from mgcc_dist.diffusion.config import DataConfig
+from mgcc_dist.diffusion.images import Images
 
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 

@@ -27,7 +27,8 @@ from benchmarks.machine import describe
 from mgcc_dist.common.files import write_json
 from mgcc_dist.data.images import read_grey, resize_image
 from mgcc_dist.inference.loading import load_predictor
-from mgcc_dist.models import NetworkConfig, build_network
+from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.models.registry import build_network
 from mgcc_dist.predict import Input, fast_dtype, list_images, probabilities, ready
 
 Pass = Callable[[list[Input]], list[np.ndarray]]

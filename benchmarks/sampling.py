@@ -29,8 +29,9 @@ from benchmarks.machine import describe
 from mgcc_dist.common.config import CONFIGS, parse
 from mgcc_dist.common.files import write_json
 from mgcc_dist.diffusion import autoencoder, denoiser, pipeline
+from mgcc_dist.diffusion.config import Solver
 from mgcc_dist.diffusion.noise import Draw, generators
-from mgcc_dist.diffusion.sampler import Sampler, Solver, starting_noise
+from mgcc_dist.diffusion.sampler import Sampler, starting_noise
 from mgcc_dist.ldm import LdmConfig
 
 

@@ -21,9 +21,7 @@ from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 
 from mgcc_dist.assessment import audit, curate, features, gallery, quality
-from mgcc_dist.assessment.audit import AuditConfig
-from mgcc_dist.assessment.curate import ApplyConfig, CurateConfig
-from mgcc_dist.assessment.quality import QualityConfig
+from mgcc_dist.assessment.config import ApplyConfig, AuditConfig, CurateConfig, QualityConfig
 from mgcc_dist.common.config import CONFIGS, load, parse, save
 from mgcc_dist.common.distributed import describe, start
 from mgcc_dist.common.errors import UserError, run_program
@@ -34,11 +32,11 @@ from mgcc_dist.data.datasets import Phantoms
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import locate_split, make_split, read_split, write_split
 from mgcc_dist.diffusion import autoencoder, denoiser, latents, pipeline, sampling
-from mgcc_dist.diffusion.autoencoder import AutoencoderConfig, AutoencoderTask
-from mgcc_dist.diffusion.denoiser import DenoiserConfig, DenoiserTask
-from mgcc_dist.diffusion.images import DataConfig, Images
+from mgcc_dist.diffusion.autoencoder import AutoencoderTask
+from mgcc_dist.diffusion.config import AutoencoderConfig, DataConfig, DenoiserConfig, SamplingConfig
+from mgcc_dist.diffusion.denoiser import DenoiserTask
+from mgcc_dist.diffusion.images import Images
 from mgcc_dist.diffusion.latents import Latents
-from mgcc_dist.diffusion.sampling import SamplingConfig
 from mgcc_dist.train.loop import Task, TrainState, fit
 from mgcc_dist.train.metrics_logger import read_rows
 from mgcc_dist.train.run_folder import is_finished, open_run_folder, write_result

@@ -29,7 +29,8 @@ from mgcc_dist.evaluation.metrics import summarize
 from mgcc_dist.evaluation.scores import KeptBatches, score_images
 from mgcc_dist.inference.loading import header, load_predictor
 from mgcc_dist.kernels.fuse import fuse
-from mgcc_dist.methods import Method, build
+from mgcc_dist.methods.method import Method
+from mgcc_dist.methods.registry import build
 from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.train.loop import fit
 from mgcc_dist.train.run_folder import is_finished, open_run_folder, write_result

@@ -16,8 +16,9 @@ from torch import nn
 from mgcc_dist import predict as program
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.inference.loading import header
-from mgcc_dist.methods import MethodConfig, build
-from mgcc_dist.models import NetworkConfig
+from mgcc_dist.methods.config import MethodConfig
+from mgcc_dist.methods.registry import build
+from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.predict import Input, main, measure, output_names, overlay, probabilities
 from mgcc_dist.train.checkpoints import save_weights
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mgcc_dist.common.config import CONFIGS, as_plain, flatten, parse
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.sweep_file import read_sweep, slug
-from mgcc_dist.methods import METHODS, build
+from mgcc_dist.methods.registry import METHODS, build
 from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.sweeps import main
 

@@ -3,11 +3,9 @@
 import torch
 
 from mgcc_dist.data.loader import Batch
-from mgcc_dist.diffusion.autoencoder import AutoencoderConfig
-from mgcc_dist.diffusion.denoiser import DenoiserConfig
+from mgcc_dist.diffusion.config import AutoencoderConfig, DenoiserConfig, SamplingConfig
 from mgcc_dist.diffusion.latents import LatentBatch
-from mgcc_dist.diffusion.sampling import SamplingConfig
-from mgcc_dist.train.loop import LoopConfig
+from mgcc_dist.train.config import LoopConfig
 from mgcc_dist.train.schedules import Progress
 
 LOOP = LoopConfig(steps=1)

@@ -27,9 +27,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mgcc_dist.assessment.config import AuditConfig
 from mgcc_dist.assessment.features import Features
 from mgcc_dist.assessment.similarity import FeatureSimilarity, align, describe, similarities
-from mgcc_dist.common.config import UnitInterval
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_json, replacing, write_json
 from mgcc_dist.data.augment import symmetry
@@ -43,16 +43,6 @@ from mgcc_dist.diffusion.images import Images
 CALIBRATION = 300  # real images
 PAIRS = 20  # in the picture
 BLOCK = 16  # images compared at a time, to bound memory
-
-
-@dataclass(frozen=True)
-class AuditConfig:
-    enabled: bool = True
-    """look for copies of training images among the synthetic ones"""
-    false_alarms: UnitInterval = 0.01
-    """share of real images that would be taken for copies of another patient's; sets the thresholds"""
-    drop_copies: bool = False
-    """take the near-copies out of the shards; otherwise they are only listed"""
 
 
 def is_finished(config: AuditConfig, features: Features | None, images: Images, samples: Path, folder: Path) -> bool:

@@ -13,7 +13,6 @@ copies, so what the audit lists as near-copies is never proposed. A person can s
 
 import base64
 import io
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial.distance import cdist
 
+from mgcc_dist.assessment.config import CurateConfig
 from mgcc_dist.assessment.features import Features
-from mgcc_dist.common.config import PositiveInt
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_json, write_json, write_text
 from mgcc_dist.data.records import ShardFolder
@@ -35,26 +34,6 @@ from mgcc_dist.diffusion.images import Images
 
 THUMBNAIL = 160  # pixels a side at most
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class CurateConfig:
-    out: str
-    """folder of a finished `mgcc_dist.ldm` run; OUT/curation/ gets page.html and proposal.json"""
-    count: PositiveInt = 725
-    """images to propose (paper: 725 for BUSI)"""
-    neighbours: PositiveInt = 5
-    """k of the k-NN density that says how realistic an image is"""
-
-
-@dataclass(frozen=True)
-class ApplyConfig:
-    selection: str
-    """selection.json, as the page of `curate` saves it"""
-    samples: str
-    """shard folder of the samples that it is of, such as OUT/samples; stays as it is"""
-    out: str
-    """shard folder to write, for `mgcc_dist.segment --data.synthetic`"""
 
 
 def curate(

@@ -20,7 +20,6 @@ the estimate from all of them). Drawing with replacement would put copies among 
 more synthetic than real images the halves are as small as the real ones, and the interval rather too wide.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,8 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
+from mgcc_dist.assessment.config import QualityConfig
 from mgcc_dist.assessment.features import Features, locate
-from mgcc_dist.common.config import PositiveInt
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_json, write_json, write_text
 from mgcc_dist.data.records import ShardFolder
@@ -39,21 +38,6 @@ from mgcc_dist.diffusion.images import Images
 BLOCK = 1024  # rows of a distance matrix at a time, to bound memory
 FIGURES = ("fid", "kid", "precision", "recall", "density", "coverage")
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class QualityConfig:
-    enabled: bool = True
-    """measure the synthetic images against the held-out real ones"""
-    encoder: str | None = None
-    """what compares images here, in the audit and in curation: folder of a trained segmentation run, a
-    model.safetensors of one, or a TorchScript file that maps [B,1,S,S] in [-1,1] to [B,D] (which is a program: name
-    only files that you trust); null takes the encoder of the diffusion model's own autoencoder, and the audit then
-    compares pixels alone"""
-    neighbours: PositiveInt = 5
-    """k of precision, recall, density and coverage (Kynkaanniemi et al.: 3, Naeem et al.: 5)"""
-    halves: PositiveInt = 50
-    """random halves for floor and intervals"""
 
 
 def check(config: QualityConfig, images: Images, synthetic: int) -> None:

@@ -9,7 +9,6 @@ leaves their means in place and, with them, an error in the brightness of sample
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,48 +19,15 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgcc_dist.common.config import NonNegativeFloat, PositiveInt
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.loader import Batch, ByteBatch
+from mgcc_dist.diffusion.config import AutoencoderConfig
 from mgcc_dist.diffusion.images import Images
 from mgcc_dist.diffusion.noise import Draw, generators
 from mgcc_dist.diffusion.weights import load_weights
-from mgcc_dist.train.loop import LoopConfig
 from mgcc_dist.train.schedules import Progress
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig:
-    loop: LoopConfig
-    """how it is trained (paper: adam, learning rate 1e-6, 1000 epochs)"""
-    channels: tuple[PositiveInt, ...] = (64, 128, 256, 512)
-    """channels of each level; every level after the first halves the side (paper: 512 to 64, which is four levels)"""
-    layers: PositiveInt = 2
-    """residual blocks a level"""
-    latent_channels: PositiveInt = 4
-    """channels of the latent (paper: silent; Stable Diffusion: 4)"""
-    norm_groups: PositiveInt = 32
-    """groups of the group normalisation; divides every one of `channels`"""
-    attention: bool = True
-    """self-attention at the smallest side (Stable Diffusion: yes)"""
-    kl_weight: NonNegativeFloat = 1e-6
-    """weight of the KL term, counted in nats per pixel, beside the MSE per pixel (Stable Diffusion: 1e-6)"""
-    batch: PositiveInt = 4
-    """images a rank and micro-step (paper: 4)"""
-
-    def __post_init__(self) -> None:
-        for width in self.channels:
-            if width % self.norm_groups:
-                raise ValueError(
-                    f"autoencoder.channels: {width} is not a multiple of autoencoder.norm_groups ({self.norm_groups})"
-                )
-
-    @property
-    def downsampling(self) -> int:
-        """Pixels of the image a side, per pixel of the latent."""
-        return 2 ** (len(self.channels) - 1)
 
 
 def build(config: AutoencoderConfig, image_size: int) -> AutoencoderKL:

@@ -8,9 +8,7 @@ With `classes` it also learns ε_θ(z_t, t, class), and ε_θ(z_t, t) by the sam
 random, is replaced by one that stands for "any" (classifier-free guidance, Ho & Salimans 2022).
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,55 +19,12 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgcc_dist.common.config import PositiveFloat, PositiveInt, UnitInterval
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.diffusion.config import DenoiserConfig
 from mgcc_dist.diffusion.latents import LatentBatch, Latents
 from mgcc_dist.diffusion.noise import Draw, generators
 from mgcc_dist.diffusion.weights import load_weights
-from mgcc_dist.train.loop import LoopConfig
 from mgcc_dist.train.schedules import Progress
-
-
-@dataclass(frozen=True)
-class DenoiserConfig:
-    loop: LoopConfig
-    """how it is trained (paper: adamw, learning rate 1e-4, 1000 epochs)"""
-    channels: tuple[PositiveInt, ...] = (224, 448, 672, 896)
-    """channels of each level; every level after the first halves the side (paper: silent; the unconditional latent
-    diffusion of [10] on 64x64 latents: 224, 448, 672, 896)"""
-    attention: tuple[bool, ...] = (False, True, True, True)
-    """which levels have self-attention ([10]: at sides 32, 16 and 8)"""
-    layers: PositiveInt = 2
-    """residual blocks a level ([10]: 2)"""
-    norm_groups: PositiveInt = 32
-    """groups of the group normalisation; divides every one of `channels`"""
-    head_channels: PositiveInt = 32
-    """channels of an attention head ([10]: 32)"""
-    diffusion_steps: PositiveInt = 1000
-    """T, the steps from image to noise (paper: 1000)"""
-    schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
-    """how the noise grows, by diffusers' names (paper: silent; [10] and medfusion: scaled_linear)"""
-    beta_start: PositiveFloat = 0.00085
-    """variance added by the first step (paper: silent; Stable Diffusion: 0.00085; medfusion: 0.002)"""
-    beta_end: PositiveFloat = 0.012
-    """variance added by the last step (paper: silent; Stable Diffusion: 0.012; medfusion: 0.02, with which so little
-    signal is left at t = T that a small error of the noise there decides the brightness of the whole image)"""
-    batch: PositiveInt = 4
-    """images a rank and micro-step (paper: 4)"""
-    classes: bool = False
-    """learn what each class of the shards looks like, and sample them by `sampling.guidance` (paper: no)"""
-    label_dropout: UnitInterval = 0.1
-    """share of labels withheld with `classes`, from which it learns images of any class (Ho & Salimans: 0.1 to 0.2)"""
-
-    def __post_init__(self) -> None:
-        if len(self.attention) != len(self.channels):
-            raise ValueError(
-                f"denoiser.attention has {len(self.attention)} levels but denoiser.channels has {len(self.channels)}"
-            )
-        for width in self.channels:
-            for key in ("norm_groups", "head_channels"):
-                if width % getattr(self, key):
-                    raise ValueError(f"denoiser.channels: {width} is not a multiple of denoiser.{key}")
 
 
 def build(config: DenoiserConfig, shape: tuple[int, int, int], classes: int) -> UNet2DModel:

@@ -1,33 +1,14 @@
 """The images that the generative stage learns: those of one split's training side, with or without labels."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
 
-from mgcc_dist.common.config import NonNegativeInt, PositiveInt
 from mgcc_dist.data.loader import EvalLoader, StreamLoader
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.sources import Source, Subset, subset_by_keys
 from mgcc_dist.data.splits import Split
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    shards: str | None = None
-    """shard folder of real images, made by `python -m mgcc_dist.shards`; null makes `phantom` images in OUT/phantom"""
-    phantom: NonNegativeInt = 0
-    """images of the built-in phantom to make when there are no `shards`"""
-    split: str | None = None
-    """split file, or the name of one that ships with the package, such as busi_random_1; its labeled and unlabeled
-    images are learned, its validation images never; null makes a 70/30 split in OUT/split.json"""
-    image_size: PositiveInt = 512
-    """pixels a side; images are stretched to a square (paper: 512)"""
-    mirror: bool = False
-    """show images mirrored half of the time (paper: silent); they are never turned, since the skin is on top"""
-    workers: NonNegativeInt = 2
-    """loader processes a rank; does not change what is loaded"""
+from mgcc_dist.diffusion.config import DataConfig
 
 
 class Images:

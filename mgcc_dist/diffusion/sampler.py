@@ -6,7 +6,6 @@ multistep) solves the same equation as well in 20 to 25.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,10 +13,9 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from mgcc_dist.diffusion.config import Solver
 from mgcc_dist.diffusion.noise import Draw, generators
 from mgcc_dist.diffusion.pipeline import TrainedModel
-
-Solver = Literal["ddim", "dpm_solver++"]
 
 GOLDEN = (5**0.5 - 1) / 2
 

@@ -6,41 +6,17 @@ checkpoint, the seed and i alone. Shard k holds the images k·per_shard to (k+1)
 compresses and writes images while the next ones are sampled.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from mgcc_dist.common.config import NonNegativeFloat, NonNegativeInt, PositiveInt
 from mgcc_dist.data.records import Sample, write_index, write_shard
 from mgcc_dist.data.shard_writer import fill, is_filled
 from mgcc_dist.diffusion import pipeline as pipelines
-from mgcc_dist.diffusion.sampler import Sampler, Solver, class_of, starting_noise
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    count: PositiveInt = 725
-    """synthetic images to make (paper: 725 for BUSI, which professionals chose out of more)"""
-    sampler: Solver = "ddim"
-    """how the latents are denoised (paper: ddim); dpm_solver++ needs a quarter of the steps"""
-    steps: PositiveInt = 100
-    """evaluations of the denoiser an image (paper: 100 of ddim); 20 to 25 for dpm_solver++"""
-    guidance: NonNegativeFloat = 1.0
-    """with `denoiser.classes`: how much the classes are exaggerated; 1 not at all, 0 ignores them; other values than
-    these two double the time"""
-    seed: NonNegativeInt = 0
-    """of the noise that the images start from"""
-    per_shard: PositiveInt = 64
-    """images a shard; a rank makes a whole shard at a time, so make it some shards a rank"""
-    batch: PositiveInt = 16
-    """images made at once by a rank; changes speed and memory, and images by no more than rounding"""
-    precision: Literal["no", "bf16"] | None = None
-    """bf16 samples with bfloat16 weights; null where the training had bf16"""
-    compile: bool = False
-    """torch.compile both networks, on CUDA into graphs: worth its minute from some hundred images on"""
+from mgcc_dist.diffusion.config import SamplingConfig
+from mgcc_dist.diffusion.sampler import Sampler, class_of, starting_noise
 
 
 def is_finished(config: SamplingConfig, pipeline: Path, folder: Path, accelerator: Accelerator) -> bool:

@@ -9,8 +9,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.methods import MethodConfig, build
-from mgcc_dist.models import NetworkConfig
+from mgcc_dist.methods.config import MethodConfig
+from mgcc_dist.methods.registry import build
+from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.train.checkpoints import HEADER
 
 

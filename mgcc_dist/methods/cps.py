@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.methods.losses import supervised_loss
-from mgcc_dist.methods.method import ONE_DECODER, Method, MethodConfig, total
-from mgcc_dist.models import NetworkConfig, build_network
+from mgcc_dist.methods.method import ONE_DECODER, Method, total
+from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.models.registry import build_network
 from mgcc_dist.train.schedules import Progress, consistency_weight
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mgcc_dist.methods.cps import CrossPseudoSupervision
 from mgcc_dist.methods.losses import dice_loss
-from mgcc_dist.models import NetworkConfig
+from mgcc_dist.models.config import NetworkConfig
 
 
 class CrossTeaching(CrossPseudoSupervision):

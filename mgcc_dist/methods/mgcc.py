@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.methods.losses import consistency_loss, supervised_loss
-from mgcc_dist.methods.method import Method, MethodConfig, total
-from mgcc_dist.models import NetworkConfig, build_network
+from mgcc_dist.methods.method import Method, total
+from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.models.registry import build_network
 from mgcc_dist.train.schedules import Progress, consistency_weight
 
 if TYPE_CHECKING:

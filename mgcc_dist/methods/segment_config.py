@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mgcc_dist.common.config import NonNegativeInt, PositiveInt
-from mgcc_dist.methods import MethodConfig
-from mgcc_dist.models import NetworkConfig
-from mgcc_dist.train.loop import LoopConfig
+from mgcc_dist.methods.config import MethodConfig
+from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.train.config import LoopConfig
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.methods.losses import supervised_loss
-from mgcc_dist.methods.method import Method, MethodConfig
-from mgcc_dist.models import NetworkConfig, build_network
+from mgcc_dist.methods.method import Method
+from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.models.registry import build_network
 from mgcc_dist.train.schedules import Progress
 
 if TYPE_CHECKING:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.methods.losses import supervised_loss
-from mgcc_dist.methods.method import ONE_DECODER, Method, MethodConfig, total
+from mgcc_dist.methods.method import ONE_DECODER, Method, total
 from mgcc_dist.methods.teacher import noisy, update_teacher
-from mgcc_dist.models import NetworkConfig, build_network
+from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.models.registry import build_network
 from mgcc_dist.train.schedules import Progress, consistency_weight, gaussian_ramp
 
 if TYPE_CHECKING:

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from mgcc_dist.common.config import flatten, parse
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.sweep_file import Sweep
-from mgcc_dist.methods import MethodConfig, build
-from mgcc_dist.models import NetworkConfig
+from mgcc_dist.methods.config import MethodConfig
+from mgcc_dist.methods.registry import build
+from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.reporting.grids import NONE, Grid, Section, Text
 from mgcc_dist.reporting.paper import PaperTable, paper_table
 

@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from mgcc_dist.assessment.audit import AuditConfig, audit, is_finished
+from mgcc_dist.assessment.audit import audit, is_finished
+from mgcc_dist.assessment.config import AuditConfig
 from mgcc_dist.assessment.features import Features, _Pooled
 from mgcc_dist.assessment.similarity import FeatureSimilarity, align, describe, similarities
 from mgcc_dist.data.duplicates import groups, similar_pairs, thumbnail
@@ -19,8 +20,10 @@ from mgcc_dist.data.images import read_grey, resize_image
 from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
 from mgcc_dist.data.selection import drop
 from mgcc_dist.data.splits import Split
-from mgcc_dist.diffusion.images import DataConfig, Images
-from mgcc_dist.models import NetworkConfig, build_network
+from mgcc_dist.diffusion.config import DataConfig
+from mgcc_dist.diffusion.images import Images
+from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.models.registry import build_network
 
 SIDE = 96
 

@@ -8,13 +8,15 @@ import pytest
 from chromium import browser, install
 
 from mgcc_dist.assessment import features
-from mgcc_dist.assessment.curate import CurateConfig, curate, propose, ranks
+from mgcc_dist.assessment.config import CurateConfig
+from mgcc_dist.assessment.curate import curate, propose, ranks
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of, write_json
 from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
 from mgcc_dist.data.selection import FORMAT, apply, origin
 from mgcc_dist.data.splits import Split
-from mgcc_dist.diffusion.images import DataConfig, Images
+from mgcc_dist.diffusion.config import DataConfig
+from mgcc_dist.diffusion.images import Images
 
 REQUEST = {"checkpoint": "abc", "seed": 3, "count": 12}
 

@@ -11,8 +11,9 @@ from mgcc_dist.assessment import features
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.loader import EvalLoader
 from mgcc_dist.inference.loading import header
-from mgcc_dist.methods import MethodConfig, build
-from mgcc_dist.models import NetworkConfig
+from mgcc_dist.methods.config import MethodConfig
+from mgcc_dist.methods.registry import build
+from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.train.checkpoints import save_weights
 
 

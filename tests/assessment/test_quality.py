@@ -11,11 +11,13 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from mgcc_dist.assessment import features, quality
-from mgcc_dist.assessment.quality import QualityConfig, compare, fid, kid, neighbourhoods
+from mgcc_dist.assessment.config import QualityConfig
+from mgcc_dist.assessment.quality import compare, fid, kid, neighbourhoods
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.records import write_index, write_shard
 from mgcc_dist.data.splits import Split
-from mgcc_dist.diffusion.images import DataConfig, Images
+from mgcc_dist.diffusion.config import DataConfig
+from mgcc_dist.diffusion.images import Images
 
 
 class AsIs(nn.Module):

@@ -11,7 +11,8 @@ from tiny_ldm import AUTOENCODER, LOOP, PROGRESS, batch_of
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.diffusion import autoencoder
-from mgcc_dist.diffusion.autoencoder import AutoencoderConfig, AutoencoderLoss
+from mgcc_dist.diffusion.autoencoder import AutoencoderLoss
+from mgcc_dist.diffusion.config import AutoencoderConfig
 from mgcc_dist.diffusion.noise import Draw, generators
 
 

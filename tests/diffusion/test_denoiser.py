@@ -8,7 +8,8 @@ from accelerate import Accelerator
 from tiny_ldm import DENOISER, LOOP, PROGRESS, SHAPE, latents_of
 
 from mgcc_dist.diffusion import denoiser
-from mgcc_dist.diffusion.denoiser import DenoiserConfig, DenoiserLoss
+from mgcc_dist.diffusion.config import DenoiserConfig
+from mgcc_dist.diffusion.denoiser import DenoiserLoss
 from mgcc_dist.diffusion.noise import Draw, generators
 
 

@@ -20,8 +20,9 @@ from mgcc_dist.data import shard_writer
 from mgcc_dist.data.loader import Position
 from mgcc_dist.data.splits import make_split
 from mgcc_dist.diffusion import autoencoder, denoiser, latents
+from mgcc_dist.diffusion.config import DataConfig
 from mgcc_dist.diffusion.denoiser import DenoiserLoss
-from mgcc_dist.diffusion.images import DataConfig, Images
+from mgcc_dist.diffusion.images import Images
 from mgcc_dist.diffusion.latents import LatentBatch, LatentFolder, LatentLoader
 from mgcc_dist.train import checkpoints
 

@@ -5,7 +5,8 @@ from accelerate import Accelerator
 
 from mgcc_dist.data.loader import Position
 from mgcc_dist.data.splits import make_split
-from mgcc_dist.diffusion.images import DataConfig, Images
+from mgcc_dist.diffusion.config import DataConfig
+from mgcc_dist.diffusion.images import Images
 
 
 def images(shards, **config) -> Images:

@@ -14,8 +14,9 @@ from mgcc_dist.kernels.bench.workloads import LAYOUTS
 from mgcc_dist.kernels.fuse import Choice, fuse
 from mgcc_dist.kernels.measured import CPU, TABLE, read_table
 from mgcc_dist.methods.losses import consistency_loss, supervised_loss
-from mgcc_dist.models import NetworkConfig, build_network
 from mgcc_dist.models.blocks import MSAG, ConvMixer, UpConv
+from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.models.registry import build_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:kernels (auto|triton)")
 

@@ -17,7 +17,8 @@ from mgcc_dist.common.config import CONFIGS, parse
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.ldm import LdmConfig
 from mgcc_dist.ldm import run as run_here
-from mgcc_dist.train.loop import LoopConfig, _tell_deepspeed
+from mgcc_dist.train.config import LoopConfig
+from mgcc_dist.train.loop import _tell_deepspeed
 
 LAUNCH = ranks.REPOSITORY / "launch"
 

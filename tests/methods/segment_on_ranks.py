@@ -10,7 +10,8 @@ import sys
 
 from mgcc_dist.common.config import CONFIGS, parse
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.segment import SegmentConfig, run
+from mgcc_dist.methods.segment_config import SegmentConfig
+from mgcc_dist.segment import run
 
 TINY = """
 --data.synthetic null --data.image_size 16 --data.workers 0 --network.widths [4,8]

@@ -11,8 +11,9 @@ import pytest
 import torch
 from equations import Reference, mse, supervised
 
-from mgcc_dist.methods import MethodConfig, build
-from mgcc_dist.models import NetworkConfig
+from mgcc_dist.methods.config import MethodConfig
+from mgcc_dist.methods.registry import build
+from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.train.schedules import Progress
 
 LABELED, UNLABELED, TOTAL = 2, 3, 40_000

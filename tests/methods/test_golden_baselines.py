@@ -12,8 +12,9 @@ import torch
 from equations import Reference, bce, dice, mse, supervised
 from torch.func import functional_call
 
-from mgcc_dist.methods import MethodConfig, build
-from mgcc_dist.models import NetworkConfig
+from mgcc_dist.methods.config import MethodConfig
+from mgcc_dist.methods.registry import build
+from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.train.schedules import Progress
 
 N, U, TOTAL = 2, 3, 20_000

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from mgcc_dist.common.config import parse
 from mgcc_dist.common.distributed import seed_step
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.methods import METHODS, MethodConfig, build
+from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.methods.cutmix_teacher import boxes
+from mgcc_dist.methods.registry import METHODS, build
 from mgcc_dist.methods.teacher import update_teacher
-from mgcc_dist.models import NetworkConfig
+from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.train.schedules import Progress
 
 SWIN = {"embed_dim": 4, "depths": (2, 2), "heads": (1, 2), "window": 2}

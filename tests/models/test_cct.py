@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from mgcc_dist.models import CCT, NetworkConfig, build_network
 from mgcc_dist.models import cct as cct_module
+from mgcc_dist.models.cct import CCT
+from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.models.registry import build_network
 
 TINY = (2, 3, 4)
 

@@ -4,7 +4,10 @@ import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
 
-from mgcc_dist.models import MGCC, CMUNet, NetworkConfig, build_network
+from mgcc_dist.models.cmunet import CMUNet
+from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.models.mgcc import MGCC
+from mgcc_dist.models.registry import build_network
 
 TINY = NetworkConfig("cmunet", widths=(2, 3, 4), mixer_layers=2, kernel_size=3)
 

@@ -11,9 +11,13 @@ from torch import nn
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.inference.loading import header, load_predictor
-from mgcc_dist.methods import MethodConfig, build
-from mgcc_dist.models import MGCC, NETWORKS, NetworkConfig, UNet, build_network
+from mgcc_dist.methods.config import MethodConfig
+from mgcc_dist.methods.registry import build
 from mgcc_dist.models import mgcc as mgcc_module
+from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.models.mgcc import MGCC
+from mgcc_dist.models.registry import NETWORKS, build_network
+from mgcc_dist.models.unet import UNet
 from mgcc_dist.train.checkpoints import save_weights
 
 TINY = (2, 3, 4, 5)

@@ -10,7 +10,8 @@ from monai.networks.nets.swin_unetr import PatchMergingV2
 from torch.nn.functional import gelu, layer_norm
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.models import NetworkConfig, build_network
+from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.models.registry import build_network
 from mgcc_dist.models.swin_unet import PatchExpand, SwinUNet
 
 TINY = NetworkConfig("swin_unet", embed_dim=4, depths=(2, 3), heads=(2, 4), window=2)  # images are multiples of 16
@@ -187,9 +188,10 @@ def test_it_is_built_without_packages_that_the_project_does_not_declare():
     program = """
 import sys
 sys.modules.update(dict.fromkeys(["einops", "timm", "torchvision"]))  # importing one of them now fails
-import mgcc_dist.models
+from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.models.registry import build_network
 assert "monai" not in sys.modules, "importing the package takes seconds"
-mgcc_dist.models.build_network(mgcc_dist.models.NetworkConfig("swin_unet", embed_dim=3, depths=(1,), heads=(1,)))
+build_network(NetworkConfig("swin_unet", embed_dim=3, depths=(1,), heads=(1,)))
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from toy import CONFIG, Toy, ToyTask, run
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.train.loop import LoopConfig, total_steps
+from mgcc_dist.train.config import LoopConfig
+from mgcc_dist.train.loop import total_steps
 from mgcc_dist.train.metrics_logger import read_rows
 
 

@@ -19,7 +19,8 @@ from mgcc_dist.common.distributed import start
 from mgcc_dist.common.errors import run_program
 from mgcc_dist.data.loader import StreamLoader
 from mgcc_dist.data.records import Sample
-from mgcc_dist.train.loop import LoopConfig, fit
+from mgcc_dist.train.config import LoopConfig
+from mgcc_dist.train.loop import fit
 
 CONFIG = LoopConfig(
     epochs=2, learning_rate=0.1, momentum=0.9, ema_decay=0.9, log_every=2, checkpoint_every=3, schedule="poly"
