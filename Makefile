@@ -14,12 +14,13 @@ RUN := $(BIN)/python -m
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
     --num_cpu_threads_per_process $(THREADS) -m
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.docs-ready
 
 # The stories, as a user would type them.
 DEMO := $(OUT)/demo
 BUSI_OUT := $(OUT)/demo-busi
 
-.PHONY: help setup demo demo-busi test lint clean
+.PHONY: help setup demo demo-busi test lint docs clean
 
 help:
 	@echo "make setup      virtual environment in $(VENV), with everything installed"
@@ -27,6 +28,7 @@ help:
 	@echo "make demo-busi  the same on BUSI (MGCC_DATA=folder that holds Dataset_BUSI_with_GT)"
 	@echo "make test       all tests"
 	@echo "make lint       ruff and mypy"
+	@echo "make docs       the documentation site in $(OUT)/site"
 	@echo "make clean      remove $(VENV), what the demos made in $(OUT), and caches; your own runs stay"
 
 setup: $(READY)
@@ -67,5 +69,14 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Offline: no fonts, scripts or other files from elsewhere. A broken link or reference is an error.
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir $(abspath $(OUT))/site
+	@echo "open $(OUT)/site/index.html"
+
+$(DOCS_READY): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $(DOCS_READY)
+
 clean:
-	rm -rf $(VENV) $(DEMO) $(BUSI_OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OUT)/site $(DEMO) $(BUSI_OUT) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -59,6 +59,7 @@ setup(
         "kernels": ["triton>=3.2"],
         "slurm": ["submitit>=1.5"],
         "deepspeed": ["deepspeed>=0.18", "transformers>=4.50"],  # accelerate reads transformers' version
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": [
             "hypothesis>=6.100",
             "mypy>=1.15",
