@@ -27,30 +27,32 @@ from benchmarks.machine import describe
 from mgcc_dist.common.files import write_json
 from mgcc_dist.data.images import read_grey, resize_image
 from mgcc_dist.inference.loading import load_predictor
+from mgcc_dist.inference.predictor import NetworkInput, Predictor
+from mgcc_dist.kernels.fuse import fuse
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.models.registry import build_network
-from mgcc_dist.predict import Input, fast_dtype, list_images, probabilities, ready
+from mgcc_dist.predict import list_images
 
-Pass = Callable[[list[Input]], list[np.ndarray]]
+Pass = Callable[[list[NetworkInput]], list[np.ndarray]]
 
 
-def read_inputs(folder: Path, count: int, size: int) -> list[Input]:
+def read_inputs(folder: Path, count: int, size: int) -> list[NetworkInput]:
     """`count` images spread evenly over the folder; a mask that lies beside its image is none."""
     files = [file for file in list_images(folder, folder.parent / "nowhere") if "_mask" not in file.stem]
     chosen = files[:: max(1, len(files) // count)][:count]
-    images = [(file, read_grey(folder / file)) for file in chosen]
-    return [Input(file, image, resize_image(image, size, size)) for file, image in images]
+    images = [read_grey(folder / file) for file in chosen]
+    return [NetworkInput(image, resize_image(image, size, size)) for image in images]
 
 
-def in_batches(network: nn.Module, precision: torch.dtype, batch: int) -> Pass:
+def in_batches(predictor: Predictor, batch: int) -> Pass:
     return lambda inputs: [
         one
         for chunk in (inputs[i : i + batch] for i in range(0, len(inputs), batch))
-        for one in probabilities(network, chunk, precision)
+        for one in predictor.probabilities(chunk)
     ]
 
 
-def seconds(work: Pass, inputs: list[Input]) -> float:
+def seconds(work: Pass, inputs: list[NetworkInput]) -> float:
     began = time.perf_counter()
     work(inputs)
     return time.perf_counter() - began
@@ -113,10 +115,11 @@ def main() -> None:
     else:
         torch.manual_seed(0)
         plain, size = build_network(NetworkConfig()).inference_module().eval(), options.size
-    fused = ready(copy.deepcopy(plain), options.kernels)
-    device = next(fused.parameters()).device
-    plain, precision = plain.to(device), fast_dtype(device)
-    slow, fast = in_batches(plain, torch.float32, options.batch), in_batches(fused, precision, options.batch)
+    fused = fuse(copy.deepcopy(plain), options.kernels)
+    baseline, predictor = Predictor(plain, size, precision="no"), Predictor(fused, size)
+    plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    device, precision = predictor.device, predictor.dtype
+    slow, fast = in_batches(baseline, options.batch), in_batches(predictor, options.batch)
 
     inputs = read_inputs(options.images, max(options.count, options.compare if options.run else 0), size)
     timed = inputs[: options.count]

@@ -1,4 +1,4 @@
-"""Images of every kind in, masks of their own size out."""
+"""`mgcc predict`: images of every kind, masks at their own size, tables, overlays, errors."""
 
 import csv
 import json
@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from mgcc_dist import predict as program
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.inference.loading import header
+from mgcc_dist.inference import predictor
+from mgcc_dist.inference.loading import header, load_predictor
+from mgcc_dist.inference.predictor import NetworkInput, Predictor
 from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.methods.registry import build
 from mgcc_dist.models.config import NetworkConfig
-from mgcc_dist.predict import Input, main, measure, output_names, overlay, probabilities
+from mgcc_dist.predict import main, measure, output_names, overlay
 from mgcc_dist.train.checkpoints import save_weights
 
 SIZE = 32
@@ -62,10 +63,10 @@ class Threshold(nn.Module):
 
 @pytest.fixture
 def network(monkeypatch):
-    """Put another network in the run's place."""
+    """Replace the run's network."""
 
     def use(module):
-        monkeypatch.setattr(program, "load_predictor", lambda run, weights: (module, SIZE))
+        monkeypatch.setattr(predictor, "load_network", lambda path: (module, SIZE))
 
     return use
 
@@ -124,7 +125,7 @@ def test_every_kind_of_image_gives_a_mask_and_an_overlay_of_its_own_size(run, im
         assert (int(row["width"]), int(row["height"])) == make().size
 
 
-def test_mask_lies_where_the_network_saw_the_lesion_at_any_size(run, images, network):
+def test_mask_aligns_with_the_lesion_at_any_image_size(run, images, network):
     """A bright rectangle, off centre, in wide and high, small and large images."""
     network(Threshold())
     for width, height in ((300, 100), (100, 300), (16, 24), (32, 32)):
@@ -141,10 +142,10 @@ def test_mask_lies_where_the_network_saw_the_lesion_at_any_size(run, images, net
 def test_probability_is_smooth_between_the_networks_pixels():
     """Resizing the mask instead, or picking the nearest pixel, would give stairs."""
     ramp = np.repeat(np.arange(0, 8 * SIZE, 8, dtype=np.uint8)[None], SIZE, axis=0)
-    one = Input(Path("ramp.png"), np.zeros((50, 7 * SIZE), np.uint8), ramp)
-    (found,) = probabilities(Threshold(gain=1.0), [one])
-    assert found.shape == (50, 7 * SIZE)
-    assert (np.diff(found[25, 4:-4]) > 0).all()
+    image = NetworkInput(np.zeros((50, 7 * SIZE), np.uint8), ramp)
+    (probability,) = Predictor(Threshold(gain=1.0), SIZE, precision="no").probabilities([image])
+    assert probability.shape == (50, 7 * SIZE)
+    assert (np.diff(probability[25, 4:-4]) > 0).all()
 
 
 def test_csv_says_area_fraction_confidence_and_lesion(run, images, network):
@@ -171,15 +172,15 @@ def test_csv_says_area_fraction_confidence_and_lesion(run, images, network):
     }
 
 
-def test_confidence_is_the_mean_inside_the_mask_alone():
+def test_confidence_is_the_mean_only_inside_the_mask():
     assert measure(np.array([[0.9, 0.7, 0.1, 0.5]], np.float32))["confidence"] == "0.8000"
 
 
 @pytest.mark.parametrize("weights", ["best", "last"])
-def test_the_networks_saved_in_the_run_are_what_predicts(run, images, weights):
+def test_saved_best_and_last_weights_are_used(run, images, weights):
     """Its own forward pass, done by hand at the training size, gives the same mask."""
     Image.fromarray(noise(SIZE, SIZE)).save(images / "a.png")
-    module, size = program.load_predictor(run, weights)
+    module, size = load_predictor(run, weights)
     assert size == SIZE
     with torch.no_grad():
         logits = module(torch.from_numpy(noise(SIZE, SIZE))[None, None] / 127.5 - 1)
@@ -189,7 +190,7 @@ def test_the_networks_saved_in_the_run_are_what_predicts(run, images, weights):
     assert 0 < mask.mean() < 1
 
 
-def test_batches_and_workers_change_nothing(run, images, network):
+def test_batch_size_and_workers_do_not_change_the_result(run, images, network):
     network(Threshold(gain=3.0))
     for i in range(7):
         Image.fromarray(noise(20 + i, 30)).save(images / f"{i}.png")
@@ -216,7 +217,7 @@ def test_nested_folders_keep_their_structure_and_other_files_are_left_alone(run,
     ]
 
 
-def test_images_that_differ_in_suffix_alone_get_masks_of_their_own(run, images):
+def test_images_that_differ_only_in_suffix_get_separate_masks(run, images):
     for name in ("a.png", "a.jpg", "b.png"):
         Image.fromarray(noise(20, 20)).save(images / name)
     rows = read_csv(predict(run, images) / "predictions.csv")
@@ -227,13 +228,13 @@ def test_images_that_differ_in_suffix_alone_get_masks_of_their_own(run, images):
     }
 
 
-def test_names_that_no_suffix_can_tell_apart_are_refused():
-    with pytest.raises(UserError, match=r"masks of .* would both be a\.jpg\.png; rename"):
+def test_images_that_would_share_a_mask_file_are_refused():
+    with pytest.raises(UserError, match=r"masks of .* would both be a\.jpg\.png\. Rename"):
         output_names([Path("a.bmp"), Path("a.jpg"), Path("a.jpg.tif")])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_is_named(run, images, workers):
+def test_error_names_the_unreadable_image(run, images, workers):
     Image.fromarray(noise(20, 20)).save(images / "good.png")
     (images / "bad.png").write_bytes((images / "good.png").read_bytes()[:60])
     with pytest.raises(UserError, match=r"images/bad\.png .*; fix it or pass --skip-bad"):
@@ -241,7 +242,7 @@ def test_an_unreadable_image_is_named(run, images, workers):
     assert not (run.parent / "out" / "predictions.csv").exists()
 
 
-def test_skip_bad_lists_unreadable_images_and_does_the_rest(run, images):
+def test_skip_bad_lists_unreadable_images_and_predicts_the_others(run, images):
     Image.fromarray(noise(20, 20)).save(images / "good.png")
     (images / "bad.png").write_bytes(b"nothing")
     (images / "empty.jpg").touch()
@@ -252,13 +253,13 @@ def test_skip_bad_lists_unreadable_images_and_does_the_rest(run, images):
     assert all("not a readable image" in row["problem"] for row in skipped)
 
 
-def test_nothing_but_unreadable_images_is_an_error_also_with_skip_bad(run, images):
+def test_only_unreadable_images_is_an_error_even_with_skip_bad(run, images):
     (images / "bad.png").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"none of 1 images can be read; the first, bad\.png, is not a readable image"):
         predict(run, images, "--skip-bad")
 
 
-def test_the_same_prediction_again_replaces_itself(run, images):
+def test_rerun_of_the_same_prediction_replaces_it(run, images):
     Image.fromarray(noise(20, 20)).save(images / "a.png")
     out = predict(run, images)
     first = {name: (out / name).read_bytes() for name in files_in(out)}
@@ -268,8 +269,8 @@ def test_the_same_prediction_again_replaces_itself(run, images):
     assert {name: (out / name).read_bytes() for name in files_in(out)} == first
 
 
-def test_a_prediction_that_stops_half_way_has_no_table(run, images):
-    """Not that of the finished one before it either."""
+def test_interrupted_prediction_has_no_table(run, images):
+    """The table of an earlier, finished prediction is removed too."""
     Image.fromarray(noise(20, 20)).save(images / "a.png")
     out = predict(run, images)
     (images / "b.png").write_bytes(b"nothing")
@@ -278,7 +279,7 @@ def test_a_prediction_that_stops_half_way_has_no_table(run, images):
     assert not (out / "predictions.csv").exists()
 
 
-def test_predictions_of_other_weights_or_images_are_not_replaced_without_being_told(run, images, tmp_path):
+def test_predictions_of_other_weights_or_images_need_overwrite(run, images, tmp_path):
     Image.fromarray(noise(20, 20)).save(images / "a.png")
     out = predict(run, images)
     before = {name: (out / name).read_bytes() for name in files_in(out)}
@@ -296,36 +297,36 @@ def test_predictions_of_other_weights_or_images_are_not_replaced_without_being_t
 
 
 @pytest.mark.parametrize("options", [[], ["--overwrite"]])
-def test_a_folder_of_other_things_is_never_written_into(run, images, options):
+def test_folder_with_other_files_is_never_written_to(run, images, options):
     """Ground truth in OUT/masks, say."""
     Image.fromarray(noise(20, 20)).save(images / "a.png")
     truth = run.parent / "out" / "masks" / "a.png"
     truth.parent.mkdir(parents=True)
     truth.write_bytes(b"truth")
-    with pytest.raises(UserError, match=r"holds 'masks' and is not a folder of predictions; give another --out"):
+    with pytest.raises(UserError, match=r"holds 'masks' and is not a folder of predictions\. Choose another --out"):
         predict(run, images, *options)
     assert truth.read_bytes() == b"truth"
     assert files_in(run.parent / "out") == ["masks/a.png"]
 
 
-def test_out_and_images_within_each_other_are_refused(run, images, tmp_path):
+def test_out_inside_images_and_images_inside_out_are_refused(run, images, tmp_path):
     Image.fromarray(noise(20, 20)).save(images / "a.png")
     for out in (images, images / "masks", tmp_path):
-        with pytest.raises(UserError, match="lie within each other"):
+        with pytest.raises(UserError, match="inside it"):
             main(["--run", str(run), "--images", str(images), "--out", str(out)])
     assert files_in(images) == ["a.png"]
 
 
-def test_a_folder_without_images_and_one_that_is_not_there_are_named(run, images):
-    with pytest.raises(UserError, match=r"images holds no image \(\.png, .*\)"):
+def test_error_names_an_empty_and_a_missing_folder(run, images):
+    with pytest.raises(UserError, match=r"images: no images \(\.png, .*\)"):
         predict(run, images)
-    with pytest.raises(UserError, match="nowhere is not a folder"):
+    with pytest.raises(UserError, match="nowhere: not a folder"):
         predict(run, images / "nowhere")
     assert not (run.parent / "out").exists()
 
 
-def test_a_folder_that_is_no_run_is_named(images, tmp_path):
-    with pytest.raises(UserError, match=r"is not there; is .* the folder of a segmentation run"):
+def test_error_names_a_folder_that_is_not_a_run(images, tmp_path):
+    with pytest.raises(UserError, match=r"does not exist. Name the folder"):
         predict(tmp_path / "no run", images)
 
 
@@ -349,7 +350,7 @@ def test_file_names_that_are_not_utf8_survive(run, images):
     assert (out / "masks" / name).is_file()
 
 
-def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
+def test_command_reports_an_error_in_one_line(tmp_path):
     command = [sys.executable, "-m", "mgcc_dist.predict", "--run", str(tmp_path), "--images", ".", "--out", "x"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -362,4 +363,4 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
 def test_help_says_what_the_confidence_is(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "probability inside the mask, and for an empty mask 1 - the highest" in capsys.readouterr().out
+    assert "probability inside the mask, or for an empty mask 1 - the highest" in capsys.readouterr().out

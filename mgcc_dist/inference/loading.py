@@ -1,4 +1,4 @@
-"""A trained segmentation network from its file: `best/model.safetensors` says in its header what network it is."""
+"""Read a trained segmentation network: the header of `best/model.safetensors` says which network it is."""
 
 import json
 from dataclasses import asdict
@@ -9,45 +9,88 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import sha256_of
 from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.methods.registry import build
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.train.checkpoints import HEADER
+from mgcc_dist.train.run_folder import is_finished, read_result
+
+WEIGHTS = "model.safetensors"
 
 
 def header(method: MethodConfig, network: NetworkConfig, image_size: int) -> dict[str, Any]:
-    """What `load_predictor` must know to build the network again; stands in the file's header."""
+    """The header of a weights file: all that `load_network` needs to rebuild the network."""
     return {"method": asdict(method), "network": asdict(network), "image_size": image_size}
 
 
 def load_predictor(run: Path, weights: Literal["best", "last"] = "best") -> tuple[nn.Module, int]:
-    """The network of a run folder, in evaluation mode on the CPU, and the image size it was trained at.
+    """Load the network of a run folder, in evaluation mode on the CPU, and the image size it was trained at.
 
     The network maps images [B,1,H,W] in [-1,1] to logits [B,1,H,W].
 
     Raises:
         UserError: no such file, or it does not hold a network of this package.
     """
-    path = run / weights / "model.safetensors"
-    if not path.is_file():
-        raise UserError(f"{path} is not there; is {run} the folder of a segmentation run?")
-    return load_network(path)
+    return load_network(weights_file(run, weights))
+
+
+def weights_file(run_or_file: Path, weights: Literal["best", "last"] = "best") -> Path:
+    """The weights file of a run folder, or the file itself.
+
+    Raises:
+        UserError: it does not exist.
+    """
+    path = run_or_file / weights / WEIGHTS if run_or_file.is_dir() else run_or_file
+    if path.is_file():
+        return path
+    if run_or_file.is_dir():
+        raise UserError(f"{path} does not exist. Is {run_or_file} the folder of a `segment` run?")
+    raise UserError(f"{run_or_file} does not exist. Name the folder of a `segment` run, or its {WEIGHTS}.")
 
 
 def load_network(path: Path) -> tuple[nn.Module, int]:
-    """The same of one file, wherever it lies.
+    """Load the network of one weights file, in evaluation mode on the CPU, and the image size it was trained at.
 
     Raises:
         UserError: the file does not hold a network of this package.
     """
     try:
+        content = _header(path)
         with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()[HEADER])
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is not a dict)
         # JSON has no tuples.
-        network: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["network"].items()}
-        predictor = build(MethodConfig(**facts["method"]), NetworkConfig(**network)).predictor()
+        network: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content["network"].items()}
+        predictor = build(MethodConfig(**content["method"]), NetworkConfig(**network)).predictor()
         predictor.load_state_dict(state)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} does not hold a segmentation network ({error})") from error
-    return predictor.eval(), facts["image_size"]
+    return predictor.eval(), content["image_size"]
+
+
+def run_info(path: Path) -> dict[str, Any]:
+    """What is known of the weights file `path`: its header, and of a finished run its data, scores and commit.
+
+    Keys: `weights`, `weights_sha256`, `method`, `network`, `image_size`; with the run's result.json two folders up also
+    `dataset`, `split`, `seed`, `images` (counts), `synthetic`, `scores` (mean validation scores of these weights) and
+    `commit`.
+
+    Raises:
+        UserError: result.json is damaged.
+    """
+    content = _header(path)
+    info = {"weights": str(path), "weights_sha256": sha256_of(path), "method": content["method"]["name"]}
+    info |= {"network": content["network"], "image_size": content["image_size"]}
+    run, weights = path.parent.parent, path.parent.name
+    if weights not in ("best", "last") or not is_finished(run):
+        return info
+    result = read_result(run)
+    info |= {key: result.get(key) for key in ("dataset", "split", "seed", "images", "synthetic")}
+    info["scores"] = result.get(weights, {}).get("summary")
+    info["commit"] = result.get("environment", {}).get("commit")
+    return info
+
+
+def _header(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()[HEADER])

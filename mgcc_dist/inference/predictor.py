@@ -1,0 +1,175 @@
+"""Segment images with a trained network: `mgcc.load(run).predict(image)`, and the batched core of `mgcc predict`.
+
+The network sees each image stretched to the square it was trained on. Its probability is resized bilinearly to the
+image's own size and thresholded at 0.5. For research use only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from mgcc_dist.common.environment import has_bf16
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.data.images import grey_from_array, grey_from_image, read_grey, resize_image
+from mgcc_dist.data.loader import scaled
+from mgcc_dist.inference.loading import load_network, run_info, weights_file
+from mgcc_dist.kernels.fuse import Kernels, fuse
+
+ImageLike = str | Path | Image.Image | np.ndarray
+THRESHOLD = 0.5
+BATCH = 8
+
+
+class Prediction(NamedTuple):
+    """The result for one image of height H and width W."""
+
+    mask: np.ndarray
+    """bool [H,W], True on the lesion"""
+    probability: np.ndarray
+    """float32 [H,W] in [0,1]; not calibrated"""
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """One image: `image` uint8 [H,W] and `square`, the same resized to the network's uint8 [S,S]."""
+
+    image: np.ndarray
+    square: np.ndarray
+
+
+class Predictor:
+    """A trained segmentation network that takes images of any size.
+
+    Args:
+        network: images [B,1,S,S] in [-1,1] -> logits [B,1,S,S], in evaluation mode.
+        image_size: S, the size it was trained at, in pixels.
+        info: where the network comes from; kept as `info`.
+        device: None takes the accelerator if there is one, else the CPU.
+        precision: dtype of the convolutions: "bf16", "no" (float32), or "auto", bf16 where the device supports it.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        image_size: int,
+        info: dict[str, Any] | None = None,
+        device: str | torch.device | None = None,
+        precision: Literal["auto", "no", "bf16"] = "auto",
+    ) -> None:
+        self.network = network
+        self.image_size = image_size
+        self.info = info or {}
+        """of a run: method, network, dataset, split, seed, images, scores, commit, weights, ..."""
+        self.precision = precision
+        self.to(device or default_device())
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the network to `device`, in channels-last memory format, which makes convolutions faster."""
+        self.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self
+
+    @overload
+    def predict(self, image: ImageLike) -> Prediction: ...
+
+    @overload
+    def predict(self, image: list[ImageLike] | tuple[ImageLike, ...]) -> list[Prediction]: ...
+
+    def predict(self, image: ImageLike | list[ImageLike] | tuple[ImageLike, ...]) -> Prediction | list[Prediction]:
+        """Segment one image, or a batch.
+
+        Args:
+            image: a file, a PIL image, or an array of uint8 or uint16 pixels [H,W], [H,W,1], [H,W,3] or [H,W,4]; or a
+                batch: a list or tuple of these, of any sizes, or one array [B,H,W,C].
+
+        Returns:
+            A `Prediction` at the image's own size; a list of them for a batch.
+
+        Raises:
+            UserError: an image cannot be read, or an array has another shape or dtype.
+        """
+        if isinstance(image, (str, Path, Image.Image)) or (isinstance(image, np.ndarray) and image.ndim < 4):
+            return self._predict([image])[0]
+        return self._predict(list(image))
+
+    def prepare(self, grey: np.ndarray) -> NetworkInput:
+        """The input for a grey image uint8 [H,W]."""
+        return NetworkInput(grey, resize_image(grey, self.image_size, self.image_size))
+
+    @torch.inference_mode()
+    def probabilities(self, inputs: Sequence[NetworkInput]) -> list[np.ndarray]:
+        """Lesion probability, float32 [H,W] in [0,1], of each input at its own size; all inputs in one forward pass."""
+        if not inputs:
+            return []
+        device, dtype = self.device, self.dtype
+        squares = torch.from_numpy(np.stack([each.square for each in inputs]))[:, None]  # [B,1,S,S]
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits = self.network(scaled(squares.to(device)).contiguous(memory_format=torch.channels_last))
+        probabilities = logits.float().sigmoid()
+        return [
+            F.interpolate(probability[None], each.image.shape, mode="bilinear", antialias=True)[0, 0].cpu().numpy()
+            for each, probability in zip(inputs, probabilities, strict=True)
+        ]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What convolutions compute in."""
+        bf16 = has_bf16(self.device) if self.precision == "auto" else self.precision == "bf16"
+        return torch.bfloat16 if bf16 else torch.float32
+
+    def _predict(self, images: list[ImageLike]) -> list[Prediction]:
+        inputs = [self.prepare(_read(image)) for image in images]
+        batches = (inputs[start : start + BATCH] for start in range(0, len(inputs), BATCH))
+        probabilities = [probability for batch in batches for probability in self.probabilities(batch)]
+        return [Prediction(probability > THRESHOLD, probability) for probability in probabilities]
+
+
+def load(
+    run_or_file: str | Path,
+    weights: Literal["best", "last"] = "best",
+    device: str | torch.device | None = None,
+    precision: Literal["auto", "no", "bf16"] = "auto",
+    kernels: Kernels = "auto",
+) -> Predictor:
+    """Load a trained segmentation network.
+
+    Args:
+        run_or_file: the folder of a `segment` run, or a `model.safetensors` that such a run wrote.
+        weights: which weights of a run folder: those of the best validation score, or the last ones.
+        device: None takes the accelerator if there is one, else the CPU.
+        precision: dtype of the convolutions: "bf16", "no" (float32), or "auto", bf16 where the device supports it.
+        kernels: implementations of the fused layers: "auto", "torch" or "triton".
+
+    Raises:
+        UserError: no such run or file, or it does not hold a network of this package.
+    """
+    path = weights_file(Path(run_or_file), weights)
+    network, image_size = load_network(path)
+    return Predictor(fuse(network, kernels), image_size, run_info(path), device, precision)
+
+
+def default_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
+
+
+def _read(image: ImageLike) -> np.ndarray:
+    """uint8 [H,W]"""
+    if isinstance(image, (str, Path)):
+        return read_grey(Path(image))
+    if isinstance(image, Image.Image):
+        return grey_from_image(image)
+    if isinstance(image, np.ndarray):
+        return grey_from_array(image)
+    raise UserError(f"predict: expected a file, a PIL image or a numpy array, got {type(image).__name__}")

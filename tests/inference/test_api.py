@@ -1,0 +1,173 @@
+"""The Python API: `import mgcc_dist as mgcc`."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mgcc_dist as mgcc
+from mgcc_dist.inference.loading import header
+from mgcc_dist.methods.config import MethodConfig
+from mgcc_dist.methods.registry import build
+from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.train.checkpoints import save_weights
+
+SIZE = 32
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a finished run with a tiny network of random weights."""
+    torch.manual_seed(0)
+    method, network = MethodConfig(name="supervised"), NetworkConfig(name="unet", widths=(2, 4))
+    folder = tmp_path / "run"
+    for weights in ("best", "last"):
+        state = build(method, network).predictor().state_dict()
+        save_weights(state, folder / weights / "model.safetensors", header(method, network, SIZE))
+    result = {"dataset": "BUSI", "split": "busi_random_1", "seed": 1, "images": {"labeled": 3}, "synthetic": None}
+    scores = {"best": {"summary": {"corrected": {"iou": 0.5}}}, "last": {"summary": {"corrected": {"iou": 0.25}}}}
+    content = result | scores | {"environment": {"commit": "0123456789ab"}}
+    (folder / "result.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def predictor(run):
+    return mgcc.load(run, device="cpu", precision="no")
+
+
+def picture(width=40, height=30):
+    return np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
+
+
+def test_import_loads_no_heavy_library():
+    program = "import sys, mgcc_dist; print([m for m in ('torch', 'numpy', 'diffusers', 'PIL') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_resolves_and_others_do_not():
+    for name in mgcc.__all__:
+        assert getattr(mgcc, name) is not None
+        assert name in dir(mgcc)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        mgcc.nothing  # noqa: B018
+
+
+def test_file_pil_and_array_give_the_same_prediction_at_the_images_size(predictor, tmp_path):
+    pixels = picture()
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    predictions = [
+        predictor.predict(image)
+        for image in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels), pixels, pixels[:, :, None])
+    ]
+    for mask, probability in predictions:
+        assert mask.shape == probability.shape == (30, 40)
+        assert (mask.dtype, probability.dtype) == (np.bool_, np.float32)
+        np.testing.assert_array_equal(mask, probability > 0.5)
+        np.testing.assert_array_equal(probability, predictions[0].probability)
+
+
+def test_prediction_is_the_networks_forward_pass(predictor):
+    pixels = picture(SIZE, SIZE)
+    with torch.no_grad():
+        expected = predictor.network(torch.from_numpy(pixels)[None, None] / 127.5 - 1).sigmoid()[0, 0].numpy()
+    np.testing.assert_allclose(predictor.predict(pixels).probability, expected, atol=1e-6)
+
+
+def test_batch_gives_one_prediction_per_image_in_order(predictor):
+    images = [picture(20 + 3 * i, 30) for i in range(10)]  # more than one forward pass
+    for image, prediction in zip(images, predictor.predict(images), strict=True):
+        assert prediction.mask.shape == image.shape
+        np.testing.assert_allclose(prediction.probability, predictor.predict(image).probability, atol=1e-6)
+    stacked = np.stack([picture()[:, :, None]] * 2)  # [2,H,W,1]
+    assert len(predictor.predict(stacked)) == 2
+    assert predictor.predict([]) == []
+
+
+def test_colour_and_16_bit_arrays_are_read_as_files_are(predictor, tmp_path):
+    colour = np.random.default_rng(1).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    deep = picture().astype(np.uint16) * 16  # 12 bits
+    for name, pixels in (("colour.png", colour), ("deep.png", deep)):
+        Image.fromarray(pixels).save(tmp_path / name)
+        expected = predictor.predict(tmp_path / name).probability
+        np.testing.assert_array_equal(predictor.predict(pixels).probability, expected)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4), np.float32), "expected pixels of uint8 .* got float32"),
+        (np.zeros((4, 4, 2), np.uint8), r"expected an array .* got the shape \[4, 4, 2\]"),
+        (np.zeros((0, 4), np.uint8), r"got the shape \[0, 4\]"),
+        (np.zeros(4, np.uint8), r"got the shape \[4\]"),
+        (np.zeros((4, 4, 3), np.uint16), "uint16 of shape"),
+        ([None], "expected a file, a PIL image or a numpy array, got NoneType"),
+    ],
+    ids=str,
+)
+def test_unusable_images_are_refused(predictor, image, message):
+    with pytest.raises(mgcc.UserError, match=message):
+        predictor.predict(image)
+
+
+def test_unreadable_file_is_named(predictor, tmp_path):
+    with pytest.raises(mgcc.UserError, match=r"missing\.png is not a readable image"):
+        predictor.predict(tmp_path / "missing.png")
+
+
+@pytest.mark.parametrize(("weights", "iou"), [("best", 0.5), ("last", 0.25)])
+def test_info_says_what_the_weights_are(run, weights, iou):
+    info = mgcc.load(run, weights).info
+    assert (info["method"], info["network"]["name"], info["image_size"]) == ("supervised", "unet", SIZE)
+    assert (info["dataset"], info["split"], info["commit"]) == ("BUSI", "busi_random_1", "0123456789ab")
+    assert info["scores"]["corrected"]["iou"] == iou
+    assert len(info["weights_sha256"]) == 64
+
+
+def test_weights_file_alone_is_enough(run, predictor, tmp_path):
+    file = tmp_path / "elsewhere.safetensors"
+    file.write_bytes((run / "best" / "model.safetensors").read_bytes())
+    loaded = mgcc.load(file, device="cpu", precision="no")
+    np.testing.assert_array_equal(loaded.predict(picture()).probability, predictor.predict(picture()).probability)
+    assert "dataset" not in loaded.info
+
+
+def test_missing_and_foreign_files_are_refused(run, tmp_path):
+    with pytest.raises(mgcc.UserError, match=r"nowhere does not exist\. Name the folder of a `segment` run"):
+        mgcc.load(tmp_path / "nowhere")
+    with pytest.raises(mgcc.UserError, match=r"model\.safetensors does not exist\. Is .* the folder of"):
+        mgcc.load(tmp_path)
+    (tmp_path / "other.safetensors").write_bytes(b"nothing")
+    with pytest.raises(mgcc.UserError, match=r"other\.safetensors does not hold a segmentation network"):
+        mgcc.load(tmp_path / "other.safetensors")
+
+
+def test_to_moves_the_network_and_returns_the_predictor(predictor):
+    assert predictor.to("cpu") is predictor
+    assert predictor.device == torch.device("cpu")
+
+
+def test_build_network_takes_the_keys_of_the_config():
+    network = mgcc.build_network("mgcc", widths=[4, 8], taps=(1, 2), gates=(True, False, True))
+    main, auxiliary = network(torch.zeros(2, 1, 16, 16))
+    assert main.shape == (2, 1, 16, 16)
+    assert len(auxiliary) == 2
+    assert mgcc.fuse(network, "torch")(torch.zeros(2, 1, 16, 16))[0].shape == main.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("resnet", {}, "unknown network 'resnet'. Choose one of unet"),
+        ("unet", {"width": (4, 8)}, "unknown key 'width'. A network has in_channels, widths"),
+        ("unet", {"widths": (4,)}, "network.widths must be"),
+    ],
+)
+def test_build_network_names_the_mistake(name, config, message):
+    with pytest.raises(mgcc.UserError, match=message):
+        mgcc.build_network(name, **config)
