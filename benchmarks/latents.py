@@ -27,7 +27,8 @@ from mgcc_dist.data.loader import Batch, Position
 from mgcc_dist.diffusion import autoencoder, denoiser, latents
 from mgcc_dist.diffusion.denoiser import DenoiserLoss
 from mgcc_dist.diffusion.latents import LatentBatch
-from mgcc_dist.ldm import LdmConfig, open_images
+from mgcc_dist.diffusion.stages import open_images
+from mgcc_dist.ldm import LdmConfig
 from mgcc_dist.train.schedules import Progress
 
 

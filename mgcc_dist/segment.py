@@ -9,33 +9,10 @@ scores of every validation image (read by `mgcc_dist.report`). The same command 
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
-from torch import Tensor, nn
 
 from mgcc_dist.common.config import CONFIGS, parse
-from mgcc_dist.common.distributed import describe, start
-from mgcc_dist.common.errors import SharedError, UserError, run_program
-from mgcc_dist.data import selection
-from mgcc_dist.data.loader import EvalLoader, StreamLoader
-from mgcc_dist.data.records import ShardFolder
-from mgcc_dist.data.sources import Concat, Source, subset_by_keys
-from mgcc_dist.data.splits import Split, locate_split, read_split
-from mgcc_dist.evaluation.gallery import segmentation_gallery
-from mgcc_dist.evaluation.metrics import summarize
-from mgcc_dist.evaluation.scores import KeptBatches, score_images
-from mgcc_dist.inference.loading import header, load_predictor
-from mgcc_dist.kernels.fuse import fuse
-from mgcc_dist.methods.method import Method
-from mgcc_dist.methods.registry import build
+from mgcc_dist.common.errors import run_program
 from mgcc_dist.methods.segment_config import SegmentConfig
-from mgcc_dist.train.loop import fit
-from mgcc_dist.train.run_folder import is_finished, open_run_folder, write_result
-from mgcc_dist.train.schedules import Progress
-from mgcc_dist.train.weights import count_parameters, zero_stage
 
 
 def main() -> None:
@@ -44,6 +21,15 @@ def main() -> None:
 
 def run(config: SegmentConfig) -> None:
     """One run, from shards to result.json; returns at once where that is there already."""
+    from accelerate.utils import set_seed
+
+    from mgcc_dist.common.distributed import describe, start
+    from mgcc_dist.data.records import ShardFolder
+    from mgcc_dist.data.splits import locate_split, read_split
+    from mgcc_dist.segmentation.task import SegmentationTask
+    from mgcc_dist.train.loop import fit
+    from mgcc_dist.train.run_folder import is_finished, open_run_folder, write_result
+
     began = time.monotonic()
     accelerator = start(config.loop.precision, config.loop.accumulation)
     folder = Path(config.out)
@@ -71,10 +57,7 @@ def run(config: SegmentConfig) -> None:
         "seed": config.loop.seed,
         "images": task.counts,
         "synthetic": task.synthetic,
-        "parameters": {
-            "inference": count_parameters(_as_method(task.module).predictor()),
-            "training": count_parameters(task.module),
-        },
+        "parameters": task.parameters(),
         "best": best,
         "last": last,
         "steps": state.step,
@@ -83,146 +66,6 @@ def run(config: SegmentConfig) -> None:
     write_result(folder, result, accelerator)
     iou = best["summary"]["corrected"]["iou"]
     accelerator.print(f"segment: IoU {100 * iou:.2f} % at the best step -> {folder / 'result.json'}")
-
-
-class SegmentationTask:
-    """What the loop trains: a method on a labeled and an unlabeled stream."""
-
-    name = "segment"
-    best_metric = "iou"
-    best_is_higher = True
-
-    def __init__(self, config: SegmentConfig, data: ShardFolder, split: Split, accelerator: Accelerator) -> None:
-        self.config = config
-        self.module: nn.Module = fuse(build(config.method, config.network), config.kernels)
-        if zero_stage(accelerator) == 3 and not all(weight.requires_grad for weight in self.module.parameters()):
-            raise SharedError(
-                f"method.name {config.method.name} has a teacher, an average of whole weights, of which ZeRO-3 leaves "
-                "each rank a part; start it with ZeRO-2, ZeRO-1 or DDP (launch/README.md)"
-            )
-        if accelerator.distributed_type != DistributedType.DEEPSPEED:  # which needs its parameters contiguous
-            # Convolutions are faster in this layout, by 12 % on two CPU cores.
-            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.data = data
-        self.verify = accelerator.is_local_main_process  # one rank a node checks the shards it opens
-        labeled = split.labeled + split.unlabeled if config.data.labels == "all" else split.labeled
-        learns = _as_method(self.module).uses_unlabeled
-        unlabeled = self._unlabeled(split) if learns else {}
-        synthetic = unlabeled.get("synthetic")
-        self.synthetic = selection.origin(synthetic) if isinstance(synthetic, ShardFolder) else None
-        """of which checkpoint and selection the synthetic images are"""
-        _check_batch(config, learns, bool(unlabeled))
-        self.counts = {
-            "labeled": len(labeled),
-            "unlabeled": sum(map(len, unlabeled.values())),
-            **{kind: len(source) for kind, source in unlabeled.items()},
-            "validation": len(split.validation),
-        }
-        self.loader = StreamLoader(
-            labeled=subset_by_keys(data, labeled),
-            unlabeled=Concat(list(unlabeled.values())) if unlabeled else None,
-            batch_labeled=config.data.batch_labeled,
-            batch_unlabeled=config.data.batch_unlabeled,
-            image_size=config.data.image_size,
-            seed=config.loop.seed,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-            workers=config.data.workers,
-            augment=True,
-        )
-        validation = self._evaluation(subset_by_keys(data, split.validation), accelerator)
-        self.validation = KeptBatches(validation, accelerator.device)
-        self.external = [
-            (folder, KeptBatches(self._evaluation(folder, accelerator), accelerator.device))
-            for folder in map(self._open, config.data.external)
-        ]
-        for folder, _ in self.external:
-            if unmasked := [record.key for record in folder.records if not record.labeled]:
-                raise UserError(
-                    f"{folder.folder}: {len(unmasked)} records have no mask, {unmasked[0]!r} first; "
-                    "data.external needs labeled images"
-                )
-
-    def after_step(self, progress: Progress) -> None:
-        _as_method(self.module).after_step(progress)
-
-    def validate(self, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:
-        """Mean scores under the corrected protocol (see metrics.py)."""
-        images = score_images(_as_method(module).predictor(), self.validation, accelerator, surface=False)
-        return summarize(images)["corrected"]
-
-    def weights(self, module: nn.Module) -> dict[str, Tensor]:
-        return _as_method(module).predictor().state_dict()
-
-    def header(self) -> dict[str, Any]:
-        return header(self.config.method, self.config.network, self.config.data.image_size)
-
-    def score_saved(self, run: Path, weights: Literal["best", "last"], accelerator: Accelerator) -> dict[str, Any]:
-        """Full scores of a saved network, image by image; draws RUN/WEIGHTS/gallery.png."""
-        network, _ = load_predictor(run, weights)
-        network.to(accelerator.device)
-        scored = self._scored(network, self.data, self.validation, accelerator)
-        if accelerator.is_main_process:
-            gallery = run / weights / "gallery.png"
-            segmentation_gallery(network, self.data, scored["images"], self.config.data.image_size, gallery)
-        if self.external:
-            scored["external"] = {
-                folder.dataset: self._scored(network, folder, batches, accelerator) for folder, batches in self.external
-            }
-        return scored
-
-    def _scored(
-        self, network: nn.Module, data: ShardFolder, batches: KeptBatches, accelerator: Accelerator
-    ) -> dict[str, Any]:
-        images = score_images(network, batches, accelerator, surface=True)
-        classes = {record.key: record.category for record in data.records}
-        for image in images:
-            image["class"] = classes[image["key"]]
-        return {"summary": summarize(images), "images": images}
-
-    def _unlabeled(self, split: Split) -> dict[str, Source]:
-        """Where unlabeled images come from: "training", "synthetic", "similar", as far as the config asks for them."""
-        config, sources = self.config.data, dict[str, Source]()
-        if config.unlabeled and config.labels == "half":
-            sources["training"] = subset_by_keys(self.data, split.unlabeled)
-        if config.synthetic:
-            sources["synthetic"] = self._open(config.synthetic)
-        if config.similar:
-            sources["similar"] = Concat([self._open(folder) for folder in config.similar])
-        return sources
-
-    def _open(self, folder: str) -> ShardFolder:
-        return ShardFolder.open(Path(folder), verify=self.verify)
-
-    def _evaluation(self, source: Source, accelerator: Accelerator) -> EvalLoader:
-        data = self.config.data
-        return EvalLoader(
-            source,
-            batch=data.batch_labeled + data.batch_unlabeled,
-            image_size=data.image_size,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-            workers=data.workers,
-        )
-
-
-def _check_batch(config: SegmentConfig, learns: bool, there_are: bool) -> None:
-    """Raise UserError unless batches hold unlabeled images exactly where the method learns from them."""
-    name, batch = config.method.name, config.data.batch_unlabeled
-    if batch and not learns:
-        raise UserError(f"method.name {name} uses no unlabeled images; set data.batch_unlabeled 0, not {batch}")
-    if learns and not batch:
-        raise UserError(f"method.name {name} learns from unlabeled images; data.batch_unlabeled must not be 0")
-    if learns and not there_are:
-        raise UserError(
-            f"method.name {name} learns from unlabeled images but there are none; "
-            "give data.synthetic or data.similar, or data.labels half with data.unlabeled true"
-        )
-
-
-def _as_method(module: nn.Module) -> Method:
-    assert isinstance(module, Method)
-    return module
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ LAYERS = [
     {"train", "evaluation"},
     {"methods", "diffusion"},
     {"inference"},
-    {"assessment", "reporting"},
+    {"assessment", "reporting", "segmentation"},
 ]
 LEVEL = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}
 PROGRAMS = {path.stem for path in (ROOT / "mgcc_dist").glob("*.py")} - {"__init__", "__main__"}

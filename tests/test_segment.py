@@ -17,7 +17,8 @@ from mgcc_dist.data.selection import FORMAT, apply
 from mgcc_dist.data.splits import make_split, read_split, write_split
 from mgcc_dist.inference.loading import load_predictor
 from mgcc_dist.methods.segment_config import SegmentConfig
-from mgcc_dist.segment import SegmentationTask, run
+from mgcc_dist.segment import run
+from mgcc_dist.segmentation.task import SegmentationTask
 
 
 @pytest.fixture(scope="module")

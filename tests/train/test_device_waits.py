@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from mgcc_dist.common.config import CONFIGS, parse
 from mgcc_dist.data.splits import make_split, read_split, write_split
 from mgcc_dist.methods.segment_config import SegmentConfig
-from mgcc_dist.segment import SegmentationTask
+from mgcc_dist.segmentation.task import SegmentationTask
 from mgcc_dist.train.loop import fit
 
 # What reads a tensor's value: on a GPU each of them would wait for the queue to run empty.
