@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from benchmarks.machine import describe
 from mgcc_dist.assessment import features
 from mgcc_dist.assessment.audit import audit
 from mgcc_dist.assessment.config import AuditConfig
 from mgcc_dist.common.distributed import start
+from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.files import write_json
 from mgcc_dist.data.images import resize_image
 from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
@@ -156,7 +156,7 @@ def main() -> None:
         if words.pictures:
             shutil.copytree(folder, words.pictures, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.json"))
     honest = sum(name == "" for name in change_of.values())
-    result = describe() | {
+    result = benchmark_header("benchmarks.audit") | {
         "images": {"training": len(images.learned), "copied": words.images, "honest": honest, "size": words.size},
         "encoder": used.facts if used else None,
         "false_alarms": words.false_alarms,

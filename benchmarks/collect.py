@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.compare import figures
-from benchmarks.machine import describe
+from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.errors import UserError, run_program
 from mgcc_dist.common.files import read_json, replacing, write_json
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder of NAME.json and NAME.log")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    content = collected(options.folder) | {"machine": describe()}
+    content = collected(options.folder) | {"machine": benchmark_header("benchmarks.collect")}
     machine = content["machine"]
     content |= {key: machine[key] for key in ("device", "processor", "cores", "commit", "date", "versions")}
     name = machine["device"] if "cpu" not in machine["device"] else f"cpu-{machine['processor']}"

@@ -15,13 +15,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.machine import describe
 from mgcc_dist.common.config import CONFIGS, parse
 from mgcc_dist.common.distributed import start
+from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.files import write_json
 from mgcc_dist.data.loader import Batch, Position
 from mgcc_dist.diffusion import autoencoder, denoiser, latents
@@ -38,7 +39,7 @@ class OnTheFly(nn.Module):
     def __init__(self, loss: DenoiserLoss, vae: nn.Module) -> None:
         super().__init__()
         self.loss = loss
-        self.vae = vae
+        self.vae: Any = vae
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         with torch.no_grad():
@@ -111,7 +112,7 @@ def main() -> None:
         "seconds_to_encode_once": round(encoding, 1),
         "images_encoded": len(stored.learned) + len(stored.unseen),
     }
-    write_json(options.out, {**describe(), **settings, "rows": {options.preset: row}})
+    write_json(options.out, {**benchmark_header("benchmarks.latents"), **settings, "rows": {options.preset: row}})
     print(f"latents: {row} -> {options.out}")
 
 

@@ -24,11 +24,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.machine import describe
+from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.files import write_json
 from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.datasets import busi
 from mgcc_dist.data.loader import Position, StreamLoader
+from mgcc_dist.data.records import ShardFolder
 
 SIZE, BATCH = 256, 8
 EPOCHS = 8
@@ -51,8 +52,8 @@ class Folder(Dataset):
         pixels, labels = np.rot90(pixels, turns), np.rot90(labels, turns)
         if flip:
             pixels, labels = np.fliplr(pixels), np.fliplr(labels)
-        pixels = (pixels / 255 - 0.5) / 0.5
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), torch.from_numpy(labels / 255)
+        normalized = (pixels / 255 - 0.5) / 0.5
+        return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1))), torch.from_numpy(labels / 255)
 
 
 def plain(root: Path, workers: int) -> Iterator[object]:
@@ -61,7 +62,7 @@ def plain(root: Path, workers: int) -> Iterator[object]:
         yield from loader
 
 
-def sharded(folder: object, workers: int) -> Iterator[object]:
+def sharded(folder: ShardFolder, workers: int) -> Iterator[object]:
     loader = StreamLoader(folder, None, BATCH, 0, SIZE, seed=0, rank=0, world=1, workers=workers, augment=True)
     return (batch.to("cpu") for batch, _ in loader.batches(Position()))
 
@@ -111,7 +112,10 @@ def main() -> None:
             for name, pairs in (("first epoch", first), ("later epochs", later)):
                 rows[f"{workers} workers, {name}"] = compared(pairs)
                 print(f"{workers} workers, {name}: {rows[f'{workers} workers, {name}']}", flush=True)
-    write_json(options.out, {**describe(), "seconds_to_write_shards": round(written, 1), "rows": rows})
+    write_json(
+        options.out,
+        {**benchmark_header("benchmarks.loader"), "seconds_to_write_shards": round(written, 1), "rows": rows},
+    )
     print(f"loader: {options.out}")
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.machine import describe
+from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.files import write_json
 from mgcc_dist.data.images import read_grey, resize_image
 from mgcc_dist.inference.loading import load_predictor
@@ -151,7 +151,9 @@ def main() -> None:
             "fast": graph_milliseconds(fused, size, precision),
         }
     print(row, flush=True)
-    write_json(options.out, {**describe(), **settings, "rows": {f"batch {options.batch}": row}})
+    write_json(
+        options.out, {**benchmark_header("benchmarks.predict"), **settings, "rows": {f"batch {options.batch}": row}}
+    )
     print(f"predict: {options.out}")
 
 

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, LDMPipeline, UNet2DModel
 
-from benchmarks.machine import describe
 from mgcc_dist.common.config import CONFIGS, parse
+from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.files import write_json
 from mgcc_dist.diffusion import autoencoder, denoiser, pipeline
 from mgcc_dist.diffusion.config import Solver
@@ -115,7 +115,7 @@ def main() -> None:
         print(f"{name}: {rows[name]}", flush=True)
     settings = {key: value for key, value in vars(options).items() if key not in ("out", "pipeline")}
     settings |= {"weights": "trained" if options.pipeline else "random", "threads": torch.get_num_threads()}
-    write_json(options.out, {**describe(), "settings": settings, "rows": rows})
+    write_json(options.out, {**benchmark_header("benchmarks.sampling"), "settings": settings, "rows": rows})
     print(f"sampling: {options.out}")
 
 

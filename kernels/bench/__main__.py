@@ -17,12 +17,8 @@ first left out. Results and table are written after each workload, so a benchmar
 """
 
 import argparse
-import os
-import shlex
-import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +45,8 @@ def main(words: list[str] | None = None) -> None:
     dtypes = [getattr(torch, name) for name in options.dtypes or _default_dtypes(device)]
     effort = _effort(device, options.quick)
     deadline = time.monotonic() + options.seconds
-    where = facts(device)  # of now: what is changed while it runs is not what runs
+    # At the start, because files that change while it runs are not what runs.
+    where = environment.benchmark_header("mgcc_dist.kernels.bench", device)
     with fastest_library():
         roofline = Roofline(device, dtypes, effort.milliseconds)
         print(f"bench: {device_name(device)}, {roofline.as_dict()}", flush=True)
@@ -156,17 +153,6 @@ def _compile_all(
         save(measured)
         print(f"bench: {COMPILE} {name}", flush=True)
     return not_run
-
-
-def facts(device: torch.device) -> dict[str, Any]:
-    """Where and when figures were measured."""
-    here = environment.facts(device)
-    return {
-        "command": shlex.join(["python", "-m", "mgcc_dist.kernels.bench", *sys.argv[1:]]),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        **{key: here[key] for key in ("versions", "commit", "device", "processor", "cores", "threads")},
-        "load": round(os.getloadavg()[0], 2),
-    }
 
 
 def _summary(rows: dict[str, Any]) -> list[str]:

@@ -5,8 +5,10 @@ import hashlib
 import os
 import platform
 import re
+import shlex
 import socket
 import subprocess
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -71,6 +73,23 @@ def facts(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "slurm": job or None,
+    }
+
+
+def benchmark_header(program: str, device: torch.device | None = None) -> dict[str, Any]:
+    """Return what every benchmark's result file starts with: how, when and where its numbers were measured.
+
+    Args:
+        program: module that was run as `python -m PROGRAM`.
+        device: that was measured; None: the GPU if there is one, else the CPU.
+    """
+    here = facts(device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return {
+        "command": shlex.join(["python", "-m", program, *sys.argv[1:]]),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        **{key: here[key] for key in ("versions", "commit", "device", "processor", "cores", "threads")},
+        "vectors": torch.backends.cpu.get_cpu_capability(),  # AVX2 or AVX512: a CPU's ratios depend on it
+        "load": round(os.getloadavg()[0], 2),
     }
 
 
