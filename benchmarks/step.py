@@ -20,9 +20,12 @@ from mgcc_dist.common.distributed import seed_step
 from mgcc_dist.data.loader import ByteBatch
 from mgcc_dist.kernels.fuse import Choice, fuse
 from mgcc_dist.kernels.upconv import upsample_conv
-from mgcc_dist.methods import MethodConfig, build
-from mgcc_dist.models import NetworkConfig, build_network, mgcc
+from mgcc_dist.methods.config import MethodConfig
+from mgcc_dist.methods.registry import build
+from mgcc_dist.models import mgcc
 from mgcc_dist.models.blocks import UpConv
+from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.models.registry import build_network
 from mgcc_dist.train.schedules import Progress, consistency_weight
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, TOTAL_STEPS = 0.01, 0.9, 1e-4, 20_000

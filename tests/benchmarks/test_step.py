@@ -27,8 +27,9 @@ from benchmarks.step import (
 from benchmarks.train_step import enabled
 from mgcc_dist.data.loader import ByteBatch
 from mgcc_dist.kernels.fuse import fuse
-from mgcc_dist.methods import MethodConfig, build
-from mgcc_dist.models import NetworkConfig
+from mgcc_dist.methods.config import MethodConfig
+from mgcc_dist.methods.registry import build
+from mgcc_dist.models.config import NetworkConfig
 
 TOY = StepConfig(TOY_SIZE, TOY_WIDTHS, batch=1, steps=3, device="cpu", threads=1)
 REPOSITORY = Path(__file__).parents[2]
