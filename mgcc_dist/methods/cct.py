@@ -1,8 +1,9 @@
-"""Cross-consistency training (Ouali et al. 2020), in the form of SSL4MIS that the paper's tables used.
+"""Cross-consistency training, CCT (Ouali et al. 2020), as implemented by SSL4MIS, which the paper's tables used.
 
-One shared encoder, a main decoder, three auxiliary ones that see its features through F-Noise, Dropout and F-Drop on
-all five levels. Supervised: the mean of 0.5 * BCE + Dice over all four decoders. Unlabeled: the mean over the auxiliary
-ones of MSE(main, auxiliary), with gradient into both sides. These are MGCC's losses; what MGCC changes is the network.
+One shared encoder, a main decoder, and three auxiliary decoders whose input features are perturbed on all five levels
+by F-Noise, Dropout and F-Drop. Supervised loss: the mean of 0.5 * BCE + Dice over all four decoders. Consistency loss:
+the mean over the auxiliary decoders of MSE(main, auxiliary), with gradient into both sides. The losses are MGCC's; only
+the network differs.
 """
 
 from mgcc_dist.methods.mgcc import MultiLevelCrossConsistency

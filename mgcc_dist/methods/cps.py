@@ -1,4 +1,4 @@
-"""Cross pseudo supervision, CPS (Chen et al. 2021), in the form of SSL4MIS' 2D script."""
+"""Cross pseudo supervision, CPS (Chen et al. 2021), as implemented by SSL4MIS' 2D script."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.methods.losses import supervised_loss
-from mgcc_dist.methods.method import ONE_DECODER, Method, total
+from mgcc_dist.methods.method import ONE_DECODER, Method, weighted_losses
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.models.registry import build_network
 from mgcc_dist.train.schedules import Progress, consistency_weight
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class CrossPseudoSupervision(Method):
-    """Two networks from two initialisations; on unlabeled images each learns the other's thresholded prediction (BCE).
+    """Two networks with different initialisations. On unlabeled images each learns the other's pseudo-masks (BCE).
 
-    Both are stepped by one optimizer, which for SGD is the same as one each. The first one predicts.
+    One optimizer updates both, which for SGD equals one optimizer each. The first network predicts.
     """
 
     networks: ClassVar[tuple[str, ...]] = ONE_DECODER
@@ -33,17 +33,17 @@ class CrossPseudoSupervision(Method):
         n = batch.labeled
         first, second = self.first(batch.images), self.second(batch.images)
         supervised = supervised_loss(first[:n], batch.masks) + supervised_loss(second[:n], batch.masks)
-        by_second = self.pseudo_loss(first[n:].float(), (second[n:].detach() > 0).float())
-        by_first = self.pseudo_loss(second[n:].float(), (first[n:].detach() > 0).float())
-        return total(supervised, by_second + by_first, consistency_weight(self.config.ramp, progress))
+        first_loss = self.pseudo_loss(first[n:].float(), (second[n:].detach() > 0).float())
+        second_loss = self.pseudo_loss(second[n:].float(), (first[n:].detach() > 0).float())
+        return weighted_losses(supervised, first_loss + second_loss, consistency_weight(self.config.ramp, progress))
 
     def predictor(self) -> nn.Module:
         return self.first.inference_module()
 
     def partner(self, network: NetworkConfig) -> NetworkConfig:
-        """The second network: another of the same kind."""
+        """Config of the second network: the same architecture."""
         return network
 
     def pseudo_loss(self, logits: Tensor, pseudo_masks: Tensor) -> Tensor:
-        """Of logits [U,1,H,W] against the other network's masks [U,1,H,W] in {0,1}."""
+        """Loss of logits [U,1,H,W] against the other network's pseudo-masks [U,1,H,W] in {0,1}."""
         return F.binary_cross_entropy_with_logits(logits, pseudo_masks)

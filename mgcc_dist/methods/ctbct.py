@@ -1,4 +1,4 @@
-"""Cross teaching between CNN and transformer, CTBCT (Luo et al. 2022), in the form of SSL4MIS' 2D script."""
+"""Cross teaching between CNN and transformer, CTBCT (Luo et al. 2022), as implemented by SSL4MIS' 2D script."""
 
 from dataclasses import replace
 
@@ -10,12 +10,12 @@ from mgcc_dist.models.config import NetworkConfig
 
 
 class CrossTeaching(CrossPseudoSupervision):
-    """Cross pseudo supervision between a U-Net and a Swin-UNet, by Dice. The U-Net predicts."""
+    """Cross pseudo supervision between a U-Net and a Swin-UNet, with the Dice loss. The U-Net predicts."""
 
     networks = ("unet",)
 
     def partner(self, network: NetworkConfig) -> NetworkConfig:
-        """A Swin-UNet, with the Swin keys of the U-Net's section."""
+        """Config of the second network: a Swin-UNet, from the Swin keys of the same section."""
         return replace(network, name="swin_unet")
 
     def pseudo_loss(self, logits: Tensor, pseudo_masks: Tensor) -> Tensor:

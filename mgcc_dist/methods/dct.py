@@ -1,8 +1,9 @@
-"""Deep co-training, DCT, in two forms.
+"""Deep co-training, DCT, in two variants.
 
-rotation      SSL4MIS' script, and so the paper's tables: one network, an image and itself rotated by k * 90 degrees.
-two_networks  Qiao et al. 2018: two networks agree on unlabeled images (Jensen-Shannon divergence) and are kept apart by
-              learning to resist each other's adversarial examples.
+rotation      SSL4MIS' script, used for the paper's tables: one network; the two views are an image and its rotation by
+              k * 90 degrees.
+two_networks  Qiao et al. 2018: two networks agree on unlabeled images (Jensen-Shannon divergence) and stay different by
+              training each on the other's adversarial examples.
 """
 
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.methods.losses import probability_mse, supervised_loss
-from mgcc_dist.methods.method import ONE_DECODER, Method, total
+from mgcc_dist.methods.method import ONE_DECODER, Method, weighted_losses
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.models.registry import build_network
 from mgcc_dist.train.schedules import Progress, consistency_weight
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class DeepCoTraining(Method):
-    """One network with two views, or two networks (then the first one predicts)."""
+    """One network with two views, or two networks, of which the first predicts."""
 
     networks = ONE_DECODER
 
@@ -34,7 +35,7 @@ class DeepCoTraining(Method):
 
     def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:
         supervised, consistency = self._rotation(batch) if self.second is None else self._two_networks(batch)
-        return total(supervised, consistency, consistency_weight(self.config.ramp, progress))
+        return weighted_losses(supervised, consistency, consistency_weight(self.config.ramp, progress))
 
     def predictor(self) -> nn.Module:
         return self.first.inference_module()
@@ -44,11 +45,11 @@ class DeepCoTraining(Method):
         n = batch.labeled
         turns = int(torch.randint(4, ()))  # on the CPU: its value shapes the computation
         logits = self.first(batch.images)
-        of_rotated = self.first(batch.images[n:].rot90(turns, (2, 3)))
+        on_rotated = self.first(batch.images[n:].rot90(turns, (2, 3)))
         rotated = logits[n:].rot90(turns, (2, 3))
         consistency = 0.5 * (
-            probability_mse(of_rotated, rotated.detach().float().sigmoid())
-            + probability_mse(rotated, of_rotated.detach().float().sigmoid())
+            probability_mse(on_rotated, rotated.detach().float().sigmoid())
+            + probability_mse(rotated, on_rotated.detach().float().sigmoid())
         )
         return supervised_loss(logits[:n], batch.masks), consistency
 
@@ -62,17 +63,17 @@ class DeepCoTraining(Method):
         p, q = first[n:].float().sigmoid(), second[n:].float().sigmoid()
         agreement = _entropy((p + q) / 2).mean() - (_entropy(p).mean() + _entropy(q).mean()) / 2
 
-        resistance = []
+        view_difference = []
         for logits, other in ((first, self.second), (second, self.first)):
-            believed = torch.cat((batch.masks, (logits[n:] > 0).float()))
-            attacked = F.binary_cross_entropy_with_logits(logits.float(), believed)
-            (slope,) = torch.autograd.grad(attacked, images, retain_graph=True)
-            adversarial = (images + self.config.adversarial_step * slope.sign()).detach()
+            pseudo_masks = torch.cat((batch.masks, (logits[n:] > 0).float()))
+            attack_loss = F.binary_cross_entropy_with_logits(logits.float(), pseudo_masks)
+            (input_gradient,) = torch.autograd.grad(attack_loss, images, retain_graph=True)
+            adversarial = (images + self.config.adversarial_step * input_gradient.sign()).detach()
             target = logits.detach().float().sigmoid()
-            resistance.append(F.binary_cross_entropy_with_logits(other(adversarial).float(), target))
-        return supervised, agreement + resistance[0] + resistance[1]
+            view_difference.append(F.binary_cross_entropy_with_logits(other(adversarial).float(), target))
+        return supervised, agreement + view_difference[0] + view_difference[1]
 
 
 def _entropy(p: Tensor) -> Tensor:
-    """Of (p, 1 - p), pixel by pixel, in nats."""
+    """Per-pixel entropy of (p, 1 - p), in nats."""
     return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p))

@@ -1,4 +1,4 @@
-"""Mean teacher, MT (Tarvainen & Valpola 2017), in the form of SSL4MIS' 2D script."""
+"""Mean teacher, MT (Tarvainen & Valpola 2017), as implemented by SSL4MIS' 2D script."""
 
 import copy
 from typing import TYPE_CHECKING
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.methods.losses import probability_mse, supervised_loss
-from mgcc_dist.methods.method import ONE_DECODER, Method, total
-from mgcc_dist.methods.teacher import noisy, update_teacher
+from mgcc_dist.methods.method import ONE_DECODER, Method, weighted_losses
+from mgcc_dist.methods.teacher import add_noise, update_teacher
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.models.registry import build_network
 from mgcc_dist.train.schedules import Progress, consistency_weight
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class MeanTeacher(Method):
-    """The student learns from labels, and on unlabeled images to agree with a moving average of itself.
+    """The student learns from labels, and on unlabeled images matches an exponential moving average of itself.
 
-    Consistency: MSE between the student's probabilities and the teacher's on noisy inputs. The student predicts.
+    Consistency: MSE between the student's probabilities and those of the teacher on noisy inputs. The student predicts.
     """
 
     networks = ONE_DECODER
@@ -34,10 +34,10 @@ class MeanTeacher(Method):
     def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:
         n = batch.labeled
         with torch.no_grad():
-            target = self.teacher(noisy(batch.images[n:])).float().sigmoid()
+            target = self.teacher(add_noise(batch.images[n:])).float().sigmoid()
         logits = self.student(batch.images)
         weight = consistency_weight(self.config.ramp, progress) if progress.step >= self.config.teacher_start else 0.0
-        return total(supervised_loss(logits[:n], batch.masks), probability_mse(logits[n:], target), weight)
+        return weighted_losses(supervised_loss(logits[:n], batch.masks), probability_mse(logits[n:], target), weight)
 
     def after_step(self, progress: Progress) -> None:
         update_teacher(self.teacher, self.student, self.config.teacher_decay, progress.step)

@@ -1,4 +1,4 @@
-"""What a training method is: networks, and the losses of one batch."""
+"""The interface of a training method: its networks and the losses of one batch."""
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
@@ -18,23 +18,23 @@ ONE_DECODER = ("unet", "cmunet", "swin_unet")  # values of network.name without 
 
 
 class Method(nn.Module, ABC):
-    """One module that holds all networks of a method, so that DDP or DeepSpeed can wrap it whole."""
+    """A module that holds all networks of a method, so that DDP or DeepSpeed wraps them as one."""
 
     uses_unlabeled: ClassVar[bool] = True
-    """whether it has a loss on unlabeled images, and so needs some in each batch"""
+    """whether it has a loss on unlabeled images and needs some in each batch"""
     networks: ClassVar[tuple[str, ...] | None] = None
-    """values of network.name that it can train; None for all"""
+    """values of network.name that it can train; None: all"""
 
     def __init__(self, config: MethodConfig, network: NetworkConfig) -> None:
-        """Subclasses add their networks.
+        """Check that the method can train `network`; subclasses build their networks.
 
         Raises:
-            UserError: the method can't train `network`.
+            UserError: it cannot.
         """
         super().__init__()
         if self.networks is not None and network.name not in self.networks:
             raise UserError(
-                f"method.name {config.name} needs network.name {' or '.join(self.networks)}, got {network.name}"
+                f"network.name: method {config.name} needs {' or '.join(self.networks)}, got {network.name}"
             )
         self.config = config
 
@@ -43,18 +43,18 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:
-        """Scalar float32 losses of a batch, in training mode; the one named "loss" is minimised."""
+        """Compute the scalar float32 losses of a batch in training mode; "loss" is minimised."""
 
     @abstractmethod
     def predictor(self) -> nn.Module:
-        """The network that predicts, images [B,1,H,W] -> logits [B,1,H,W]; shares its weights with this module."""
+        """Return the inference network, images [B,1,H,W] -> logits [B,1,H,W]; it shares weights with this module."""
 
     def after_step(self, progress: Progress) -> None:
-        """Called after every optimizer step."""
+        """Update what the optimizer does not, such as a teacher; called after every optimizer step."""
 
 
-def total(supervised: Tensor, consistency: Tensor, weight: float) -> dict[str, Tensor]:
-    """The losses that a semi-supervised step reports: supervised + weight * consistency, and its parts."""
+def weighted_losses(supervised: Tensor, consistency: Tensor, weight: float) -> dict[str, Tensor]:
+    """Return "loss" = supervised + weight * consistency, and its parts, for `Method.step`."""
     return {
         "loss": supervised + weight * consistency,
         "supervised": supervised,

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.methods.losses import consistency_loss, supervised_loss
-from mgcc_dist.methods.method import Method, total
+from mgcc_dist.methods.method import Method, weighted_losses
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.models.registry import build_network
 from mgcc_dist.train.schedules import Progress, consistency_weight
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class MultiLevelCrossConsistency(Method):
-    """All decoders learn from labels; on unlabeled images the auxiliary ones are to agree with the main one."""
+    """All decoders learn from labels; on unlabeled images the auxiliary decoders match the main decoder."""
 
     networks = ("mgcc",)
 
@@ -26,11 +26,11 @@ class MultiLevelCrossConsistency(Method):
         self.network = build_network(network)
 
     def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:
-        main, auxiliary = self.network(batch.images)  # one forward, so BN sees labeled and unlabeled images together
+        main, auxiliary = self.network(batch.images)  # one forward: BN normalises labeled and unlabeled together
         n = batch.labeled
         supervised = torch.stack([supervised_loss(y[:n], batch.masks) for y in (main, *auxiliary)]).mean()  # Eq. 9, 10
         consistency = consistency_loss(main[n:], [y[n:] for y in auxiliary], self.config.detach_target)  # Eq. 11
-        return total(supervised, consistency, consistency_weight(self.config.ramp, progress))  # Eq. 12
+        return weighted_losses(supervised, consistency, consistency_weight(self.config.ramp, progress))  # Eq. 12
 
     def predictor(self) -> nn.Module:
         return self.network.inference_module()

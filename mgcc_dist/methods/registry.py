@@ -1,4 +1,4 @@
-"""Training methods by name. Another method is one file beside these, and a line here."""
+"""Training methods by name. A new method is one file in this folder and one line in `METHODS`."""
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.methods.cct import CrossConsistencyTraining
@@ -28,11 +28,11 @@ METHODS: dict[str, type[Method]] = {
 
 
 def build(config: MethodConfig, network: NetworkConfig) -> Method:
-    """The method that `config` names, with its networks at fresh weights.
+    """Build the method `config.name` with freshly initialised networks.
 
     Raises:
-        UserError: no method of that name, or it can't train that network.
+        UserError: unknown method, or it cannot train that network.
     """
     if config.name not in METHODS:
-        raise UserError(f"method.name {config.name!r} is not known; choose one of {', '.join(METHODS)}")
+        raise UserError(f"method.name: unknown method {config.name!r}. Choose one of {', '.join(METHODS)}.")
     return METHODS[config.name](config, network)

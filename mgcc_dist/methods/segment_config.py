@@ -1,4 +1,4 @@
-"""What one segmentation run is: read by the program that trains it, and by the report that looks for it."""
+"""Configuration of a segmentation run, read by `segment`, which trains it, and by `report`, which looks for it."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,27 +12,27 @@ from mgcc_dist.train.config import LoopConfig
 @dataclass(frozen=True)
 class DataConfig:
     shards: str
-    """shard folder of the labeled data set, made by `python -m mgcc_dist.shards`"""
+    """shard folder of the labeled data set, written by `mgcc shards`"""
     split: str
-    """split file, or the name of one that ships with the package, such as busi_random_1"""
+    """split file, or the name of a shipped split such as busi_random_1"""
     labels: Literal["half", "all"] = "half"
-    """which training images keep their labels: the half that the split marks (Tables I to III) or all (Table IV)"""
+    """training images that keep their labels: the half marked in the split (Tables I to III) or all (Table IV)"""
     unlabeled: bool = True
-    """use the training images without labels as unlabeled images (with labels: all there are none)"""
+    """train on the training images without labels as unlabeled images (with labels: all there are none)"""
     synthetic: str | None = None
-    """shard folder of generated images, which become unlabeled images too (Tables III and IV)"""
+    """shard folder of synthetic images, added to the unlabeled images (Tables III and IV)"""
     similar: tuple[str, ...] = ()
-    """shard folders of other data sets, all of whose images become unlabeled images too (Table II)"""
+    """shard folders of other data sets, whose images are all added to the unlabeled images (Table II)"""
     external: tuple[str, ...] = ()
-    """shard folders of other labeled data sets, on which the finished network is scored too, never trained"""
+    """shard folders of other labeled data sets, on which the trained network is also scored; never trained on"""
     image_size: PositiveInt = 256
-    """pixels a side; images are stretched to a square (paper: 256)"""
+    """side of the square that images are stretched to, in pixels (paper: 256)"""
     batch_labeled: PositiveInt = 4
-    """labeled images a rank and micro-step (paper: 4)"""
+    """labeled images per rank and micro-step (paper: 4)"""
     batch_unlabeled: NonNegativeInt = 4
-    """unlabeled images a rank and micro-step (paper: 4); 0 for method.name supervised"""
+    """unlabeled images per rank and micro-step (paper: 4); 0 for method.name supervised"""
     workers: NonNegativeInt = 2
-    """loader processes a rank; does not change what is loaded"""
+    """data loader processes per rank; does not change the result"""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class SegmentConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     kernels: Literal["auto", "torch", "triton"] = "auto"
-    """forms of up-convolutions, gates and ConvMixer layers: triton (where it can), torch (up-convolutions by phases),
-    or auto, what was measured on this device to be at least as fast as the plain module"""
+    """implementation of up-convolutions, gates and ConvMixer layers. triton: Triton kernels where supported; torch:
+    PyTorch, up-convolutions by phases; auto: whichever a benchmark on this device showed to be at least as fast as the
+    plain module"""
     out: str = "out/segment"
     """run folder"""

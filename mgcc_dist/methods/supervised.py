@@ -1,4 +1,4 @@
-"""Supervised training with 0.5 * BCE + Dice (Eq. 10) on the labeled images; unlabeled ones are not looked at."""
+"""Supervised training with 0.5 * BCE + Dice (Eq. 10) on the labeled images; unlabeled images are ignored."""
 
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Supervised(Method):
-    """Any network; one with auxiliary decoders learns from the mean over all its decoders (Eq. 9)."""
+    """Any network. With auxiliary decoders, the loss is the mean over all decoders (Eq. 9)."""
 
     uses_unlabeled = False
 

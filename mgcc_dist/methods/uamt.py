@@ -1,4 +1,4 @@
-"""Uncertainty-aware mean teacher, UA-MT (Yu et al. 2019), in the form of SSL4MIS' 2D script."""
+"""Uncertainty-aware mean teacher, UA-MT (Yu et al. 2019), as implemented by SSL4MIS' 2D script."""
 
 import copy
 import math
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.methods.losses import supervised_loss
-from mgcc_dist.methods.method import ONE_DECODER, Method, total
-from mgcc_dist.methods.teacher import noisy, update_teacher
+from mgcc_dist.methods.method import ONE_DECODER, Method, weighted_losses
+from mgcc_dist.methods.teacher import add_noise, update_teacher
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.models.registry import build_network
 from mgcc_dist.train.schedules import Progress, consistency_weight, gaussian_ramp
@@ -18,15 +18,15 @@ from mgcc_dist.train.schedules import Progress, consistency_weight, gaussian_ram
 if TYPE_CHECKING:
     from mgcc_dist.data.loader import Batch
 
-PASSES = 8
+TEACHER_PASSES = 8
 
 
 class UncertaintyAwareMeanTeacher(Method):
-    """Mean teacher whose student follows only where the teacher is sure.
+    """Mean teacher with the consistency loss only on pixels where the teacher's uncertainty is low.
 
-    Uncertainty of a pixel: entropy over (p, 1 - p) of the mean p of eight noisy teacher passes. Pixels below
-    (0.75 + 0.25 ramp) ln 2 are the mask M; consistency: sum(M d^2) / (2 sum(M)), d the difference between the student's
-    probabilities and those of one more noisy teacher pass. The student predicts.
+    Uncertainty of a pixel: entropy of (p, 1 - p), with p the mean of eight noisy teacher passes. Pixels below
+    (0.75 + 0.25 ramp) ln 2 form the mask M. Consistency: sum(M d^2) / (2 sum(M)), where d is the difference between the
+    student's probabilities and those of one more noisy teacher pass. The student predicts.
     """
 
     networks = ONE_DECODER
@@ -39,7 +39,9 @@ class UncertaintyAwareMeanTeacher(Method):
     def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:
         n = batch.labeled
         with torch.no_grad():
-            target, *passes = (self.teacher(noisy(batch.images[n:])).float().sigmoid() for _ in range(1 + PASSES))
+            target, *passes = (
+                self.teacher(add_noise(batch.images[n:])).float().sigmoid() for _ in range(1 + TEACHER_PASSES)
+            )
             mean = torch.stack(passes).mean(0)
             uncertainty = -(mean * (mean + 1e-6).log() + (1 - mean) * (1 - mean + 1e-6).log())
             threshold = (0.75 + 0.25 * gaussian_ramp(progress.step, progress.total_steps)) * math.log(2)
@@ -48,7 +50,7 @@ class UncertaintyAwareMeanTeacher(Method):
         difference = logits[n:].float().sigmoid() - target
         consistency = (mask * difference.square()).sum() / (2 * mask.sum() + 1e-16)
         weight = consistency_weight(self.config.ramp, progress)
-        return total(supervised_loss(logits[:n], batch.masks), consistency, weight)
+        return weighted_losses(supervised_loss(logits[:n], batch.masks), consistency, weight)
 
     def after_step(self, progress: Progress) -> None:
         update_teacher(self.teacher, self.student, self.config.teacher_decay, progress.step)

@@ -1,7 +1,7 @@
-"""Parts of the networks: convolution blocks, the ConvMixer layer, the multi-scale attention gate, perturbations.
+"""Building blocks of the networks: convolution blocks, ConvMixer layer, multi-scale attention gate, perturbations.
 
-Tensors are [B,C,H,W]. Each module names its convolutions and norms, so that a fused module can take their place with
-the same state_dict keys.
+Tensors are [B,C,H,W]. Convolutions and norms are named attributes, so that a fused module can replace them with the same
+state_dict keys.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,17 +59,17 @@ class ConvMixerLayer(nn.Module):
 
 
 class ConvMixer(nn.Sequential):
-    """A run of ConvMixer layers of one size. Keeps the shape [B,C,H,W]."""
+    """A stack of equal ConvMixer layers. Keeps the shape [B,C,H,W]."""
 
     def __init__(self, channels: int, kernel_size: int, layers: int) -> None:
         super().__init__(*(ConvMixerLayer(channels, kernel_size) for _ in range(layers)))
 
     def outputs(self, x: Tensor) -> list[Tensor]:
-        """What comes out of every layer, for those who tap the run."""
-        tapped = [x]
+        """Return the output of every layer."""
+        outputs = [x]
         for layer in self:
-            tapped.append(layer(tapped[-1]))
-        return tapped[1:]
+            outputs.append(layer(outputs[-1]))
+        return outputs[1:]
 
 
 class FusedCatReLU(torch.autograd.Function):
@@ -127,24 +127,24 @@ def feature_noise(x: Tensor) -> Tensor:
 
 
 def feature_dropout(x: Tensor) -> Tensor:
-    """F-Drop (Ouali et al. 2020): zero the most active positions of each image, over all its channels.
+    """F-Drop (Ouali et al. 2020): zero the most active pixels of each image, in all channels.
 
-    A position is kept where its channel mean is below the image's highest channel mean times a share ~ U(0.7, 0.9), of
-    which one is drawn a call.
+    A pixel is kept where its channel mean is below the image's maximum channel mean times a factor ~ U(0.7, 0.9), drawn
+    once per call.
     """
     attention = x.mean(dim=1, keepdim=True)
-    share = 0.7 + 0.2 * torch.rand((), device=x.device)
-    threshold = attention.amax(dim=(2, 3), keepdim=True) * share
+    factor = 0.7 + 0.2 * torch.rand((), device=x.device)
+    threshold = attention.amax(dim=(2, 3), keepdim=True) * factor
     return x * (attention < threshold)
 
 
 def dropout(x: Tensor) -> Tensor:
-    """Dropout of single elements with p = 0.3; the rest is scaled by 1 / 0.7."""
-    kept = x.new_empty(x.shape).bernoulli_(0.7)  # unlike F.dropout's, the same for x in channels-last layout
+    """Elementwise dropout with p = 0.3; kept elements are scaled by 1 / 0.7."""
+    kept = x.new_empty(x.shape).bernoulli_(0.7)  # unlike F.dropout, the same mask in channels-last layout
     return x * kept / 0.7
 
 
-def perturbed(features: Sequence[Tensor], perturb: Callable[[Tensor], Tensor], skips_too: bool) -> list[Tensor]:
-    """Features of every level, shallow to deep, with `perturb` on the deepest and, if `skips_too`, on the others."""
+def perturbed(features: Sequence[Tensor], perturb: Callable[[Tensor], Tensor], perturb_skips: bool) -> list[Tensor]:
+    """Apply `perturb` to the bottleneck features and, if `perturb_skips`, to those of every level (shallow to deep)."""
     *skips, bottleneck = features
-    return [*(map(perturb, skips) if skips_too else skips), perturb(bottleneck)]
+    return [*(map(perturb, skips) if perturb_skips else skips), perturb(bottleneck)]

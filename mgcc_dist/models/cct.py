@@ -1,6 +1,6 @@
 """The network of cross-consistency training, CCT (Ouali et al. 2020), as SSL4MIS builds it on a U-Net.
 
-34.53 M parameters at inference as the U-Net has, 81.55 M in training, at the default widths.
+34.53 M parameters at inference (those of the U-Net), 81.55 M in training, at the default widths.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ PERTURBATIONS = (feature_noise, dropout, feature_dropout)
 
 
 class CCTInference(nn.Module):
-    """The part of CCT that predicts, a U-Net: images [B,in_channels or 1,H,W] -> logits [B,1,H,W]."""
+    """The inference part of CCT, a U-Net: images [B,in_channels or 1,H,W] -> logits [B,1,H,W]."""
 
     def __init__(self, encoder: Encoder, main: Decoder) -> None:
         super().__init__()
@@ -27,11 +27,11 @@ class CCTInference(nn.Module):
 
 
 class CCT(nn.Module):
-    """Shared encoder, a main decoder, three auxiliary decoders that see F-Noise, Dropout and F-Drop; plain skips.
+    """Shared encoder, a main decoder, three auxiliary decoders with F-Noise, Dropout and F-Drop; plain skips.
 
-    In training, images [B,in_channels or 1,H,W] -> (main logits [B,1,H,W], three auxiliary logits [B,1,H,W]). In
-    evaluation the main logits alone, and no auxiliary decoder runs. `perturb` says what the auxiliary decoders get
-    perturbed: all levels, skips too (SSL4MIS), or the bottleneck (Ouali et al., whose decoders have no skips).
+    In training mode: images [B,in_channels or 1,H,W] -> (main logits [B,1,H,W], three auxiliary logits [B,1,H,W]). In
+    evaluation mode: only the main logits; no auxiliary decoder runs. `perturb` selects the perturbed features: all
+    levels including the skips (SSL4MIS), or the bottleneck (Ouali et al., whose decoders have no skips).
     """
 
     def __init__(
@@ -57,5 +57,5 @@ class CCT(nn.Module):
         return self.main(features), auxiliary
 
     def inference_module(self) -> CCTInference:
-        """What is needed to predict, without the auxiliary decoders; shares its parts with this network."""
+        """Return the network without auxiliary decoders; it shares its modules with this one."""
         return CCTInference(self.encoder, self.main)

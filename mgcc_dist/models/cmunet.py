@@ -1,6 +1,6 @@
 """CMU-Net (Tang et al. 2023): 49.93 M parameters, as published, and 91.10 GMACs at 256x256 with the default sizes.
 
-The authors' benchmarks say 91.25 GMACs: there each value that passes a batch norm counts as two.
+The authors' benchmarks report 91.25 GMACs, because they count two operations per batch-norm value.
 """
 
 from collections.abc import Sequence
@@ -34,5 +34,5 @@ class CMUNet(nn.Module):
         return self.decoder([*skips, self.mixer(bottleneck)])
 
     def inference_module(self) -> "CMUNet":
-        """What is needed to predict: all of it."""
+        """Return this network; all of it is needed at inference."""
         return self

@@ -8,38 +8,37 @@ from typing import Literal
 @dataclass(frozen=True)
 class NetworkConfig:
     name: Literal["unet", "cmunet", "mgcc", "cct", "swin_unet"] = "mgcc"
-    """unet; cmunet, a U-Net with ConvMixer and gates; mgcc; cct, a U-Net with three auxiliary decoders; swin_unet; each
-    key below says which of them use it"""
+    """architecture: unet; cmunet (U-Net with ConvMixer and gates); mgcc; cct (U-Net with three auxiliary decoders);
+    swin_unet. Each key below names the architectures that use it"""
     in_channels: int = 3
-    """channels of the first convolution; grey images are repeated to fill them (all networks; paper: 3)"""
+    """input channels; grey images are repeated to fill them (all; paper: 3)"""
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    """channels of each level, shallow to deep (unet, cmunet, mgcc, cct; paper: 64, 128, 256, 512, 1024)"""
+    """channels per level, shallow to deep (unet, cmunet, mgcc, cct; paper: 64, 128, 256, 512, 1024)"""
     taps: tuple[int, ...] = (3, 6, 9)
-    """ConvMixer layers before auxiliary decoders 2, 3, ... and, last, the main decoder; their number is also the number
-    K of auxiliary decoders, of which the first sees the encoder's output (mgcc; paper: 3, 6, 9; others in Table VI)"""
+    """ConvMixer layers before auxiliary decoders 2, 3, ... and, last, before the main decoder. Its length K is the number
+    of auxiliary decoders; the first takes the encoder's output (mgcc; paper: 3, 6, 9; Table VI varies it)"""
     kernel_size: int = 7
-    """of the ConvMixer's depthwise convolutions, in pixels, odd (cmunet, mgcc; paper: 7)"""
+    """kernel size of the ConvMixer's depthwise convolutions, in pixels, odd (cmunet, mgcc; paper: 7)"""
     gates: tuple[bool, ...] = (True, True, True, True)
-    """whether the skips of auxiliary decoders 1 to K and, last, of the main decoder pass attention gates (mgcc; paper:
-    all; others in Table V)"""
+    """attention gates on the skip connections of auxiliary decoders 1 to K and, last, of the main decoder (mgcc; paper:
+    all true; Table V varies it)"""
     perturb: Literal["all_levels", "bottleneck"] = "all_levels"
-    """what is perturbed for an auxiliary decoder: all levels, skips too (released code), or the bottleneck, as in Eq. 7
-    (mgcc, cct)"""
+    """features perturbed for an auxiliary decoder: all levels including the skips (released code), or the bottleneck, as
+    in Eq. 7 (mgcc, cct)"""
     mixer_layers: int = 7
-    """ConvMixer layers on the bottleneck (cmunet; paper: 7; mgcc's are the last of taps)"""
+    """ConvMixer layers on the bottleneck (cmunet; paper: 7; mgcc has taps[-1])"""
 
     embed_dim: int = 96
-    """channels of the first stage, doubled in each further one (swin_unet, also that of method ctbct; original: 96)"""
+    """channels of the first stage, doubled in every next one (swin_unet, also in method ctbct; original: 96)"""
     depths: tuple[int, ...] = (2, 2, 2, 2)
-    """Swin blocks of each stage, shallow to deep; the decoder's stages are as deep (swin_unet; original: 2, 2, 2, 2)"""
+    """Swin blocks per stage, shallow to deep, in encoder and decoder (swin_unet; original: 2, 2, 2, 2)"""
     heads: tuple[int, ...] = (3, 6, 12, 24)
-    """attention heads of each stage; they divide its channels (swin_unet; original: 3, 6, 12, 24)"""
+    """attention heads per stage; must divide its channels (swin_unet; original: 3, 6, 12, 24)"""
     window: int = 8
-    """side of the attention's windows, in positions; image_size divides by 4 * 2^(stages - 1) * window, so 8 for 256
-    (swin_unet; original: 7, for 224)"""
+    """side of the attention windows, in tokens; image_size must be a multiple of 4 * 2^(stages - 1) * window, hence 8 for
+    256 (swin_unet; original: 7, for 224)"""
     drop_path: float = 0.2
-    """probability that the last block's branches are skipped in training; linear from 0 at the first block (swin_unet;
-    SSL4MIS: 0.2)"""
+    """stochastic depth rate of the last block, linear from 0 at the first block (swin_unet; SSL4MIS: 0.2)"""
 
     def __post_init__(self) -> None:
         if self.in_channels < 1:

@@ -6,8 +6,8 @@
                v                          v                    v
          auxiliary decoder 1     auxiliary decoder 2   auxiliary decoder 3
 
-In general auxiliary decoder 1 sees the encoder's output, decoder k the mixer's after taps[k-2] layers, the main decoder
-after taps[-1]; so there are K = len(taps) auxiliary decoders, and their perturbations repeat after three.
+In general auxiliary decoder 1 takes the encoder's output, decoder k the mixer's output after taps[k-2] layers, and the
+main decoder the one after taps[-1]. So there are K = len(taps) auxiliary decoders; the three perturbations repeat.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ PERTURBATIONS = (feature_dropout, dropout, feature_noise)
 
 
 class MGCCInference(nn.Module):
-    """The part of MGCC that predicts: images [B,in_channels or 1,H,W] -> logits [B,1,H,W] of the main decoder."""
+    """The inference part of MGCC: images [B,in_channels or 1,H,W] -> logits [B,1,H,W] of the main decoder."""
 
     def __init__(self, encoder: Encoder, mixer: ConvMixer, main: Decoder) -> None:
         super().__init__()
@@ -38,11 +38,11 @@ class MGCCInference(nn.Module):
 class MGCC(nn.Module):
     """Shared encoder and ConvMixer, a main decoder, K auxiliary decoders.
 
-    In training, images [B,in_channels or 1,H,W] -> (main logits [B,1,H,W], K auxiliary logits [B,1,H,W]). In evaluation
-    the main logits alone, and no auxiliary decoder runs.
+    In training mode: images [B,in_channels or 1,H,W] -> (main logits [B,1,H,W], K auxiliary logits [B,1,H,W]). In
+    evaluation mode: only the main logits; no auxiliary decoder runs.
 
-    `gates` says for each decoder, auxiliary 1 to K and then main, whether its skips are gated (Table V). `perturb` says
-    what the auxiliary decoders get perturbed: all levels, skips too (the released code), or the bottleneck (Eq. 7).
+    `gates` switches the attention gates of each decoder, auxiliary 1 to K and then main (Table V). `perturb` selects the
+    perturbed features: all levels including the skips (the released code), or the bottleneck (Eq. 7).
     """
 
     def __init__(
@@ -74,5 +74,5 @@ class MGCC(nn.Module):
         return self.main([*skips, bottlenecks[-1]]), auxiliary  # Eq. 8
 
     def inference_module(self) -> MGCCInference:
-        """What is needed to predict, without the auxiliary decoders; shares its parts with this network."""
+        """Return the network without auxiliary decoders; it shares its modules with this one."""
         return MGCCInference(self.encoder, self.mixer, self.main)

@@ -16,7 +16,7 @@ Network = Union[UNet, CMUNet, MGCC, CCT, "SwinUNet"]
 
 
 def _swin_unet(config: NetworkConfig) -> "SwinUNet":
-    from mgcc_dist.models.swin_unet import SwinUNet  # here, because monai takes seconds to import
+    from mgcc_dist.models.swin_unet import SwinUNet  # imported here because monai takes seconds to import
 
     return SwinUNet(config.in_channels, config.embed_dim, config.depths, config.heads, config.window, config.drop_path)
 
@@ -31,5 +31,5 @@ NETWORKS: dict[str, Callable[[NetworkConfig], Network]] = {
 
 
 def build_network(config: NetworkConfig) -> Network:
-    """The network that `config` names, with fresh weights."""
+    """Build the network `config.name` with freshly initialised weights."""
     return NETWORKS[config.name](config)

@@ -5,8 +5,8 @@
             v                v                v                      v
     head <- stage 0 <-expand- stage 1 <-expand- stage 2 <------------+
 
-As in the released code, a skip carries what enters a stage of the encoder, not what leaves it, the decoder's stages are
-as deep as the encoder's, and the deepest one is not repeated. The attention is monai's.
+As in the released code, a skip connection carries the input of an encoder stage, not its output; decoder stages have as
+many blocks as encoder stages; and the deepest stage is not repeated. The attention is MONAI's.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ PATCH = 4
 
 
 class SwinStage(nn.Module):
-    """Swin blocks, of which every second shifts its windows by half their side: [B,H,W,C] -> [B,H,W,C]."""
+    """Swin blocks; every second one shifts its windows by half their side: [B,H,W,C] -> [B,H,W,C]."""
 
     def __init__(self, channels: int, heads: int, window: int, drop_paths: Sequence[float]) -> None:
-        """One block for each of `drop_paths`, the probabilities that its branches are skipped in training."""
+        """Build one block per entry of `drop_paths`, its stochastic depth rate."""
         super().__init__()
         self.window = (window, window)
         self.shift = (window // 2, window // 2)
@@ -43,7 +43,7 @@ class SwinStage(nn.Module):
 
 
 class PatchExpand(nn.Module):
-    """Each position's channels spread over scale x scale positions: [B,H,W,in] -> [B,scale*H,scale*W,out]."""
+    """Expand each token to scale x scale tokens: [B,H,W,in] -> [B,scale*H,scale*W,out]."""
 
     def __init__(self, in_channels: int, out_channels: int, scale: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class PatchExpand(nn.Module):
 class SwinUNet(nn.Module):
     """Images [B,in_channels or 1,H,W] -> logits [B,1,H,W]. One-channel images are repeated to `in_channels`.
 
-    H and W are multiples of 4 * 2^(stages - 1) * window, so that windows divide the features of every stage.
+    H and W must be multiples of 4 * 2^(stages - 1) * window, so that windows tile the features of every stage.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class SwinUNet(nn.Module):
         window: int = 8,
         drop_path: float = 0.2,
     ) -> None:
-        """`depths` are the blocks of each stage; `drop_path` is the last one's, and grows from 0 linearly."""
+        """`depths` are the blocks per stage; `drop_path` is the last block's rate, growing linearly from 0."""
         super().__init__()
         self.in_channels = in_channels
         self.window = window
@@ -101,8 +101,8 @@ class SwinUNet(nn.Module):
         height, width = x.shape[2:]
         if height % multiple or width % multiple:
             raise UserError(
-                f"images of {width}x{height} don't fit the network: with network.window {self.window}, image_size must "
-                f"divide by {multiple}"
+                f"image_size: {width}x{height} does not fit the network. With network.window {self.window} it must be a "
+                f"multiple of {multiple}."
             )
         if x.shape[1] == 1:
             x = x.expand(-1, self.in_channels, -1, -1)
@@ -119,5 +119,5 @@ class SwinUNet(nn.Module):
         return self.head(x.permute(0, 3, 1, 2))
 
     def inference_module(self) -> "SwinUNet":
-        """What is needed to predict: all of it."""
+        """Return this network; all of it is needed at inference."""
         return self

@@ -16,7 +16,7 @@ PAPER_WIDTHS = (64, 128, 256, 512, 1024)
 class Encoder(nn.Module):
     """Images [B,in_channels or 1,H,W] -> features [B,widths[i],H/2^i,W/2^i] of every level, shallow to deep.
 
-    One-channel images are repeated to `in_channels`. H and W are multiples of 2^(levels - 1).
+    One-channel images are repeated to `in_channels`. H and W must be multiples of 2^(levels - 1).
     """
 
     def __init__(self, in_channels: int, widths: Sequence[int]) -> None:
@@ -28,7 +28,9 @@ class Encoder(nn.Module):
         multiple = 2 ** (len(self.blocks) - 1)
         height, width = x.shape[2:]
         if height % multiple or width % multiple:
-            raise UserError(f"images of {width}x{height} don't fit the network: image_size must divide by {multiple}")
+            raise UserError(
+                f"image_size: {width}x{height} does not fit the network. It must be a multiple of {multiple}."
+            )
         if x.shape[1] == 1:
             x = x.expand(-1, self.in_channels, -1, -1)
         features = []
@@ -39,7 +41,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features of every level, shallow to deep -> logits [B,1,H,W]. With `gated`, an MSAG sits on each skip."""
+    """Features of every level, shallow to deep -> logits [B,1,H,W]. With `gated`, each skip passes an MSAG."""
 
     def __init__(self, widths: Sequence[int], gated: bool) -> None:
         super().__init__()
@@ -68,5 +70,5 @@ class UNet(nn.Module):
         return self.decoder(self.encoder(x))
 
     def inference_module(self) -> "UNet":
-        """What is needed to predict: all of it."""
+        """Return this network; all of it is needed at inference."""
         return self

@@ -43,19 +43,19 @@ class Step:
         return Reference(own, **options)
 
 
-def noisy(x):
+def add_noise(x):
     return x + torch.clamp(torch.randn(x.shape, dtype=x.dtype) * 0.1, min=-0.2, max=0.2)
 
 
 def mean_teacher(s):
-    target = s.network("teacher.").unet(noisy(s.unlabeled))
+    target = s.network("teacher.").unet(add_noise(s.unlabeled))
     p = s.network("student.").unet(s.images)
     return supervised(p[:N], s.masks), (0 if s.number < 1000 else 1) * mse(p[N:], target), mse(p[N:], target)
 
 
 def uamt(s):
-    target = s.network("teacher.").unet(noisy(s.unlabeled))
-    passes = [s.network("teacher.").unet(noisy(s.unlabeled)) for _ in range(8)]
+    target = s.network("teacher.").unet(add_noise(s.unlabeled))
+    passes = [s.network("teacher.").unet(add_noise(s.unlabeled)) for _ in range(8)]
     p = sum(passes) / 8
     entropy = -(p * torch.log(p + 1e-6) + (1 - p) * torch.log(1 - p + 1e-6))
     ramp = math.exp(-5 * (1 - s.number / TOTAL) ** 2)
@@ -147,7 +147,7 @@ def cutmix_teacher(s):
     ],
 )
 def test_ten_steps_equal_the_formula_in_float64(formula, config, network, monkeypatch):
-    monkeypatch.setattr("mgcc_dist.methods.cutmix_teacher.SURE", SURE)
+    monkeypatch.setattr("mgcc_dist.methods.cutmix_teacher.CONFIDENCE_THRESHOLD", SURE)
     torch.manual_seed(3)
     method = build(config, network).double().train()
     trained = [(name, p) for name, p in method.named_parameters() if p.requires_grad]

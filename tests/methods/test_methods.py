@@ -13,7 +13,7 @@ from mgcc_dist.common.config import parse
 from mgcc_dist.common.distributed import seed_step
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.methods.config import MethodConfig
-from mgcc_dist.methods.cutmix_teacher import boxes
+from mgcc_dist.methods.cutmix_teacher import random_boxes
 from mgcc_dist.methods.registry import METHODS, build
 from mgcc_dist.methods.teacher import update_teacher
 from mgcc_dist.models.config import NetworkConfig
@@ -101,7 +101,7 @@ def test_a_teacher_s_decay_rises_to_its_highest_and_stays():
 @given(seed=st.integers(0, 10**6), height=st.integers(8, 40), width=st.integers(8, 40))
 def test_a_pasted_box_is_about_half_of_the_image_and_a_rectangle(seed, height, width):
     torch.manual_seed(seed)
-    for box in boxes(torch.zeros(3, 1, height, width))[:, 0]:
+    for box in random_boxes(torch.zeros(3, 1, height, width))[:, 0]:
         rows, columns = box.any(1), box.any(0)
         assert torch.equal(box, rows[:, None] & columns[None, :])
         assert all(int((edge[1:] != edge[:-1]).sum()) <= 2 for edge in (rows.int(), columns.int()))
