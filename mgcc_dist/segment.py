@@ -1,9 +1,10 @@
 """Train one segmentation run: any method, any network, one split, one seed.
 
-    accelerate launch -m mgcc_dist.segment --preset mgcc_busi --data.shards out/busi --out out/runs/mgcc_1
+    mgcc segment --preset mgcc_busi --data.shards out/busi --out out/runs/mgcc_1                           # one process
+    accelerate launch -m mgcc_dist.segment --preset mgcc_busi --data.shards out/busi --out out/runs/mgcc_1  # several
 
-The run folder then holds `best/` and `last/model.safetensors` (read by `mgcc_dist.predict`) and `result.json` with the
-scores of every validation image (read by `mgcc_dist.report`). The same command again goes on where a run was stopped.
+Writes `best/model.safetensors` and `last/model.safetensors` (read by `mgcc predict`) and `result.json` with the scores
+of every validation image (read by `mgcc report`). Rerun the same command to resume.
 """
 
 import time
@@ -20,7 +21,7 @@ def main() -> None:
 
 
 def run(config: SegmentConfig) -> None:
-    """One run, from shards to result.json; returns at once where that is there already."""
+    """Train and score one run, from shards to result.json; return at once if that exists."""
     from accelerate.utils import set_seed
 
     from mgcc_dist.common.distributed import describe, start
@@ -36,7 +37,7 @@ def run(config: SegmentConfig) -> None:
     open_run_folder(folder, config, accelerator)
     accelerator.print(f"segment: {describe(accelerator)}")
     if is_finished(folder):
-        accelerator.print(f"segment: {folder / 'result.json'} is there already; nothing to do")
+        accelerator.print(f"segment: {folder / 'result.json'} already exists; nothing to do")
         return
 
     data = ShardFolder.open(Path(config.data.shards), verify=accelerator.is_local_main_process)

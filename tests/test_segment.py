@@ -1,4 +1,4 @@
-"""The segmentation program: which images a setting uses, what a run leaves, what it refuses."""
+"""`mgcc segment`: the images of each setting, the files a run writes, the settings it refuses."""
 
 import json
 from pathlib import Path
@@ -63,17 +63,17 @@ def test_each_setting_of_the_paper_uses_its_images(data):
 @pytest.mark.parametrize(
     ("preset", "words", "message"),
     [
-        ("mgcc_demo", ["--data.labels", "all"], r"mgcc learns from unlabeled images but there are none; give"),
-        ("mgcc_demo", ["--data.batch_unlabeled", "0"], r"mgcc learns from unlabeled images; data\.batch_unlabeled"),
-        ("unet_demo", ["--data.batch_unlabeled", "4"], r"supervised uses no unlabeled images; set data\.batch"),
+        ("mgcc_demo", ["--data.labels", "all"], r"method\.name: mgcc needs unlabeled images and there are none\. Set"),
+        ("mgcc_demo", ["--data.batch_unlabeled", "0"], r"data\.batch_unlabeled: method mgcc needs unlabeled images"),
+        ("unet_demo", ["--data.batch_unlabeled", "4"], r"method supervised uses no unlabeled images\. Set it to 0"),
     ],
 )
-def test_batches_that_do_not_fit_the_method_are_refused(data, preset, words, message):
+def test_batch_that_does_not_fit_the_method_is_refused(data, preset, words, message):
     with pytest.raises(UserError, match=message):
         counts_of(configured(data, *words, preset=preset))
 
 
-def test_another_data_set_is_scored_but_not_trained_on(data, tmp_path, phantom_shards):
+def test_external_data_set_is_scored_but_not_trained_on(data, tmp_path, phantom_shards):
     other = tmp_path / "other"
     other.mkdir()
     samples = [phantom_shards.read(i) for i in range(3)]
@@ -89,7 +89,7 @@ def test_another_data_set_is_scored_but_not_trained_on(data, tmp_path, phantom_s
         assert scored["summary"]["images"] == 3
 
 
-def test_a_run_on_curated_samples_says_which_they_are(data, tmp_path):
+def test_run_on_curated_samples_records_their_selection(data, tmp_path):
     request = {"checkpoint": "abc", "seed": 0}
     samples = ShardFolder.open(data[1])
     write_index(data[1], "synthetic", samples.index["shards"], request=request)
@@ -105,12 +105,12 @@ def test_a_run_on_curated_samples_says_which_they_are(data, tmp_path):
     assert result["synthetic"]["selection"] == {"sha256": sha256, "accepted": 2, "of": 5}
 
 
-def test_an_external_set_without_masks_is_refused(data):
-    with pytest.raises(UserError, match=r"5 records have no mask, 'synthetic-0' first; data\.external needs labeled"):
+def test_external_data_set_without_masks_is_refused(data):
+    with pytest.raises(UserError, match=r"data\.external: 5 records of .* have no mask, the first is 'synthetic-0'"):
         counts_of(configured(data, "--data.external", json.dumps([str(data[1])])))
 
 
-def test_a_run_leaves_a_result_and_networks_that_load(data, tmp_path, capsys):
+def test_run_writes_a_result_and_loadable_networks(data, tmp_path, capsys):
     steps = ["--loop.epochs", "null", "--loop.steps", "3", "--out", tmp_path]
     config = configured(data, *steps)
     run(config)

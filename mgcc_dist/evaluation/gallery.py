@@ -1,4 +1,4 @@
-"""Pictures of a segmentation run."""
+"""Example predictions of a segmentation run as one picture."""
 
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ TRUTH, PREDICTION = "#35c46a", "#ff5a4e"
 def segmentation_gallery(
     network: nn.Module, data: ShardFolder, scores: list[dict[str, Any]], image_size: int, path: Path, count: int = 6
 ) -> None:
-    """Draw `count` lesion images from the worst to the best IoU, with the contours of truth and prediction.
+    """Draw `count` lesion images from the worst to the best IoU, with the contours of ground truth and prediction.
 
-    `network` is in evaluation mode; `scores` are what `evaluation.score_images` gave for it, of records of `data`.
+    `network` is in evaluation mode; `scores` are its scores by `score_images`, for records of `data`.
     """
     ranked = sorted((score for score in scores if score["lesion"]), key=lambda score: score["lesion"]["iou"])
-    places = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)
-    shown = [ranked[place] for place in places]
+    indices = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)
+    shown = [ranked[index] for index in indices]
     if not shown:
         return
     device = next(network.parameters()).device
@@ -42,6 +42,6 @@ def segmentation_gallery(
             panel.contour(predicted, levels=[0.5], colors=PREDICTION, linewidths=1.4)
         panel.set_title(f"{score['key']}\nIoU {100 * score['lesion']['iou']:.0f} %", fontsize=8)
         panel.axis("off")
-    figure.suptitle("validation images from worst to best: truth green, prediction red", fontsize=8)
+    figure.suptitle("validation images from worst to best: ground truth green, prediction red", fontsize=8)
     with replacing(path) as scratch:
         figure.savefig(scratch, format="png", dpi=110)

@@ -1,18 +1,18 @@
-"""Scores of a predicted mask against the true one, per image, and their means over a data set.
+"""Segmentation metrics of one image, and their means over a data set.
 
-Four scores under three protocols, all in [0,1]. With TP, FP, FN counted over the pixels of one image:
+IoU, recall, precision and F1 in [0,1] under three protocols. TP, FP and FN count the pixels of one image:
 
-paper      what the paper's released code computes, to the bit: IoU = (TP + 1e-5) / (TP + FP + FN + 1e-5), Recall =
-           TP / (TP + FN + 1e-6), Precision = TP / (TP + FP + 1e-6), F1 = 2 R P / (R + P + 1e-6). For the last three
-           it takes as foreground what equals the true mask's highest value, so an EMPTY true mask counts as all
-           foreground: a normal image that is rightly predicted empty scores IoU 1 but Recall, Precision and F1 of 0.
-corrected  the same ratios without smoothing. Where true mask and prediction are both empty all four are 1; any other
-           ratio of 0 by 0 is 0.
-lesion     corrected, over the images with a lesion only.
+paper      bit-identical to the paper's released code: IoU = (TP + 1e-5) / (TP + FP + FN + 1e-5), Recall = TP /
+           (TP + FN + 1e-6), Precision = TP / (TP + FP + 1e-6), F1 = 2 R P / (R + P + 1e-6). For the last three its
+           foreground is every pixel equal to the ground truth's maximum, so an EMPTY ground truth counts as all
+           foreground: a normal image correctly predicted empty scores IoU 1 but recall, precision and F1 of 0.
+corrected  the same ratios without smoothing. If ground truth and prediction are both empty, all four are 1; any other
+           0/0 is 0.
+lesion     corrected, only over the images with a lesion.
 
-Beside them: specificity (the share of images without lesion that are predicted empty), HD95 (95th percentile of the
-Hausdorff distance) and ASD (average symmetric surface distance), both in pixels of the masks as given. A distance is
-undefined (None) where one of the two masks is empty; means are over the images where it is defined, which are counted.
+Also specificity (fraction of images without lesion that are predicted empty), HD95 (95th percentile of the Hausdorff
+distance) and ASD (average symmetric surface distance), both in pixels of the given masks. A distance is undefined
+(None) if one of the masks is empty; means are over the images where it is defined, and their number is reported.
 """
 
 import warnings
@@ -24,43 +24,43 @@ import torch
 from torch import Tensor
 
 
-def count(predicted: Tensor, truth: Tensor) -> Tensor:
-    """int64 [B,3] on the masks' device: pixels in both, in `predicted` and in `truth`; bool masks [B,...].
+def pixel_counts(predicted: Tensor, truth: Tensor) -> Tensor:
+    """Count the pixels of bool masks [B,...]: int64 [B,3] on their device, of TP, `predicted` and `truth`.
 
-    All that the protocols need of a batch; nothing waits for the device.
+    These counts are all that the protocols need; nothing waits for the device.
     """
     masks = (predicted & truth, predicted, truth)
     return torch.stack([mask.flatten(1).sum(1) for mask in masks], dim=1)
 
 
-def scores_of(counts: Sequence[int], pixels: int) -> dict[str, Any]:
-    """Scores of one image of `pixels` pixels from its row of `count`, as `score_image` gives them without surfaces."""
-    overlap, found, there = counts
-    corrected = _corrected(overlap, found, there)
+def scores_from_counts(counts: Sequence[int], pixels: int) -> dict[str, Any]:
+    """Score one image of `pixels` pixels from its row of `pixel_counts`; as `score_image` without surface distances."""
+    tp, predicted, truth = counts
+    corrected = _corrected(tp, predicted, truth)
     return {
-        "paper": _paper(overlap, found, there, pixels),
+        "paper": _paper(tp, predicted, truth, pixels),
         "corrected": corrected,
-        "lesion": corrected if there else None,
-        "predicted_empty": not found,
+        "lesion": corrected if truth else None,
+        "predicted_empty": not predicted,
     }
 
 
 def score_image(predicted: np.ndarray, truth: np.ndarray, surface: bool) -> dict[str, Any]:
-    """Scores of one image: {"paper": {...}, "corrected": {...}, "lesion": {...} | None, "predicted_empty": bool}.
+    """Score one image: {"paper": {...}, "corrected": {...}, "lesion": {...} | None, "predicted_empty": bool}.
 
-    `predicted` and `truth` are bool [H,W]. `surface` adds "hd95" and "asd" (float | None), in some 5 ms.
+    `predicted` and `truth` are bool [H,W]. `surface` adds "hd95" and "asd" (float | None), which takes about 5 ms.
     """
     counts = [int(mask.sum()) for mask in (predicted & truth, predicted, truth)]
-    scores = scores_of(counts, truth.size)
+    scores = scores_from_counts(counts, truth.size)
     return scores | surface_distances(predicted, truth) if surface else scores
 
 
 def summarize(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over images, from what `score_image` gave for each.
+    """Average the scores of `score_image` over images.
 
-    {"paper": {...}, "corrected": {...}, "lesion": {...} | None, "specificity": float | None, "images": n, "lesions": n}
-    and, if the scores hold them, {"hd95": float | None, "asd": float | None, "surfaces": n}. None stands for the mean
-    over no image. `scores` is not empty.
+    Returns {"paper": {...}, "corrected": {...}, "lesion": {...} | None, "specificity": float | None, "images": n,
+    "lesions": n} and, if the scores have them, {"hd95": float | None, "asd": float | None, "surfaces": n}. None means
+    that there is no image to average. `scores` must not be empty.
     """
     lesion = [score["lesion"] for score in scores if score["lesion"]]
     normal = [float(score["predicted_empty"]) for score in scores if not score["lesion"]]
@@ -80,32 +80,32 @@ def summarize(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def _paper(overlap: int, found: int, there: int, pixels: int) -> dict[str, float]:
-    iou = (overlap + 1e-5) / (found + there - overlap + 1e-5)
-    if not there:  # an empty truth is taken as all foreground
-        overlap, there = found, pixels
-    recall = float(overlap) / (float(there) + 1e-6)
-    precision = float(overlap) / (float(found) + 1e-6)
+def _paper(tp: int, predicted: int, truth: int, pixels: int) -> dict[str, float]:
+    iou = (tp + 1e-5) / (predicted + truth - tp + 1e-5)
+    if not truth:  # the released code takes an empty ground truth as all foreground
+        tp, truth = predicted, pixels
+    recall = float(tp) / (float(truth) + 1e-6)
+    precision = float(tp) / (float(predicted) + 1e-6)
     f1 = 2 * recall * precision / (recall + precision + 1e-6)
     return {"iou": iou, "recall": recall, "precision": precision, "f1": f1}
 
 
-def _corrected(overlap: int, found: int, there: int) -> dict[str, float]:
-    if not found and not there:
+def _corrected(tp: int, predicted: int, truth: int) -> dict[str, float]:
+    if not predicted and not truth:
         return dict.fromkeys(("iou", "recall", "precision", "f1"), 1.0)
     return {
-        "iou": overlap / (found + there - overlap),
-        "recall": overlap / there if there else 0.0,
-        "precision": overlap / found if found else 0.0,
-        "f1": 2 * overlap / (found + there),
+        "iou": tp / (predicted + truth - tp),
+        "recall": tp / truth if truth else 0.0,
+        "precision": tp / predicted if predicted else 0.0,
+        "f1": 2 * tp / (predicted + truth),
     }
 
 
 def surface_distances(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float | None]:
-    """{"hd95", "asd"} of one image, in pixels; None where a mask is empty. `predicted` and `truth` are bool [H,W]."""
+    """Compute {"hd95", "asd"} of bool masks [H,W], in pixels; None if a mask is empty."""
     if not predicted.any() or not truth.any():
         return {"hd95": None, "asd": None}
-    # Importing monai takes seconds, and only a final evaluation needs it.
+    # Imported here: it takes seconds, and only a final evaluation needs it.
     from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 
     pair = [torch.from_numpy(mask)[None, None].float() for mask in (predicted, truth)]  # [1,1,H,W]

@@ -1,7 +1,7 @@
 """Building blocks of the networks: convolution blocks, ConvMixer layer, multi-scale attention gate, perturbations.
 
-Tensors are [B,C,H,W]. Convolutions and norms are named attributes, so that a fused module can replace them with the same
-state_dict keys.
+Tensors are [B,C,H,W]. Convolutions and norms are named attributes, so that a fused module can replace them with
+the same state_dict keys.
 """
 
 from collections.abc import Callable, Sequence

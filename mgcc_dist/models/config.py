@@ -15,16 +15,16 @@ class NetworkConfig:
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
     """channels per level, shallow to deep (unet, cmunet, mgcc, cct; paper: 64, 128, 256, 512, 1024)"""
     taps: tuple[int, ...] = (3, 6, 9)
-    """ConvMixer layers before auxiliary decoders 2, 3, ... and, last, before the main decoder. Its length K is the number
-    of auxiliary decoders; the first takes the encoder's output (mgcc; paper: 3, 6, 9; Table VI varies it)"""
+    """ConvMixer layers before auxiliary decoders 2, 3, ... and, last, before the main decoder. Its length K is the
+    number of auxiliary decoders; the first takes the encoder's output (mgcc; paper: 3, 6, 9; Table VI varies it)"""
     kernel_size: int = 7
     """kernel size of the ConvMixer's depthwise convolutions, in pixels, odd (cmunet, mgcc; paper: 7)"""
     gates: tuple[bool, ...] = (True, True, True, True)
     """attention gates on the skip connections of auxiliary decoders 1 to K and, last, of the main decoder (mgcc; paper:
     all true; Table V varies it)"""
     perturb: Literal["all_levels", "bottleneck"] = "all_levels"
-    """features perturbed for an auxiliary decoder: all levels including the skips (released code), or the bottleneck, as
-    in Eq. 7 (mgcc, cct)"""
+    """features perturbed for an auxiliary decoder: all levels including the skips (released code), or the bottleneck,
+    as in Eq. 7 (mgcc, cct)"""
     mixer_layers: int = 7
     """ConvMixer layers on the bottleneck (cmunet; paper: 7; mgcc has taps[-1])"""
 
@@ -35,8 +35,8 @@ class NetworkConfig:
     heads: tuple[int, ...] = (3, 6, 12, 24)
     """attention heads per stage; must divide its channels (swin_unet; original: 3, 6, 12, 24)"""
     window: int = 8
-    """side of the attention windows, in tokens; image_size must be a multiple of 4 * 2^(stages - 1) * window, hence 8 for
-    256 (swin_unet; original: 7, for 224)"""
+    """side of the attention windows, in tokens; image_size must be a multiple of 4 * 2^(stages - 1) * window, hence 8
+    for 256 (swin_unet; original: 7, for 224)"""
     drop_path: float = 0.2
     """stochastic depth rate of the last block, linear from 0 at the first block (swin_unet; SSL4MIS: 0.2)"""
 

@@ -41,8 +41,8 @@ class MGCC(nn.Module):
     In training mode: images [B,in_channels or 1,H,W] -> (main logits [B,1,H,W], K auxiliary logits [B,1,H,W]). In
     evaluation mode: only the main logits; no auxiliary decoder runs.
 
-    `gates` switches the attention gates of each decoder, auxiliary 1 to K and then main (Table V). `perturb` selects the
-    perturbed features: all levels including the skips (the released code), or the bottleneck (Eq. 7).
+    `gates` switches the attention gates of each decoder, auxiliary 1 to K and then main (Table V). `perturb` selects
+    the perturbed features: all levels including the skips (the released code), or the bottleneck (Eq. 7).
     """
 
     def __init__(

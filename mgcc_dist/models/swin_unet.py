@@ -101,8 +101,8 @@ class SwinUNet(nn.Module):
         height, width = x.shape[2:]
         if height % multiple or width % multiple:
             raise UserError(
-                f"image_size: {width}x{height} does not fit the network. With network.window {self.window} it must be a "
-                f"multiple of {multiple}."
+                f"image_size: {width}x{height} does not fit the network. With network.window {self.window} it must be "
+                f"a multiple of {multiple}."
             )
         if x.shape[1] == 1:
             x = x.expand(-1, self.in_channels, -1, -1)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from mgcc_dist.evaluation.statistics import FEWEST, RESAMPLES
+from mgcc_dist.evaluation.statistics import MIN_IMAGES, RESAMPLES
 from mgcc_dist.reporting.tables import METRICS, PROTOCOLS, Cell, Score, Table
 
 NAMES = {"iou": "IoU", "recall": "Recall", "precision": "Precision", "f1": "F1"}
@@ -119,7 +119,7 @@ def _legend(table: Table) -> list[str]:
     if sweep.reference:
         lines.append(
             f"† differs from {sweep.reference}, p < {SIGNIFICANT}: paired bootstrap over images ({RESAMPLES:,} "
-            f"resamples, two-sided, {FEWEST} images or more) of the splits that both have, Holm-corrected over the "
+            f"resamples, two-sided, {MIN_IMAGES} images or more) of the splits that both have, Holm-corrected over the "
             "rows of a column. It says that these trained networks differ, not that other seeds would agree."
         )
     return lines

@@ -1,1 +1,1 @@
-"""What `mgcc_dist.segment` trains: a method on a data set, its batches and its scores."""
+"""The training task of `mgcc segment`: a method on a data set, its batches and its scores."""

@@ -1,4 +1,4 @@
-"""One segmentation run as a task of the training loop: its batches, its validation, the scores of what it saved."""
+"""A segmentation run as a task of the training loop: its batches, validation and final scores."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from mgcc_dist.data.sources import Concat, Source, subset_by_keys
 from mgcc_dist.data.splits import Split
 from mgcc_dist.evaluation.gallery import segmentation_gallery
 from mgcc_dist.evaluation.metrics import summarize
-from mgcc_dist.evaluation.scores import KeptBatches, score_images
+from mgcc_dist.evaluation.scores import CachedBatches, score_images
 from mgcc_dist.inference.loading import header, load_predictor
 from mgcc_dist.kernels.fuse import fuse
 from mgcc_dist.methods.method import Method
@@ -27,7 +27,7 @@ from mgcc_dist.train.weights import count_parameters, zero_stage
 
 
 class SegmentationTask:
-    """What the loop trains: a method on a labeled and an unlabeled stream."""
+    """Train a method on a stream of labeled and a stream of unlabeled images."""
 
     name = "segment"
     best_metric = "iou"
@@ -38,21 +38,21 @@ class SegmentationTask:
         self.module: nn.Module = fuse(build(config.method, config.network), config.kernels)
         if zero_stage(accelerator) == 3 and not all(weight.requires_grad for weight in self.module.parameters()):
             raise SharedError(
-                f"method.name {config.method.name} has a teacher, an average of whole weights, of which ZeRO-3 leaves "
-                "each rank a part; start it with ZeRO-2, ZeRO-1 or DDP (launch/README.md)"
+                f"method.name: {config.method.name} averages the weights of a teacher, which ZeRO-3 partitions. "
+                "Use ZeRO-2, ZeRO-1 or DDP (launch/README.md)."
             )
-        if accelerator.distributed_type != DistributedType.DEEPSPEED:  # which needs its parameters contiguous
-            # Convolutions are faster in this layout, by 12 % on two CPU cores.
+        if accelerator.distributed_type != DistributedType.DEEPSPEED:  # DeepSpeed needs contiguous parameters
+            # Convolutions are faster in this layout: 12 % on two CPU cores.
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.data = data
-        self.verify = accelerator.is_local_main_process  # one rank a node checks the shards it opens
+        self.verify = accelerator.is_local_main_process  # one rank per node verifies checksums
         labeled = split.labeled + split.unlabeled if config.data.labels == "all" else split.labeled
-        learns = _as_method(self.module).uses_unlabeled
-        unlabeled = self._unlabeled(split) if learns else {}
+        uses_unlabeled = _as_method(self.module).uses_unlabeled
+        unlabeled = self._unlabeled(split) if uses_unlabeled else {}
         synthetic = unlabeled.get("synthetic")
         self.synthetic = selection.origin(synthetic) if isinstance(synthetic, ShardFolder) else None
-        """of which checkpoint and selection the synthetic images are"""
-        _check_batch(config, learns, bool(unlabeled))
+        """checkpoint and selection that the synthetic images come from"""
+        _check_batch(config, uses_unlabeled, bool(unlabeled))
         self.counts = {
             "labeled": len(labeled),
             "unlabeled": sum(map(len, unlabeled.values())),
@@ -72,20 +72,20 @@ class SegmentationTask:
             augment=True,
         )
         validation = self._evaluation(subset_by_keys(data, split.validation), accelerator)
-        self.validation = KeptBatches(validation, accelerator.device)
+        self.validation = CachedBatches(validation, accelerator.device)
         self.external = [
-            (folder, KeptBatches(self._evaluation(folder, accelerator), accelerator.device))
+            (folder, CachedBatches(self._evaluation(folder, accelerator), accelerator.device))
             for folder in map(self._open, config.data.external)
         ]
         for folder, _ in self.external:
             if unmasked := [record.key for record in folder.records if not record.labeled]:
                 raise UserError(
-                    f"{folder.folder}: {len(unmasked)} records have no mask, {unmasked[0]!r} first; "
-                    "data.external needs labeled images"
+                    f"data.external: {len(unmasked)} records of {folder.folder} have no mask, the first is "
+                    f"{unmasked[0]!r}. Only labeled images can be scored."
                 )
 
     def parameters(self) -> dict[str, int]:
-        """Numbers of parameters, of the network that predicts and of all that is trained."""
+        """Number of parameters of the inference network, and of everything that is trained."""
         return {
             "inference": count_parameters(_as_method(self.module).predictor()),
             "training": count_parameters(self.module),
@@ -95,7 +95,7 @@ class SegmentationTask:
         _as_method(self.module).after_step(progress)
 
     def validate(self, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:
-        """Mean scores under the corrected protocol (see metrics.py)."""
+        """Mean validation scores under the corrected protocol (evaluation/metrics.py)."""
         images = score_images(_as_method(module).predictor(), self.validation, accelerator, surface=False)
         return summarize(images)["corrected"]
 
@@ -106,7 +106,7 @@ class SegmentationTask:
         return header(self.config.method, self.config.network, self.config.data.image_size)
 
     def score_saved(self, run: Path, weights: Literal["best", "last"], accelerator: Accelerator) -> dict[str, Any]:
-        """Full scores of a saved network, image by image; draws RUN/WEIGHTS/gallery.png."""
+        """Score a saved network image by image, with surface distances; draw RUN/WEIGHTS/gallery.png."""
         network, _ = load_predictor(run, weights)
         network.to(accelerator.device)
         scored = self._scored(network, self.data, self.validation, accelerator)
@@ -120,7 +120,7 @@ class SegmentationTask:
         return scored
 
     def _scored(
-        self, network: nn.Module, data: ShardFolder, batches: KeptBatches, accelerator: Accelerator
+        self, network: nn.Module, data: ShardFolder, batches: CachedBatches, accelerator: Accelerator
     ) -> dict[str, Any]:
         images = score_images(network, batches, accelerator, surface=True)
         classes = {record.key: record.category for record in data.records}
@@ -129,7 +129,7 @@ class SegmentationTask:
         return {"summary": summarize(images), "images": images}
 
     def _unlabeled(self, split: Split) -> dict[str, Source]:
-        """Where unlabeled images come from: "training", "synthetic", "similar", as far as the config asks for them."""
+        """Sources of unlabeled images that the config asks for: "training", "synthetic", "similar"."""
         config, sources = self.config.data, dict[str, Source]()
         if config.unlabeled and config.labels == "half":
             sources["training"] = subset_by_keys(self.data, split.unlabeled)
@@ -154,17 +154,17 @@ class SegmentationTask:
         )
 
 
-def _check_batch(config: SegmentConfig, learns: bool, there_are: bool) -> None:
-    """Raise UserError unless batches hold unlabeled images exactly where the method learns from them."""
+def _check_batch(config: SegmentConfig, uses_unlabeled: bool, has_unlabeled: bool) -> None:
+    """Raise UserError unless batches contain unlabeled images exactly if the method uses them."""
     name, batch = config.method.name, config.data.batch_unlabeled
-    if batch and not learns:
-        raise UserError(f"method.name {name} uses no unlabeled images; set data.batch_unlabeled 0, not {batch}")
-    if learns and not batch:
-        raise UserError(f"method.name {name} learns from unlabeled images; data.batch_unlabeled must not be 0")
-    if learns and not there_are:
+    if batch and not uses_unlabeled:
+        raise UserError(f"data.batch_unlabeled: method {name} uses no unlabeled images. Set it to 0, not {batch}.")
+    if uses_unlabeled and not batch:
+        raise UserError(f"data.batch_unlabeled: method {name} needs unlabeled images, so this must not be 0")
+    if uses_unlabeled and not has_unlabeled:
         raise UserError(
-            f"method.name {name} learns from unlabeled images but there are none; "
-            "give data.synthetic or data.similar, or data.labels half with data.unlabeled true"
+            f"method.name: {name} needs unlabeled images and there are none. "
+            "Set data.synthetic or data.similar, or data.labels half with data.unlabeled true."
         )
 
 

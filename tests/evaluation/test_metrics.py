@@ -1,4 +1,4 @@
-"""The three protocols against the cases that define them and against pixel-by-pixel counting."""
+"""The three protocols on hand-made cases and against pixel-by-pixel counting."""
 
 import json
 
@@ -33,7 +33,7 @@ def values(scores):
         pytest.param(FULL, FULL, [1, 1, 1, 1], [1, 1, 1, 1], id="lesion fills the image"),
     ],
 )
-def test_protocols_on_the_cases_that_tell_them_apart(predicted, truth, paper, corrected):
+def test_protocols_on_the_cases_where_they_differ(predicted, truth, paper, corrected):
     scores = score_image(predicted, truth, surface=False)
     # "normal, one false pixel": the released code's recall is 1 pixel of 256, which a mask of full size rounds to 0
     assert values(scores["paper"]) == pytest.approx(paper, abs=0.01)
@@ -80,7 +80,7 @@ def _by_definition(predicted, truth):
     return [tp / (tp + fp + fn), recall, precision, 2 * recall * precision / (recall + precision)]
 
 
-def test_summary_means_each_protocol_over_its_own_images():
+def test_summary_averages_each_protocol_over_its_own_images():
     images = [
         score_image(square(3, 3), square(3, 3), surface=False),  # lesion found
         score_image(EMPTY, square(3, 3), surface=False),  # lesion missed
@@ -98,7 +98,7 @@ def test_summary_means_each_protocol_over_its_own_images():
     assert "hd95" not in summary
 
 
-def test_summary_of_lesions_only_or_normals_only_has_none_for_what_is_undefined():
+def test_summary_has_none_where_there_is_no_image_to_average():
     assert summarize([score_image(EMPTY, square(1, 1), surface=True)]) | {"paper": 0, "corrected": 0, "lesion": 0} == {
         "paper": 0,
         "corrected": 0,
@@ -113,7 +113,7 @@ def test_summary_of_lesions_only_or_normals_only_has_none_for_what_is_undefined(
     assert summarize([score_image(EMPTY, EMPTY, surface=False)])["lesion"] is None
 
 
-def test_surface_distances_are_pixels_and_undefined_where_a_mask_is_empty():
+def test_surface_distances_are_in_pixels_and_none_if_a_mask_is_empty():
     moved = score_image(square(3, 3), square(3, 7), surface=True)
     assert moved["hd95"] == pytest.approx(4.0)
     assert score_image(square(3, 3), square(3, 3), surface=True)["asd"] == 0.0
@@ -141,7 +141,7 @@ def test_surface_distances_equal_brute_force_over_edge_pixels():
 
 
 def _edge_pixels(mask):
-    """Foreground pixels with a background pixel, or the image's border, above, below, left or right."""
+    """Foreground pixels with a background pixel or the image border as 4-neighbour."""
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return np.argwhere(mask & ~inner)

@@ -1,4 +1,4 @@
-"""Scoring in batches: the same scores as image by image."""
+"""Scoring in batches equals scoring image by image."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from torch import nn
 from mgcc_dist.data.loader import Batch
 from mgcc_dist.evaluation import scores
 from mgcc_dist.evaluation.metrics import score_image
-from mgcc_dist.evaluation.scores import KeptBatches, score_images
+from mgcc_dist.evaluation.scores import CachedBatches, score_images
 
 
 def batches(sizes):
@@ -27,7 +27,7 @@ def batches(sizes):
 
 
 @pytest.mark.parametrize("surface", [False, True])
-def test_scores_of_batches_are_those_of_single_images_to_the_bit(surface):
+def test_batched_scores_are_bit_identical_to_single_images(surface):
     data = batches((3, 3, 1))
     scores = score_images(nn.Identity(), data, Accelerator(cpu=True), surface)
     expected = {
@@ -39,7 +39,7 @@ def test_scores_of_batches_are_those_of_single_images_to_the_bit(surface):
     assert scores == [expected[key] for key in sorted(expected)]
 
 
-def test_scoring_without_surfaces_reads_the_device_once(monkeypatch):
+def test_scoring_without_surface_distances_synchronises_once(monkeypatch):
     reads = []
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self, read=torch.Tensor.tolist: reads.append(1) or read(self))
     for name in ("item", "numpy", "cpu"):
@@ -49,7 +49,7 @@ def test_scoring_without_surfaces_reads_the_device_once(monkeypatch):
 
 
 @pytest.mark.parametrize(("limit", "loads"), [(2**30, 1), (5000, 2)])
-def test_kept_batches_are_loaded_once_unless_they_are_too_large(monkeypatch, limit, loads):
+def test_cached_batches_are_loaded_once_unless_they_are_too_large(monkeypatch, limit, loads):
     class Loader:
         passes = 0
 
@@ -57,9 +57,9 @@ def test_kept_batches_are_loaded_once_unless_they_are_too_large(monkeypatch, lim
             self.passes += 1
             yield from batches((3, 3, 1))  # 8064 bytes
 
-    monkeypatch.setattr(scores, "KEPT_BYTES", limit)
+    monkeypatch.setattr(scores, "CACHE_BYTES", limit)
     loader = Loader()
-    kept = KeptBatches(loader, torch.device("cpu"))
+    kept = CachedBatches(loader, torch.device("cpu"))
     for _ in range(2):
         seen = list(kept)
         assert [batch.keys for batch in seen] == [batch.keys for batch in batches((3, 3, 1))]

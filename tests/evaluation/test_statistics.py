@@ -1,11 +1,11 @@
-"""The paired test: right under the null, finds what is planted, blind to order; Holm's correction by hand."""
+"""The paired test under the null hypothesis, with a planted difference, in any order; Holm's correction by hand."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgcc_dist.evaluation.statistics import FEWEST, holm, paired_bootstrap
+from mgcc_dist.evaluation.statistics import MIN_IMAGES, holm, paired_bootstrap
 
 
 def clusters(rng, images, shift=0.0):
@@ -16,7 +16,7 @@ def clusters(rng, images, shift=0.0):
     return sums, counts
 
 
-def test_p_values_are_uniform_where_there_is_no_difference():
+def test_p_values_are_uniform_under_the_null_hypothesis():
     p = np.array(
         [[d.p for d in paired_bootstrap(*clusters(np.random.default_rng(k), 120))] for k in range(200)]
     ).ravel()
@@ -32,7 +32,7 @@ def test_images_in_several_splits_do_not_count_as_several_images():
         assert (thrice.images, thrice.pairs) == (once.images, 3 * once.pairs)
 
 
-def test_a_planted_difference_is_found_and_its_interval_holds_it():
+def test_planted_difference_is_found_and_its_interval_covers_it():
     found = paired_bootstrap(*clusters(np.random.default_rng(3), 300, shift=np.array([0.5, 0.0, -0.5])))
     better, same, worse = found
     assert better.p < 0.001
@@ -43,14 +43,14 @@ def test_a_planted_difference_is_found_and_its_interval_holds_it():
     assert same.p > 0.05
 
 
-def test_equal_scores_are_no_difference():
+def test_equal_scores_give_no_difference():
     (difference,) = paired_bootstrap(np.zeros((50, 1)), np.ones(50, int))
     assert (difference.mean, difference.low, difference.high, difference.p) == (0, 0, 0, 1)
 
 
 @settings(deadline=None, derandomize=True, max_examples=20)
 @given(st.integers(0, 1000), st.floats(-0.5, 0.5))
-def test_p_value_and_interval_agree_and_turning_the_sign_turns_the_interval(seed, shift):
+def test_p_value_agrees_with_the_interval_and_sign_flips_mirror_it(seed, shift):
     sums, counts = clusters(np.random.default_rng(seed), 40, shift)
     for one, other in zip(paired_bootstrap(sums, counts), paired_bootstrap(-sums, counts), strict=True):
         assert (one.p < 0.05) == (not one.low <= 0 <= one.high) or abs(one.p - 0.05) < 0.001
@@ -59,11 +59,11 @@ def test_p_value_and_interval_agree_and_turning_the_sign_turns_the_interval(seed
 
 
 def test_too_few_images_are_not_tested():
-    assert paired_bootstrap(np.ones((FEWEST - 1, 2)), np.ones(FEWEST - 1, int)) is None
-    assert paired_bootstrap(np.ones((FEWEST, 2)), np.ones(FEWEST, int)) is not None
+    assert paired_bootstrap(np.ones((MIN_IMAGES - 1, 2)), np.ones(MIN_IMAGES - 1, int)) is None
+    assert paired_bootstrap(np.ones((MIN_IMAGES, 2)), np.ones(MIN_IMAGES, int)) is not None
 
 
-def test_holm_is_the_one_of_the_book():
+def test_holm_matches_the_published_example():
     # By hand: 0.005 * 4, 0.01 * 3, 0.03 * 2, and 0.04 * 1, which is raised to the one before it.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.7]) == [1, 1]

@@ -60,7 +60,7 @@ def compare_step(model, images, kernels, tolerance):
 @pytest.fixture
 def no_perturbation(monkeypatch):
     """Random draws differ between precisions; the decoders see the features as they are."""
-    monkeypatch.setattr("mgcc_dist.models.mgcc.perturbed", lambda features, perturb, skips_too: list(features))
+    monkeypatch.setattr("mgcc_dist.models.mgcc.perturbed", lambda features, perturb, perturb_skips: list(features))
 
 
 def test_training_step_by_torch_forms_is_the_plain_one_in_float64(no_perturbation):

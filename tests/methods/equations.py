@@ -1,4 +1,4 @@
-"""Eq. 3 to 12 of the paper and the networks, written again on plain tensors of any dtype for the golden tests."""
+"""Eq. 3 to 12 of the paper and the networks, reimplemented on plain tensors of any dtype for the golden tests."""
 
 import math
 

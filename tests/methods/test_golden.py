@@ -1,4 +1,4 @@
-"""MGCC's step against Eq. 3 to 12 written again in float64 (equations.py): losses and gradients over ten steps.
+"""MGCC's step against Eq. 3 to 12 reimplemented in float64 (equations.py): losses and gradients over ten steps.
 
 Nothing of the package computes here but the method itself. The only thing shared is the order in which random numbers
 are drawn: auxiliary decoder 1, 2, ... and in each the levels from shallow to deep.

@@ -1,4 +1,4 @@
-"""Each baseline's step against its formula written again in float64: ten steps, losses, gradients and teachers.
+"""Each baseline's step against its formula reimplemented in float64: ten steps, losses, gradients and teachers.
 
 As in test_golden.py nothing of the package computes the expected values. Shared is only the order of random draws.
 """
@@ -18,7 +18,7 @@ from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.train.schedules import Progress
 
 N, U, TOTAL = 2, 3, 20_000
-SURE = 0.52  # a fresh network is nowhere as sure as the 0.97 of cutmix_teacher
+CONFIDENCE = 0.52  # an untrained network never reaches the 0.97 of cutmix_teacher
 MIXER = {"taps": (1, 2, 3), "gates": (True, False, True, True)}
 UNET = NetworkConfig("unet", widths=(3, 4, 5), embed_dim=4, depths=(2, 2), heads=(1, 2), window=2, drop_path=0.0)
 MGCC = NetworkConfig("mgcc", widths=(3, 4, 5), kernel_size=3, **MIXER)
@@ -115,8 +115,8 @@ def cct(s):
 
 def cutmix_teacher(s):
     p = s.network("teacher.", **MIXER, running=True).mgcc_main(s.unlabeled)
-    certainty = ((p > SURE) | (p < 1 - SURE)).double().mean()
-    assert certainty > 0  # else the term would not be tested
+    confident_fraction = ((p > CONFIDENCE) | (p < 1 - CONFIDENCE)).double().mean()
+    assert confident_fraction > 0  # else the term would not be tested
     share, top, left = torch.rand(3, U)
     mixed, target = s.unlabeled.clone(), p.clone()
     side = s.images.shape[-1]
@@ -129,7 +129,7 @@ def cutmix_teacher(s):
                     mixed[i, :, row, column] = s.unlabeled[i - 1, :, row, column]
                     target[i, :, row, column] = p[i - 1, :, row, column]
     decoders = s.network("network.", **MIXER).mgcc(torch.cat([s.images[:N], mixed]))
-    term = certainty * sum(mse(q[N:], target) for q in decoders) / 4
+    term = confident_fraction * sum(mse(q[N:], target) for q in decoders) / 4
     return sum(supervised(q[:N], s.masks) for q in decoders) / 4, term, term
 
 
@@ -147,7 +147,7 @@ def cutmix_teacher(s):
     ],
 )
 def test_ten_steps_equal_the_formula_in_float64(formula, config, network, monkeypatch):
-    monkeypatch.setattr("mgcc_dist.methods.cutmix_teacher.CONFIDENCE_THRESHOLD", SURE)
+    monkeypatch.setattr("mgcc_dist.methods.cutmix_teacher.CONFIDENCE_THRESHOLD", CONFIDENCE)
     torch.manual_seed(3)
     method = build(config, network).double().train()
     trained = [(name, p) for name, p in method.named_parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""Eq. 10 and 11 against numbers worked out by hand or in float64."""
+"""Eq. 10 and 11 against values computed by hand or in float64."""
 
 import math
 
@@ -40,7 +40,7 @@ def test_consistency_is_the_mean_over_decoders_of_squared_differences_of_probabi
 
 
 @pytest.mark.parametrize("detach", [False, True])
-def test_detach_target_alone_decides_whether_the_main_decoder_feels_the_consistency_loss(detach):
+def test_detach_target_stops_the_gradient_into_the_main_decoder(detach):
     main, auxiliary = torch.randn(2, 1, 3, 3, requires_grad=True), torch.randn(2, 1, 3, 3, requires_grad=True)
     consistency_loss(main, [auxiliary], detach).backward()
     assert auxiliary.grad.abs().sum() > 0

@@ -1,4 +1,4 @@
-"""What every method promises to the training loop and to prediction."""
+"""The contract of every method with the training loop and with inference."""
 
 import copy
 import re
@@ -51,7 +51,7 @@ def test_every_method_is_tested_here():
 
 
 @pytest.mark.parametrize(("method", "network"), PAIRS)
-def test_every_trained_parameter_gets_a_gradient_so_that_ddp_waits_for_none(method, network):
+def test_every_trained_parameter_gets_a_gradient_as_ddp_requires(method, network):
     module = made(method, network)
     losses = module(batch_of(2, 3), PROGRESS)
     losses["loss"].backward()
@@ -59,7 +59,7 @@ def test_every_trained_parameter_gets_a_gradient_so_that_ddp_waits_for_none(meth
     assert [name for name, p in module.named_parameters() if p.grad is None and p.requires_grad] == []
 
 
-def test_two_networks_that_teach_each_other_start_from_different_weights():
+def test_networks_that_teach_each_other_start_from_different_weights():
     for module in (made("cps", "unet"), made("dct", "unet", views="two_networks")):
         first, second = (torch.cat([p.flatten() for p in n.parameters()]) for n in (module.first, module.second))
         assert not torch.allclose(first, second)
@@ -68,7 +68,7 @@ def test_two_networks_that_teach_each_other_start_from_different_weights():
 @pytest.mark.parametrize(
     ("method", "network"), [("mean_teacher", "unet"), ("uamt", "unet"), ("cutmix_teacher", "mgcc")]
 )
-def test_a_teacher_is_not_trained_but_follows_and_is_not_what_predicts(method, network):
+def test_teacher_follows_the_student_is_not_trained_and_does_not_predict(method, network):
     module, batch = made(method, network, teacher_decay=0.5), batch_of(2, 2)
     before = [p.clone() for p in module.teacher.parameters()]
     assert not any(p.requires_grad for p in module.teacher.parameters())
@@ -83,13 +83,13 @@ def test_a_teacher_is_not_trained_but_follows_and_is_not_what_predicts(method, n
     assert not teachers & {id(p) for p in module.predictor().parameters()}
 
 
-def test_the_first_update_of_a_teacher_makes_it_its_student():
+def test_first_update_copies_the_student_into_the_teacher():
     student, teacher = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
     update_teacher(teacher, student, decay=0.9, step=0)
     assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), student.parameters(), strict=True))
 
 
-def test_a_teacher_s_decay_rises_to_its_highest_and_stays():
+def test_teacher_decay_rises_to_its_maximum_and_stays():
     student, teacher = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     for step, decay in ((1, 0.5), (3, 0.75), (9, 0.9), (500, 0.9)):
         before = teacher.weight.clone()
@@ -99,7 +99,7 @@ def test_a_teacher_s_decay_rises_to_its_highest_and_stays():
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6), height=st.integers(8, 40), width=st.integers(8, 40))
-def test_a_pasted_box_is_about_half_of_the_image_and_a_rectangle(seed, height, width):
+def test_cutmix_box_is_a_rectangle_of_about_half_the_image(seed, height, width):
     torch.manual_seed(seed)
     for box in random_boxes(torch.zeros(3, 1, height, width))[:, 0]:
         rows, columns = box.any(1), box.any(0)
@@ -137,7 +137,7 @@ def test_bf16_autocast_gives_float32_losses_near_those_without(method, network):
 
 
 @pytest.mark.parametrize(("method", "network"), PAIRS)
-def test_predictor_s_weights_alone_rebuild_the_same_prediction(method, network):
+def test_predictor_weights_are_enough_to_rebuild_the_prediction(method, network):
     module = made(method, network)
     module(batch_of(2, 2), PROGRESS)  # moves the running statistics
     images = batch_of(2, 0).images
@@ -152,7 +152,7 @@ def test_predictor_s_weights_alone_rebuild_the_same_prediction(method, network):
 
 
 @pytest.mark.parametrize(("method", "network"), PAIRS)
-def test_predictor_of_a_copy_is_the_copy_s(method, network):
+def test_predictor_of_a_deepcopy_belongs_to_the_copy(method, network):
     module = made(method, network).eval()
     average = copy.deepcopy(module)
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_predictor_of_a_copy_is_the_copy_s(method, network):
     assert not torch.allclose(average.predictor()(images), module.predictor()(images))
 
 
-def test_supervised_training_does_not_look_at_unlabeled_images():
+def test_supervised_training_ignores_unlabeled_images():
     labeled, more = batch_of(2, 0), batch_of(2, 0)
     more.images = torch.cat([labeled.images, torch.full((3, 1, 16, 16), float("nan"))])
     losses = [made("supervised", "unet")(batch, PROGRESS)["loss"] for batch in (labeled, more)]
@@ -189,7 +189,7 @@ def test_mgcc_learns_consistency_from_unlabeled_images_only():
 
 
 @pytest.mark.parametrize(("method", "network"), PAIRS)
-def test_the_same_seed_gives_the_same_step_again(method, network):
+def test_same_seed_gives_the_same_step(method, network):
     def losses(before):
         module = made(method, network)
         torch.manual_seed(before)  # what was drawn before does not matter
@@ -200,21 +200,23 @@ def test_the_same_seed_gives_the_same_step_again(method, network):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_unknown_method_is_refused_with_the_names_that_exist():
-    with pytest.raises(UserError, match=re.escape("method.name 'mgc' is not known; choose one of supervised, mean_")):
+def test_unknown_method_error_lists_the_methods():
+    with pytest.raises(
+        UserError, match=re.escape("method.name: unknown method 'mgc'. Choose one of supervised, mean_")
+    ):
         build(MethodConfig("mgc"), NETWORKS["unet"])
 
 
 @pytest.mark.parametrize(
     ("method", "needed"), [("mgcc", "mgcc"), ("cct", "cct"), ("ctbct", "unet"), ("uamt", "unet or cmunet or swin_unet")]
 )
-def test_a_method_refuses_a_network_that_it_cannot_train(method, needed):
+def test_method_refuses_a_network_it_cannot_train(method, needed):
     other = "mgcc" if method != "mgcc" else "unet"
-    with pytest.raises(UserError, match=re.escape(f"method.name {method} needs network.name {needed}, got {other}")):
+    with pytest.raises(UserError, match=re.escape(f"network.name: method {method} needs {needed}, got {other}")):
         build(MethodConfig(method), NETWORKS[other])
 
 
-def test_configs_read_from_a_command_line():
+def test_config_is_read_from_the_command_line():
     words = ["--name", "unet", "--widths", "[8, 16]", "--taps", "[2]", "--gates", "[true, false]"]
     assert parse(NetworkConfig, "x", "", argv=words) == NetworkConfig("unet", 3, (8, 16), (2,), 7, (True, False))
     words = ["--ramp", "paper_0.1", "--detach_target", "true"]
@@ -231,7 +233,7 @@ def test_configs_read_from_a_command_line():
         (["--widths", "[a]"], "widths"),
     ],
 )
-def test_impossible_value_on_a_command_line_is_one_line_that_names_the_key(words, key):
+def test_invalid_value_on_the_command_line_is_a_one_line_error_naming_the_key(words, key):
     with pytest.raises(UserError, match=re.escape(key)) as caught:
         parse(NetworkConfig, "x", "", argv=words)
     assert "\n" not in str(caught.value)

@@ -25,7 +25,7 @@ def norm(x, bn):
     return (x - bn.running_mean[:, None, None]) * scale[:, None, None] + bn.bias[:, None, None]
 
 
-def test_mixer_layer_is_conv_then_gelu_then_norm_with_a_residual_around_the_depthwise_part():
+def test_mixer_layer_is_eq_3_and_4():
     layer, x = shuffled(ConvMixerLayer(3, 5)), torch.randn(2, 3, 7, 6, dtype=torch.float64)
     padded = F.pad(x, (2, 2, 2, 2))
     depthwise = torch.zeros_like(x) + layer.depthwise.bias[:, None, None]
@@ -72,7 +72,7 @@ def test_joined_relu_is_relu_of_the_joined_maps_and_its_gradients_are_dense():
         assert got.is_contiguous(memory_format=torch.channels_last)  # BN's backward is many times slower on slices
 
 
-def test_up_convolution_repeats_each_pixel_twice_before_it_convolves():
+def test_up_convolution_upsamples_before_it_convolves():
     up, x = shuffled(UpConv(2, 3)), torch.randn(1, 2, 3, 4, dtype=torch.float64)
     larger = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
     expected = norm(F.conv2d(larger, up.conv.weight, up.conv.bias, padding=1), up.norm).clamp(min=0)
@@ -89,7 +89,7 @@ def test_feature_noise_is_one_tensor_in_range_for_the_whole_batch():
     assert noise[0].std() == pytest.approx(0.6 / 12**0.5, rel=0.05)
 
 
-def test_feature_dropout_keeps_positions_below_the_threshold_and_zeroes_the_rest():
+def test_feature_dropout_keeps_pixels_below_the_threshold():
     # channel mean of image 0 is 0.00 to 0.99 in steps of 0.01, that of image 1 ten times as high
     ramp = torch.arange(100, dtype=torch.float64).view(1, 1, 10, 10) / 100
     x = torch.cat([ramp, 10 * ramp]) * torch.tensor([0.5, 1.5]).view(1, 2, 1, 1)
@@ -109,7 +109,7 @@ def test_feature_dropout_keeps_positions_below_the_threshold_and_zeroes_the_rest
     assert len(counts) > 15
 
 
-def test_dropout_zeroes_a_third_less_a_bit_of_single_elements_and_keeps_the_expectation():
+def test_dropout_zeroes_30_percent_of_elements_and_keeps_the_expectation():
     x = torch.full((4, 8, 32, 32), 2.0)
     dropped = dropout(x)
     assert dropped.unique().tolist() == pytest.approx([0.0, 2 / 0.7])
@@ -120,7 +120,7 @@ def test_dropout_zeroes_a_third_less_a_bit_of_single_elements_and_keeps_the_expe
 
 
 @pytest.mark.parametrize("perturb", [feature_noise, feature_dropout, dropout])
-def test_perturbation_is_the_same_for_the_same_seed_and_another_for_another(perturb):
+def test_perturbation_depends_only_on_the_seed(perturb):
     def perturbed(seed):
         torch.manual_seed(seed)
         return perturb(torch.linspace(0, 1, 2 * 4 * 24 * 24).view(2, 4, 24, 24))

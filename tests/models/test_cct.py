@@ -1,4 +1,4 @@
-"""CCT's network: one encoder, plain decoders, what each of them sees, and the part that predicts."""
+"""CCT: decoders, their input features, and the inference module."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def count(module):
 
 
 def seen_by_decoders(network, images):
-    """Features that the main and each auxiliary decoder was called with in training mode."""
+    """Input features of the main and of each auxiliary decoder in training mode."""
     seen, decoders = {}, [network.main, *network.auxiliary]
     for k, decoder in enumerate(decoders):
         decoder.register_forward_pre_hook(lambda _, inputs, k=k: seen.__setitem__(k, [f.detach() for f in inputs[0]]))
@@ -24,7 +24,7 @@ def seen_by_decoders(network, images):
     return [seen[k] for k in range(len(decoders))]
 
 
-def test_it_predicts_with_a_u_net_and_trains_three_decoders_more():
+def test_inference_is_a_u_net_and_training_adds_three_decoders():
     with torch.device("meta"):
         network = CCT()
     assert round(count(network.inference_module()) / 1e6, 2) == 34.53
@@ -40,7 +40,7 @@ def test_training_gives_main_and_three_auxiliary_logits_and_every_parameter_a_gr
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-def test_evaluation_runs_the_main_decoder_alone_on_clean_features():
+def test_evaluation_runs_only_the_main_decoder_on_clean_features():
     network = CCT(widths=TINY).eval()
     for decoder in network.auxiliary:
         decoder.register_forward_hook(lambda *_: pytest.fail("an auxiliary decoder ran"))
@@ -50,7 +50,7 @@ def test_evaluation_runs_the_main_decoder_alone_on_clean_features():
     assert torch.equal(network.inference_module()(images), expected)
 
 
-def test_auxiliary_decoders_see_f_noise_dropout_and_f_drop_on_all_levels():
+def test_auxiliary_decoders_get_f_noise_dropout_and_f_drop_on_all_levels():
     torch.manual_seed(0)
     main, *auxiliary = seen_by_decoders(CCT(widths=TINY), torch.rand(2, 1, 32, 32))
     for clean, noisy, thinned, dropped in zip(main, *auxiliary, strict=True):
@@ -73,7 +73,7 @@ def test_perturb_switches_between_all_levels_and_the_bottleneck(perturb, added, 
             torch.testing.assert_close(feature, clean + number)
 
 
-def test_inference_module_shares_weights_and_its_keys_are_part_of_the_whole_network_s():
+def test_inference_module_shares_weights_and_keys_with_the_full_network():
     network = build_network(NetworkConfig("cct", widths=TINY))
     part, whole = network.inference_module().state_dict(), network.state_dict()
     assert part.keys() == {name for name in whole if not name.startswith("auxiliary.")}

@@ -1,4 +1,4 @@
-"""CMU-Net: the published size and cost, and that its parts come in the published order."""
+"""CMU-Net: published parameter count and cost, and the order of its parts."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_it_has_the_published_parameter_count():
     assert sum(parameter.numel() for parameter in network.parameters()) == 49_932_353  # published: 49.93 M
 
 
-def test_it_costs_what_was_published():
+def test_it_has_the_published_gmacs():
     # At a quarter of the side, for speed: every counted operation is proportional to the number of pixels.
     flops = FlopCountAnalysis(CMUNet().eval(), torch.zeros(1, 3, 64, 64)).unsupported_ops_warnings(False)
     assert round(flops.total() * 16 / 1e9, 2) == 91.10
@@ -38,7 +38,7 @@ def test_every_parameter_gets_a_gradient():
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-def test_it_is_what_mgcc_predicts_with_at_as_many_mixer_layers():
+def test_it_equals_mgcc_at_inference_with_the_same_number_of_mixer_layers():
     torch.manual_seed(0)
     network = build_network(TINY).eval()
     other = MGCC(widths=TINY.widths, taps=(2,), kernel_size=3, gates=(False, True)).inference_module().eval()
@@ -55,6 +55,6 @@ def test_config_sets_the_number_of_layers_and_their_kernels():
     assert network.inference_module() is network
 
 
-def test_no_mixer_layer_is_refused_by_the_name_of_its_key():
+def test_zero_mixer_layers_error_names_the_key():
     with pytest.raises(ValueError, match=r"network\.mixer_layers must be at least 1, got 0"):
         NetworkConfig("cmunet", mixer_layers=0)

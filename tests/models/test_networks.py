@@ -1,4 +1,4 @@
-"""U-Net and MGCC: the paper's parameter counts and cost, what runs when, what sees which features; all by name."""
+"""U-Net and MGCC: the paper's parameter counts and cost, decoder inputs, configs, saved weights."""
 
 import copy
 import dataclasses
@@ -47,7 +47,7 @@ def test_mgcc_without_gates_has_the_paper_s_parameter_count():
     assert round(count(network.inference_module()) / 1e6, 2) == 44.47
 
 
-def test_gates_are_switched_for_each_decoder_alone():
+def test_gates_are_switched_per_decoder():
     def gated(decoder):
         return any("gates" in name for name, _ in decoder.named_parameters())
 
@@ -59,7 +59,7 @@ def test_gates_are_switched_for_each_decoder_alone():
 @pytest.mark.parametrize(
     ("gates", "gmacs"), [((True,) * 4, 91.67), ((False,) * 4, 67.98)], ids=["with gates", "without gates"]
 )
-def test_mgcc_costs_what_the_paper_says(gates, gmacs):
+def test_mgcc_has_the_gmacs_of_the_paper(gates, gmacs):
     # At a quarter of the side, for speed: every counted operation is proportional to the number of pixels.
     network = MGCC(gates=gates).inference_module().eval()
     flops = FlopCountAnalysis(network, torch.zeros(1, 3, 64, 64)).unsupported_ops_warnings(False)
@@ -77,8 +77,8 @@ def test_grey_images_are_repeated_to_the_network_s_channels():
     torch.testing.assert_close(network(grey), network(grey.repeat(1, 3, 1, 1)))
 
 
-def test_size_that_does_not_halve_evenly_is_a_clear_error():
-    with pytest.raises(UserError, match="20x16 don't fit the network: image_size must divide by 8"):
+def test_image_size_that_is_not_a_multiple_is_a_clear_error():
+    with pytest.raises(UserError, match=r"image_size: 20x16 does not fit the network\. It must be a multiple of 8"):
         UNet(widths=TINY)(torch.rand(1, 1, 16, 20))
 
 
@@ -90,7 +90,7 @@ def test_training_gives_main_and_k_auxiliary_logits():
         assert [logits.shape for logits in (main, *auxiliary)] == [(2, 1, 16, 16)] * (len(taps) + 1)
 
 
-def test_evaluation_runs_the_main_decoder_alone_on_clean_features():
+def test_evaluation_runs_only_the_main_decoder_on_clean_features():
     torch.manual_seed(0)
     network = MGCC(widths=TINY, taps=(1, 2, 3))
     for decoder in network.auxiliary:
@@ -106,7 +106,7 @@ def test_evaluation_runs_the_main_decoder_alone_on_clean_features():
 
 
 def seen_by_decoders(network, images):
-    """{decoder's name: list of features it was called with}, and the encoder's features, in training mode."""
+    """Input features of each decoder by its name, and the encoder's output, in training mode."""
     seen = {}
 
     def remember(name):
@@ -121,7 +121,7 @@ def seen_by_decoders(network, images):
 
 
 class Increment(nn.Module):
-    """Stands for a mixer layer: what has passed n of them is higher by n."""
+    """Replaces a mixer layer: adds 1, so that the value counts the layers."""
 
     def forward(self, x):
         return x + 1
@@ -133,7 +133,7 @@ def replace_layers(run, layer):
 
 
 @pytest.mark.parametrize("taps", [(3, 6, 9), (2, 5, 9), (4,), (1, 2, 4, 8)])
-def test_each_decoder_sees_the_number_of_mixer_layers_of_its_tap(taps, monkeypatch):
+def test_each_decoder_taps_its_number_of_mixer_layers(taps, monkeypatch):
     monkeypatch.setattr(mgcc_module, "PERTURBATIONS", (lambda x: x,) * 3)
     network = MGCC(widths=TINY, taps=taps, gates=(True,) * (len(taps) + 1))
     replace_layers(network.mixer, Increment)
@@ -146,7 +146,7 @@ def test_each_decoder_sees_the_number_of_mixer_layers_of_its_tap(taps, monkeypat
     torch.testing.assert_close(seen["main"][-1], clean + taps[-1])
 
 
-def test_perturbations_come_as_f_drop_dropout_f_noise_and_then_again():
+def test_perturbations_cycle_through_f_drop_dropout_f_noise():
     network = MGCC(widths=TINY, taps=(1, 2, 3, 4), gates=(True,) * 5)
     replace_layers(network.mixer, nn.Identity)
     seen = seen_by_decoders(network, torch.rand(2, 1, 16, 16))
@@ -171,20 +171,20 @@ def test_bottleneck_perturbation_leaves_the_skips_clean():
         assert not torch.equal(seen[k][-1], seen["main"][-1])
 
 
-def test_inference_module_shares_weights_and_its_keys_are_part_of_the_whole_network_s():
+def test_inference_module_shares_weights_and_keys_with_the_full_network():
     network = MGCC(widths=TINY, taps=(1, 2, 3))
     part, whole = network.inference_module().state_dict(), network.state_dict()
     assert part.keys() == {name for name in whole if not name.startswith("auxiliary.")}
     assert all(part[name].data_ptr() == whole[name].data_ptr() for name in part)
 
 
-def test_taking_the_inference_module_in_training_leaves_the_training_mode_alone():
+def test_inference_module_does_not_change_the_training_mode():
     network = MGCC(widths=TINY, taps=(1, 2, 3)).train()
     network.inference_module()
     assert all(module.training for module in network.modules())
 
 
-def test_state_dict_keys_are_the_ones_that_saved_files_hold():
+def test_state_dict_keys_match_saved_files():
     keys = MGCC(widths=TINY, taps=(1, 2, 3)).state_dict().keys()
     assert {name.partition(".")[0] for name in keys} == {"encoder", "mixer", "main", "auxiliary"}
     for name in (
@@ -209,7 +209,7 @@ def test_state_dict_keys_are_the_ones_that_saved_files_hold():
     assert {name.partition(".")[0] for name in UNet(widths=TINY).state_dict()} == {"encoder", "decoder"}
 
 
-def test_config_builds_what_it_says():
+def test_config_sets_every_argument_of_the_network():
     config = NetworkConfig("mgcc", 1, (2, 4), (1, 3), 5, (False, False, True), "bottleneck")
     network = build_network(config)
     assert network.encoder.blocks[0].conv1.weight.shape == (2, 1, 3, 3)
@@ -234,7 +234,7 @@ def test_config_builds_what_it_says():
         ("gates", (True, True)),
     ],
 )
-def test_impossible_value_is_refused_by_the_name_of_its_key(key, value):
+def test_invalid_value_error_names_the_key(key, value):
     with pytest.raises(ValueError, match=rf"network\.{key} .* got "):
         NetworkConfig(**{key: value})
 
@@ -243,12 +243,12 @@ SMALL = {"widths": (2, 4), "taps": (1, 2), "gates": (False, True, True), "mixer_
 SMALL |= {"embed_dim": 4, "depths": (1, 2), "heads": (1, 2), "window": 2, "drop_path": 0.1}
 
 
-def test_every_name_of_the_config_stands_for_a_network_and_no_other():
+def test_config_names_and_registry_agree():
     assert set(get_args(get_type_hints(NetworkConfig)["name"])) == set(NETWORKS)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_trained_network_of_each_name_comes_back_from_its_run_s_file(name, tmp_path):
+def test_each_network_reloads_from_its_saved_weights(name, tmp_path):
     torch.manual_seed(0)
     method, config = MethodConfig("supervised"), NetworkConfig(name, **SMALL)
     predictor = build(method, config).predictor().eval()
@@ -260,6 +260,6 @@ def test_trained_network_of_each_name_comes_back_from_its_run_s_file(name, tmp_p
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_network_of_each_name_survives_a_copy_and_half_precision(name):
+def test_each_network_survives_deepcopy_and_half_precision(name):
     network = copy.deepcopy(build_network(NetworkConfig(name, **SMALL))).bfloat16().eval()
     assert network(torch.rand(1, 1, 16, 32).bfloat16()).shape == (1, 1, 16, 32)

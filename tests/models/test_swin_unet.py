@@ -1,4 +1,4 @@
-"""Swin-UNet against the same network written again without windows: full attention under an exact mask."""
+"""Swin-UNet against a reimplementation without windows: full attention under an exact mask."""
 
 import subprocess
 import sys
@@ -88,7 +88,7 @@ class Reference:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (16, 48)], ids=["square", "a side of one window at the deepest stage"])
-def test_network_equals_full_attention_under_the_windows_mask_in_float64(size):
+def test_network_equals_masked_full_attention_in_float64(size):
     network = build_network(TINY).double().eval()
     for parameter in network.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
@@ -100,7 +100,7 @@ def test_network_equals_full_attention_under_the_windows_mask_in_float64(size):
 
 
 def parameters_by_formula(window):
-    """Of the original network with one class, written out stage by stage."""
+    """Parameter count of the original network with one class, stage by stage."""
     number = 0
     for stage in range(4):
         c, heads = 96 * 2**stage, 3 * 2**stage
@@ -115,7 +115,7 @@ def parameters_by_formula(window):
 
 
 @pytest.mark.parametrize(("window", "millions"), [(7, 27.17), (8, 27.18)])
-def test_it_has_the_parameters_of_the_original(window, millions):
+def test_it_has_the_parameter_count_of_the_original(window, millions):
     with torch.device("meta"):
         sizes = {name: parameter.numel() for name, parameter in SwinUNet(window=window).named_parameters()}
     assert sum(sizes.values()) == parameters_by_formula(window)
@@ -125,7 +125,7 @@ def test_it_has_the_parameters_of_the_original(window, millions):
     assert without_tables == 27_145_824
 
 
-def test_merging_patches_and_expanding_them_are_inverse_in_space():
+def test_patch_merging_and_expanding_are_spatial_inverses():
     merge, expand = PatchMergingV2(3, spatial_dims=2), PatchExpand(6, 3, scale=2)
     for module in (merge, expand):
         module.norm = torch.nn.Identity()
@@ -143,13 +143,13 @@ def test_logits_have_the_images_size(training, channels):
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.9])
-def test_every_parameter_gets_a_gradient_even_of_branches_that_were_skipped(drop_path):
+def test_every_parameter_gets_a_gradient_even_in_skipped_branches(drop_path):
     network = SwinUNet(embed_dim=4, depths=(2, 2), heads=(1, 2), window=2, drop_path=drop_path).train()
     network(torch.rand(1, 1, 32, 32)).square().mean().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-def test_blocks_are_skipped_more_often_the_deeper_they_are_and_only_in_training():
+def test_stochastic_depth_grows_with_depth_and_only_in_training():
     network = SwinUNet(embed_dim=4, depths=(2, 3), heads=(1, 2), window=2, drop_path=0.4)
 
     def rates(stages):
@@ -168,7 +168,7 @@ def test_channels_last_images_give_the_same_logits():
     torch.testing.assert_close(network(images.to(memory_format=torch.channels_last)), network(images))
 
 
-def test_bf16_autocast_gives_logits_near_those_without_and_gradients():
+def test_bf16_autocast_gives_close_logits_and_gradients():
     network, images = build_network(TINY).eval(), torch.rand(2, 1, 32, 32)
     with torch.autocast("cpu", torch.bfloat16):
         logits = network(images)
@@ -178,13 +178,15 @@ def test_bf16_autocast_gives_logits_near_those_without_and_gradients():
 
 
 @pytest.mark.parametrize("size", [(16, 24), (40, 16)])
-def test_size_that_windows_do_not_divide_is_a_clear_error(size):
-    fit = rf"{size[1]}x{size[0]} don't fit the network: with network.window 2, image_size must divide by 16"
+def test_image_size_that_windows_do_not_tile_is_a_clear_error(size):
+    fit = (
+        rf"image_size: {size[1]}x{size[0]} does not fit the network\. With network.window 2 it must be a multiple of 16"
+    )
     with pytest.raises(UserError, match=fit):
         build_network(TINY)(torch.rand(1, 1, *size))
 
 
-def test_it_is_built_without_packages_that_the_project_does_not_declare():
+def test_it_needs_only_declared_packages():
     program = """
 import sys
 sys.modules.update(dict.fromkeys(["einops", "timm", "torchvision"]))  # importing one of them now fails
@@ -210,6 +212,6 @@ build_network(NetworkConfig("swin_unet", embed_dim=3, depths=(1,), heads=(1,)))
         ("drop_path", -0.1),
     ],
 )
-def test_impossible_value_is_refused_by_the_name_of_its_key(key, value):
+def test_invalid_value_error_names_the_key(key, value):
     with pytest.raises(ValueError, match=rf"network\.{key} .* got "):
         NetworkConfig("swin_unet", **{key: value})
