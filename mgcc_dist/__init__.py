@@ -13,7 +13,12 @@ Functions are imported on first use, so `import mgcc_dist` itself loads neither 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mgcc_dist.common import threads as _threads
+
 __version__ = "0.1.0"
+
+if _threads.is_program():  # before anything imports torch
+    _threads.configure_threads()
 
 __all__ = ["UserError", "__version__", "build_network", "fuse", "load", "load_pipeline"]
 

@@ -1,4 +1,4 @@
-"""Errors that are for the user: one line that says what was wrong, where, and what to do."""
+"""Errors that are meant for the user, exit codes, and the frame that every program runs in."""
 
 import errno
 import os
@@ -7,34 +7,40 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """Bad input or configuration. Its text is shown as it is, without a stack trace."""
+    """Bad input or configuration. Its text is shown without a stack trace."""
 
 
 class SharedError(UserError):
-    """One that all ranks raise at the same place, so rank 0 alone prints it."""
+    """A UserError that all ranks raise at the same point, so only rank 0 prints it."""
 
 
 EXIT_USER_ERROR = 2
+"""Exit code after a UserError or a full disk; running the same command again does not help."""
 EXIT_STOPPED = 75
-"""Exit code of a run that a signal stopped after it saved itself (EX_TEMPFAIL): start it again and it goes on."""
+"""Exit code of a run that saved itself after a signal (EX_TEMPFAIL); rerun the same command to resume."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run_program(program: str, main: Callable[[], None]) -> None:
-    """Run `main`; a UserError, or a full disk, becomes `program: message` on stderr and exit code 2."""
+    """Set up logging and run `main`.
+
+    The exit code is 0 after success, EXIT_USER_ERROR after a UserError or a full disk, which are printed to stderr as
+    `program: message`, EXIT_STOPPED after a signal, and 1 after any other exception.
+    """
+    from mgcc_dist.common.log import configure_logging  # which imports this module
+
     rank = os.environ.get("RANK", "0")
-    where = "" if rank == "0" else f" [rank {rank}]"
+    prefix = program if rank == "0" else f"{program} [rank {rank}]"
     try:
+        configure_logging()
         main()
     except UserError as error:
         if rank == "0" or not isinstance(error, SharedError):
-            print(f"{program}{where}: {error}", file=sys.stderr)
+            print(f"{prefix}: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        print(
-            f"{program}{where}: {error}; what was saved before is kept: make room, and the same command goes on",
-            file=sys.stderr,
-        )
+        remedy = "What was saved so far is kept. Free some space and rerun the same command to resume."
+        print(f"{prefix}: {error}. {remedy}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

@@ -1,0 +1,65 @@
+"""Logging of the programs: lines with time, rank and level on stderr, which leave a progress bar in one piece.
+
+    2026-11-27 12:03:44 [rank 0] INFO segment: 300 steps -> out/runs/mgcc_1
+
+Modules log with `logging.getLogger(__name__)`, programs with `logging.getLogger("mgcc_dist.NAME")`. The main process
+shows `INFO` and above, other ranks `WARNING` and above. What a user pipes on, such as a table, is printed to stdout.
+"""
+
+import logging
+import os
+import sys
+
+from tqdm import tqdm
+
+from mgcc_dist.common.errors import UserError
+
+LEVELS = ("debug", "info", "warning", "error")
+VARIABLE = "MGCC_LOG_LEVEL"
+FORMAT = "%(asctime)s [rank %(rank)d] %(levelname)s %(message)s"
+PACKAGE = logging.getLogger("mgcc_dist")
+
+
+def configure_logging(level: str | None = None) -> None:
+    """Send the package's log lines to stderr. May be called again to change the level.
+
+    Args:
+        level: one of LEVELS; None: that of the environment variable MGCC_LOG_LEVEL, else `info`. `debug` also shows
+            everything that other ranks log.
+
+    Raises:
+        UserError: MGCC_LOG_LEVEL is not one of LEVELS.
+    """
+    level = (level or os.environ.get(VARIABLE) or "info").lower()
+    if level not in LEVELS:
+        raise UserError(f"{VARIABLE}: {level!r} is not a log level. Use one of {', '.join(LEVELS)}.")
+    for handler in [each for each in PACKAGE.handlers if isinstance(each, _StderrHandler)]:
+        PACKAGE.removeHandler(handler)
+    PACKAGE.addHandler(_StderrHandler())
+    PACKAGE.setLevel(level.upper())
+    PACKAGE.propagate = False
+
+
+def rank() -> int:
+    """This process's rank, as its launcher or `common.distributed` put it into the environment; 0 without one."""
+    return int(os.environ.get("RANK", 0))
+
+
+class _StderrHandler(logging.Handler):
+    """Writes above a progress bar if there is one, and drops what other ranks than 0 say at INFO."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(
+            logging.Formatter("%(asctime)s [rank %(rank)d] %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
+        )
+
+    def emit(self, record: logging.LogRecord) -> None:
+        record.rank = rank()  # at each line: under Slurm it is known only once the process has joined its group
+        if record.rank and record.levelno < logging.WARNING and PACKAGE.level > logging.DEBUG:
+            return
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)

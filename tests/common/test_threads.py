@@ -1,0 +1,92 @@
+"""Threads of a program: all cores for one process, a share for each of several ranks, the user's word first."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ranks
+
+from mgcc_dist.common.threads import SPIN_COUNT, is_program
+
+PROBE = Path(__file__).with_name("threads_probe.py")
+CORES = len(os.sched_getaffinity(0))
+ONE_PROCESS = ranks.accelerate("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no")
+
+
+def probe(launcher, **variables):
+    """What the processes that `launcher` starts print, with nothing of OpenMP set but `variables`."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
+    clean |= {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    words = [sys.executable, *launcher, str(PROBE)]
+    done = subprocess.run(words, env=clean | variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """Started by python, without a launcher."""
+    [shown] = probe([])
+    return shown
+
+
+def test_a_program_uses_all_cores_and_spins_for_a_bounded_time(plain):
+    assert plain["GOMP_SPINCOUNT"] == SPIN_COUNT
+    assert plain["OMP_NUM_THREADS"] is None
+    assert 1 <= plain["threads"] <= CORES  # torch leaves out hyperthreads
+
+
+@pytest.mark.multiprocess
+def test_accelerate_launch_of_one_process_takes_no_threads_away(plain):
+    assert probe(ONE_PROCESS) == [plain]
+
+
+@pytest.mark.multiprocess
+def test_two_ranks_divide_the_cores():
+    for shown in probe(ranks.torchrun(2)):
+        assert shown["threads"] == max(1, CORES // 2)
+        assert shown["GOMP_SPINCOUNT"] == SPIN_COUNT
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("launcher", "variables", "threads"),
+    [
+        ([], {"OMP_NUM_THREADS": "1"}, 1),
+        (ONE_PROCESS, {"OMP_NUM_THREADS": "1"}, 1),
+        ([*ONE_PROCESS, "--num_cpu_threads_per_process", "1"], {}, 1),
+        ([*ONE_PROCESS, "--num_cpu_threads_per_process", "3"], {}, 3),
+        (ranks.torchrun(2), {"OMP_NUM_THREADS": "3"}, 3),
+    ],
+)
+def test_threads_that_the_user_set_are_kept(launcher, variables, threads):
+    shown = probe(launcher, **variables)
+    assert [each["threads"] for each in shown] == [threads] * (2 if "torch.distributed.run" in launcher else 1)
+
+
+@pytest.mark.parametrize(
+    ("variables", "spin_count"), [({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+)
+def test_a_wait_policy_that_the_user_set_is_kept(variables, spin_count):
+    [shown] = probe([], **variables)
+    assert shown["GOMP_SPINCOUNT"] == spin_count
+    assert shown["OMP_WAIT_POLICY"] == variables.get("OMP_WAIT_POLICY")
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("python -m mgcc_dist.segment --out x", True),
+        ("python -u -m mgcc_dist --version", True),
+        ("python /opt/bin/mgcc segment", True),
+        ("python -u -m submitit.core._submit logs", True),
+        ("python -m pytest tests", False),
+        ("python train.py -m mgcc_dist", False),
+        ("python", False),
+    ],
+)
+def test_only_programs_set_threads_and_an_import_does_not(command, expected):
+    assert is_program(command.split()) is expected
