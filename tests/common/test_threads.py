@@ -64,7 +64,9 @@ def test_two_ranks_divide_the_cores():
 )
 def test_threads_that_the_user_set_are_kept(launcher, variables, threads):
     shown = probe(launcher, **variables)
-    assert [each["threads"] for each in shown] == [threads] * (2 if "torch.distributed.run" in launcher else 1)
+    assert [each["OMP_NUM_THREADS"] for each in shown] == [str(threads)] * (
+        2 if "torch.distributed.run" in launcher else 1
+    )
 
 
 @pytest.mark.parametrize(
