@@ -55,10 +55,11 @@ class _StderrHandler(logging.Handler):
         )
 
     def emit(self, record: logging.LogRecord) -> None:
-        record.rank = rank()  # at each line: under Slurm it is known only once the process has joined its group
-        if record.rank and record.levelno < logging.WARNING and PACKAGE.level > logging.DEBUG:
+        here = rank()  # asked at each line: under Slurm it is known only once the process has joined its group
+        if here and record.levelno < logging.WARNING and PACKAGE.level > logging.DEBUG:
             return
         try:
+            vars(record)["rank"] = here
             tqdm.write(self.format(record), file=sys.stderr)
             sys.stderr.flush()
         except Exception:

@@ -24,11 +24,16 @@ def is_program(command: Sequence[str] | None = None) -> bool:
 
     `command` is the command line of the process; None: `sys.orig_argv`.
     """
-    words = list(sys.orig_argv if command is None else command)
-    if "-m" in words[:-1]:
-        module = words[words.index("-m") + 1]
-        return module.partition(".")[0] == "mgcc_dist" or module == "submitit.core._submit"
-    return any(Path(word).name == "mgcc" for word in words[:2])
+    words = iter((sys.orig_argv if command is None else command)[1:])
+    for word in words:
+        if word == "-m":
+            module = next(words)
+            return module.partition(".")[0] == "mgcc_dist" or module == "submitit.core._submit"
+        if word in ("-W", "-X"):  # options of python that have a value
+            next(words)
+        elif not word.startswith("-"):
+            return Path(word).name == "mgcc"
+    return False
 
 
 def configure_threads() -> None:

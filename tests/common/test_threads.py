@@ -82,7 +82,7 @@ def test_a_wait_policy_that_the_user_set_is_kept(variables, spin_count):
     ("command", "expected"),
     [
         ("python -m mgcc_dist.segment --out x", True),
-        ("python -u -m mgcc_dist --version", True),
+        ("python -X utf8 -u -m mgcc_dist --version", True),
         ("python /opt/bin/mgcc segment", True),
         ("python -u -m submitit.core._submit logs", True),
         ("python -m pytest tests", False),
