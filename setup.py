@@ -52,6 +52,7 @@ setup(
         "fvcore>=0.1.5.post20221221",
         "jinja2>=3.1",  # the report's page; torch brings it in any case
         "matplotlib>=3.9",
+        "tabulate>=0.9",
         "numpy>=2.0",
         "PyYAML>=6.0",
     ],

@@ -1,15 +1,15 @@
-"""A sweep file expands to runs: the rows of a table x data sets x seeds; and to what must be made before them.
+"""Print the commands of a sweep: one per preparation step and one per run (rows x data sets x seeds).
 
-    python -m mgcc_dist.sweeps configs/sweeps/table_1.yaml --datasets BUSI | sh
+    mgcc sweep configs/sweeps/table_1.yaml --datasets BUSI | sh
 
-prints one command a run, for `sh` (one after the other) or for several at a time:
+runs them one after another. To run two at a time:
 
-    ... | xargs -P 2 -d '\\n' -I{} sh -c '{}'
+    mgcc sweep configs/sweeps/table_1.yaml | xargs -P 2 -d '\\n' -I{} sh -c '{}'
 
-The same line again goes on where it was stopped. `mgcc_dist.slurm` submits the same runs to a cluster, and
-`mgcc_dist.report --sweep` reads the same file and puts the finished runs into the table.
+Rerun the same command to resume; finished runs are skipped. `mgcc slurm submit FILE` submits the same runs to a
+cluster, and `mgcc report --sweep FILE` builds the table of the finished ones.
 
-mgcc_dist/common/sweep_file.py describes the file.
+mgcc_dist/common/sweep_file.py describes the file format.
 """
 
 import shlex
@@ -27,9 +27,9 @@ from mgcc_dist.common.sweep_file import read_sweep
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(prog="sweeps", description=__doc__, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("sweep", type=str, help="sweep file")
-    parser.add_argument("--datasets", type=str, nargs="+", default=[], help="only these")
-    parser.add_argument("--rows", type=str, nargs="+", default=[], help="only these")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="only these")
+    parser.add_argument("--datasets", type=str, nargs="+", default=[], help="print only runs on these data sets")
+    parser.add_argument("--rows", type=str, nargs="+", default=[], help="print only these rows")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="print only these seeds")
     try:
         chosen = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
     except ArgumentError as error:
@@ -42,12 +42,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     for key, names in known.items():
         if unknown := [name for name in chosen[key] if name not in names]:
-            raise UserError(f"{chosen.sweep} has no {key} {unknown[0]!r}; choose of {', '.join(map(str, names))}")
+            choices = ", ".join(map(str, names))
+            raise UserError(f"--{key}: {unknown[0]!r} is not in {chosen.sweep}. Choose from: {choices}.")
     for step in sweep.steps:
         print(shlex.join([sys.executable, *step.command()]))
     for run in sweep.runs:
-        is_of = {"datasets": run.dataset, "rows": run.row, "seeds": run.seed}
-        if all(name in (chosen[key] or known[key]) for key, name in is_of.items()):
+        values = {"datasets": run.dataset, "rows": run.row, "seeds": run.seed}
+        if all(value in (chosen[key] or known[key]) for key, value in values.items()):
             print(shlex.join([sys.executable, *run.command()]))
 
 

@@ -81,7 +81,7 @@ def tasks_of(sweep: Sweep, path: Path, cluster: dict[str, Any], cluster_name: st
             step.kind,
             command,
             folder,
-            step.makes,
+            step.output,
             asked(command, f"{path}: prepare {step.name}", step.resources),
             needed(command, sweep.steps, step),
         )
@@ -111,7 +111,7 @@ def needed(command: list[str], steps: list[SweepStep], step: SweepStep | None = 
     for each in earlier:
         if step and each.chain == step.chain:
             continue
-        if each.makes in values or values & set(each.makes.parents):
+        if each.output in values or values & set(each.output.parents):
             last = [other for other in steps if other.chain == each.chain][-1]
             names[each.chain] = f"prepare/{last.name}"
     if step and (before := [each for each in earlier if each.chain == step.chain]):

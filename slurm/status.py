@@ -101,7 +101,7 @@ def progress(task: Task) -> dict[str, Any]:
         return {}
     row = timed[-1]
     shown: dict[str, Any] = {"step": row["step"], "epoch": row["epoch"]}
-    if task.run and (total := task.run.length()):
+    if task.run and (total := task.run.training_length()):
         unit, number = total
         done = row["epoch" if unit == "epochs" else "step"] / number
         shown["remaining"] = row["seconds"] * max(0, 1 - done) / done if done else None

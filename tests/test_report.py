@@ -1,4 +1,4 @@
-"""The report: what it finds, how it groups, what it says of holes and damage."""
+"""The report program: finding and grouping runs, unfinished runs, and damaged files."""
 
 import base64
 import copy
@@ -79,7 +79,7 @@ def rows_of(method, printed):
     return [line for line in printed.splitlines() if line.startswith(method)]
 
 
-def test_runs_that_differ_in_split_and_seed_share_a_row_with_mean_and_deviation(tmp_path, capsys):
+def test_runs_that_differ_only_in_split_and_seed_share_a_row_with_mean_and_std(tmp_path, capsys):
     for k, iou in enumerate((0.60, 0.64, 0.68), start=1):
         config = with_setting("loop.seed", k) | {"out": f"m{k}"}
         make_run(tmp_path / "runs" / f"m{k}", config=config, split=f"busi_random_{k}", seed=k, best=with_iou(iou))
@@ -107,14 +107,14 @@ def test_runs_that_differ_in_split_and_seed_share_a_row_with_mean_and_deviation(
         ({"config": with_setting("out", "elsewhere")}, 1),
     ],
 )
-def test_runs_of_other_settings_are_not_averaged(tmp_path, capsys, other, rows):
+def test_runs_with_different_settings_are_not_averaged(tmp_path, capsys, other, rows):
     make_run(tmp_path / "runs" / "a")
     make_run(tmp_path / "runs" / "b", **other)
     report(tmp_path / "runs", out=tmp_path / "report.html")
     assert len(rows_of("mgcc", capsys.readouterr().out)) == rows
 
 
-def test_a_run_that_is_named_twice_counts_once(tmp_path, capsys):
+def test_a_run_passed_twice_counts_once(tmp_path, capsys):
     make_run(tmp_path / "runs" / "a")
     report(tmp_path / "runs", tmp_path / "runs" / "a", tmp_path / "runs" / ".." / "runs", out=tmp_path / "report.html")
     printed = capsys.readouterr().out
@@ -122,7 +122,7 @@ def test_a_run_that_is_named_twice_counts_once(tmp_path, capsys):
     assert "±" not in printed
 
 
-def test_every_protocol_is_shown_for_the_best_and_the_last_step(tmp_path):
+def test_all_protocols_are_shown_for_the_best_and_the_last_step(tmp_path):
     last = copy.deepcopy(RESULT["last"])
     last["summary"]["lesion"]["f1"] = 0.7654
     make_run(tmp_path / "run", last=last)
@@ -135,7 +135,7 @@ def test_every_protocol_is_shown_for_the_best_and_the_last_step(tmp_path):
     assert "76.54" not in best
 
 
-def test_page_needs_no_other_file_and_escapes_what_it_shows(tmp_path):
+def test_page_needs_no_other_file_and_escapes_text(tmp_path):
     make_run(tmp_path / "<script>run", config=CONFIG | {"note": "<script>"}, split='"><script>', commit="<script>")
     (tmp_path / "<script>run" / "best").mkdir()
     (tmp_path / "<script>run" / "best" / "gallery.png").write_bytes(b"\x89PNG")
@@ -144,12 +144,12 @@ def test_page_needs_no_other_file_and_escapes_what_it_shows(tmp_path):
     assert "<script" not in page
     assert "phantom &lt;b&gt;" in page
     assert "12.50" in page
-    assert page.count("data:image/svg+xml;base64,") == 2  # all runs together, this run
+    assert page.count("data:image/svg+xml;base64,") == 2  # overview, this run
     assert page.count("data:image/png;base64,") == 1
     assert len(re.findall("<img ", page)) == len(re.findall(r'<img class="\w+" alt="[^"]{20,}"', page)) == 3
 
 
-def test_a_result_without_the_optional_facts_is_shown(tmp_path, capsys):
+def test_a_result_without_optional_keys_is_shown(tmp_path, capsys):
     make_run(tmp_path / "old")
     result = {key: value for key, value in RESULT.items() if key not in OPTIONAL} | {"best": {"summary": {}}}
     (tmp_path / "old" / "result.json").write_text(json.dumps(result))
@@ -159,7 +159,7 @@ def test_a_result_without_the_optional_facts_is_shown(tmp_path, capsys):
     assert len(rows_of("mgcc", capsys.readouterr().out)) == 1
 
 
-def test_where_a_run_ran_is_shown_of_results_with_an_environment_and_of_older_ones(tmp_path):
+def test_provenance_is_shown_for_current_and_early_result_files(tmp_path):
     make_run(tmp_path / "older")
     environment = {"commit": "def456", "device": "gpu x", "versions": {"torch": "3"}, "node": "n1"}
     make_run(tmp_path / "newer", environment=environment, commit=None, device=None, versions={})
@@ -170,24 +170,24 @@ def test_where_a_run_ran_is_shown_of_results_with_an_environment_and_of_older_on
     assert "torch 3" in page
 
 
-def test_unfinished_runs_are_shown_as_unfinished_with_what_they_have(tmp_path, capsys):
+def test_unfinished_runs_are_listed_with_their_progress(tmp_path, capsys):
     make_run(tmp_path / "runs" / "done")
     make_run(tmp_path / "runs" / "killed", finished=False, rows=[*ROWS, {"step": 4321, "epoch": 7.0, "split": "train"}])
     make_run(tmp_path / "runs" / "new", finished=False, rows=[])
     page = report(tmp_path / "runs", out=tmp_path / "report.html")
-    unfinished = page.split("<h2>Not finished</h2>")[1].split("<h2>")[0]
+    unfinished = page.split("<h2>Unfinished runs</h2>")[1].split("<h2>")[0]
     assert "At step 4,321" in unfinished
     assert unfinished.count("data:image/svg+xml") == 1
     printed = capsys.readouterr().out
-    assert "not finished: killed" in printed
-    assert "not finished: new" in printed
+    assert "unfinished: killed" in printed
+    assert "unfinished: new" in printed
     assert "done" in rows_of("mgcc", printed)[0]
 
 
-def test_a_report_of_nothing_but_unfinished_runs_is_made(tmp_path, capsys):
+def test_a_report_of_only_unfinished_runs_is_written(tmp_path, capsys):
     make_run(tmp_path / "killed", finished=False)
     report(tmp_path, out=tmp_path / "report.html")
-    assert capsys.readouterr().out.splitlines() == ["not finished: killed", f"report: {tmp_path / 'report.html'}"]
+    assert capsys.readouterr().out.splitlines() == ["unfinished: killed", f"report: {tmp_path / 'report.html'}"]
 
 
 def make_ldm(folder):
@@ -204,29 +204,29 @@ def test_both_generative_stages_and_their_gallery_are_shown(tmp_path, capsys):
     page = report(tmp_path / "ldm", out=tmp_path / "report.html")
     assert page.count("data:image/svg+xml;base64,") == 2
     assert base64.b64encode(b"\x89PNG").decode() in page
-    assert "Not finished</h2>" not in page
-    assert capsys.readouterr().out.startswith("no segmentation run\n")
+    assert "Unfinished runs</h2>" not in page
+    assert capsys.readouterr().out.startswith("no segmentation runs found\n")
 
 
-def test_a_generative_stage_without_gallery_is_not_finished(tmp_path, capsys):
+def test_a_generative_run_without_gallery_is_unfinished(tmp_path, capsys):
     make_ldm(tmp_path / "ldm")
     report(tmp_path, out=tmp_path / "report.html")
-    assert "not finished: ldm\n" in capsys.readouterr().out
+    assert "unfinished: ldm\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
         ("result.json", "{", r"result\.json is damaged"),
-        ("result.json", "[]", r"result\.json is not the result of a run"),
-        ("result.json", '{"program": "segment"}', r"result\.json is not the result of a run"),
-        ("result.json", '{"program": "paint"}', r"result\.json is not the result of a run"),
-        ("result.json", json.dumps(RESULT | {"best": {}}), r"result\.json is not the result of a run"),
-        ("config.yaml", "a: [", r"config\.yaml is damaged"),
-        ("config.yaml", "5", r"config\.yaml is not the config of a run"),
+        ("result.json", "[]", r"result\.json: not a result of mgcc_dist"),
+        ("result.json", '{"program": "segment"}', r"result\.json: not a result of mgcc_dist"),
+        ("result.json", '{"program": "paint"}', r"result\.json: not a result of mgcc_dist"),
+        ("result.json", json.dumps(RESULT | {"best": {}}), r"result\.json: not a result of mgcc_dist"),
+        ("config.yaml", "a: [", r"config\.yaml: not valid YAML"),
+        ("config.yaml", "5", r"config\.yaml: not a run's config"),
     ],
 )
-def test_a_damaged_file_is_named_in_one_line(tmp_path, file, content, message):
+def test_a_damaged_file_is_a_one_line_error(tmp_path, file, content, message):
     make_run(tmp_path / "run")
     (tmp_path / "run" / file).write_text(content)
     with pytest.raises(UserError, match=message) as caught:
@@ -235,20 +235,20 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path, file, content, message):
     assert not (tmp_path / "report.html").exists()
 
 
-def test_what_cannot_be_done_is_said(tmp_path):
-    with pytest.raises(UserError, match="there is no run under"):
+def test_invalid_arguments_are_rejected(tmp_path):
+    with pytest.raises(UserError, match="no runs found"):
         report(tmp_path, out=tmp_path / "report.html")
-    with pytest.raises(UserError, match="is not a folder"):
+    with pytest.raises(UserError, match="nowhere: not a folder"):
         report(tmp_path / "nowhere", out=tmp_path / "report.html")
-    with pytest.raises(UserError, match="name folders of runs, or --sweep or --efficiency"):
+    with pytest.raises(UserError, match=r"nothing to report\. Pass folders of runs, --sweep FILE or --efficiency"):
         main([])
     make_run(tmp_path / "run")
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(UserError, match="directory"):
         report(tmp_path / "run", out=tmp_path / "folder.html")
-    with pytest.raises(UserError, match=r"report\.pdf: a report is one of \.html, \.md, \.tex, \.csv"):
+    with pytest.raises(UserError, match=r"report\.pdf: unknown format '\.pdf'\. Use one of: \.html, \.md,"):
         report(tmp_path / "run", out=tmp_path / "report.pdf")
-    with pytest.raises(UserError, match=r"\.md holds the tables of --sweep or --efficiency, and neither is given"):
+    with pytest.raises(UserError, match=r"\.md holds only sweep tables\. Add --sweep FILE or --efficiency"):
         report(tmp_path / "run", out=tmp_path / "report.md")
-    with pytest.raises(UserError, match=r"none\.yaml is not there"):
+    with pytest.raises(UserError, match=r"none\.yaml: file not found"):
         main(["--sweep", str(tmp_path / "none.yaml")])

@@ -1,4 +1,4 @@
-"""Sweep files: what they expand to, and that what they expand to can be run."""
+"""Sweep files: expansion to runs that `segment` accepts, and errors for invalid files."""
 
 import shlex
 from itertools import product
@@ -29,10 +29,10 @@ SMALL = {
 
 
 def parsed(run):
-    """The config that `segment` reads from a run's command."""
-    module, program, *words = run.command()
+    """Parse a run's command as `segment` does."""
+    module, program, *arguments = run.command()
     assert (module, program) == ("-m", "mgcc_dist.segment")
-    return parse(SegmentConfig, "segment", "", CONFIGS / "segment", "mgcc_demo", words)
+    return parse(SegmentConfig, "segment", "", CONFIGS / "segment", "mgcc_demo", arguments)
 
 
 def written(tmp_path, **changes):
@@ -42,7 +42,7 @@ def written(tmp_path, **changes):
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_every_run_of_a_shipped_sweep_is_one_that_segment_accepts(path):
+def test_segment_accepts_every_run_of_a_shipped_sweep(path):
     sweep = read_sweep(path)
     folders = [run.folder for run in sweep.runs]
     assert len(set(folders)) == len(folders)
@@ -72,12 +72,12 @@ def test_a_table_has_the_paper_s_rows_and_settings(number):
         assert (config.loop.epochs, config.loop.learning_rate, config.data.image_size) == (300, 0.01, 256)
 
 
-def test_the_tables_train_every_method_but_the_one_that_is_not_in_the_paper():
+def test_the_tables_cover_every_method_except_the_one_that_is_not_in_the_paper():
     methods = {parsed(run).method.name for path in SWEEPS for run in read_sweep(path).runs}
     assert methods == METHODS.keys() - {"cutmix_teacher"}
 
 
-def test_the_small_table_has_the_paper_s_rows_at_networks_that_can_be_built():
+def test_the_small_table_has_the_paper_s_rows_with_smaller_networks():
     sweep = read_sweep(CONFIGS / "sweeps" / "table_1_small.yaml")
     assert list(sweep.rows) == ["U-Net", "CMU-Net", *SEMI]
     for run in sweep.runs[: len(sweep.rows)]:
@@ -86,7 +86,7 @@ def test_the_small_table_has_the_paper_s_rows_at_networks_that_can_be_built():
         assert 1e6 < parameters < 4e6  # a quarter of the width
 
 
-def test_a_row_wins_over_its_data_set_which_wins_over_the_defaults(tmp_path):
+def test_row_keys_override_data_set_keys_which_override_defaults(tmp_path):
     sizes = [{"data": {"image_size": size, "workers": size}} for size in (1, 2, 3)]
     del sizes[1]["data"]["workers"], sizes[2]["data"]["workers"]
     path = written(tmp_path, defaults=sizes[0], datasets={"BUSI": sizes[1]}, rows={"a": sizes[2], "b": {}})
@@ -94,39 +94,40 @@ def test_a_row_wins_over_its_data_set_which_wins_over_the_defaults(tmp_path):
     assert configs == [{"image_size": 3, "workers": 1}, {"image_size": 2, "workers": 1}]
 
 
-def test_split_and_seed_can_be_studied_alone(tmp_path):
+def test_seeds_can_share_a_split(tmp_path):
     runs = read_sweep(written(tmp_path, splits=[1, 1, 1])).runs
     assert [(run.split, run.seed) for run in runs[::2]] == [(1, 1), (1, 2), (1, 3)]
     assert {run.config["data"]["split"] for run in runs} == {"busi_random_1"}
 
 
-def test_commands_are_printed_for_the_chosen_runs_and_survive_a_shell(tmp_path, capsys):
+def test_commands_of_the_selected_runs_are_printed_and_quoted_for_a_shell(tmp_path, capsys):
     path = written(tmp_path)
     main([str(path), "--rows", "U-Net", "--seeds", "2", "3"])
     lines = capsys.readouterr().out.splitlines()
     expected = [run for run in read_sweep(path).runs if run.row == "U-Net" and run.seed > 1]
     assert [shlex.split(line)[1:] for line in lines] == [run.command() for run in expected]
-    with pytest.raises(UserError, match=r"has no rows 'UNet'; choose of U-Net, MGCC"):
+    with pytest.raises(UserError, match=r"--rows: 'UNet' is not in .*\. Choose from: U-Net, MGCC"):
         main([str(path), "--rows", "UNet"])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": [1, 1]}, "seeds has 1 twice"),
-        ({"seeds": "123"}, "seeds must be a list of numbers"),
-        ({"splits": [1]}, "splits has 1 numbers, seeds 3"),
-        ({"rows": {"a b": {}, "a-b": {}}}, "rows 'a b' and 'a-b' would share the folder name 'a-b'"),
+        ({"seeds": [1, 1]}, "seed 1 appears more than once"),
+        ({"seeds": "123"}, "seeds must be a list of integers"),
+        ({"splits": [1]}, "got 1 splits for 3 seeds"),
+        ({"rows": {"a b": {}, "a-b": {}}}, "rows 'a b' and 'a-b' would use the folder name 'a-b'"),
         ({"rows": []}, "rows must be a mapping"),
         ({"datasets": {}}, "datasets must be a mapping"),
-        ({"reference": "CPS"}, "reference 'CPS' is no row; rows are U-Net, MGCC"),
+        ({"reference": "CPS"}, "reference 'CPS' is not a row. Choose one of: U-Net, MGCC"),
         ({"row": {}}, "unknown key 'row'"),
         ({"title": None}, "key 'title' is missing"),
+        ({"defaults": [1]}, "defaults must hold keys of `segment`"),
         ({"rows": {"a": {"nets": {}}}}, r"rows\.a\.nets is not one of the sections"),
-        ({"rows": {"a": {"data": {"split": "{k}"}}}}, r"'\{k\}' may hold \{split\} and \{seed\} only"),
+        ({"rows": {"a": {"data": {"split": "{k}"}}}}, r"placeholder in '\{k\}' .* Available: \{split\} and \{seed\}"),
     ],
 )
-def test_a_wrong_sweep_is_refused_with_file_and_key(tmp_path, changes, message):
+def test_an_invalid_sweep_is_rejected_with_file_and_key(tmp_path, changes, message):
     path = written(tmp_path, **changes)
     with pytest.raises(UserError, match=message) as caught:
         read_sweep(path)
@@ -134,16 +135,16 @@ def test_a_wrong_sweep_is_refused_with_file_and_key(tmp_path, changes, message):
 
 
 @pytest.mark.parametrize("content", ["- 1\n", "a: [\n", ""])
-def test_a_file_that_is_no_sweep_is_named(tmp_path, content):
+def test_a_file_that_is_not_a_sweep_is_named_in_the_error(tmp_path, content):
     path = tmp_path / "x.yaml"
     path.write_text(content)
     with pytest.raises(UserError, match=r"x\.yaml"):
         read_sweep(path)
-    with pytest.raises(UserError, match=r"nowhere\.yaml is not there; configs/sweeps holds table_1\.yaml"):
+    with pytest.raises(UserError, match=r"nowhere\.yaml: file not found\. Shipped .* configs/sweeps/table_1\.yaml"):
         read_sweep(Path("nowhere.yaml"))
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.text(min_size=1, max_size=12))
-def test_a_folder_s_name_is_plain_whatever_a_row_is_called(name):
+def test_folder_names_hold_only_letters_digits_and_hyphens(name):
     assert set(slug(name)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")

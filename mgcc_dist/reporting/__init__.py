@@ -1,1 +1,1 @@
-"""What `mgcc_dist.report` composes: run folders in, one page out."""
+"""Turn finished run folders into tables and pages; used by `mgcc report`."""

@@ -1,17 +1,19 @@
-"""Curves of runs as SVG, in colours that read on a light page and on a dark one."""
+"""Plot training curves as SVG, in colours that are readable on light and dark pages."""
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mgcc_dist.reporting.runs import Group, Run
+from mgcc_dist.reporting.runs import Run, RunGroup
 
 INK = "#75808d"
-COLOURS = ("#3584bf", "#d97f30", "#3f9e68", "#a163b8", "#c5524f", "#8a8f98", "#b59a2c", "#2fa5a8")
+COLOURS = ("#3584bf", "#d97f30", "#3f9e68", "#a163b8", "#c5524f", "#b59a2c", "#2fa5a8", "#d977b5", "#8c6a4f")
+LINE_STYLES = ("-", "--", ":")  # the next style once all colours are used, so that no two groups look the same
 STYLE = {
     "text.color": INK,
     "axes.edgecolor": INK,
@@ -29,47 +31,52 @@ STYLE = {
     "axes.titlesize": 8,
     "lines.linewidth": 1.4,
 }
-# What a run is validated by: split, key and factor in its rows, and the panel's title.
-VALIDATED = {
+# Validation metric per stage: key in metrics.jsonl, scale, axis title.
+VALIDATION_METRICS = {
     "segmentation": ("iou", 100.0, "validation IoU, corrected, %"),
     "autoencoder": ("mse", 1.0, "validation MSE"),
     "denoiser": ("loss", 1.0, "validation loss"),
 }
 
 
-def of_run(run: Run) -> tuple[str, str]:
-    """Training loss and validation score over the steps: (data URI, description in words)."""
+def plot_run(run: Run) -> tuple[str, str]:
+    """Plot training loss and validation metric against the step; return (data URI, alternative text)."""
     stage = _stage(run)
-    key, factor, title = VALIDATED[stage]
-    loss = run.points("train", "loss")
-    score = [(step, factor * value) for step, value in run.points("validation", key)]
+    key, scale, title = VALIDATION_METRICS[stage]
+    loss = run.series("train", "loss")
+    metric = [(step, scale * value) for step, value in run.series("validation", key)]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 2.4), layout="constrained")
         panels = figure.subplots(1, 2)
-        for panel, points, name, colour in zip(panels, (loss, score), ("training loss", title), COLOURS, strict=False):
-            _plot(panel, points, colour)
+        for panel, points, name, colour in zip(panels, (loss, metric), ("training loss", title), COLOURS, strict=False):
+            _plot(panel, points, color=colour)
             panel.set(title=name, xlabel="step")
             if stage != "segmentation" and all(value > 0 for _, value in points):
                 panel.set_yscale("log")
-        return _uri(figure), f"{_words('training loss', loss)}; {_words(title, score)}."
+        return _data_uri(figure), f"{_describe('training loss', loss)}; {_describe(title, metric)}."
 
 
-def of_groups(groups: Sequence[Group]) -> tuple[str, str]:
-    """Validation IoU of all runs over the epochs, a colour for each group: (data URI, description in words)."""
-    key, factor, title = VALIDATED["segmentation"]
-    words = []
+def plot_groups(groups: Sequence[RunGroup]) -> tuple[str, str]:
+    """Plot validation IoU against the epoch, one colour per group; return (data URI, alternative text)."""
+    key, scale, title = VALIDATION_METRICS["segmentation"]
+    descriptions = []
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 3.0), layout="constrained")
         panel = figure.subplots()
-        for place, each in enumerate(groups):
-            for run in each.runs:
-                points = [(epoch, factor * value) for epoch, value in run.points("validation", key, along="epoch")]
-                label = f"{each.method} ({_short(each)})" if run is each.runs[0] else None
-                _plot(panel, points, COLOURS[place % len(COLOURS)], label)
-                words.append(_words(run.name, points))
+        for group, style in zip(groups, line_styles(), strict=False):
+            for run in group.runs:
+                points = [(epoch, scale * value) for epoch, value in run.series("validation", key, x="epoch")]
+                label = f"{group.method} ({_short_names(group)})" if run is group.runs[0] else ""
+                _plot(panel, points, label=label, **style)
+                descriptions.append(_describe(run.name, points))
         panel.set(title=title, xlabel="epoch of the labeled images")
         panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return _uri(figure), f"{title} over the epochs. {'; '.join(words)}."
+        return _data_uri(figure), f"{title} against the epoch. {'; '.join(descriptions)}."
+
+
+def line_styles() -> Iterator[dict[str, str]]:
+    """Yield matplotlib line properties, distinct for the first len(COLOURS) * len(LINE_STYLES) groups."""
+    return cycle({"color": colour, "linestyle": style} for style in LINE_STYLES for colour in COLOURS)
 
 
 def _stage(run: Run) -> str:
@@ -79,22 +86,24 @@ def _stage(run: Run) -> str:
     return "segmentation"
 
 
-def _plot(panel: Axes, points: Sequence[tuple[float, float]], colour: str, label: str | None = None) -> None:
-    along, values = [place for place, _ in points], [value for _, value in points]
+def _plot(
+    panel: Axes, points: Sequence[tuple[float, float]], color: str, linestyle: str = "-", label: str = ""
+) -> None:
     marker = "o" if len(points) < 60 else None
-    panel.plot(along, values, color=colour, label=label, marker=marker, markersize=2.5)
+    x, y = [x for x, _ in points], [y for _, y in points]
+    panel.plot(x, y, color=color, linestyle=linestyle, label=label, marker=marker, markersize=2.5)
 
 
-def _short(group: Group) -> str:
+def _short_names(group: RunGroup) -> str:
     more = len(group.runs) - 1
     return group.runs[0].name + (f" and {more} more" if more else "")
 
 
-def _words(name: str, points: Sequence[tuple[float, float]]) -> str:
-    return f"{name} from {points[0][1]:.3g} to {points[-1][1]:.3g}" if points else f"{name}: nothing yet"
+def _describe(name: str, points: Sequence[tuple[float, float]]) -> str:
+    return f"{name} from {points[0][1]:.3g} to {points[-1][1]:.3g}" if points else f"{name}: no values yet"
 
 
-def _uri(figure: Figure) -> str:
+def _data_uri(figure: Figure) -> str:
     content = io.BytesIO()
     figure.savefig(content, format="svg", transparent=True)
     return f"data:image/svg+xml;base64,{base64.b64encode(content.getvalue()).decode()}"

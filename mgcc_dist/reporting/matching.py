@@ -1,58 +1,58 @@
-"""Which run folder belongs to which cell of a sweep's table: the one in its place, if it is of the config asked for."""
+"""Assign run folders to the cells of a sweep's table, and check that their configs match the sweep file."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mgcc_dist.common.config import CONFIGS, as_plain, flatten, parse
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.sweep_file import FREE, Sweep, SweepRun
+from mgcc_dist.common.sweep_file import RESULT_NEUTRAL_KEYS, Sweep, SweepRun
 from mgcc_dist.methods.segment_config import SegmentConfig
-from mgcc_dist.reporting.runs import Found, Run
+from mgcc_dist.reporting.runs import Run, RunCollection
 
 
-def match(sweep: Sweep, found: Found, folders: Sequence[Path]) -> list[tuple[SweepRun, Run | None]]:
-    """Every run that the sweep asks for, with the folder that holds it: finished, unfinished or None.
+def match_runs(sweep: Sweep, found: RunCollection, folders: Sequence[Path]) -> list[tuple[SweepRun, Run | None]]:
+    """Pair every run of the sweep with its run folder, finished or unfinished, or with None if there is none.
 
-    A run's place is its folder in the sweep's `out`. `folders`, in which `found` was found, may stand for `out`, so
-    that runs that were moved or copied from elsewhere count too.
+    A run is expected in its folder below the sweep's `out`. The same relative path below one of `folders`, which were
+    searched for `found`, counts too, so that runs can be moved or copied from another machine.
 
     Raises:
-        UserError: a finished run in a cell's place has another config, or two folders claim the same cell.
+        UserError: a finished run has another config than the sweep asks for, or two folders hold the same run.
     """
-    there = {run.folder.resolve(): run for run in (*found.segmentation, *found.unfinished)}
+    by_folder = {run.folder.resolve(): run for run in (*found.segmentation, *found.unfinished)}
     matched: list[tuple[SweepRun, Run | None]] = []
-    for asked in sweep.runs:
-        candidates = {place.resolve(): there[place.resolve()] for place in _places(sweep, asked, folders, there)}
+    for wanted in sweep.runs:
+        resolved = [folder.resolve() for folder in _possible_folders(sweep, wanted, folders)]
+        candidates = {folder: by_folder[folder] for folder in resolved if folder in by_folder}
         if len(candidates) > 1:
-            one, other, *_ = candidates
+            first, second, *_ = candidates
             raise UserError(
-                f"{sweep.name}: {asked.row} on {asked.dataset}, seed {asked.seed}, is both in {one} and in {other}; "
-                "name only the folders of one"
+                f"{sweep.name}: {wanted.row} on {wanted.dataset}, seed {wanted.seed}, is in both {first} and {second}. "
+                "Pass only the folder of one."
             )
         run = next(iter(candidates.values()), None)
         if run and run.result:
-            _check(sweep, asked, run)
-        matched.append((asked, run))
+            _check_config(sweep, wanted, run)
+        matched.append((wanted, run))
     return matched
 
 
-def _places(sweep: Sweep, asked: SweepRun, folders: Sequence[Path], there: Iterable[Path]) -> list[Path]:
-    inside = asked.folder.relative_to(sweep.out)
-    places = [asked.folder, *(base / inside for folder in folders for base in (folder, folder / sweep.out.name))]
-    return [place for place in places if place.resolve() in there]
+def _possible_folders(sweep: Sweep, wanted: SweepRun, folders: Sequence[Path]) -> Iterable[Path]:
+    relative = wanted.folder.relative_to(sweep.out)
+    return [wanted.folder, *(base / relative for folder in folders for base in (folder, folder / sweep.out.name))]
 
 
-def _check(sweep: Sweep, asked: SweepRun, run: Run) -> None:
-    """Raise UserError for a key in which the run is not what the sweep asks for; defaults of `segment` count too."""
-    words = asked.command()[2:]  # without -m mgcc_dist.segment
-    wanted = flatten(as_plain(parse(SegmentConfig, "segment", "", CONFIGS / "segment", None, words)))
-    has = flatten(run.config)
-    if differing := sorted(key for key in wanted.keys() | has.keys() if wanted.get(key) != has.get(key)):
-        differing = [key for key in differing if key not in FREE]
+def _check_config(sweep: Sweep, wanted: SweepRun, run: Run) -> None:
+    """Raise UserError for the first key in which the run differs from the sweep; defaults of `segment` count too."""
+    arguments = wanted.command()[2:]  # without -m mgcc_dist.segment
+    expected = flatten(as_plain(parse(SegmentConfig, "segment", "", CONFIGS / "segment", None, arguments)))
+    actual = flatten(run.config)
+    keys = sorted((expected.keys() | actual.keys()) - RESULT_NEUTRAL_KEYS)
+    differing = [key for key in keys if expected.get(key) != actual.get(key)]
     if differing:
         key = differing[0]
         more = f" (and {len(differing) - 1} more keys)" if len(differing) > 1 else ""
         raise UserError(
-            f"{run.folder} has {key} = {has.get(key)}, but {sweep.name} asks for {wanted.get(key)}{more}; "
-            "delete or move the folder and run that row again, or correct the sweep file"
+            f"{run.folder}: {key} is {actual.get(key)}, but {sweep.name} sets {expected.get(key)}{more}. "
+            "Delete or move the folder and rerun that row, or correct the sweep file."
         )

@@ -1,4 +1,4 @@
-"""A small sweep file and finished runs of it, with scores that are made up."""
+"""Write a small sweep file and finished runs of it with made-up scores."""
 
 import functools
 import json
@@ -22,12 +22,12 @@ SWEEP = {
     "seeds": [1, 2],
     "datasets": {"BUSI": {"data": {"split": "busi_random_{split}"}}},
     "rows": {"U-Net": SUPERVISED, "CPS": {"method": {"name": "cps"}, "network": {"name": "unet"}}, "MGCC": {}},
-    "notes": "What it is_not.",
+    "notes": "Scope & limits_.",
 }
 
 
 def make_sweep(folder, **changes):
-    """A sweep file; its path."""
+    """Write the sweep file with `changes` and return its path."""
     path = folder / "small.yaml"
     content = {**SWEEP, "out": str(folder / "out"), **changes}
     path.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -35,8 +35,8 @@ def make_sweep(folder, **changes):
 
 
 @functools.cache
-def resolved(words):
-    return json.dumps(as_plain(parse(SegmentConfig, "segment", "", CONFIGS / "segment", None, list(words))))
+def resolved(arguments):
+    return json.dumps(as_plain(parse(SegmentConfig, "segment", "", CONFIGS / "segment", None, list(arguments))))
 
 
 def config_of(run):
@@ -44,19 +44,19 @@ def config_of(run):
 
 
 def scores(key, value, lesion=True):
-    """An image's scores, all of one value."""
-    alike = dict.fromkeys(METRICS, float(value))
+    """Scores of one image, with the same value for all metrics."""
+    same = dict.fromkeys(METRICS, float(value))
     return {
         "key": key,
-        "paper": alike,
-        "corrected": alike,
-        "lesion": alike if lesion else None,
+        "paper": same,
+        "corrected": same,
+        "lesion": same if lesion else None,
         "predicted_empty": False,
     }
 
 
 def finish(run, images, folder=None, **keys):
-    """A finished run folder; `keys` such as loop__momentum=0.5 change its config."""
+    """Write a finished run folder; `keys` such as loop__momentum=0.5 override its config."""
     folder = folder or run.folder
     config = config_of(run)
     for key, value in keys.items():
@@ -79,19 +79,19 @@ def finish(run, images, folder=None, **keys):
 
 
 def begin(run):
-    """The folder of a run that is not finished."""
+    """Write the folder of an unfinished run."""
     run.folder.mkdir(parents=True)
     (run.folder / "config.yaml").write_text(yaml.safe_dump(config_of(run)))
 
 
 def finish_all(path, levels, images=40, spread=0.05, skip=(), shuffle=False):
-    """Finish a sweep's runs but those of (row, seed) in `skip`: images' scores scatter around a row's level."""
+    """Finish all runs of a sweep except (row, seed) in `skip`; image scores scatter around the row's level."""
     for run in read_sweep(path).runs:
         if (run.row, run.seed) in skip:
             continue
         rng = np.random.default_rng([run.seed, len(run.row)])
         values = np.clip(levels[run.row] + spread * rng.normal(size=images), 0, 1)
-        # Of 40 images 20 are in the other seed's split too.
+        # 20 of the 40 images are also in the other seed's split.
         scored = [scores(f"image {i + 20 * run.seed:03d}", value, i % 4 > 0) for i, value in enumerate(values)]
         if shuffle:
             rng.shuffle(scored)

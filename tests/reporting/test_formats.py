@@ -1,4 +1,4 @@
-"""One table in four formats: each is well formed, escapes what it shows, and holds every row."""
+"""One table in four formats: each is well formed, escapes special characters, and holds every row."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ import pytest
 from sweep_runs import SUPERVISED, finish_all, make_sweep
 
 from mgcc_dist.report import main
-from mgcc_dist.reporting.formats import COLUMNS
+from mgcc_dist.reporting.formats import CSV_COLUMNS
 
 NASTY = "50 % of <b>_$x$ & [U] | #1 \\ {~^}*"
 LEVELS = {NASTY: 0.5, "CPS": 0.55, "MGCC": 0.6}
@@ -17,7 +17,7 @@ ROWS = {NASTY: SUPERVISED, "CPS": {"method": {"name": "cps"}, "network": {"name"
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Suffix -> content, of a sweep with one run missing and text that means something to each format."""
+    """Map suffix to content, for a sweep with a missing run and text with special characters of every format."""
     folder = tmp_path_factory.mktemp("formats")
     path = make_sweep(folder, rows=ROWS, notes=NASTY)
     finish_all(path, LEVELS, skip=[("CPS", 2)])
@@ -26,18 +26,18 @@ def written(tmp_path_factory):
     return {out.suffix: out.read_text() for out in outs}
 
 
-def test_latex_is_balanced_and_has_as_many_cells_in_each_row_as_columns(written):
+def test_latex_is_balanced_and_every_row_has_one_cell_per_column(written):
     text = written[".tex"]
-    bare = re.sub(r"\\[\\{}&%$#_]", "", text)  # what is escaped opens and closes nothing
+    bare = re.sub(r"\\[\\{}&%$#_]", "", text)  # escaped characters do not open or close groups
     for opening, closing in ("{}", (r"\begin", r"\end")):
         assert bare.count(opening) == bare.count(closing) > 0
     assert bare.count("$") % 2 == 0
-    assert not re.search(r"(?<!%)[#~]|[^\x00-\x7f]", bare.replace("%\n", ""))  # pdflatex knows all that is left
+    assert not re.search(r"(?<!%)[#~]|[^\x00-\x7f]", bare.replace("%\n", ""))  # only characters that pdflatex accepts
     tabulars = re.findall(r"\\begin\{tabular\}\{(l(?:r+))\}(.*?)\\end\{tabular\}", text, re.DOTALL)
-    assert len(tabulars) == 5  # beside the paper, other protocols, three tests
+    assert len(tabulars) == 5  # comparison with the paper, other protocols, three tests
     for columns, body in tabulars:
         rows = [line for line in body.splitlines() if line.endswith(r"\\")]
-        for row in rows[1:]:  # the first has headings over several columns
+        for row in rows[1:]:  # the first has headings that span columns
             assert len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1
         spans = [int(n) for n in re.findall(r"\\multicolumn\{(\d+)\}", rows[0])]
         assert sum(spans) == len(columns) - 1
@@ -49,7 +49,7 @@ def test_latex_is_balanced_and_has_as_many_cells_in_each_row_as_columns(written)
     assert r"50 \% of $<$b$>$\_\$x\$ \& {[}U{]}" in text
 
 
-def test_markdown_rows_have_as_many_cells_as_their_heading(written):
+def test_markdown_rows_have_one_cell_per_heading(written):
     text = written[".md"]
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     assert len(tables) == 5
@@ -60,9 +60,9 @@ def test_markdown_rows_have_as_many_cells_as_their_heading(written):
     assert re.search(r"\| MGCC \| 2 of 2 \| \*\*\d\d\.\d\d ± \d\.\d\d\*\* \| \*\*68\.06 ± 2\.45\*\* \|", text)
 
 
-def test_csv_has_a_line_for_each_row_protocol_and_metric(written):
+def test_csv_has_one_line_per_row_protocol_and_metric(written):
     lines = list(csv.DictReader(io.StringIO(written[".csv"])))
-    assert tuple(lines[0]) == COLUMNS
+    assert tuple(lines[0]) == CSV_COLUMNS
     assert len(lines) == len(ROWS) * 3 * 4
     cell = {(line["row"], line["protocol"], line["metric"]): line for line in lines}
     line = cell["CPS", "paper", "iou"]
@@ -76,7 +76,7 @@ def test_csv_has_a_line_for_each_row_protocol_and_metric(written):
     assert (NASTY, "lesion", "f1") in cell
 
 
-def test_page_begins_with_the_table_and_escapes_what_it_shows(written):
+def test_page_shows_the_sweep_table_first_and_escapes_text(written):
     page = written[".html"]
     headings = re.findall(r"<h2>(.*?)</h2>", page)
     assert headings[:2] == ["A title &amp; more", "Segmentation"]
@@ -87,7 +87,7 @@ def test_page_begins_with_the_table_and_escapes_what_it_shows(written):
         assert len(re.findall(rf"<{tag}[ >]", page)) == page.count(f"</{tag}>")
 
 
-def test_what_is_missing_is_printed(tmp_path, capsys):
+def test_missing_runs_are_printed(tmp_path, capsys):
     path = make_sweep(tmp_path)
     main(["--sweep", str(path), "--out", str(tmp_path / "report.md")])
     printed = capsys.readouterr().out.splitlines()
