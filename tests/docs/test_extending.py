@@ -1,4 +1,4 @@
-"""Every recipe of docs/extending.md works as written: its files, its changes and its commands, in a copy of the tree."""
+"""Every recipe of docs/extending.md works as written: its files, changes and commands, in a copy of the tree."""
 
 import os
 import re
@@ -29,7 +29,8 @@ class Block:
 def sections():
     """The code blocks of the page by heading."""
     parts = re.split(r"^## (.+)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return {title: [Block(*block) for block in BLOCK.findall(text)] for title, text in zip(parts[1::2], parts[2::2])}
+    pairs = zip(parts[1::2], parts[2::2], strict=True)
+    return {title: [Block(*block) for block in BLOCK.findall(text)] for title, text in pairs}
 
 
 def carry_out(blocks, tree):
