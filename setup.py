@@ -46,6 +46,7 @@ setup(
         "safetensors>=0.5",
         "monai>=1.4",
         "scipy>=1.11",  # monai's surface distances need it and do not ask for it
+        "tabulate>=0.9",
         "tensorboard>=2.16",
         "tqdm>=4.66",
         "pillow>=11",
@@ -73,6 +74,7 @@ setup(
             "setuptools>=77",
             "torchmetrics>=1.6",  # FID and KID to compare ours with
             "types-PyYAML",
+            "types-tabulate",
             "types-tqdm",
         ],
     },

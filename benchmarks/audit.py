@@ -29,7 +29,7 @@ from mgcc_dist.data.images import resize_image
 from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
 from mgcc_dist.data.splits import locate_split, read_split
 from mgcc_dist.diffusion.config import DataConfig
-from mgcc_dist.diffusion.images import Images
+from mgcc_dist.diffusion.images import ImageData
 
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -82,23 +82,23 @@ CHANGES: dict[str, Change] = {
 NAMED = tuple(CHANGES)[:10]  # what the audit is meant to find; the others show where it ends
 
 
-def plant(images: Images, count: int, folder: Path) -> dict[str, str]:
+def plant(images: ImageData, count: int, folder: Path) -> dict[str, str]:
     """Write copies and honest images as a folder of samples; the change of each key, "" for the honest ones."""
     generator = np.random.default_rng(0)
-    chosen = generator.permutation(len(images.learned))[:count].tolist()
-    taken = {images.data.records[i].group for i in images.learned.indices}
+    chosen = generator.permutation(len(images.train))[:count].tolist()
+    taken = {images.shards.records[i].group for i in images.train.indices}
     samples: list[Sample] = []
     change_of = {}
     for name, change in CHANGES.items():
         for number, i in enumerate(chosen):
             key = f"{name} {number}"
-            image = resize_image(images.learned.read(i).image, images.size, images.size)
+            image = resize_image(images.train.read(i).image, images.size, images.size)
             samples.append(Sample(key, np.ascontiguousarray(change(image, generator)), None, {}))
             change_of[key] = name
-    for i in images.unseen.indices:
-        if images.data.records[i].group not in taken:
+    for i in images.val.indices:
+        if images.shards.records[i].group not in taken:
             key = f"honest {len(samples)}"
-            samples.append(Sample(key, images.data.read(i).image, None, {}))
+            samples.append(Sample(key, images.shards.read(i).image, None, {}))
             change_of[key] = ""
     folder.mkdir(parents=True)
     write_json(folder / "request.json", {})
@@ -136,7 +136,7 @@ def main() -> None:
 
     accelerator = start()
     split = read_split(locate_split(words.split))
-    images = Images(DataConfig(image_size=words.size), ShardFolder.open(Path(words.shards)), split)
+    images = ImageData(DataConfig(image_size=words.size), ShardFolder.open(Path(words.shards)), split)
     used = features.load(words.encoder, Path(), words.size) if words.encoder else None
     with tempfile.TemporaryDirectory() as scratch:
         samples, folder = Path(scratch) / "samples", Path(scratch) / "audit"
@@ -157,8 +157,8 @@ def main() -> None:
             shutil.copytree(folder, words.pictures, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.json"))
     honest = sum(name == "" for name in change_of.values())
     result = benchmark_header("benchmarks.audit") | {
-        "images": {"training": len(images.learned), "copied": words.images, "honest": honest, "size": words.size},
-        "encoder": used.facts if used else None,
+        "images": {"training": len(images.train), "copied": words.images, "honest": honest, "size": words.size},
+        "encoder": used.info if used else None,
         "false_alarms": words.false_alarms,
         "thresholds": thresholds,
         "rows": {way: rates(listed, change_of) for way, listed in ways.items()},

@@ -87,7 +87,7 @@ def main() -> None:
         stored = latents.encode(vae, "random", images, config.autoencoder.batch, Path(scratch) / "latents", accelerator)
         encoding = time.perf_counter() - began
         unet = denoiser.build(config.denoiser, stored.shape, len(stored.classes)).to(accelerator.device)
-        loss = DenoiserLoss(unet, denoiser.build_schedule(config.denoiser), config.denoiser.label_dropout)
+        loss = DenoiserLoss(unet, denoiser.build_scheduler(config.denoiser), config.denoiser.label_dropout)
         optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5)
         pairs = []
         for _ in range(options.rounds):

@@ -30,8 +30,8 @@ from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.files import write_json
 from mgcc_dist.diffusion import autoencoder, denoiser, pipeline
 from mgcc_dist.diffusion.config import Solver
-from mgcc_dist.diffusion.noise import Draw, generators
-from mgcc_dist.diffusion.sampler import Sampler, starting_noise
+from mgcc_dist.diffusion.noise import RngStream, make_generators
+from mgcc_dist.diffusion.sampler import Sampler, initial_noise
 from mgcc_dist.ldm import LdmConfig
 
 
@@ -41,7 +41,7 @@ def random_pipeline(preset: str, folder: Path) -> Path:
     vae = autoencoder.build(config.autoencoder, config.data.image_size)
     side = config.data.image_size // config.autoencoder.downsampling
     unet = denoiser.build(config.denoiser, (config.autoencoder.latent_channels, side, side), 0)
-    pipeline.save(vae, unet, denoiser.build_schedule(config.denoiser), {}, {}, folder)
+    pipeline.save(vae, unet, denoiser.build_scheduler(config.denoiser), {}, {}, folder)
     return folder
 
 
@@ -54,7 +54,7 @@ def stock(folder: Path, steps: int, device: torch.device) -> Callable[[list[int]
     pipe.set_progress_bar_config(disable=True)
 
     def make(indices: list[int]) -> np.ndarray:
-        draws = generators(0, Draw.SAMPLE, indices)
+        draws = make_generators(0, RngStream.SAMPLE, indices)
         pictures = pipe(batch_size=len(indices), generator=draws, num_inference_steps=steps).images
         return np.stack([np.asarray(picture) for picture in pictures])
 
@@ -66,7 +66,7 @@ def ours(
 ) -> Callable[[list[int]], np.ndarray]:
     model = pipeline.load(folder)
     sampler = Sampler(model, solver, steps, 1.0, half, compile, device)
-    return lambda indices: sampler.images(starting_noise(0, indices, model.latent_shape))
+    return lambda indices: sampler.generate(initial_noise(0, indices, model.latent_shape))
 
 
 def main() -> None:

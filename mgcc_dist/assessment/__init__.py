@@ -1,1 +1,1 @@
-"""Judging synthetic images: features, quality, memorisation audit, curation."""
+"""Evaluation of synthetic images: features, quality metrics, memorization audit, curation."""

@@ -1,15 +1,16 @@
-"""Does the model copy its training images? Every synthetic image beside the training image that it is most alike.
+"""Memorization audit: search the synthetic images for near-copies of training images.
 
-Alike in pixels, and in the features of a network where one is named (similarity.py says how). What is too alike is
-learned from the real images: for each of them (300 at most) the highest similarity with a training image of another
-group, that is of another patient or, where patients are unknown, not a near-duplicate. The thresholds are the
-similarities that a share of `false_alarms` of them exceeds, half of it in either way where there are two. A synthetic
-image above one of them is listed as a near-copy: it is more like one patient's image than real images of different
-patients are. docs/explanation/audit.md says what is found by that.
+Every synthetic image is compared with all training images, in pixels and, if `quality.encoder` names a trained network,
+also in features (similarity.py). The thresholds are calibrated on real images. For up to 300 of them, the audit takes
+the highest similarity with a training image of another group, that is, of another patient or, if patients are unknown,
+outside its set of near-duplicates. A threshold is the quantile of these values that a share of `false_alarms` exceeds
+(half of that share each with pixels and features). A synthetic image above a threshold is listed as a near-copy: it is
+more similar to one training image than real images of different patients are to each other. See
+docs/explanation/audit.md for what this finds and what it misses.
 
-`audit.json` has thresholds, near-copies and, for every image, its nearest; `closest.png` shows the twenty pairs that
-are closest in pixels, `closest_features.png` those in features. With `drop_copies` the near-copies are taken out of
-the shards.
+`audit.json` has the thresholds, the near-copies and the nearest training image of every synthetic image. `closest.png`
+shows the twenty most similar pairs in pixels, `closest_features.png` those in features. With `drop_copies` the
+near-copies are removed from the shards.
 """
 
 import hashlib
@@ -28,8 +29,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mgcc_dist.assessment.config import AuditConfig
-from mgcc_dist.assessment.features import Features
-from mgcc_dist.assessment.similarity import FeatureSimilarity, align, describe, similarities
+from mgcc_dist.assessment.features import FeatureExtractor
+from mgcc_dist.assessment.similarity import FeatureSimilarity, apply_alignment, describe_alignment, pixel_similarity
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_json, replacing, write_json
 from mgcc_dist.data.augment import symmetry
@@ -38,68 +39,73 @@ from mgcc_dist.data.images import resize_image
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.selection import drop
 from mgcc_dist.data.sources import Source, Subset
-from mgcc_dist.diffusion.images import Images
+from mgcc_dist.diffusion.images import ImageData
 
-CALIBRATION = 300  # real images
-PAIRS = 20  # in the picture
-BLOCK = 16  # images compared at a time, to bound memory
+CALIBRATION_IMAGES = 300
+SHOWN_PAIRS = 20
+BLOCK_SIZE = 16  # synthetic images compared at a time, to limit memory
 
 
-def is_finished(config: AuditConfig, features: Features | None, images: Images, samples: Path, folder: Path) -> bool:
-    """Whether `folder` holds the audit of these samples, and its near-copies are dropped where they are to be."""
+def is_finished(
+    config: AuditConfig, extractor: FeatureExtractor | None, images: ImageData, samples: Path, folder: Path
+) -> bool:
+    """Return whether `folder` holds the audit of these samples and, with `drop_copies`, its near-copies are dropped."""
     path = folder / "audit.json"
     shards = ShardFolder.open(samples, verify=False)
-    if not path.is_file() or read_json(path)["request"] != _request(config, features, images, shards):
+    if not path.is_file() or read_json(path)["request"] != _request(config, extractor, images, shards):
         return False
     return not config.drop_copies or shards.index.get("dropped") is not None
 
 
 def audit(
     config: AuditConfig,
-    features: Features | None,
-    images: Images,
+    extractor: FeatureExtractor | None,
+    images: ImageData,
     samples: Path,
     folder: Path,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """Leave `audit.json` and the pictures in `folder`, and return the first. Collective.
+    """Write `audit.json` and the pictures to `folder` and return the report. Collective.
 
-    Without `features` images are compared in pixels alone.
+    Without `extractor` images are compared in pixels only.
     """
     shards = ShardFolder.open(samples, verify=False)
-    data, learned = images.data, images.learned.indices
-    reals = np.random.default_rng(0).permutation(learned + images.unseen.indices)[:CALIBRATION].tolist()
-    allowed = config.false_alarms / (2 if features else 1)
-    pixels = _in_pixels(images, shards, reals, allowed, accelerator)
+    real, train = images.shards, images.train.indices
+    calibration = np.random.default_rng(0).permutation(train + images.val.indices)[:CALIBRATION_IMAGES].tolist()
+    false_alarms = config.false_alarms / (2 if extractor else 1)
+    pixels = _compare_pixels(images, shards, calibration, false_alarms, accelerator)
     rows: list[dict[str, Any]] = [
         {
             "key": record.key,
-            "nearest": data.records[learned[j]].key,
+            "nearest": real.records[train[j]].key,
             "similarity": round(value, 4),
-            "alignment": describe(alignment),
+            "alignment": describe_alignment(alignment),
             "near_copy": value > pixels.threshold,
         }
         for record, (value, j, alignment) in zip(shards.records, pixels.nearest, strict=True)
     ]
-    report = {"request": _request(config, features, images, shards), **pixels.facts}
-    if features:
-        alike = _in_features(features, images, shards, reals, allowed, accelerator)
-        for row, (value, j, _) in zip(rows, alike.nearest, strict=True):
-            row["features"] = {"nearest": data.records[learned[j]].key, "similarity": round(value, 4)}
-            row["near_copy"] = row["near_copy"] or value > alike.threshold
-        report["features"] = features.facts | alike.facts
+    report = {"request": _request(config, extractor, images, shards), **pixels.summary()}
+    if extractor:
+        features = _compare_features(extractor, images, shards, calibration, false_alarms, accelerator)
+        for row, (value, j, _) in zip(rows, features.nearest, strict=True):
+            row["features"] = {"nearest": real.records[train[j]].key, "similarity": round(value, 4)}
+            row["near_copy"] = row["near_copy"] or value > features.threshold
+        report["features"] = extractor.info | features.summary()
     copies = [row["key"] for row in rows if row["near_copy"]]
     report |= {"near_copies": copies, "images": rows}
     if accelerator.is_main_process:
-        square = partial(_square, size=images.size)
-        pairs = [(align(square(shards, i), turn), square(data, learned[j]), rows[i]) for i, j, turn in pixels.closest()]
-        _draw(pairs, pixels.threshold, folder / "closest.png")
-        if features:
+        read_square = partial(_read_square, size=images.size)
+        pairs = [
+            (apply_alignment(read_square(shards, i), alignment), read_square(real, train[j]), rows[i])
+            for i, j, alignment in pixels.closest()
+        ]
+        _save_pairs(pairs, pixels.threshold, folder / "closest.png")
+        if extractor:
             pairs = [
-                (square(shards, i), symmetry(square(data, learned[j]), turn), rows[i] | rows[i]["features"])
-                for i, j, turn in alike.closest()
+                (read_square(shards, i), symmetry(read_square(real, train[j]), which), rows[i] | rows[i]["features"])
+                for i, j, which in features.closest()
             ]
-            _draw(pairs, alike.threshold, folder / "closest_features.png")
+            _save_pairs(pairs, features.threshold, folder / "closest_features.png")
         write_json(folder / "audit.json", report)
         if config.drop_copies:
             drop(samples, copies)
@@ -108,111 +114,128 @@ def audit(
 
 
 @dataclass(frozen=True)
-class _Compared:
-    """What one way of comparing says of real images and those of other groups, and of synthetic and training ones."""
+class _Comparison:
+    """Similarities in pixels or in features."""
 
-    floor: list[float]
-    """the highest similarity of each real image"""
-    allowed: float
-    """share of these that is over the threshold"""
+    calibration: list[float]
+    """highest similarity of each calibration image with a training image of another group"""
+    false_alarms: float
+    """share of these above the threshold"""
     nearest: list[tuple[float, int, int]]
-    """of each synthetic image: similarity, number and alignment of the training image that it is most alike"""
+    """per synthetic image: similarity with its nearest training image, index of that image, alignment"""
 
     @property
     def threshold(self) -> float:
-        return float(np.quantile(self.floor, 1 - self.allowed))
+        return float(np.quantile(self.calibration, 1 - self.false_alarms))
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What audit.json says of it."""
+    def summary(self) -> dict[str, Any]:
+        """Return the entries for audit.json."""
         values = [value for value, _, _ in self.nearest]
-        return {"threshold": round(self.threshold, 4), "real": _summary(self.floor), "synthetic": _summary(values)}
+        return {
+            "threshold": round(self.threshold, 4),
+            "real": _summarize(self.calibration),
+            "synthetic": _summarize(values),
+        }
 
     def closest(self) -> list[tuple[int, int, int]]:
-        """The PAIRS that are most alike: numbers of the synthetic and the training image, and the alignment."""
-        order = sorted(range(len(self.nearest)), key=lambda i: -self.nearest[i][0])[:PAIRS]
+        """Return the most similar pairs: index of the synthetic image, index of the training image, alignment."""
+        order = sorted(range(len(self.nearest)), key=lambda i: -self.nearest[i][0])[:SHOWN_PAIRS]
         return [(i, *self.nearest[i][1:]) for i in order]
 
 
-def _in_pixels(
-    images: Images, shards: ShardFolder, reals: list[int], allowed: float, accelerator: Accelerator
-) -> _Compared:
-    data, size = images.data, images.size
-    thumbnails = torch.from_numpy(np.stack([thumbnail(_square(data, i, size)) for i in images.learned.indices]))
-    thumbnails = thumbnails.to(accelerator.device)
-    floor = []
-    for i in reals[accelerator.process_index :: accelerator.num_processes]:
-        similarity, _ = similarities([_square(data, i, size)], thumbnails)
-        floor += [(i, value) for value in _with_other_groups(images, [i], similarity.numpy())]
-    highest = [value for _, value in sorted(gather_object(floor))]
-    return _Compared(_any(highest), allowed, _nearest(shards, thumbnails, size, accelerator))
+def _compare_pixels(
+    images: ImageData, shards: ShardFolder, calibration: list[int], false_alarms: float, accelerator: Accelerator
+) -> _Comparison:
+    real, size = images.shards, images.size
+    squares = (_read_square(real, i, size) for i in images.train.indices)
+    thumbnails = torch.from_numpy(np.stack([thumbnail(square) for square in squares])).to(accelerator.device)
+    rows = []
+    for i in calibration[accelerator.process_index :: accelerator.num_processes]:
+        similarity, _ = pixel_similarity([_read_square(real, i, size)], thumbnails)
+        rows += [(i, value) for value in _highest_across_groups(images, [i], similarity.numpy())]
+    highest = [value for _, value in sorted(gather_object(rows))]
+    return _Comparison(_require_any(highest), false_alarms, _nearest_in_pixels(shards, thumbnails, size, accelerator))
 
 
-def _in_features(
-    features: Features, images: Images, shards: ShardFolder, reals: list[int], allowed: float, accelerator: Accelerator
-) -> _Compared:
-    similarity = FeatureSimilarity(features, images.learned, accelerator)
-    among_reals, _ = similarity.of(Subset(images.data, reals))
-    floor = _any(_with_other_groups(images, reals, among_reals))
-    of_synthetic, views = similarity.of(shards)
+def _compare_features(
+    extractor: FeatureExtractor,
+    images: ImageData,
+    shards: ShardFolder,
+    calibration: list[int],
+    false_alarms: float,
+    accelerator: Accelerator,
+) -> _Comparison:
+    similarity = FeatureSimilarity(extractor, images.train, accelerator)
+    of_real, _ = similarity.compare(Subset(images.shards, calibration))
+    highest = _require_any(_highest_across_groups(images, calibration, of_real))
+    of_synthetic, views = similarity.compare(shards)
     best = of_synthetic.argmax(axis=1)
     nearest = [(float(row[j]), int(j), int(view[j])) for row, view, j in zip(of_synthetic, views, best, strict=True)]
-    return _Compared(floor, allowed, nearest)
+    return _Comparison(highest, false_alarms, nearest)
 
 
-def _with_other_groups(images: Images, reals: list[int], similarity: NDArray[Any]) -> list[float]:
-    """The highest of each row of `similarity` [R,N], of real images with training ones, among those of other groups."""
-    records = images.data.records
-    groups = np.array([records[i].group for i in images.learned.indices])
-    others = (row[groups != records[i].group] for i, row in zip(reals, similarity, strict=True))
+def _highest_across_groups(images: ImageData, indices: list[int], similarity: NDArray[Any]) -> list[float]:
+    """Return the highest similarity of each real image with a training image of another group.
+
+    `similarity` [R,N] compares the real images `indices` with the training images.
+    """
+    records = images.shards.records
+    groups = np.array([records[i].group for i in images.train.indices])
+    others = (row[groups != records[i].group] for i, row in zip(indices, similarity, strict=True))
     return [float(row.max()) for row in others if len(row)]
 
 
-def _any(floor: list[float]) -> list[float]:
-    if not floor:
+def _require_any(values: list[float]) -> list[float]:
+    if not values:
         raise UserError(
-            "audit: all images are of one group, so there is nothing to compare with; --audit.enabled false"
+            "audit: all images belong to one group, so the threshold cannot be calibrated. Pass --audit.enabled false"
         )
-    return floor
+    return values
 
 
-def _nearest(
+def _nearest_in_pixels(
     shards: ShardFolder, thumbnails: Tensor, size: int, accelerator: Accelerator
 ) -> list[tuple[float, int, int]]:
-    """For each synthetic image: similarity, number and alignment of the training image that it is most alike."""
+    """Return, per synthetic image, similarity, index and alignment of the nearest training image."""
     mine = list(range(len(shards)))[accelerator.process_index :: accelerator.num_processes]
-    found = []
-    for start in range(0, len(mine), BLOCK):
-        block = mine[start : start + BLOCK]
-        similarity, alignment = similarities([_square(shards, i, size) for i in block], thumbnails)
+    rows = []
+    for start in range(0, len(mine), BLOCK_SIZE):
+        block = mine[start : start + BLOCK_SIZE]
+        similarity, alignment = pixel_similarity([_read_square(shards, i, size) for i in block], thumbnails)
         best, nearest = similarity.max(dim=1)
-        chosen = alignment.gather(1, nearest[:, None])[:, 0]
-        found += list(zip(block, best.tolist(), nearest.tolist(), chosen.tolist(), strict=True))
-    return [(value, j, which) for _, value, j, which in sorted(gather_object(found))]
+        best_alignment = alignment.gather(1, nearest[:, None])[:, 0]
+        rows += list(zip(block, best.tolist(), nearest.tolist(), best_alignment.tolist(), strict=True))
+    return [(value, j, alignment) for _, value, j, alignment in sorted(gather_object(rows))]
 
 
-def _square(source: Source, i: int, size: int) -> np.ndarray:
-    """The image [S,S] as the model saw it."""
+def _read_square(source: Source, i: int, size: int) -> np.ndarray:
+    """Return the image [S,S] as the model sees it."""
     return resize_image(source.read(i).image, size, size)
 
 
-def _summary(values: list[float]) -> dict[str, float]:
+def _summarize(values: list[float]) -> dict[str, float]:
     return {"images": len(values), "median": round(float(np.median(values)), 4), "highest": round(max(values), 4)}
 
 
-def _request(config: AuditConfig, features: Features | None, images: Images, shards: ShardFolder) -> dict[str, Any]:
-    """All that the report depends on."""
-    learned = hashlib.sha256(json.dumps([images.data.records[i].key for i in images.learned.indices]).encode())
+def _request(
+    config: AuditConfig, extractor: FeatureExtractor | None, images: ImageData, shards: ShardFolder
+) -> dict[str, Any]:
+    """Return everything that the report depends on."""
+    keys = json.dumps([images.shards.records[i].key for i in images.train.indices])
     return {
         "samples": shards.index["request"],
-        "training": {"dataset": images.facts["dataset"], "keys_sha256": learned.hexdigest(), "size": images.size},
-        "features": {key: features.facts[key] for key in ("kind", "sha256", "image_size")} if features else None,
+        "training": {
+            "dataset": images.info["dataset"],
+            "keys_sha256": hashlib.sha256(keys.encode()).hexdigest(),
+            "size": images.size,
+        },
+        "features": {key: extractor.info[key] for key in ("kind", "sha256", "image_size")} if extractor else None,
         "false_alarms": config.false_alarms,
     }
 
 
-def _draw(pairs: list[tuple[np.ndarray, np.ndarray, dict[str, Any]]], threshold: float, path: Path) -> None:
-    """Pairs of (synthetic, training image), each with its row, four rows of five pairs."""
+def _save_pairs(pairs: list[tuple[np.ndarray, np.ndarray, dict[str, Any]]], threshold: float, path: Path) -> None:
+    """Save pairs of (synthetic image, training image, its report row) as PNG, five pairs per row."""
     rows = -(-len(pairs) // 5)
     figure = Figure(figsize=(14, 1.75 * rows + 0.6), layout="constrained", dpi=110)
     axes = figure.subplots(rows, 10, squeeze=False)
@@ -222,12 +245,12 @@ def _draw(pairs: list[tuple[np.ndarray, np.ndarray, dict[str, Any]]], threshold:
         left, right = axes.flat[2 * number], axes.flat[2 * number + 1]
         left.imshow(synthetic, cmap="gray", vmin=0, vmax=255)
         right.imshow(real, cmap="gray", vmin=0, vmax=255)
-        number_and_similarity = f"{row['key'].removeprefix('synthetic-')}: {row['similarity']:.2f}"
-        left.set_title(number_and_similarity, fontsize=8, color="#c0281c" if row["similarity"] > threshold else "black")
+        title = f"{row['key'].removeprefix('synthetic-')}: {row['similarity']:.2f}"
+        left.set_title(title, fontsize=8, color="#c0281c" if row["similarity"] > threshold else "black")
         right.set_title(row["nearest"], fontsize=8)
     figure.suptitle(
-        "Synthetic image and the training image that it is most alike, one of them turned to match the other; "
-        f"red: a near-copy (similarity over {threshold:.2f})",
+        "Synthetic image and its most similar training image, one of them rotated or mirrored to match the other; "
+        f"red: near-copy (similarity above {threshold:.2f})",
         fontsize=10,
     )
     with replacing(path) as scratch:

@@ -1,4 +1,4 @@
-"""What quality, audit and curation are set by."""
+"""Config dataclasses of quality, audit and curation."""
 
 from dataclasses import dataclass
 
@@ -8,43 +8,43 @@ from mgcc_dist.common.config import PositiveInt, UnitInterval
 @dataclass(frozen=True)
 class QualityConfig:
     enabled: bool = True
-    """measure the synthetic images against the held-out real ones"""
+    """compare the synthetic images with the real validation images"""
     encoder: str | None = None
-    """what compares images here, in the audit and in curation: folder of a trained segmentation run, a
-    model.safetensors of one, or a TorchScript file that maps [B,1,S,S] in [-1,1] to [B,D] (which is a program: name
-    only files that you trust); null takes the encoder of the diffusion model's own autoencoder, and the audit then
-    compares pixels alone"""
+    """feature extractor for quality, audit and curation: folder of a trained segmentation run, its model.safetensors,
+    or a TorchScript file that maps [B,1,S,S] in [-1,1] to [B,D] (loading it executes code: only use files that you
+    trust). null uses the encoder of the diffusion model's own autoencoder; the audit then compares pixels only"""
     neighbours: PositiveInt = 5
     """k of precision, recall, density and coverage (Kynkaanniemi et al.: 3, Naeem et al.: 5)"""
     halves: PositiveInt = 50
-    """random halves for floor and intervals"""
+    """number of random halves for the floor and the intervals"""
 
 
 @dataclass(frozen=True)
 class AuditConfig:
     enabled: bool = True
-    """look for copies of training images among the synthetic ones"""
+    """search the synthetic images for copies of training images"""
     false_alarms: UnitInterval = 0.01
-    """share of real images that would be taken for copies of another patient's; sets the thresholds"""
+    """accepted false-alarm rate: share of real images that would be listed as copies of another patient's image; sets
+    the thresholds"""
     drop_copies: bool = False
-    """take the near-copies out of the shards; otherwise they are only listed"""
+    """remove near-copies from the shards; by default they are only listed"""
 
 
 @dataclass(frozen=True)
 class CurateConfig:
     out: str
-    """folder of a finished `mgcc_dist.ldm` run; OUT/curation/ gets page.html and proposal.json"""
+    """folder of a finished `mgcc_dist.ldm` run; page.html and proposal.json are written to OUT/curation/"""
     count: PositiveInt = 725
-    """images to propose (paper: 725 for BUSI)"""
+    """number of images to propose (paper: 725 for BUSI)"""
     neighbours: PositiveInt = 5
-    """k of the k-NN density that says how realistic an image is"""
+    """k of the k-NN density that measures how realistic an image is"""
 
 
 @dataclass(frozen=True)
 class ApplyConfig:
     selection: str
-    """selection.json, as the page of `curate` saves it"""
+    """selection.json, as saved by the page of `curate`"""
     samples: str
-    """shard folder of the samples that it is of, such as OUT/samples; stays as it is"""
+    """shard folder of the samples to select from, such as OUT/samples; it is not changed"""
     out: str
     """shard folder to write, for `mgcc_dist.segment --data.synthetic`"""

@@ -1,8 +1,9 @@
-"""What two images are compared by beside their pixels: a feature vector of each, from a network that the user names.
+"""Feature extractors for FID and KID, for the memorization audit and for curation.
 
-Where none is named it is the encoder of the diffusion model's own autoencoder. That one is always at hand, but it never
-learned what a lesion is, and it is the network that made the synthetic images; a trained segmentation run is better.
-Figures of different features do not compare, so every report says what it was made with.
+The user names the network. By default it is the encoder of the diffusion model's own autoencoder. That one is always
+available, but it has not been trained to recognize lesions, and it belongs to the model that generated the images. A
+trained segmentation run is a better choice. Metrics of different extractors are not comparable, so every report names
+the one it used.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
 from mgcc_dist.common.errors import UserError
@@ -23,86 +25,94 @@ from mgcc_dist.diffusion import autoencoder
 from mgcc_dist.inference.loading import load_network
 from mgcc_dist.models.unet import Encoder
 
-BATCH = 16  # images at once
+BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
-class Features:
-    """A frozen network, images [B,1,S,S] in [-1,1] -> features [B,D], and what reports say of it."""
+class FeatureExtractor:
+    """A frozen network, images [B,1,S,S] in [-1,1] -> features [B,D]; `info` describes it in reports."""
 
     network: nn.Module
     image_size: int
-    facts: dict[str, Any]
+    info: dict[str, Any]
 
     @torch.no_grad()
-    def of(self, source: Source, accelerator: Accelerator) -> np.ndarray:
-        """Features float64 [N,D] of all images of `source`, in its order, on every rank. Collective.
+    def extract(self, source: Source, accelerator: Accelerator) -> np.ndarray:
+        """Return the features float64 [N,D] of all images of `source`, in its order, on every rank. Collective.
 
         Raises:
-            UserError: the network does not give one finite vector an image.
+            UserError: the network does not return one finite vector per image.
         """
         rank, world = accelerator.process_index, accelerator.num_processes
-        loader = EvalLoader(source, BATCH, self.image_size, rank=rank, world=world, workers=0)
-        network, found = self.network.to(accelerator.device), []
+        loader = EvalLoader(source, BATCH_SIZE, self.image_size, rank=rank, world=world, workers=0)
+        network, rows = self.network.to(accelerator.device), []
         for batch in loader.batches():
-            features = self._checked(network(batch.to(accelerator.device).images), len(batch.keys))
-            found += list(zip(batch.positions.tolist(), features.double().cpu().numpy(), strict=True))
-        return np.stack([row for _, row in sorted(gather_object(found), key=lambda one: one[0])])
+            features = self._validated(network(batch.to(accelerator.device).images), len(batch.keys))
+            rows += list(zip(batch.positions.tolist(), features.double().cpu().numpy(), strict=True))
+        return np.stack([features for _, features in sorted(gather_object(rows), key=lambda row: row[0])])
 
-    def _checked(self, features: Any, images: int) -> Tensor:
+    def _validated(self, features: Any, images: int) -> Tensor:
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != images:
             got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise UserError(f"{self.facts['file']} gives {got} for {images} images; features are [{images}, D]")
+            raise UserError(
+                f"quality.encoder: {self.info['file']} returns {got} for {images} images. "
+                f"Use a network that returns features [{images}, D]"
+            )
         if not features.isfinite().all():
-            raise UserError(f"{self.facts['file']} gives features that are not finite numbers")
+            raise UserError(f"quality.encoder: {self.info['file']} returns features that are not finite")
         return features
 
 
-def load(encoder: str | None, vae: Path, image_size: int) -> Features:
-    """The features that `quality.encoder` names; with None those of the autoencoder in `vae`, at `image_size`.
+def load(encoder: str | None, vae: Path, image_size: int) -> FeatureExtractor:
+    """Load the feature extractor that `quality.encoder` names, or by default the encoder of the autoencoder in `vae`.
 
-    `encoder` is the folder of a segmentation run, a model.safetensors of one, or a TorchScript file. The last is a
-    program that torch.jit.load runs and unpickles, so it is read only because the user names it.
+    `encoder` is the folder of a segmentation run, its model.safetensors, or a TorchScript file. Loading a TorchScript
+    file executes code from it, so only pass files that you trust. `image_size` applies to the autoencoder and to
+    TorchScript files; a segmentation network gets images of its training size.
 
     Raises:
-        UserError: there is no such file, or it holds no encoder.
+        UserError: the file does not exist, or does not hold an encoder.
     """
     if encoder is None:
-        file = vae / "diffusion_pytorch_model.safetensors"
-        return _features("autoencoder's encoder", file, _Pooled(_of_autoencoder(vae)), image_size)
-    file = locate(encoder)
+        network = _GlobalAveragePool(_autoencoder_features(vae))
+        return _extractor("autoencoder's encoder", vae / SAFETENSORS_WEIGHTS_NAME, network, image_size)
+    file = locate_encoder(encoder)
     if file.suffix == ".safetensors":
-        network, trained_at = load_network(file)
-        inner = getattr(network, "encoder", None)
-        if not isinstance(inner, Encoder):
-            raise UserError(f"{file} holds a {type(network).__name__}, without a U-Net's encoder; name another run")
-        return _features("encoder of a segmentation run", file, _Pooled(inner), trained_at)
+        network, trained_size = load_network(file)
+        segmentation_encoder = getattr(network, "encoder", None)
+        if not isinstance(segmentation_encoder, Encoder):
+            raise UserError(
+                f"quality.encoder: {file} holds a {type(network).__name__}, which has no U-Net encoder. "
+                "Choose a run of another network"
+            )
+        kind = "encoder of a segmentation run"
+        return _extractor(kind, file, _GlobalAveragePool(segmentation_encoder), trained_size)
     try:
         script = torch.jit.load(file, map_location="cpu").eval()
     except (RuntimeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"{file} is neither model.safetensors nor a TorchScript file ({first})") from error
-    return _features("TorchScript file", file, script, image_size)
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"quality.encoder: {file} is not a .safetensors or TorchScript file ({reason})") from error
+    return _extractor("TorchScript file", file, script, image_size)
 
 
-def locate(encoder: str) -> Path:
-    """The file that `quality.encoder` stands for.
+def locate_encoder(encoder: str) -> Path:
+    """Return the file that `quality.encoder` refers to.
 
     Raises:
-        UserError: it is not there.
+        UserError: it does not exist.
     """
     path = Path(encoder)
     file = path / "best" / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise UserError(
-            f"quality.encoder: {file} is not there; "
-            "give the folder of a finished segmentation run, a model.safetensors, or a TorchScript file"
+            f"quality.encoder: {file} does not exist. "
+            "Pass the folder of a finished segmentation run, a model.safetensors, or a TorchScript file"
         )
     return file
 
 
-class _Pooled(nn.Module):
-    """The deepest feature maps [B,D,h,w] of `encoder`, averaged over their positions."""
+class _GlobalAveragePool(nn.Module):
+    """Average the deepest feature maps [B,D,h,w] of `encoder` over their pixels."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -113,13 +123,13 @@ class _Pooled(nn.Module):
         return (maps[-1] if isinstance(maps, list) else maps).float().mean(dim=(2, 3))
 
 
-def _of_autoencoder(folder: Path) -> nn.Module:
-    """The encoder as far as its last activation: images -> [B,channels[-1],h,w], before it is squeezed to a latent."""
-    encoder = autoencoder.load_finished(folder).encoder
+def _autoencoder_features(folder: Path) -> nn.Module:
+    """Return the encoder up to its last activation, images -> [B,channels[-1],h,w], without the latent projection."""
+    encoder = autoencoder.load_pretrained(folder).encoder
     encoder.conv_out = nn.Identity()
     return encoder
 
 
-def _features(kind: str, file: Path, network: nn.Module, image_size: int) -> Features:
-    facts = {"kind": kind, "file": str(file), "sha256": sha256_of(file), "image_size": image_size}
-    return Features(network.eval(), image_size, facts)
+def _extractor(kind: str, file: Path, network: nn.Module, image_size: int) -> FeatureExtractor:
+    info = {"kind": kind, "file": str(file), "sha256": sha256_of(file), "image_size": image_size}
+    return FeatureExtractor(network.eval(), image_size, info)

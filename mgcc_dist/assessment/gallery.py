@@ -1,4 +1,4 @@
-"""One picture of what the generative stage learned: real, reconstructed and synthetic images, a row each."""
+"""Draw real, reconstructed and synthetic images, one row each, into one picture."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +15,10 @@ from mgcc_dist.diffusion.autoencoder import reconstruct
 
 
 @torch.no_grad()
-def draw(real: Tensor, vae: AutoencoderKL, synthetic: ShardFolder, path: Path) -> None:
-    """Save the gallery as PNG. `real` [N,1,H,W] in [-1, 1] are held-out images: the autoencoder never saw them."""
+def save_gallery(real: Tensor, vae: AutoencoderKL, synthetic: ShardFolder, path: Path) -> None:
+    """Save the gallery as PNG. `real` are validation images [N,1,H,W] in [-1, 1], on which no network was trained."""
     rows = {
-        "real\n(held out)": list(real[:, 0].numpy()),
+        "real\n(validation)": list(real[:, 0].numpy()),
         "reconstructed": list(reconstruct(vae, real)[:, 0].numpy()),
         "synthetic": [synthetic.read(i).image / 127.5 - 1 for i in range(min(len(real), len(synthetic)))],
     }
@@ -26,7 +26,7 @@ def draw(real: Tensor, vae: AutoencoderKL, synthetic: ShardFolder, path: Path) -
 
 
 def save_rows(rows: Mapping[str, Sequence[np.ndarray]], path: Path) -> None:
-    """Draw grey images [H,W] in [-1, 1], a labelled row for each item of `rows`."""
+    """Save a grid of grayscale images [H,W] in [-1, 1] as PNG, with one labelled row per item of `rows`."""
     columns = max(len(images) for images in rows.values())
     figure = Figure(figsize=(1.5 * columns + 1, 1.55 * len(rows)), layout="constrained", dpi=120)
     axes = figure.subplots(len(rows), columns, squeeze=False)

@@ -1,23 +1,26 @@
-"""How good are the synthetic images? FID, KID, precision, recall, density, coverage against held-out real images.
+"""Quality of the synthetic images: FID, KID, precision, recall, density and coverage against the validation images.
 
-All six compare two sets of feature vectors (features.py says of what), real x_1..x_N and synthetic y_1..y_M:
+All six metrics compare two sets of feature vectors (see features.py), real x_1..x_N and synthetic y_1..y_M:
 
-- FID (Heusel et al. 2017): Frechet distance of the two Gaussians that have the sets' means and covariances. It is
-  biased: of few images it is too high, more so for more dimensions, so only figures of equal numbers compare.
-- KID (Binkowski et al. 2018): squared MMD under the kernel (x.y / D + 1)^3, the unbiased estimate; may be below 0.
-- precision, recall (Kynkaanniemi et al. 2019): share of synthetic images within the k-NN balls of the real ones, and
-  of real images within those of the synthetic ones. A ball reaches from an image to its k-th neighbour in its own set.
-- density, coverage (Naeem et al. 2020): number of real balls that a synthetic image lies in, over k (1 is what real
-  images have); share of real balls with a synthetic image in them.
+- FID (Heusel et al. 2017): Frechet distance between two Gaussians with the means and covariances of the sets. FID is
+  biased upwards for few images, more so in more dimensions. Only values for equal numbers of images are comparable.
+- KID (Binkowski et al. 2018): unbiased estimate of the squared MMD with the kernel (x.y / D + 1)^3; may be negative.
+- Precision, recall (Kynkaanniemi et al. 2019): share of synthetic images inside the k-NN balls of the real ones, and of
+  real images inside the k-NN balls of the synthetic ones. A ball extends from an image to its k-th neighbor in its own
+  set.
+- Density, coverage (Naeem et al. 2020): number of real balls that contain a synthetic image, divided by k (1 for real
+  images), and share of real balls that contain at least one synthetic image.
 
-What 0.3 means depends on features and numbers. So the same figures are given for one half of the held-out images
-against the other, the best that any generator could reach, and beside them for as many synthetic images against the
-same halves: these two compare. Both are means over random halves, which keep a group (a patient) on one side.
+The scale of these values depends on the features and on the number of images. The report therefore includes a floor:
+the same metrics for one half of the validation images against the other half, the best that any generator can reach.
+Compare it with the column for equally many synthetic images against the same halves. Both are means over random
+halves. Images of a group (patient) stay together, except where the halves meet.
 
-The interval of a figure is 1.96 standard errors either way; the standard error is its scatter over these halves (a
-bootstrap of halves drawn without replacement, in which the scatter of an estimate from half of the images is that of
-the estimate from all of them). Drawing with replacement would put copies among the nearest neighbours. Where there are
-more synthetic than real images the halves are as small as the real ones, and the interval rather too wide.
+The 95 % interval of a metric is 1.96 standard errors either way. The standard error is the standard deviation over
+the halves: this is a bootstrap with halves drawn without replacement, in which an estimate from half of the images
+varies as much as the estimate from all images does. Drawing with replacement would put copies among the nearest
+neighbors. If there are more synthetic than real images, the halves are limited by the real ones and the interval is
+conservative.
 """
 
 from pathlib import Path
@@ -27,192 +30,209 @@ import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
+from tabulate import tabulate
 
 from mgcc_dist.assessment.config import QualityConfig
-from mgcc_dist.assessment.features import Features, locate
+from mgcc_dist.assessment.features import FeatureExtractor, locate_encoder
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_json, write_json, write_text
 from mgcc_dist.data.records import ShardFolder
-from mgcc_dist.diffusion.images import Images
+from mgcc_dist.diffusion.images import ImageData
 
-BLOCK = 1024  # rows of a distance matrix at a time, to bound memory
-FIGURES = ("fid", "kid", "precision", "recall", "density", "coverage")
+BLOCK_SIZE = 1024  # rows of the distance matrix computed at a time, to limit memory
+METRICS = ("fid", "kid", "precision", "recall", "density", "coverage")
 Array = NDArray[np.float64]
 
 
-def check(config: QualityConfig, images: Images, synthetic: int) -> None:
-    """Before hours of training: is the encoder there, and will there be enough images?
+def check_config(config: QualityConfig, images: ImageData, synthetic: int) -> None:
+    """Check before training that the encoder exists and that there will be enough images.
 
     Raises:
-        UserError: it is not, or halves of the images have no `neighbours`-th neighbour.
+        UserError: the encoder does not exist, or half of the images are too few for `neighbours`.
     """
     if config.encoder is not None:
-        locate(config.encoder)
-    half = min(len(images.unseen), synthetic) // 2
+        locate_encoder(config.encoder)
+    half = min(len(images.val), synthetic) // 2
     if config.enabled and half <= config.neighbours:
-        fewer = f"--quality.neighbours {half - 1}, or " if half > 1 else ""
+        smaller_k = f"--quality.neighbours {half - 1} or " if half > 1 else ""
         raise UserError(
-            f"quality: halves of {len(images.unseen)} held-out and {synthetic} synthetic images are {half} images, in "
-            f"which there is no neighbour number {config.neighbours}; {fewer}--quality.enabled false"
+            f"quality.neighbours: {config.neighbours} is too large for {len(images.val)} validation and {synthetic} "
+            f"synthetic images, because half of them are only {half} images. Pass {smaller_k}--quality.enabled false"
         )
 
 
-def is_finished(config: QualityConfig, features: Features, images: Images, samples: Path, folder: Path) -> bool:
+def is_finished(
+    config: QualityConfig, extractor: FeatureExtractor, images: ImageData, samples: Path, folder: Path
+) -> bool:
+    """Return whether `folder` holds the report of these samples with these settings."""
     path = folder / "quality.json"
-    request = _request(config, features, images, ShardFolder.open(samples, verify=False))
+    request = _request(config, extractor, images, ShardFolder.open(samples, verify=False))
     return path.is_file() and read_json(path)["request"] == request
 
 
-def measure(
-    config: QualityConfig, features: Features, images: Images, samples: Path, folder: Path, accelerator: Accelerator
+def evaluate(
+    config: QualityConfig,
+    extractor: FeatureExtractor,
+    images: ImageData,
+    samples: Path,
+    folder: Path,
+    accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """Leave `quality.json` and `quality.md` in `folder`, and return the first. Collective."""
+    """Write `quality.json` and `quality.md` to `folder` and return the report. Collective."""
     shards = ShardFolder.open(samples, verify=False)
-    check(config, images, len(shards))
-    real, synthetic = features.of(images.unseen, accelerator), features.of(shards, accelerator)
-    groups = [images.data.records[i].group for i in images.unseen.indices]
+    check_config(config, images, len(shards))
+    real, synthetic = extractor.extract(images.val, accelerator), extractor.extract(shards, accelerator)
+    groups = [images.shards.records[i].group for i in images.val.indices]
     report = {
-        "request": _request(config, features, images, shards),
-        "features": features.facts | {"dimensions": real.shape[1]},
+        "request": _request(config, extractor, images, shards),
+        "features": extractor.info | {"dimensions": real.shape[1]},
         "neighbours": config.neighbours,
-        **compare(real, synthetic, groups, config.neighbours, config.halves),
+        **metrics_with_intervals(real, synthetic, groups, config.neighbours, config.halves),
     }
     if accelerator.is_main_process:
         write_json(folder / "quality.json", report)
-        write_text(folder / "quality.md", table(report))
+        write_text(folder / "quality.md", markdown_report(report))
     accelerator.wait_for_everyone()
     return report
 
 
-def compare(real: Array, synthetic: Array, groups: list[str], k: int, halves: int) -> dict[str, Any]:
-    """All figures of features real [N,D], whose images are of `groups`, and synthetic [M,D]."""
+def metrics_with_intervals(real: Array, synthetic: Array, groups: list[str], k: int, halves: int) -> dict[str, Any]:
+    """Return all metrics of features real [N,D], whose images belong to `groups`, and synthetic [M,D]."""
     generator = np.random.default_rng(0)
     half = min(len(real), len(synthetic)) // 2
-    of_synthetic, of_real = [], []
+    synthetic_halves, real_halves = [], []
     for _ in range(halves):
-        order = _by_group(groups, generator)
-        one, other = real[order[:half]], real[order[-half:]]
-        of_real.append(_figures(one, other, k))
-        of_synthetic.append(_figures(one, synthetic[generator.permutation(len(synthetic))[:half]], k))
-    whole = _figures(real, synthetic, k)
+        order = _grouped_permutation(groups, generator)
+        first, second = real[order[:half]], real[order[-half:]]
+        real_halves.append(compute_metrics(first, second, k))
+        subset = synthetic[generator.permutation(len(synthetic))[:half]]
+        synthetic_halves.append(compute_metrics(first, subset, k))
+    full = compute_metrics(real, synthetic, k)
     return {
         "images": {"real": len(real), "synthetic": len(synthetic), "half": half},
-        "synthetic": {name: _interval(whole[name], [one[name] for one in of_synthetic]) for name in FIGURES},
-        "synthetic_halves": {name: _interval(None, [one[name] for one in of_synthetic]) for name in FIGURES},
-        "real_halves": {name: _interval(None, [one[name] for one in of_real]) for name in FIGURES},
+        "synthetic": {name: _interval(full[name], [row[name] for row in synthetic_halves]) for name in METRICS},
+        "synthetic_halves": {name: _interval(None, [row[name] for row in synthetic_halves]) for name in METRICS},
+        "real_halves": {name: _interval(None, [row[name] for row in real_halves]) for name in METRICS},
     }
 
 
-def _figures(real: Array, synthetic: Array, k: int) -> dict[str, float]:
-    return {"fid": fid(real, synthetic), "kid": kid(real, synthetic), **neighbourhoods(real, synthetic, k)}
+def compute_metrics(real: Array, synthetic: Array, k: int) -> dict[str, float]:
+    """Return the six METRICS of features real [N,D] and synthetic [M,D], with k nearest neighbors."""
+    return {"fid": fid(real, synthetic), "kid": kid(real, synthetic), **prdc(real, synthetic, k)}
 
 
 def fid(real: Array, synthetic: Array) -> float:
-    """|mean_x - mean_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)).
+    """Return |mean_x - mean_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)).
 
-    With S = A^T A the eigenvalues of S_x S_y are the squared singular values of A_x A_y^T, whose sum is the last trace.
-    That needs no root of a matrix and no full rank, and is quick where there are fewer images than dimensions.
+    With S = A^T A, the eigenvalues of S_x S_y are the squared singular values of A_x A_y^T, so the last trace is the
+    sum of these singular values. Unlike a matrix square root (MONAI, torchmetrics), this is accurate without full rank
+    and fast if there are fewer images than dimensions.
     """
-    x, y = (_root(features) for features in (real, synthetic))
-    between = ((real.mean(axis=0) - synthetic.mean(axis=0)) ** 2).sum()
-    overlap = np.linalg.svdvals(x @ y.T).sum()
-    return float(between + (x**2).sum() + (y**2).sum() - 2 * overlap)
+    x, y = _covariance_factor(real), _covariance_factor(synthetic)
+    mean_distance = ((real.mean(axis=0) - synthetic.mean(axis=0)) ** 2).sum()
+    root_trace = np.linalg.svdvals(x @ y.T).sum()
+    return float(mean_distance + (x**2).sum() + (y**2).sum() - 2 * root_trace)
 
 
-def _root(features: Array) -> Array:
-    """A [at most D,D] with A^T A the covariance of `features` [N,D]."""
-    centred = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
-    return np.asarray(np.linalg.qr(centred, mode="r")) if len(centred) > centred.shape[1] else centred
+def _covariance_factor(features: Array) -> Array:
+    """Return A [at most D,D] such that A^T A is the covariance of `features` [N,D]."""
+    centered = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
+    return np.asarray(np.linalg.qr(centered, mode="r")) if len(centered) > centered.shape[1] else centered
 
 
 def kid(real: Array, synthetic: Array) -> float:
-    """Mean kernel of distinct real pairs and of distinct synthetic pairs, less twice that of mixed pairs."""
+    """Return mean k(x, x') over distinct pairs + mean k(y, y') over distinct pairs - 2 mean k(x, y)."""
 
     def kernel(a: Array, b: Array) -> Array:
         return (a @ b.T / a.shape[1] + 1) ** 3
 
-    def distinct(a: Array) -> float:
-        among = kernel(a, a)
-        return (among.sum() - np.trace(among)) / (len(a) * (len(a) - 1))
+    def mean_of_distinct_pairs(a: Array) -> float:
+        gram = kernel(a, a)
+        return (gram.sum() - np.trace(gram)) / (len(a) * (len(a) - 1))
 
-    return float(distinct(real) + distinct(synthetic) - 2 * kernel(real, synthetic).mean())
+    within = mean_of_distinct_pairs(real) + mean_of_distinct_pairs(synthetic)
+    return float(within - 2 * kernel(real, synthetic).mean())
 
 
-def neighbourhoods(real: Array, synthetic: Array, k: int) -> dict[str, float]:
-    """Precision, recall, density, coverage; an image on the rim of a ball lies in it."""
-    real_radii, synthetic_radii = radii(real, k), radii(synthetic, k)
-    inside, recalled, covered = 0, np.zeros(len(real), bool), np.zeros(len(real), bool)
-    precise = 0
-    for start in range(0, len(synthetic), BLOCK):
-        distances = cdist(synthetic[start : start + BLOCK], real)
-        within = distances <= real_radii
-        inside += int(within.sum())
-        precise += int(within.any(axis=1).sum())
-        covered |= within.any(axis=0)
-        recalled |= (distances <= synthetic_radii[start : start + BLOCK, None]).any(axis=0)
+def prdc(real: Array, synthetic: Array, k: int) -> dict[str, float]:
+    """Return precision, recall, density and coverage; the border of a ball belongs to the ball."""
+    real_radii, synthetic_radii = knn_radii(real, k), knn_radii(synthetic, k)
+    in_real_ball, ball_count = 0, 0  # synthetic images in any real ball; pairs of synthetic image and real ball
+    recalled, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
+    for start in range(0, len(synthetic), BLOCK_SIZE):
+        distances = cdist(synthetic[start : start + BLOCK_SIZE], real)
+        inside = distances <= real_radii
+        ball_count += int(inside.sum())
+        in_real_ball += int(inside.any(axis=1).sum())
+        covered |= inside.any(axis=0)
+        recalled |= (distances <= synthetic_radii[start : start + BLOCK_SIZE, None]).any(axis=0)
     return {
-        "precision": precise / len(synthetic),
+        "precision": in_real_ball / len(synthetic),
         "recall": float(recalled.mean()),
-        "density": inside / (k * len(synthetic)),
+        "density": ball_count / (k * len(synthetic)),
         "coverage": float(covered.mean()),
     }
 
 
-def radii(features: Array, k: int) -> Array:
-    """Distance [N] of each of `features` [N,D] to its k-th neighbour among the others."""
-    blocks = [cdist(features[start : start + BLOCK], features) for start in range(0, len(features), BLOCK)]
-    return np.concatenate([np.partition(block, k, axis=1)[:, k] for block in blocks])  # the 0th is the image itself
+def knn_radii(features: Array, k: int) -> Array:
+    """Return the distance [N] from each of `features` [N,D] to its k-th nearest neighbor."""
+    blocks = [cdist(features[start : start + BLOCK_SIZE], features) for start in range(0, len(features), BLOCK_SIZE)]
+    return np.concatenate([np.partition(block, k, axis=1)[:, k] for block in blocks])  # index 0 is the image itself
 
 
-def table(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
+def markdown_report(report: dict[str, Any]) -> str:
+    """Return the report as Markdown."""
     images, features = report["images"], report["features"]
-    lines = [
-        f"| figure | better | {images['synthetic']} synthetic / {images['real']} real | {images['half']} synthetic / "
-        f"{images['half']} real | {images['half']} real / {images['half']} real |",
-        "| --- | --- | --- | --- | --- |",
+    real, synthetic, half = images["real"], images["synthetic"], images["half"]
+    headers = [
+        "metric",
+        "better",
+        f"{synthetic} synthetic / {real} real",
+        f"{half} synthetic / {half} real",
+        f"{half} real / {half} real",
     ]
-    for name in FIGURES:
-        cells = [_cell(report[column][name]) for column in ("synthetic", "synthetic_halves", "real_halves")]
-        better = "lower" if name in ("fid", "kid") else "higher"
-        lines.append(f"| {name.upper() if name in ('fid', 'kid') else name} | {better} | {' | '.join(cells)} |")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Features: {features['kind']} ({features['file']}), {features['dimensions']} dimensions, images of "
-            f"{features['image_size']} pixels a side. Real images are the held-out ones; k = {report['neighbours']}; "
-            "95 % intervals from random halves. The last column is the floor: compare it with the one before it. FID "
-            "of few images is too high, so figures of other numbers of images, or of other features, do not compare.",
-            "",
-        ]
+    rows = []
+    for name in METRICS:
+        values = [_format(report[column][name]) for column in ("synthetic", "synthetic_halves", "real_halves")]
+        label, better = (name.upper(), "lower") if name in ("fid", "kid") else (name, "higher")
+        rows.append([label, better, *values])
+    table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+    return (
+        f"{table}\n\n"
+        f"Features: {features['kind']} ({features['file']}), {features['dimensions']} dimensions, images of "
+        f"{features['image_size']}x{features['image_size']} pixels. Real images are the validation images; k = "
+        f"{report['neighbours']}; 95 % intervals from random halves. The last column is the floor: compare it with the "
+        "one before it. FID is biased upwards for few images, so values for other numbers of images, or for other "
+        "features, are not comparable.\n"
     )
 
 
-def _cell(figure: dict[str, float]) -> str:
-    return f"{figure['value']:.3g} ({figure['low']:.3g} to {figure['high']:.3g})"
+def _format(metric: dict[str, float]) -> str:
+    return f"{metric['value']:.3g} ({metric['low']:.3g} to {metric['high']:.3g})"
 
 
 def _interval(value: float | None, halves: list[float]) -> dict[str, float]:
-    """`value`, or the mean over `halves`, with its 95 % interval."""
-    middle = float(np.mean(halves)) if value is None else value
-    reach = 1.96 * float(np.std(halves))
-    return {"value": middle, "low": middle - reach, "high": middle + reach}
+    """Return `value`, by default the mean over `halves`, with its 95 % interval."""
+    center = float(np.mean(halves)) if value is None else value
+    margin = 1.96 * float(np.std(halves))
+    return {"value": center, "low": center - margin, "high": center + margin}
 
 
-def _by_group(groups: list[str], generator: np.random.Generator) -> NDArray[np.int64]:
-    """A random order in which the images of a group are neighbours."""
+def _grouped_permutation(groups: list[str], generator: np.random.Generator) -> NDArray[np.int64]:
+    """Return a random order of the images in which those of a group are adjacent."""
     names, group = np.unique(groups, return_inverse=True)
     return np.lexsort((generator.permutation(len(groups)), generator.permutation(len(names))[group]))
 
 
-def _request(config: QualityConfig, features: Features, images: Images, shards: ShardFolder) -> dict[str, Any]:
-    """All that the report depends on."""
+def _request(
+    config: QualityConfig, extractor: FeatureExtractor, images: ImageData, shards: ShardFolder
+) -> dict[str, Any]:
+    """Return everything that the report depends on."""
     return {
         "samples": shards.index["request"],
         "dropped": shards.index.get("dropped", []),
-        "held_out": images.facts,
-        "features": {key: features.facts[key] for key in ("kind", "sha256", "image_size")},
+        "held_out": images.info,
+        "features": {key: extractor.info[key] for key in ("kind", "sha256", "image_size")},
         "neighbours": config.neighbours,
         "halves": config.halves,
     }

@@ -1,1 +1,1 @@
-"""The generative stage (Section III-B): autoencoder, latent denoiser, DDIM sampling; composed by `mgcc_dist.ldm`."""
+"""Latent diffusion (Section III-B): autoencoder, denoiser and sampling. `mgcc_dist.ldm` runs them in order."""

@@ -1,11 +1,11 @@
 """Second stage, Eq. 2: a U-Net that predicts the noise in diffused latents.
 
-A latent z₀ of the frozen autoencoder, drawn from its stored posterior (`latents.py`), is diffused over T = 1000 steps,
-z_t = √ᾱ_t z₀ + √(1-ᾱ_t) ε, and diffusers' `UNet2DModel` learns L = E ||ε - ε_θ(z_t, t)||² (the mean over elements,
-which only changes its unit).
+A latent z₀ of the frozen autoencoder, sampled from its stored posterior (`latents.py`), is diffused over T = 1000
+steps, z_t = √ᾱ_t z₀ + √(1-ᾱ_t) ε. diffusers' `UNet2DModel` minimizes L = E ||ε - ε_θ(z_t, t)||² (as the mean over
+elements, which only changes the scale).
 
-With `classes` it also learns ε_θ(z_t, t, class), and ε_θ(z_t, t) by the same network: a share of the labels, chosen at
-random, is replaced by one that stands for "any" (classifier-free guidance, Ho & Salimans 2022).
+With `classes` the same network learns both ε_θ(z_t, t, class) and the unconditional ε_θ(z_t, t): a random share of the
+labels is replaced by a null class (classifier-free guidance, Ho & Salimans 2022).
 """
 
 from pathlib import Path
@@ -21,17 +21,17 @@ from torch.nn import functional as F
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.diffusion.config import DenoiserConfig
-from mgcc_dist.diffusion.latents import LatentBatch, Latents
-from mgcc_dist.diffusion.noise import Draw, generators
+from mgcc_dist.diffusion.latents import LatentBatch, LatentData
+from mgcc_dist.diffusion.noise import RngStream, make_generators
 from mgcc_dist.diffusion.weights import load_weights
 from mgcc_dist.train.schedules import Progress
 
 
 def build(config: DenoiserConfig, shape: tuple[int, int, int], classes: int) -> UNet2DModel:
-    """A new denoiser with random weights, for latents of `shape` [C,h,w] of images of so many classes."""
+    """Return a new denoiser with random weights, for latents of `shape` [C,h,w] and `classes` image classes."""
     channels, size, _ = shape
-    down = ["AttnDownBlock2D" if attends else "DownBlock2D" for attends in config.attention]
-    up = ["AttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(config.attention)]
+    down = ["AttnDownBlock2D" if has_attention else "DownBlock2D" for has_attention in config.attention]
+    up = ["AttnUpBlock2D" if has_attention else "UpBlock2D" for has_attention in reversed(config.attention)]
     return UNet2DModel(
         sample_size=size,
         in_channels=channels,
@@ -42,28 +42,28 @@ def build(config: DenoiserConfig, shape: tuple[int, int, int], classes: int) -> 
         layers_per_block=config.layers,
         norm_num_groups=config.norm_groups,
         attention_head_dim=config.head_channels,
-        num_class_embeds=classes + 1 if config.classes else None,  # the last is "any"
+        num_class_embeds=classes + 1 if config.classes else None,  # the last one is the null class
     )
 
 
-def load(config: DenoiserConfig, latents: Latents, folder: Path) -> UNet2DModel:
-    """The denoiser of `latents` whose weights training saved in `folder`.
+def load(config: DenoiserConfig, latents: LatentData, folder: Path) -> UNet2DModel:
+    """Return the denoiser of `latents` with the weights that the training loop saved in `folder`.
 
     Raises:
-        UserError: the weights are of another architecture, or were trained on latents of another autoencoder.
+        UserError: the weights have a different architecture, or were trained on latents of a different autoencoder.
     """
     path = folder / "model.safetensors"
     unet = build(config, latents.shape, len(latents.classes))
     trained_on = load_weights(unet, path).get("autoencoder")
     if trained_on != latents.autoencoder:
         raise UserError(
-            f"{path} was trained on latents of the autoencoder {trained_on}, not of {latents.autoencoder}; "
-            f"delete {folder.parent} to train it again, or put its autoencoder back"
+            f"{path} was trained on latents of autoencoder {trained_on}, not of {latents.autoencoder}. "
+            f"Delete {folder.parent} to retrain it, or restore its autoencoder"
         )
     return unet.eval()
 
 
-def build_schedule(config: DenoiserConfig) -> DDPMScheduler:
+def build_scheduler(config: DenoiserConfig) -> DDPMScheduler:
     """The forward process: q(z_t | z_0)."""
     return DDPMScheduler(
         num_train_timesteps=config.diffusion_steps,
@@ -76,50 +76,51 @@ def build_schedule(config: DenoiserConfig) -> DDPMScheduler:
 
 
 class DenoiserLoss(nn.Module):
-    """What the loop trains: the U-Net with the loss of Eq. 2."""
+    """The U-Net together with the training loss of Eq. 2."""
 
-    def __init__(self, unet: UNet2DModel, schedule: DDPMScheduler, label_dropout: float) -> None:
+    def __init__(self, unet: UNet2DModel, scheduler: DDPMScheduler, label_dropout: float) -> None:
         super().__init__()
         self.unet = unet
-        self.schedule = schedule
+        self.scheduler = scheduler
         self.label_dropout = label_dropout
 
     def forward(self, batch: LatentBatch, progress: Progress) -> dict[str, Tensor]:
-        draws = generators(progress.seed, Draw.DIFFUSION, batch.positions.tolist())
-        return {"loss": self.errors(batch, draws).mean()}
+        generators = make_generators(progress.seed, RngStream.DIFFUSION, batch.positions.tolist())
+        return {"loss": self.sample_losses(batch, generators).mean()}
 
-    def errors(self, batch: LatentBatch, draws: list[torch.Generator]) -> Tensor:
-        """[B]: mean over the latent of (ε - ε_θ(z_t, t))² for each image.
+    def sample_losses(self, batch: LatentBatch, generators: list[torch.Generator]) -> Tensor:
+        """Return the mean over the latent of (ε - ε_θ(z_t, t))² for each image [B].
 
-        z₀, t, ε and whether the label is dropped come, in this order, from the image's draws.
+        z₀, t, ε and the label dropout are drawn, in this order, from the image's own generator.
         """
-        latents = batch.sample(draws)
-        last = self.schedule.config.num_train_timesteps
-        t = torch.cat([torch.randint(last, (1,), generator=draw) for draw in draws]).to(latents.device)
-        noise = randn_tensor(latents.shape, draws, latents.device, latents.dtype)
-        noisy = self.schedule.add_noise(latents, noise, t)
-        predicted = self.unet(noisy.to(self.unet.dtype), t, self._labels(batch, draws)).sample
+        latents = batch.sample(generators)
+        steps = self.scheduler.config.num_train_timesteps
+        t = torch.cat([torch.randint(steps, (1,), generator=generator) for generator in generators]).to(latents.device)
+        noise = randn_tensor(latents.shape, generators, latents.device, latents.dtype)
+        noisy = self.scheduler.add_noise(latents, noise, t)
+        predicted = self.unet(noisy.to(self.unet.dtype), t, self._labels(batch, generators)).sample
         return F.mse_loss(predicted, noise.to(predicted.dtype), reduction="none").mean(dim=(1, 2, 3))
 
-    def _labels(self, batch: LatentBatch, draws: list[torch.Generator]) -> Tensor | None:
-        """[B]: the classes, some replaced by "any"; None without classes."""
+    def _labels(self, batch: LatentBatch, generators: list[torch.Generator]) -> Tensor | None:
+        """Return the class labels [B], some replaced by the null class; None for an unconditional network."""
         if self.unet.config.num_class_embeds is None:
             return None
-        dropped = torch.cat([torch.rand(1, generator=draw) for draw in draws]) < self.label_dropout
-        return batch.classes.masked_fill(dropped.to(batch.classes.device), self.unet.config.num_class_embeds - 1)
+        dropped = torch.cat([torch.rand(1, generator=generator) for generator in generators]) < self.label_dropout
+        null_class = self.unet.config.num_class_embeds - 1
+        return batch.classes.masked_fill(dropped.to(batch.classes.device), null_class)
 
 
 class DenoiserTask:
-    """Denoiser, training latents and held-out latents, for `train.loop.fit`."""
+    """Denoiser, training latents and validation latents, for `train.loop.fit`."""
 
     name = "denoiser"
     best_metric = "loss"
     best_is_higher = False
 
-    def __init__(self, config: DenoiserConfig, latents: Latents, accelerator: Accelerator) -> None:
+    def __init__(self, config: DenoiserConfig, latents: LatentData, accelerator: Accelerator) -> None:
         unet = build(config, latents.shape, len(latents.classes))
-        self.module: nn.Module = DenoiserLoss(unet, build_schedule(config), config.label_dropout)
-        self.loader = latents.training(config.batch, config.loop.seed, accelerator)
+        self.module: nn.Module = DenoiserLoss(unet, build_scheduler(config), config.label_dropout)
+        self.loader = latents.train_loader(config.batch, config.loop.seed, accelerator)
         self._latents = latents
         self._batch = config.batch
 
@@ -127,14 +128,15 @@ class DenoiserTask:
         pass
 
     def validate(self, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:
-        """Loss of Eq. 2 on the held-out images, with the same time steps and noise at every validation."""
+        """Return the loss of Eq. 2 on the validation images, with the same timesteps and noise at every validation."""
         assert isinstance(module, DenoiserLoss)
         losses = []
-        for batch in self._latents.held_out(self._batch, accelerator):
-            places = batch.positions.tolist()
+        for batch in self._latents.val_batches(self._batch, accelerator):
+            indices = batch.positions.tolist()
+            generators = make_generators(0, RngStream.VALIDATION, indices)
             with accelerator.autocast():
-                errors = module.errors(batch.to(accelerator.device), generators(0, Draw.VALIDATION, places))
-            losses += list(zip(places, errors.tolist(), strict=True))
+                batch_losses = module.sample_losses(batch.to(accelerator.device), generators)
+            losses += list(zip(indices, batch_losses.tolist(), strict=True))
         return {"loss": float(np.mean([loss for _, loss in sorted(gather_object(losses))]))}
 
     def header(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The images that the generative stage learns: those of one split's training side, with or without labels."""
+"""Training and validation images of the generative stage. Labels are not used."""
 
 import numpy as np
 from accelerate import Accelerator
@@ -11,27 +11,25 @@ from mgcc_dist.data.splits import Split
 from mgcc_dist.diffusion.config import DataConfig
 
 
-class Images:
-    """A split's training images and held-out (validation) images, as loaders."""
+class ImageData:
+    """The training and validation images of a split, and loaders for them."""
 
-    def __init__(self, config: DataConfig, data: ShardFolder, split: Split) -> None:
+    def __init__(self, config: DataConfig, shards: ShardFolder, split: Split) -> None:
         self.size = config.image_size
         counts = {"training": len(split.labeled + split.unlabeled), "held_out": len(split.validation)}
-        self.facts = {"dataset": data.dataset, "split": split.name, "images": counts}
-        """what result.json says of them"""
+        self.info = {"dataset": shards.dataset, "split": split.name, "images": counts}
+        """description for result.json"""
         self.mirror = config.mirror
         self.workers = config.workers
-        self.data = data
-        self.learned = subset_by_keys(data, split.labeled + split.unlabeled)
-        """the training images of `data`"""
-        self.unseen = subset_by_keys(data, split.validation)
-        """its held-out images"""
+        self.shards = shards
+        self.train = subset_by_keys(shards, split.labeled + split.unlabeled)
+        self.val = subset_by_keys(shards, split.validation)
 
-    def training(self, batch: int, seed: int, accelerator: Accelerator) -> StreamLoader:
-        """Endless batches of training images, in the unlabeled stream."""
+    def train_loader(self, batch: int, seed: int, accelerator: Accelerator) -> StreamLoader:
+        """Return an endless loader of shuffled training images, as the unlabeled stream."""
         return StreamLoader(
             labeled=None,
-            unlabeled=self.learned,
+            unlabeled=self.train,
             batch_labeled=0,
             batch_unlabeled=batch,
             image_size=self.size,
@@ -42,15 +40,15 @@ class Images:
             augment="mirror" if self.mirror else False,
         )
 
-    def training_once(self, batch: int, accelerator: Accelerator) -> EvalLoader:
-        """Every training image once over all ranks."""
-        return self._once(self.learned, batch, accelerator)
+    def train_eval_loader(self, batch: int, accelerator: Accelerator) -> EvalLoader:
+        """Return a loader that yields every training image once, without augmentation, divided over the ranks."""
+        return self._eval_loader(self.train, batch, accelerator)
 
-    def held_out(self, batch: int, accelerator: Accelerator) -> EvalLoader:
-        """Every held-out image once over all ranks."""
-        return self._once(self.unseen, batch, accelerator)
+    def val_loader(self, batch: int, accelerator: Accelerator) -> EvalLoader:
+        """Return a loader that yields every validation image once, divided over the ranks."""
+        return self._eval_loader(self.val, batch, accelerator)
 
-    def _once(self, source: Source, batch: int, accelerator: Accelerator) -> EvalLoader:
+    def _eval_loader(self, source: Source, batch: int, accelerator: Accelerator) -> EvalLoader:
         return EvalLoader(
             source,
             batch=batch,
@@ -60,8 +58,8 @@ class Images:
             workers=self.workers,
         )
 
-    def examples(self, count: int) -> Tensor:
-        """Held-out images [count,1,H,W] in [-1, 1], spread evenly over the split."""
-        chosen = np.linspace(0, len(self.unseen) - 1, min(count, len(self.unseen))).round().astype(int)
-        loader = EvalLoader(Subset(self.unseen, chosen.tolist()), count, self.size, rank=0, world=1, workers=0)
+    def val_examples(self, count: int) -> Tensor:
+        """Return at most `count` validation images [N,1,H,W] in [-1, 1], spaced evenly over the split."""
+        indices = np.linspace(0, len(self.val) - 1, min(count, len(self.val))).round().astype(int)
+        loader = EvalLoader(Subset(self.val, indices.tolist()), count, self.size, rank=0, world=1, workers=0)
         return next(iter(loader.batches())).to("cpu").images

@@ -1,8 +1,8 @@
-"""Random draws that belong to a sample, not to a process.
+"""Random numbers that belong to a sample, not to a process.
 
-Every draw comes from a generator of its own, seeded by (seed, what it is for, the sample's place). So the noise that an
-image meets does not depend on the rank that trains on it, on the world size, on the batch or on where a run was
-resumed. The generators live on the CPU: the same numbers on every device.
+Every sample has its own generator, seeded by (seed, purpose, index of the sample). The noise that an image receives is
+therefore independent of the rank that trains on it, of the world size, of the batch size and of where a run was
+resumed. The generators live on the CPU, so all devices see the same numbers.
 """
 
 from collections.abc import Iterable
@@ -12,23 +12,23 @@ import numpy as np
 import torch
 
 
-class Draw(IntEnum):
-    """What numbers are drawn for; draws for different things never share a generator's seed."""
+class RngStream(IntEnum):
+    """What the random numbers are for; generators of different streams never share a seed."""
 
     POSTERIOR = 1
-    """the latent of a training image of the autoencoder"""
+    """the latent of an autoencoder training image"""
     DIFFUSION = 2
-    """latent, time step and noise of a training image of the denoiser"""
+    """latent, timestep and noise of a denoiser training image"""
     VALIDATION = 3
-    """the same three for a held-out image"""
+    """latent, timestep and noise of a validation image"""
     SAMPLE = 4
-    """the noise that a synthetic image starts from"""
+    """the initial noise of a synthetic image"""
 
 
-def generators(seed: int, draw: Draw, places: Iterable[int]) -> list[torch.Generator]:
-    """One CPU generator a place, as diffusers' pipelines and `randn_tensor` take them."""
-    return [torch.Generator().manual_seed(generator_seed(seed, draw, place)) for place in places]
+def make_generators(seed: int, stream: RngStream, indices: Iterable[int]) -> list[torch.Generator]:
+    """Return one CPU generator per index, in the form that diffusers' pipelines and `randn_tensor` take."""
+    return [torch.Generator().manual_seed(generator_seed(seed, stream, index)) for index in indices]
 
 
-def generator_seed(seed: int, draw: Draw, place: int) -> int:
-    return int(np.random.SeedSequence((seed, draw, place)).generate_state(1, np.uint64)[0])
+def generator_seed(seed: int, stream: RngStream, index: int) -> int:
+    return int(np.random.SeedSequence((seed, stream, index)).generate_state(1, np.uint64)[0])

@@ -1,8 +1,8 @@
-"""From noise to 8-bit images: the probability-flow ODE solved by DDIM or DPM-Solver++, then one batched decoding.
+"""Sampling: solve the probability-flow ODE with DDIM or DPM-Solver++, then decode the latents to 8-bit images.
 
-Both solvers start from noise and add none on the way, so an image is a function of the network, its starting noise and
-its class. DDIM (Song et al. 2021, η = 0) is the paper's, with 100 steps. DPM-Solver++ (Lu et al. 2022, second order,
-multistep) solves the same equation as well in 20 to 25.
+Both solvers are deterministic given the initial noise, so an image is a function of the network, its initial noise and
+its class. DDIM (Song et al. 2021, η = 0) with 100 steps is the paper's solver. DPM-Solver++ (Lu et al. 2022, second
+order, multistep) solves the same equation equally well in 20 to 25 steps.
 """
 
 from collections.abc import Sequence
@@ -14,94 +14,97 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from mgcc_dist.diffusion.config import Solver
-from mgcc_dist.diffusion.noise import Draw, generators
-from mgcc_dist.diffusion.pipeline import TrainedModel
+from mgcc_dist.diffusion.noise import RngStream, make_generators
+from mgcc_dist.diffusion.pipeline import LatentDiffusionModel
 
-GOLDEN = (5**0.5 - 1) / 2
-
-
-def starting_noise(seed: int, indices: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
-    """float32 [B,C,h,w] on the CPU; that of image i is drawn from the generator of (seed, i)."""
-    return randn_tensor((len(indices), *shape), generators(seed, Draw.SAMPLE, indices))
+GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
-def class_of(index: int, counts: Sequence[int]) -> int:
-    """The class of image `index`, where the training set has `counts` images of each.
+def initial_noise(seed: int, indices: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
+    """Return noise, float32 [B,C,h,w] on the CPU; image i gets its noise from the generator of (seed, i)."""
+    return randn_tensor((len(indices), *shape), make_generators(seed, RngStream.SAMPLE, indices))
 
-    The fractions of multiples of the golden ratio fill [0, 1) evenly; a class has a part of it as long as its share of
-    the training set. So any run of images has nearly its mix of classes, whatever the number of images.
+
+def class_of_index(index: int, counts: Sequence[int]) -> int:
+    """Return the class label of image `index`, given the number of training images per class.
+
+    The fractional parts of multiples of the golden ratio fill [0, 1) evenly, and each class owns a part of [0, 1) equal
+    to its share of the training set. Any consecutive range of images thus has nearly the class mix of the training set,
+    whatever the total number of images.
     """
-    point = index * GOLDEN % 1 * sum(counts)
+    point = index * GOLDEN_RATIO % 1 * sum(counts)
     return int(np.searchsorted(np.cumsum(counts), point, side="right"))
 
 
 class Sampler:
-    """Makes images of a trained model, on `device`.
+    """Generates images from a trained model.
 
     Args:
-        guidance: of a model with classes: 1 samples them as they were learned; more exaggerates what sets them apart
-            (classifier-free guidance) at twice the cost; 0 ignores them.
-        half: bfloat16 weights; the solver stays in float32.
-        compile: compile both networks, on CUDA into graphs; costs a minute, and batches should be of one size.
+        guidance: scale of classifier-free guidance, for class-conditional models: 1 samples the learned class
+            distributions, 0 ignores the classes, higher values exaggerate their differences. Values other than 0 and 1
+            double the cost.
+        bf16: use bfloat16 weights; the solver stays in float32.
+        compile: compile both networks (with CUDA graphs on a GPU). This takes about a minute, and all batches should
+            have the same size.
     """
 
     def __init__(
         self,
-        model: TrainedModel,
+        model: LatentDiffusionModel,
         solver: Solver,
         steps: int,
         guidance: float,
-        half: bool,
+        bf16: bool,
         compile: bool,
         device: torch.device,
     ) -> None:
-        layout = torch.channels_last
-        self.dtype = torch.bfloat16 if half else torch.float32
+        self.dtype = torch.bfloat16 if bf16 else torch.float32
         self.device = device
         self.steps = steps
         self.guidance = guidance
-        self.classes = len(model.classes)
+        self.null_class = len(model.classes)
         self._unet, self._vae = (
-            # Not by `to`: of a dtype there diffusers warns even where nothing is to be kept in float32.
-            part.type(self.dtype).to(device, memory_format=layout)
-            for part in (model.unet, model.vae)
+            # `.type` instead of `.to(dtype)`, at which diffusers warns although no module has to stay in float32.
+            network.type(self.dtype).to(device, memory_format=torch.channels_last)
+            for network in (model.unet, model.vae)
         )
-        self._schedule = _schedule(solver, model.schedule)
-        self._graphs = compile and device.type == "cuda"
+        self._scheduler = _build_scheduler(solver, model.scheduler)
+        self._cuda_graphs = compile and device.type == "cuda"
         if compile:
-            mode = "reduce-overhead" if self._graphs else "default"
+            mode = "reduce-overhead" if self._cuda_graphs else "default"
             self._unet.compile(mode=mode, dynamic=False)
             self._vae.decoder.compile(mode=mode, dynamic=False)
 
     @torch.inference_mode()
-    def images(self, noise: Tensor, labels: Sequence[int] | None = None) -> np.ndarray:
-        """uint8 [B,S,S] of starting noise [B,C,h,w]; `labels` are the images' classes where the model has classes."""
+    def generate(self, noise: Tensor, labels: Sequence[int] | None = None) -> np.ndarray:
+        """Return images uint8 [B,S,S] for initial noise [B,C,h,w]; `labels` are their classes, if the model has any."""
         z = noise.to(self.device, memory_format=torch.channels_last)
         classes = torch.tensor(labels, device=self.device) if labels is not None else None
-        self._schedule.set_timesteps(self.steps)
-        # The solver looks its coefficients up on the CPU; the network has its steps on the device. Neither waits.
-        for t, on_device in zip(self._schedule.timesteps, self._schedule.timesteps.to(self.device), strict=True):
-            z = self._schedule.step(self._noise(z, on_device, classes), t, z).prev_sample
+        self._scheduler.set_timesteps(self.steps)
+        # The scheduler reads its coefficients on the CPU, the network its timesteps on the device: no synchronization.
+        timesteps = self._scheduler.timesteps
+        for t, device_t in zip(timesteps, timesteps.to(self.device), strict=True):
+            z = self._scheduler.step(self._predict_noise(z, device_t, classes), t, z).prev_sample
         decoded = self._vae.decode((z / self._vae.config.scaling_factor).to(self.dtype)).sample
         grey = (decoded[:, 0].float() / 2 + 0.5).clamp(0, 1) * 255
         return grey.round().to(torch.uint8).cpu().numpy()
 
-    def _noise(self, z: Tensor, t: Tensor, classes: Tensor | None) -> Tensor:
-        """ε_θ(z, t), float32 [B,C,h,w]."""
-        if self._graphs:
+    def _predict_noise(self, z: Tensor, t: Tensor, classes: Tensor | None) -> Tensor:
+        """Return ε_θ(z, t), float32 [B,C,h,w], with classifier-free guidance if there are classes."""
+        if self._cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
         z = z.to(self.dtype)
         if classes is None:
             return self._unet(z, t).sample.float()
-        any_class = torch.full_like(classes, self.classes)
+        null = torch.full_like(classes, self.null_class)
         if self.guidance in (0, 1):
-            return self._unet(z, t, classes if self.guidance else any_class).sample.float()
-        both = self._unet(torch.cat([z, z]), t, torch.cat([classes, any_class])).sample.float()
-        of_class, of_any = both.chunk(2)
-        return of_any + self.guidance * (of_class - of_any)
+            return self._unet(z, t, classes if self.guidance else null).sample.float()
+        both = self._unet(torch.cat([z, z]), t, torch.cat([classes, null])).sample.float()
+        conditional, unconditional = both.chunk(2)
+        return unconditional + self.guidance * (conditional - unconditional)
 
 
-def _schedule(solver: Solver, trained: DDIMScheduler) -> DDIMScheduler | DPMSolverMultistepScheduler:
+def _build_scheduler(solver: Solver, trained: DDIMScheduler) -> DDIMScheduler | DPMSolverMultistepScheduler:
     if solver == "ddim":
         return DDIMScheduler.from_config(trained.config)
     return DPMSolverMultistepScheduler.from_config(trained.config, algorithm_type="dpmsolver++", solver_order=2)

@@ -1,4 +1,4 @@
-"""A network's weights from a safetensors file, and what the file's header says of them."""
+"""Load a network's weights and the training metadata from a safetensors file."""
 
 import json
 from pathlib import Path
@@ -13,27 +13,27 @@ from mgcc_dist.train.checkpoints import HEADER
 
 
 def load_weights(module: nn.Module, path: Path) -> dict[str, Any]:
-    """Load the weights into `module`, and return what training wrote into the header (nothing for other files).
+    """Load the weights into `module` and return the metadata that training saved with them (empty for other files).
 
     Raises:
-        UserError: no such file, a damaged one, or one of another architecture; names a tensor that does not fit.
+        UserError: the file does not exist, is damaged, or does not match the module's architecture.
     """
     if not path.is_file():
-        raise UserError(f"{path} is not there; run the stage that makes it, with the same --out")
+        raise UserError(f"{path} does not exist. Run the stage that creates it, with the same --out")
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
         weights = load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete its folder and make it again") from error
-    ours = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    if differing:
-        name = differing[0]
+        raise UserError(f"{path} is damaged ({error}). Delete its folder and run the same command again") from error
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    mismatched = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if mismatched:
+        name = mismatched[0]
         raise UserError(
-            f"{path} is of another architecture than its config: {name} is {theirs.get(name, 'absent')} there and "
-            f"{ours.get(name, 'absent')} in the config (and {len(differing) - 1} more tensors differ)"
+            f"{path} does not match the configured architecture: {name} is {found.get(name, 'missing')} in the file "
+            f"and {expected.get(name, 'missing')} in the config ({len(mismatched) - 1} more tensors differ)"
         )
     module.load_state_dict(weights)
     return header

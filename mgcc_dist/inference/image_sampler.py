@@ -10,7 +10,7 @@ from PIL import Image
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.diffusion import pipeline
-from mgcc_dist.diffusion.sampler import Sampler, Solver, class_of, starting_noise
+from mgcc_dist.diffusion.sampler import Sampler, Solver, class_of_index, initial_noise
 from mgcc_dist.inference.predictor import default_device
 
 
@@ -22,7 +22,7 @@ class ImageSampler:
         device: where they run.
     """
 
-    def __init__(self, model: pipeline.TrainedModel, device: torch.device) -> None:
+    def __init__(self, model: pipeline.LatentDiffusionModel, device: torch.device) -> None:
         self.model = model
         self.device = device
 
@@ -61,12 +61,12 @@ class ImageSampler:
         if class_name is not None and class_name not in self.classes:
             known = ", ".join(self.classes) or "none: it was trained without classes"
             raise UserError(f"sample: the model has no class {class_name!r}. Its classes: {known}.")
-        sampler = Sampler(self.model, solver, steps, guidance, half=False, compile=False, device=self.device)
+        sampler = Sampler(self.model, solver, steps, guidance, bf16=False, compile=False, device=self.device)
         images: list[Image.Image] = []
         for start in range(0, count, batch):
             indices = range(start, min(start + batch, count))
-            noise = starting_noise(seed, indices, self.model.latent_shape)
-            images += map(Image.fromarray, sampler.images(noise, self._labels(indices, class_name)))
+            noise = initial_noise(seed, indices, self.model.latent_shape)
+            images += map(Image.fromarray, sampler.generate(noise, self._labels(indices, class_name)))
         return images
 
     def _labels(self, indices: range, class_name: str | None) -> list[int] | None:
@@ -75,7 +75,7 @@ class ImageSampler:
         if class_name is not None:
             return [self.classes.index(class_name)] * len(indices)
         counts = list(self.model.classes.values())
-        return [class_of(index, counts) for index in indices]
+        return [class_of_index(index, counts) for index in indices]
 
 
 def load_pipeline(folder: str | Path, device: str | torch.device | None = None) -> ImageSampler:

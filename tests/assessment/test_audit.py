@@ -13,15 +13,15 @@ from PIL import Image
 
 from mgcc_dist.assessment.audit import audit, is_finished
 from mgcc_dist.assessment.config import AuditConfig
-from mgcc_dist.assessment.features import Features, _Pooled
-from mgcc_dist.assessment.similarity import FeatureSimilarity, align, describe, similarities
+from mgcc_dist.assessment.features import FeatureExtractor, _GlobalAveragePool
+from mgcc_dist.assessment.similarity import FeatureSimilarity, apply_alignment, describe_alignment, pixel_similarity
 from mgcc_dist.data.duplicates import groups, similar_pairs, thumbnail
 from mgcc_dist.data.images import read_grey, resize_image
 from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
 from mgcc_dist.data.selection import drop
 from mgcc_dist.data.splits import Split
 from mgcc_dist.diffusion.config import DataConfig
-from mgcc_dist.diffusion.images import Images
+from mgcc_dist.diffusion.images import ImageData
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.models.registry import build_network
 
@@ -91,7 +91,7 @@ def real(busi_root):
 def learned(real, tmp_path_factory):
     data = shard_folder(tmp_path_factory.mktemp("real"), "BUSI", real[0])
     split = Split("audit", (), tuple(data.keys()[:60]), tuple(data.keys()[60:]))
-    return Images(DataConfig(image_size=SIDE), data, split), real[1]
+    return ImageData(DataConfig(image_size=SIDE), data, split), real[1]
 
 
 def test_planted_copies_of_busi_are_found_and_honest_images_are_not(learned, tmp_path):
@@ -99,7 +99,7 @@ def test_planted_copies_of_busi_are_found_and_honest_images_are_not(learned, tmp
     planted, source = {}, {}
     for number, (name, change) in enumerate(PLANTED.items()):
         for i in range(3 * number, 3 * number + 3):
-            original = images.learned.read(i)
+            original = images.train.read(i)
             planted[f"{name} {i}"] = change(original.image)
             source[f"{name} {i}"] = original.meta["group"]
     shards = synthetic(tmp_path / "samples", planted | honest)
@@ -108,7 +108,7 @@ def test_planted_copies_of_busi_are_found_and_honest_images_are_not(learned, tmp
     found = set(report["near_copies"])
     assert planted.keys() - found == set()  # recall 1
     assert len(found & planted.keys()) / len(found) > 0.95  # precision
-    group = {record.key: record.group for record in images.data.records}
+    group = {record.key: record.group for record in images.shards.records}
     for row in report["images"]:
         if row["key"] in planted:
             assert group[row["nearest"]] == source[row["key"]], row
@@ -121,8 +121,10 @@ def encoder():
     """A U-Net's encoder with random weights, as a stranger to the images as a network can be."""
     torch.manual_seed(0)
     network = build_network(NetworkConfig(name="unet", widths=(8, 16, 32, 64, 64)))
-    return Features(
-        _Pooled(network.encoder).eval(), SIDE, {"kind": "test", "file": "none", "sha256": "0", "image_size": SIDE}
+    return FeatureExtractor(
+        _GlobalAveragePool(network.encoder).eval(),
+        SIDE,
+        {"kind": "test", "file": "none", "sha256": "0", "image_size": SIDE},
     )
 
 
@@ -130,7 +132,7 @@ def test_planted_copies_are_found_in_features_alone_too(learned, encoder, tmp_pa
     """An exact copy and a mirrored one by the features of any network, as their nearest image; few honest images."""
     images, honest = learned
     exact = {f"{name} {i}": (i, PLANTED[name]) for name in ("exact", "mirrored", "quarter turn") for i in range(5)}
-    planted = {key: change(images.learned.read(i).image) for key, (i, change) in exact.items()}
+    planted = {key: change(images.train.read(i).image) for key, (i, change) in exact.items()}
     shards = synthetic(tmp_path / "samples", planted | honest)
     report = audit(AuditConfig(), encoder, images, shards.folder, tmp_path / "audit", Accelerator(cpu=True))
     threshold = report["features"]["threshold"]
@@ -141,7 +143,7 @@ def test_planted_copies_are_found_in_features_alone_too(learned, encoder, tmp_pa
     assert set(report["near_copies"]) == by_features | by_pixels
     for row in report["images"]:
         if row["key"] in planted:
-            assert row["features"]["nearest"] == images.learned.read(exact[row["key"]][0]).key
+            assert row["features"]["nearest"] == images.train.read(exact[row["key"]][0]).key
     assert np.ptp(np.asarray(Image.open(tmp_path / "audit" / "closest_features.png"))) > 0
 
 
@@ -154,15 +156,15 @@ def test_false_alarms_are_shared_by_the_two_ways_and_another_encoder_is_another_
     assert both["threshold"] == alone["threshold"]
     assert is_finished(config, encoder, images, shards.folder, tmp_path / "both")
     assert not is_finished(config, None, images, shards.folder, tmp_path / "both")
-    other = replace(encoder, facts=encoder.facts | {"sha256": "1"})
+    other = replace(encoder, info=encoder.info | {"sha256": "1"})
     assert not is_finished(config, other, images, shards.folder, tmp_path / "both")
 
 
 def test_noise_moves_an_image_less_in_whitened_features_than_another_image_is_away(learned, encoder):
     images, _ = learned
-    similarity = FeatureSimilarity(encoder, images.learned, Accelerator(cpu=True))
-    changed = [replace(images.learned.read(i), image=noisy(images.learned.read(i).image, 5)) for i in range(20)]
-    values, _ = similarity.of(Listed(changed))
+    similarity = FeatureSimilarity(encoder, images.train, Accelerator(cpu=True))
+    changed = [replace(images.train.read(i), image=noisy(images.train.read(i).image, 5)) for i in range(20)]
+    values, _ = similarity.compare(Listed(changed))
     assert values.shape == (20, 60)
     assert (values.argmax(axis=1) == np.arange(20)).mean() > 0.8
 
@@ -192,7 +194,7 @@ def test_threshold_is_exceeded_by_the_share_of_false_alarms(learned, tmp_path):
 
 def test_copies_are_dropped_from_the_shards_if_asked(learned, tmp_path):
     images, honest = learned
-    copy = images.learned.read(3).image[:, ::-1]
+    copy = images.train.read(3).image[:, ::-1]
     some = dict(list(honest.items())[:6])
     shards = synthetic(tmp_path / "samples", {"copy": copy} | some)
     config, accelerator = AuditConfig(), Accelerator(cpu=True)
@@ -235,12 +237,12 @@ def test_dropping_leaves_the_other_records_as_they_are_and_no_empty_shard(tmp_pa
 @pytest.mark.parametrize("name", ["exact", "mirrored", "upside down", "quarter turn"])
 def test_alignment_turns_a_copy_back(learned, name):
     images = learned[0]
-    originals = [images.learned.read(i).image for i in range(4)]
+    originals = [images.train.read(i).image for i in range(4)]
     thumbnails = torch.from_numpy(np.stack([thumbnail(image) for image in originals]))
     copies = [np.ascontiguousarray(PLANTED[name](image)) for image in originals]
-    similarity, alignment = similarities(copies, thumbnails)
+    similarity, alignment = pixel_similarity(copies, thumbnails)
     assert similarity.diagonal().tolist() == pytest.approx([1] * 4, abs=0.05)  # thumbnail pixels differ in size
     for i, original in enumerate(originals):
-        assert np.array_equal(align(copies[i], int(alignment[i, i])), original)
-    words = {"exact": "as it is", "mirrored": "mirrored"}.get(name)
-    assert words is None or describe(int(alignment[0, 0])) == words
+        assert np.array_equal(apply_alignment(copies[i], int(alignment[i, i])), original)
+    words = {"exact": "unchanged", "mirrored": "mirrored"}.get(name)
+    assert words is None or describe_alignment(int(alignment[0, 0])) == words

@@ -9,14 +9,14 @@ from chromium import browser, install
 
 from mgcc_dist.assessment import features
 from mgcc_dist.assessment.config import CurateConfig
-from mgcc_dist.assessment.curate import curate, propose, ranks
+from mgcc_dist.assessment.curate import curate, weighted_k_center
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of, write_json
 from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
 from mgcc_dist.data.selection import FORMAT, apply, origin
 from mgcc_dist.data.splits import Split
 from mgcc_dist.diffusion.config import DataConfig
-from mgcc_dist.diffusion.images import Images
+from mgcc_dist.diffusion.images import ImageData
 
 REQUEST = {"checkpoint": "abc", "seed": 3, "count": 12}
 
@@ -26,12 +26,11 @@ def test_proposal_by_hand():
     points, realism = np.array([[0.0], [1.0], [10.0], [11.0]]), np.array([1, 0.5, 0.8, 0.9])
     allowed = np.array([True, True, True, False])
     # 0 is the most realistic; then 0.8 x 10 over 0.5 x 1; then what is left
-    assert propose(points, realism, allowed, 3) == [0, 2, 1]
-    assert propose(points, realism, allowed, 2) == [0, 2]
-    assert propose(points, realism, np.ones(4, bool), 2) == [0, 3]  # 0.9 x 11 over 0.8 x 10
-    assert propose(points, realism, allowed, 9) == [0, 2, 1]
-    assert propose(np.zeros((3, 1)), np.ones(3), np.ones(3, bool), 3) == [0, 1, 2]  # all the same: each once
-    assert ranks(np.array([3.0, -1.0, 2.0])).tolist() == [1, 1 / 3, 2 / 3]
+    assert weighted_k_center(points, realism, allowed, 3) == [0, 2, 1]
+    assert weighted_k_center(points, realism, allowed, 2) == [0, 2]
+    assert weighted_k_center(points, realism, np.ones(4, bool), 2) == [0, 3]  # 0.9 x 11 over 0.8 x 10
+    assert weighted_k_center(points, realism, allowed, 9) == [0, 2, 1]
+    assert weighted_k_center(np.zeros((3, 1)), np.ones(3), np.ones(3, bool), 3) == [0, 1, 2]  # all the same: each once
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ def run(tmp_path, phantom_shards, vae):
 @pytest.fixture
 def curated(run, phantom_shards):
     keys = tuple(phantom_shards.keys())
-    images = Images(DataConfig(image_size=16), phantom_shards, Split("c", (), keys[:16], keys[16:]))
+    images = ImageData(DataConfig(image_size=16), phantom_shards, Split("c", (), keys[:16], keys[16:]))
     used = features.load(None, run / "vae", 16)
     config = CurateConfig(out=str(run), count=6, neighbours=2)
     return curate(config, used, images, run / "samples", run / "audit.json", run / "curation")
@@ -73,8 +72,13 @@ def test_near_copies_are_not_proposed(curated, run):
     assert sorted(places) == list(range(6))
 
 
+def test_realism_is_the_scaled_rank_by_distance_to_the_training_images(curated):
+    by_distance = sorted(curated["images"], key=lambda row: row["distance"])
+    assert [row["realism"] for row in by_distance] == [round(rank / 12, 4) for rank in range(12, 0, -1)]
+
+
 def test_an_audit_of_other_samples_is_refused(run, phantom_shards):
-    images = Images(DataConfig(), phantom_shards, Split("c", (), tuple(phantom_shards.keys()), ()))
+    images = ImageData(DataConfig(), phantom_shards, Split("c", (), tuple(phantom_shards.keys()), ()))
     used = features.load(None, run / "vae", 16)
     write_json(run / "audit.json", {"request": {"samples": REQUEST | {"seed": 4}}, "images": []})
     with pytest.raises(UserError, match="is of other samples than"):

@@ -45,12 +45,12 @@ def test_run_folder_and_its_file_give_the_encoders_mean_features(tmp_path, phant
     save_weights(trained.state_dict(), path, header(method, network, 32))
     for named in (tmp_path / "run", path):
         used = features.load(str(named), tmp_path, 16)
-        found = used.of(phantom_shards, Accelerator(cpu=True))
+        found = used.extract(phantom_shards, Accelerator(cpu=True))
         with torch.no_grad():
             expected = trained.encoder(images_of(phantom_shards, 32))[-1].mean(dim=(2, 3))
         assert found.shape == (24, 8)
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-6)
-        assert used.facts["kind"] == "encoder of a segmentation run"
+        assert used.info["kind"] == "encoder of a segmentation run"
 
 
 def test_fallback_is_the_autoencoders_last_activation(tmp_path, phantom_shards, vae):
@@ -62,14 +62,16 @@ def test_fallback_is_the_autoencoders_last_activation(tmp_path, phantom_shards, 
         for block in encoder.down_blocks:
             x = block(x)
         expected = encoder.conv_act(encoder.conv_norm_out(encoder.mid_block(x))).mean(dim=(2, 3))
-    np.testing.assert_allclose(used.of(phantom_shards, Accelerator(cpu=True)), expected.numpy(), rtol=1e-4, atol=1e-6)
-    assert used.facts["kind"] == "autoencoder's encoder"
+    np.testing.assert_allclose(
+        used.extract(phantom_shards, Accelerator(cpu=True)), expected.numpy(), rtol=1e-4, atol=1e-6
+    )
+    assert used.info["kind"] == "autoencoder's encoder"
 
 
 def test_torchscript_gives_what_it_computes_in_the_order_of_the_images(tmp_path, phantom_shards):
     used = features.load(scripted(MeanAndSpread(), tmp_path / "f.pt"), tmp_path, 16)
     expected = MeanAndSpread()(images_of(phantom_shards, 16))
-    np.testing.assert_allclose(used.of(phantom_shards, Accelerator(cpu=True)), expected.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(used.extract(phantom_shards, Accelerator(cpu=True)), expected.numpy(), rtol=1e-5)
 
 
 def test_what_gives_no_features_is_refused(tmp_path, phantom_shards):
@@ -86,10 +88,10 @@ def test_what_gives_no_features_is_refused(tmp_path, phantom_shards):
         features.load(str(tmp_path / "pickled.pt"), tmp_path, 16)
     maps = features.load(scripted(nn.Identity(), tmp_path / "maps.pt"), tmp_path, 16)
     with pytest.raises(UserError, match=r"maps\.pt gives \[16, 1, 16, 16\] for 16 images; features are \[16, D\]"):
-        maps.of(phantom_shards, Accelerator(cpu=True))
+        maps.extract(phantom_shards, Accelerator(cpu=True))
     infinite = features.load(scripted(NotFinite(), tmp_path / "nan.pt"), tmp_path, 16)
     with pytest.raises(UserError, match="not finite"):
-        infinite.of(phantom_shards, Accelerator(cpu=True))
+        infinite.extract(phantom_shards, Accelerator(cpu=True))
 
 
 def test_a_network_without_a_unets_encoder_is_refused(tmp_path):

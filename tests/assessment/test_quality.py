@@ -12,12 +12,12 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from mgcc_dist.assessment import features, quality
 from mgcc_dist.assessment.config import QualityConfig
-from mgcc_dist.assessment.quality import compare, fid, kid, neighbourhoods
+from mgcc_dist.assessment.quality import fid, kid, metrics_with_intervals, prdc
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.records import write_index, write_shard
 from mgcc_dist.data.splits import Split
 from mgcc_dist.diffusion.config import DataConfig
-from mgcc_dist.diffusion.images import Images
+from mgcc_dist.diffusion.images import ImageData
 
 
 class AsIs(nn.Module):
@@ -64,30 +64,30 @@ def test_neighbourhoods_of_few_points_by_hand():
     """k = 1. Real balls: 0 +- 1, 1 +- 1, 4 +- 3. Synthetic balls: 0.5 +- 6.5, 7 +- 6.5, 20 +- 13."""
     real, synthetic = np.array([[0.0], [1.0], [4.0]]), np.array([[0.5], [7.0], [20.0]])
     # 0.5 lies in the balls of 0 and 1; 7 in that of 4, on its rim; 20 in none. All real points lie in the ball of 0.5.
-    assert neighbourhoods(real, synthetic, 1) == {"precision": 2 / 3, "recall": 1, "density": 1, "coverage": 1}
+    assert prdc(real, synthetic, 1) == {"precision": 2 / 3, "recall": 1, "density": 1, "coverage": 1}
     # The other way round: 0, 1 and 4 lie in the ball of 0.5, and 1 and 4 in that of 7, and none in that of 20.
-    other = neighbourhoods(synthetic, np.array([[0.0], [1.0], [4.0]]), 1)
+    other = prdc(synthetic, np.array([[0.0], [1.0], [4.0]]), 1)
     assert other == {"precision": 1, "recall": 2 / 3, "density": 5 / 3, "coverage": 2 / 3}
 
 
 def test_blocks_of_distances_do_not_change_the_figures(monkeypatch):
     real, synthetic = gaussian(50, 0, np.ones(4), 0), gaussian(70, 0.5, np.ones(4), 1)
-    whole = neighbourhoods(real, synthetic, 3)
-    monkeypatch.setattr(quality, "BLOCK", 7)
-    assert neighbourhoods(real, synthetic, 3) == whole
+    whole = prdc(real, synthetic, 3)
+    monkeypatch.setattr(quality, "BLOCK_SIZE", 7)
+    assert prdc(real, synthetic, 3) == whole
 
 
 def test_one_distribution_is_as_near_as_its_halves_and_another_is_not():
     real, groups = gaussian(200, 0, np.ones(6), 0), [str(i) for i in range(200)]
-    same = compare(real, gaussian(300, 0, np.ones(6), 1), groups, k=5, halves=30)
+    same = metrics_with_intervals(real, gaussian(300, 0, np.ones(6), 1), groups, k=5, halves=30)
     assert same["images"] == {"real": 200, "synthetic": 300, "half": 100}
-    for name in quality.FIGURES:
+    for name in quality.METRICS:
         floor, halves = same["real_halves"][name], same["synthetic_halves"][name]
         assert halves["low"] < floor["value"] < halves["high"], name
     assert same["synthetic"]["kid"]["low"] < 0 < same["synthetic"]["kid"]["high"]
 
-    shifted = compare(real, gaussian(300, 1.5, np.ones(6), 2), groups, k=5, halves=30)
-    for name, better in zip(quality.FIGURES, (-1, -1, 1, 1, 1, 1), strict=True):
+    shifted = metrics_with_intervals(real, gaussian(300, 1.5, np.ones(6), 2), groups, k=5, halves=30)
+    for name, better in zip(quality.METRICS, (-1, -1, 1, 1, 1, 1), strict=True):
         floor, halves = shifted["real_halves"][name], shifted["synthetic_halves"][name]
         assert better * halves["value"] < better * floor["value"], name
     assert shifted["synthetic"]["kid"]["low"] > 0
@@ -109,7 +109,7 @@ def test_intervals_are_as_wide_as_the_figure_scatters():
     widths = []
     for seed in range(8):
         real, synthetic = gaussian(80, 0, np.ones(3), seed), gaussian(80, 0.5, np.ones(3), 10_000 + seed)
-        interval = compare(real, synthetic, groups, k=3, halves=50)["synthetic"]["kid"]
+        interval = metrics_with_intervals(real, synthetic, groups, k=3, halves=50)["synthetic"]["kid"]
         widths.append((interval["high"] - interval["low"]) / 2 / 1.96)
     assert np.mean(widths) == pytest.approx(np.std(figures), rel=0.25)
 
@@ -117,7 +117,7 @@ def test_intervals_are_as_wide_as_the_figure_scatters():
 def test_halves_keep_a_group_on_one_side():
     groups = [str(i // 4) for i in range(40)]
     for seed in range(20):
-        order = quality._by_group(groups, np.random.default_rng(seed))
+        order = quality._grouped_permutation(groups, np.random.default_rng(seed))
         assert sorted(order) == list(range(40))
         sides = [{groups[i] for i in order[:20]}, {groups[i] for i in order[20:]}]
         assert not sides[0] & sides[1]
@@ -126,7 +126,7 @@ def test_halves_keep_a_group_on_one_side():
 @pytest.fixture
 def learned(phantom_shards):
     keys = phantom_shards.keys()
-    return Images(DataConfig(image_size=16), phantom_shards, Split("q", (), tuple(keys[:10]), tuple(keys[10:])))
+    return ImageData(DataConfig(image_size=16), phantom_shards, Split("q", (), tuple(keys[:10]), tuple(keys[10:])))
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_report_says_what_was_compared_and_is_made_once(vae, learned, samples, t
     config, accelerator = QualityConfig(neighbours=2), Accelerator(cpu=True)
     used = features.load(None, tmp_path / "vae", 16)
     assert not quality.is_finished(config, used, learned, samples, tmp_path / "q")
-    report = quality.measure(config, used, learned, samples, tmp_path / "q", accelerator)
+    report = quality.evaluate(config, used, learned, samples, tmp_path / "q", accelerator)
     assert report == json.loads((tmp_path / "q" / "quality.json").read_text())
     assert report["features"] | {"kind": "autoencoder's encoder", "dimensions": 8} == report["features"]
     assert report["images"] == {"real": 14, "synthetic": 10, "half": 5}
@@ -155,9 +155,9 @@ def test_report_says_what_was_compared_and_is_made_once(vae, learned, samples, t
 
 
 def test_too_few_images_and_a_missing_encoder_are_refused_before_training(learned):
-    quality.check(QualityConfig(neighbours=4), learned, 10)
+    quality.check_config(QualityConfig(neighbours=4), learned, 10)
     with pytest.raises(UserError, match=r"14 held-out and 10 synthetic images are 5 images.*--quality\.neighbours 4"):
-        quality.check(QualityConfig(neighbours=5), learned, 10)
-    quality.check(QualityConfig(neighbours=5, enabled=False), learned, 10)
+        quality.check_config(QualityConfig(neighbours=5), learned, 10)
+    quality.check_config(QualityConfig(neighbours=5, enabled=False), learned, 10)
     with pytest.raises(UserError, match=r"quality\.encoder: nowhere is not there"):
-        quality.check(QualityConfig(encoder="nowhere", enabled=False), learned, 10)
+        quality.check_config(QualityConfig(encoder="nowhere", enabled=False), learned, 10)

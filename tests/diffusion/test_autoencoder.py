@@ -13,7 +13,7 @@ from mgcc_dist.common.errors import UserError
 from mgcc_dist.diffusion import autoencoder
 from mgcc_dist.diffusion.autoencoder import AutoencoderLoss
 from mgcc_dist.diffusion.config import AutoencoderConfig
-from mgcc_dist.diffusion.noise import Draw, generators
+from mgcc_dist.diffusion.noise import RngStream, make_generators
 
 
 def test_loss_is_mse_plus_weighted_kl_per_pixel(vae):
@@ -24,7 +24,7 @@ def test_loss_is_mse_plus_weighted_kl_per_pixel(vae):
 
     with torch.no_grad():
         mean, logvar = vae.quant_conv(vae.encoder(images)).chunk(2, dim=1)
-        draws = generators(PROGRESS.seed, Draw.POSTERIOR, places)
+        draws = make_generators(PROGRESS.seed, RngStream.POSTERIOR, places)
         noise = torch.stack([torch.randn(mean[0].shape, generator=draw, dtype=torch.float64) for draw in draws])
         decoded = vae.decoder(vae.post_quant_conv(mean + torch.exp(logvar / 2) * noise))
         mse = ((decoded - images) ** 2).sum() / (3 * 16 * 16)
@@ -46,7 +46,7 @@ def test_an_images_latent_depends_on_its_place_alone(vae):
 
 
 def test_draws_for_different_things_differ():
-    seeds = [g.initial_seed() for seed in (0, 1) for draw in Draw for g in generators(seed, draw, range(5))]
+    seeds = [g.initial_seed() for seed in (0, 1) for draw in RngStream for g in make_generators(seed, draw, range(5))]
     assert len(set(seeds)) == len(seeds)
 
 
@@ -80,7 +80,7 @@ def test_standardised_latents_have_mean_0_and_variance_1_and_decode_to_the_same_
     before = copy.deepcopy(uneven)
     mean, std = autoencoder.latent_moments(uneven, batches, Accelerator(cpu=True))
     assert mean.abs().max() > 0.5
-    autoencoder.standardise(uneven, mean, std)
+    autoencoder.normalize_latents(uneven, mean, std)
 
     measured = autoencoder.latent_moments(uneven, batches, Accelerator(cpu=True))
     torch.testing.assert_close(measured[0], torch.zeros(2).double(), rtol=0, atol=1e-6)
@@ -88,7 +88,7 @@ def test_standardised_latents_have_mean_0_and_variance_1_and_decode_to_the_same_
     with torch.no_grad():
         for draw in (
             lambda posterior: posterior.mode(),
-            lambda posterior: posterior.sample(generators(1, Draw.SAMPLE, range(7))),
+            lambda posterior: posterior.sample(make_generators(1, RngStream.SAMPLE, range(7))),
         ):
             old, new = (each.decode(draw(each.encode(images).latent_dist)).sample for each in (before, uneven))
             torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-5)
@@ -103,10 +103,10 @@ def test_latent_has_the_papers_size():
     assert 512 // config.downsampling == 64
 
 
-def test_psnr_and_mse_of_held_out_images(vae):
+def test_psnr_and_mse_of_val_loader_images(vae):
     images = torch.rand(3, 1, 16, 16) * 2 - 1
     task = object.__new__(autoencoder.AutoencoderTask)
-    task._held_out = type(
+    task._val_loader = type(
         "Once", (), {"batches": lambda self: [batch_of(images[:2], [0, 1]), batch_of(images[2:], [2])]}
     )()
     scores = task.validate(AutoencoderLoss(vae, 0.0), Accelerator(cpu=True))
@@ -119,7 +119,7 @@ def test_psnr_and_mse_of_held_out_images(vae):
 
 def test_weights_load_into_the_class_that_config_describes(vae, tmp_path):
     vae.save_pretrained(tmp_path)
-    loaded = autoencoder.load_finished(tmp_path)
+    loaded = autoencoder.load_pretrained(tmp_path)
     assert loaded.config.scaling_factor == 1.7
     assert "_name_or_path" not in loaded.config
     for name, tensor in vae.state_dict().items():

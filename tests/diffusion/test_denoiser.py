@@ -10,12 +10,12 @@ from tiny_ldm import DENOISER, LOOP, PROGRESS, SHAPE, latents_of
 from mgcc_dist.diffusion import denoiser
 from mgcc_dist.diffusion.config import DenoiserConfig
 from mgcc_dist.diffusion.denoiser import DenoiserLoss
-from mgcc_dist.diffusion.noise import Draw, generators
+from mgcc_dist.diffusion.noise import RngStream, make_generators
 
 
 @pytest.fixture
 def module(unet):
-    return DenoiserLoss(unet, denoiser.build_schedule(DENOISER), 0.1)
+    return DenoiserLoss(unet, denoiser.build_scheduler(DENOISER), 0.1)
 
 
 @pytest.fixture
@@ -34,7 +34,9 @@ def test_loss_is_equation_2(module):
     alpha_bar = torch.cumprod(1 - betas, dim=0)
     errors = []
     with torch.no_grad():
-        for row, draw in zip(moments[:, None].double(), generators(PROGRESS.seed, Draw.DIFFUSION, places), strict=True):
+        for row, draw in zip(
+            moments[:, None].double(), make_generators(PROGRESS.seed, RngStream.DIFFUSION, places), strict=True
+        ):
             mean, logvar = row.chunk(2, dim=1)
             z0 = mean + torch.exp(logvar / 2) * torch.randn(1, 2, 4, 4, generator=draw)
             t = torch.randint(1000, (1,), generator=draw)
@@ -60,7 +62,7 @@ def test_validation_repeats_its_noise(module):
     scores = []
     for division in ([[0, 1], [2]], [[2, 0], [1]]):
         batches = [latents_of(moments[part], part) for part in division]
-        task._latents = type("Latents", (), {"held_out": lambda self, *_, batches=batches: batches})()
+        task._latents = type("Latents", (), {"val_batches": lambda self, *_, batches=batches: batches})()
         scores.append(task.validate(module, Accelerator(cpu=True))["loss"])
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
 
@@ -76,7 +78,7 @@ def test_labels_are_shown_and_dropped_with_the_stated_probability(with_classes):
             seen.extend(labels.tolist())
             return with_classes(noisy, t, labels)
 
-    module = DenoiserLoss(Spy(), denoiser.build_schedule(DENOISER), 0.1)
+    module = DenoiserLoss(Spy(), denoiser.build_scheduler(DENOISER), 0.1)
     batch = latents_of(torch.randn(600, 4, 4, 4), list(range(600)))
     module(batch, PROGRESS)
     dropped = [place for place, label in enumerate(seen) if label == 3]

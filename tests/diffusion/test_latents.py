@@ -22,16 +22,16 @@ from mgcc_dist.data.splits import make_split
 from mgcc_dist.diffusion import autoencoder, denoiser, latents
 from mgcc_dist.diffusion.config import DataConfig
 from mgcc_dist.diffusion.denoiser import DenoiserLoss
-from mgcc_dist.diffusion.images import Images
+from mgcc_dist.diffusion.images import ImageData
 from mgcc_dist.diffusion.latents import LatentBatch, LatentFolder, LatentLoader
 from mgcc_dist.train import checkpoints
 
 
 @pytest.fixture(scope="module")
-def images(phantom_shards) -> Images:
+def images(phantom_shards) -> ImageData:
     """18 training and 6 held-out phantoms, mirrored half of the time."""
     split = make_split(phantom_shards.records, seed=0, validation=6, labeled=9, grouped=True, name="split")
-    return Images(DataConfig(image_size=16, workers=0, mirror=True), phantom_shards, split)
+    return ImageData(DataConfig(image_size=16, workers=0, mirror=True), phantom_shards, split)
 
 
 @pytest.fixture
@@ -45,33 +45,33 @@ def take(loader, steps, start=None):
 
 
 def test_each_image_and_its_mirror_image_have_the_posterior_of_the_autoencoder(encoded, vae, images):
-    assert (len(encoded.learned), len(encoded.unseen), encoded.shape) == (18, 6, SHAPE)
-    assert encoded.classes == encoded.learned.index["classes"]
+    assert (len(encoded.train), len(encoded.val), encoded.shape) == (18, 6, SHAPE)
+    assert encoded.classes == encoded.train.index["classes"]
     assert sum(encoded.classes.values()) == 18
-    for batch in images.training_once(18, Accelerator(cpu=True)).batches():
+    for batch in images.train_eval_loader(18, Accelerator(cpu=True)).batches():
         for key, image in zip(batch.keys, batch.to("cpu").images, strict=True):
-            latent = encoded.learned.read(encoded.learned.position(key))
+            latent = encoded.train.read(encoded.train.position(key))
             assert latent.mean.dtype == latent.logvar.dtype == torch.float16
             with torch.no_grad():
                 posterior = vae.encode(torch.stack([image, image.flip(2)])).latent_dist
             torch.testing.assert_close(latent.mean.float(), posterior.mean, rtol=1e-3, atol=1e-3)
             torch.testing.assert_close(latent.logvar.float(), posterior.logvar, rtol=1e-3, atol=1e-3)
-    assert encoded.unseen.read(0).mean.shape == (1, *SHAPE)
+    assert encoded.val.read(0).mean.shape == (1, *SHAPE)
 
 
 def test_a_record_is_a_plain_safetensors_file_that_any_webdataset_reader_finds(encoded):
-    [shard] = encoded.learned.folder.glob("*.tar")
+    [shard] = encoded.train.folder.glob("*.tar")
     records = list(webdataset.WebDataset(str(shard), shardshuffle=False))
-    assert [record["__key__"] for record in records] == encoded.learned.keys()
+    assert [record["__key__"] for record in records] == encoded.train.keys()
     assert load(records[0]["safetensors"]).keys() == {"mean", "logvar"}
 
 
 def test_training_on_latents_has_the_losses_of_encoding_every_step(encoded, vae, unet, images):
     """Same samples, mirrored or not, and the same noise; what differs is float16's rounding."""
-    module = DenoiserLoss(unet, denoiser.build_schedule(DENOISER), 0.1)
+    module = DenoiserLoss(unet, denoiser.build_scheduler(DENOISER), 0.1)
     accelerator = Accelerator(cpu=True)
-    stored = take(encoded.training(4, 9, accelerator), 6)
-    pixels = take(images.training(4, 9, accelerator), 6)
+    stored = take(encoded.train_loader(4, 9, accelerator), 6)
+    pixels = take(images.train_loader(4, 9, accelerator), 6)
     for (batch, after), (shown, then) in zip(stored, pixels, strict=True):
         assert (batch.keys, batch.positions.tolist(), after) == (shown.keys, shown.positions.tolist(), then)
         with torch.no_grad():
@@ -108,9 +108,7 @@ def test_order_is_a_function_of_seed_and_position_for_any_ranks_and_resumes(
 def folder_of_latents(images, tmp_path_factory) -> LatentFolder:
     torch.manual_seed(0)
     vae = autoencoder.build(AUTOENCODER, 16)
-    return latents.encode(
-        vae, "abc", images, 4, tmp_path_factory.mktemp("latents") / "l", Accelerator(cpu=True)
-    ).learned
+    return latents.encode(vae, "abc", images, 4, tmp_path_factory.mktemp("latents") / "l", Accelerator(cpu=True)).train
 
 
 def seen(folder, world, batch, steps, seed, start, workers):
@@ -134,20 +132,22 @@ def test_held_out_latents_come_once_over_all_ranks_and_are_never_learned(encoded
         def __init__(self, process_index):
             self.process_index = process_index
 
-    batches = [batch for rank in (0, 1) for batch in encoded.held_out(2, Rank(rank))]
+    batches = [batch for rank in (0, 1) for batch in encoded.val_batches(2, Rank(rank))]
     assert sorted(place for batch in batches for place in batch.positions.tolist()) == list(range(6))
     keys = {key for batch in batches for key in batch.keys}
-    assert keys == set(encoded.unseen.keys())
-    assert not keys & set(encoded.learned.keys())
+    assert keys == set(encoded.val.keys())
+    assert not keys & set(encoded.train.keys())
 
 
 def test_class_numbers_are_those_of_training_and_one_more_for_a_class_that_it_lacks(encoded):
     names = sorted(encoded.classes)
-    [(batch, _)] = take(encoded.training(18, 0, Accelerator(cpu=True)), 1)
+    [(batch, _)] = take(encoded.train_loader(18, 0, Accelerator(cpu=True)), 1)
     for key, number in zip(batch.keys, batch.classes.tolist(), strict=True):
-        assert encoded.learned.records[encoded.learned.position(key)].category == names[number]
-    encoded.learned.index["classes"] = {"of another kind": 18}
-    assert {number for batch in encoded.held_out(6, Accelerator(cpu=True)) for number in batch.classes.tolist()} == {1}
+        assert encoded.train.records[encoded.train.position(key)].category == names[number]
+    encoded.train.index["classes"] = {"of another kind": 18}
+    assert {number for batch in encoded.val_batches(6, Accelerator(cpu=True)) for number in batch.classes.tolist()} == {
+        1
+    }
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_latents_of_another_autoencoder_are_refused(encoded, vae, images, tmp_pa
 
 def test_latents_of_another_split_are_refused(encoded, vae, phantom_shards, tmp_path):
     split = make_split(phantom_shards.records, seed=1, validation=6, labeled=9, grouped=True, name="split")
-    others = Images(DataConfig(image_size=16, workers=0, mirror=True), phantom_shards, split)
+    others = ImageData(DataConfig(image_size=16, workers=0, mirror=True), phantom_shards, split)
     with pytest.raises(UserError, match="latents made with images"):
         latents.encode(vae, "abc", others, 4, tmp_path / "latents", Accelerator(cpu=True))
 
@@ -204,7 +204,7 @@ class StopAfter:
 
 
 def test_a_damaged_record_is_named(encoded, tmp_path):
-    shutil.copytree(encoded.learned.folder, tmp_path / "damaged")
+    shutil.copytree(encoded.train.folder, tmp_path / "damaged")
     [shard] = (tmp_path / "damaged").glob("*.tar")
     content = bytearray(shard.read_bytes())
     content[content.index(b'"mean"') + 200] ^= 1

@@ -13,8 +13,8 @@ from tiny_ldm import DENOISER, SHAPE
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of, write_json
 from mgcc_dist.diffusion import denoiser, pipeline
-from mgcc_dist.diffusion.noise import Draw, generators
-from mgcc_dist.diffusion.sampler import Sampler, starting_noise
+from mgcc_dist.diffusion.noise import RngStream, make_generators
+from mgcc_dist.diffusion.sampler import Sampler, initial_noise
 
 OUTSIDER = """
 import sys, torch
@@ -32,9 +32,11 @@ def test_a_program_without_this_package_loads_and_samples(pipeline_folder, tmp_p
 
 def test_diffusers_makes_our_image_from_our_noise(pipeline_folder):
     theirs = DiffusionPipeline.from_pretrained(pipeline_folder)
-    pictures = theirs(batch_size=2, generator=generators(3, Draw.SAMPLE, [4, 5]), num_inference_steps=5).images
-    noise = starting_noise(3, [4, 5], SHAPE)
-    ours = Sampler(pipeline.load(pipeline_folder), "ddim", 5, 1.0, False, False, torch.device("cpu")).images(noise)
+    pictures = theirs(
+        batch_size=2, generator=make_generators(3, RngStream.SAMPLE, [4, 5]), num_inference_steps=5
+    ).images
+    noise = initial_noise(3, [4, 5], SHAPE)
+    ours = Sampler(pipeline.load(pipeline_folder), "ddim", 5, 1.0, False, False, torch.device("cpu")).generate(noise)
     assert np.abs(np.stack([np.asarray(picture) for picture in pictures]).astype(int) - ours).max() <= 1
     assert np.ptp(ours) > 0
 
@@ -45,7 +47,7 @@ def test_part_by_part_ddim_makes_the_same_image(pipeline_folder):
     unet = UNet2DModel.from_pretrained(pipeline_folder / "unet").double()
     schedule = DDIMScheduler.from_pretrained(pipeline_folder / "scheduler")
     alpha_bar = schedule.alphas_cumprod.double()
-    [draw] = generators(3, Draw.SAMPLE, [4])
+    [draw] = make_generators(3, RngStream.SAMPLE, [4])
     z = torch.randn(1, 2, 4, 4, generator=draw).double()
     steps = list(range(999, 0, -200))
     with torch.no_grad():
@@ -55,7 +57,7 @@ def test_part_by_part_ddim_makes_the_same_image(pipeline_folder):
             z = then.sqrt() * (z - (1 - now).sqrt() * noise) / now.sqrt() + (1 - then).sqrt() * noise
         expected = (vae.decode(z / 1.7).sample / 2 + 0.5).clamp(0, 1)[0, 0].numpy()
     sampler = Sampler(pipeline.load(pipeline_folder), "ddim", 5, 1.0, False, False, torch.device("cpu"))
-    made = sampler.images(starting_noise(3, [4], SHAPE))
+    made = sampler.generate(initial_noise(3, [4], SHAPE))
     np.testing.assert_allclose(made[0], expected * 255, atol=0.51)
 
 
@@ -70,14 +72,14 @@ def test_with_classes_the_folder_loads_and_any_class_samples_by_plain_diffusers(
     torch.manual_seed(1)
     unet = denoiser.build(replace(DENOISER, classes=True), SHAPE, 3)
     counts = {"benign": 5, "malignant": 2, "normal": 1}
-    pipeline.save(vae, unet, denoiser.build_schedule(DENOISER), counts, {}, tmp_path / "p")
+    pipeline.save(vae, unet, denoiser.build_scheduler(DENOISER), counts, {}, tmp_path / "p")
     model = pipeline.load(tmp_path / "p")
     assert model.classes == counts
 
     theirs = DiffusionPipeline.from_pretrained(tmp_path / "p")
     with pytest.raises(ValueError, match="class_labels should be provided"):
         theirs(batch_size=1, num_inference_steps=1)
-    theirs.unet = pipeline.of_any_class(theirs.unet)
+    theirs.unet = pipeline.unconditional_unet(theirs.unet)
     z = torch.randn(2, *SHAPE)
     any_class = model.unet(z, 7, torch.tensor([3, 3])).sample
     torch.testing.assert_close(theirs.unet(z, 7).sample, any_class, rtol=1e-5, atol=1e-6)

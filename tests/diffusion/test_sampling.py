@@ -18,7 +18,7 @@ from mgcc_dist.common.files import sha256_of
 from mgcc_dist.data import records
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.diffusion import denoiser, pipeline, sampling
-from mgcc_dist.diffusion.sampler import Sampler, class_of, starting_noise
+from mgcc_dist.diffusion.sampler import Sampler, class_of_index, initial_noise
 
 
 @pytest.fixture
@@ -127,16 +127,16 @@ def test_samples_of_another_checkpoint_are_not_mixed(pipeline_folder, tmp_path, 
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 7])
-def test_starting_noise_is_bit_equal_whatever_the_batch(batch):
-    parts = [starting_noise(5, list(range(7))[start : start + batch], SHAPE) for start in range(0, 7, batch)]
-    assert torch.equal(torch.cat(parts), starting_noise(5, range(7), SHAPE))
-    assert not torch.equal(parts[0][0], starting_noise(6, [0], SHAPE)[0])
+def test_initial_noise_is_bit_equal_whatever_the_batch(batch):
+    parts = [initial_noise(5, list(range(7))[start : start + batch], SHAPE) for start in range(0, 7, batch)]
+    assert torch.equal(torch.cat(parts), initial_noise(5, range(7), SHAPE))
+    assert not torch.equal(parts[0][0], initial_noise(6, [0], SHAPE)[0])
 
 
 def test_classes_come_in_the_mix_of_training_for_any_run_of_images():
     counts = [294, 141, 91]
     for start, stop in [(0, 725), (0, 100), (300, 400)]:
-        found = np.bincount([class_of(i, counts) for i in range(start, stop)], minlength=3) / (stop - start)
+        found = np.bincount([class_of_index(i, counts) for i in range(start, stop)], minlength=3) / (stop - start)
         np.testing.assert_allclose(found, np.array(counts) / 526, atol=0.02)
 
 
@@ -144,23 +144,23 @@ def test_guidance_moves_away_from_any_class(vae, tmp_path):
     """With guidance g the noise is that of any class + g (that of the class - that of any); 0 and 1 are the two."""
     torch.manual_seed(1)
     unet = denoiser.build(dataclasses.replace(DENOISER, classes=True), SHAPE, 2)
-    pipeline.save(vae, unet, denoiser.build_schedule(DENOISER), {"a": 1, "b": 1}, {}, tmp_path / "p")
+    pipeline.save(vae, unet, denoiser.build_scheduler(DENOISER), {"a": 1, "b": 1}, {}, tmp_path / "p")
     z, t, labels = torch.randn(2, *SHAPE), torch.tensor(500), torch.tensor([0, 1])
     with torch.no_grad():
         of_class, of_any = (unet(z, t, which).sample for which in (labels, torch.tensor([2, 2])))
         for guidance in (0.0, 1.0, 3.0):
             sampler = Sampler(pipeline.load(tmp_path / "p"), "ddim", 2, guidance, False, False, torch.device("cpu"))
             torch.testing.assert_close(
-                sampler._noise(z, t, labels), of_any + guidance * (of_class - of_any), rtol=1e-4, atol=1e-5
+                sampler._predict_noise(z, t, labels), of_any + guidance * (of_class - of_any), rtol=1e-4, atol=1e-5
             )
 
 
 def test_samples_of_a_model_with_classes_say_their_class(vae, tmp_path, accelerator):
     unet = denoiser.build(dataclasses.replace(DENOISER, classes=True), SHAPE, 2)
-    pipeline.save(vae, unet, denoiser.build_schedule(DENOISER), {"a": 1, "b": 3}, {}, tmp_path / "p")
+    pipeline.save(vae, unet, denoiser.build_scheduler(DENOISER), {"a": 1, "b": 3}, {}, tmp_path / "p")
     sampling.sample(SAMPLING, tmp_path / "p", tmp_path / "s", accelerator)
     categories = [record.category for record in ShardFolder.open(tmp_path / "s").records]
-    assert categories == ["ab"[class_of(i, [1, 3])] for i in range(7)]
+    assert categories == ["ab"[class_of_index(i, [1, 3])] for i in range(7)]
     assert set(categories) == {"a", "b"}
 
 
@@ -229,10 +229,10 @@ def test_the_networks_take_their_precision_without_a_warning(pipeline_folder, ca
 
 @pytest.mark.gpu
 def test_compiled_bfloat16_images_on_a_gpu_are_those_of_float32_up_to_its_rounding(pipeline_folder):
-    noise = starting_noise(5, range(4), SHAPE)
+    noise = initial_noise(5, range(4), SHAPE)
     device = torch.device("cuda")
     plain, fast = (
-        Sampler(pipeline.load(pipeline_folder), "dpm_solver++", 20, 1.0, quick, quick, device).images(noise)
+        Sampler(pipeline.load(pipeline_folder), "dpm_solver++", 20, 1.0, quick, quick, device).generate(noise)
         for quick in (False, True)
     )
     assert np.abs(plain.astype(int) - fast).mean() < 4

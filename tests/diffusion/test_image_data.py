@@ -6,12 +6,12 @@ from accelerate import Accelerator
 from mgcc_dist.data.loader import Position
 from mgcc_dist.data.splits import make_split
 from mgcc_dist.diffusion.config import DataConfig
-from mgcc_dist.diffusion.images import Images
+from mgcc_dist.diffusion.images import ImageData
 
 
-def images(shards, **config) -> Images:
+def images(shards, **config) -> ImageData:
     split = make_split(shards.records, seed=0, validation=6, labeled=9, grouped=True, name="split")
-    return Images(DataConfig(image_size=32, workers=0, **config), shards, split)
+    return ImageData(DataConfig(image_size=32, workers=0, **config), shards, split)
 
 
 def taken(loader, steps):
@@ -24,9 +24,9 @@ def taken(loader, steps):
 
 def test_all_training_images_are_learned_and_no_held_out_one(phantom_shards):
     source, accelerator = images(phantom_shards), Accelerator(cpu=True)
-    learned = {key for key, _ in taken(source.training(6, 0, accelerator), 3)}
-    held_out = {key for batch in source.held_out(4, accelerator).batches() for key in batch.keys}
-    measured = {key for batch in source.training_once(4, accelerator).batches() for key in batch.keys}
+    learned = {key for key, _ in taken(source.train_loader(6, 0, accelerator), 3)}
+    held_out = {key for batch in source.val_loader(4, accelerator).batches() for key in batch.keys}
+    measured = {key for batch in source.train_eval_loader(4, accelerator).batches() for key in batch.keys}
     assert (len(learned), len(held_out)) == (18, 6)
     assert learned == measured
     assert learned | held_out == set(phantom_shards.keys())
@@ -35,7 +35,7 @@ def test_all_training_images_are_learned_and_no_held_out_one(phantom_shards):
 def test_mirrored_images_are_never_turned(phantom_shards):
     """With `mirror` an image comes as it is or with left and right exchanged, both often."""
     seen = []
-    for key, image in taken(images(phantom_shards, mirror=True).training(6, 0, Accelerator(cpu=True)), 12):
+    for key, image in taken(images(phantom_shards, mirror=True).train_loader(6, 0, Accelerator(cpu=True)), 12):
         original = phantom_shards.read(phantom_shards.position(key)).image
         same = [np.array_equal(image, candidate) for candidate in (original, original[:, ::-1])]
         assert sum(same) == 1
@@ -44,14 +44,16 @@ def test_mirrored_images_are_never_turned(phantom_shards):
 
 
 def test_images_come_as_they_are_by_default(phantom_shards):
-    for key, image in taken(images(phantom_shards).training(6, 0, Accelerator(cpu=True)), 6):
+    for key, image in taken(images(phantom_shards).train_loader(6, 0, Accelerator(cpu=True)), 6):
         original = phantom_shards.read(phantom_shards.position(key)).image
         np.testing.assert_array_equal(image, original)
 
 
 def test_examples_are_held_out_images(phantom_shards):
     source = images(phantom_shards)
-    held_out = np.concatenate([batch.to("cpu").images for batch in source.held_out(4, Accelerator(cpu=True)).batches()])
-    examples = source.examples(3).numpy()
+    held_out = np.concatenate(
+        [batch.to("cpu").images for batch in source.val_loader(4, Accelerator(cpu=True)).batches()]
+    )
+    examples = source.val_examples(3).numpy()
     assert examples.shape == (3, 1, 32, 32)
     np.testing.assert_array_equal(examples, held_out[[0, 2, 5]])
