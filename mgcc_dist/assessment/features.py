@@ -74,8 +74,8 @@ def load(encoder: str | None, vae: Path, image_size: int) -> FeatureExtractor:
         UserError: the file does not exist, or does not hold an encoder.
     """
     if encoder is None:
-        network = _GlobalAveragePool(_autoencoder_features(vae))
-        return _extractor("autoencoder's encoder", vae / SAFETENSORS_WEIGHTS_NAME, network, image_size)
+        pooled = _GlobalAveragePool(_autoencoder_features(vae))
+        return _extractor("autoencoder's encoder", vae / SAFETENSORS_WEIGHTS_NAME, pooled, image_size)
     file = locate_encoder(encoder)
     if file.suffix == ".safetensors":
         network, trained_size = load_network(file)

@@ -1,4 +1,7 @@
-"""The stages of `mgcc_dist.ldm` that judge its samples: quality, audit, gallery, curation."""
+"""The stages of `mgcc_dist.ldm` that evaluate the samples: quality, audit, gallery, curation.
+
+A stage is skipped if its result already exists.
+"""
 
 from pathlib import Path
 
@@ -8,68 +11,68 @@ from diffusers import AutoencoderKL
 from mgcc_dist.assessment import audit, curate, features, gallery, quality
 from mgcc_dist.assessment.config import AuditConfig, CurateConfig, QualityConfig
 from mgcc_dist.data.records import ShardFolder
-from mgcc_dist.diffusion.images import Images
+from mgcc_dist.diffusion.images import ImageData
 
 
-def measure_quality(config: QualityConfig, images: Images, out: Path, accelerator: Accelerator) -> None:
-    """Leave `quality/`, which compares the samples with the held-out images."""
+def evaluate_quality(config: QualityConfig, images: ImageData, out: Path, accelerator: Accelerator) -> None:
+    """Compare the samples with the validation images and write the report to `quality/`."""
     folder = out / "quality"
     if not config.enabled:
-        accelerator.print("quality: not measured, since quality.enabled is false")
+        accelerator.print("quality: skipped (quality.enabled is false)")
         return
-    used = features.load(config.encoder, out / "pipeline" / "vqvae", images.size)
-    if quality.is_finished(config, used, images, out / "samples", folder):
-        accelerator.print(f"quality: {folder / 'quality.json'} is there already")
+    extractor = features.load(config.encoder, out / "pipeline" / "vqvae", images.size)
+    if quality.is_finished(config, extractor, images, out / "samples", folder):
+        accelerator.print(f"quality: {folder / 'quality.json'} already exists")
         return
-    report = quality.measure(config, used, images, out / "samples", folder, accelerator)
-    accelerator.print(f"{quality.table(report)}quality: -> {folder / 'quality.json'}")
+    report = quality.evaluate(config, extractor, images, out / "samples", folder, accelerator)
+    accelerator.print(f"{quality.markdown_report(report)}quality: report -> {folder / 'quality.json'}")
 
 
 def audit_samples(
-    config: AuditConfig, encoder: str | None, images: Images, out: Path, accelerator: Accelerator
+    config: AuditConfig, encoder: str | None, images: ImageData, out: Path, accelerator: Accelerator
 ) -> None:
-    """Leave `audit/`, which says what samples are copies of training images, and drop those if that is asked for."""
+    """Search the samples for copies of training images, write the report to `audit/`, and drop copies on request."""
     folder = out / "audit"
     if not config.enabled:
-        accelerator.print("audit: not made, since audit.enabled is false")
+        accelerator.print("audit: skipped (audit.enabled is false)")
         return
-    used = features.load(encoder, out / "pipeline" / "vqvae", images.size) if encoder else None
-    if audit.is_finished(config, used, images, out / "samples", folder):
-        accelerator.print(f"audit: {folder / 'audit.json'} is there already")
+    extractor = features.load(encoder, out / "pipeline" / "vqvae", images.size) if encoder else None
+    if audit.is_finished(config, extractor, images, out / "samples", folder):
+        accelerator.print(f"audit: {folder / 'audit.json'} already exists")
         return
-    report = audit.audit(config, used, images, out / "samples", folder, accelerator)
-    over = f"similarity over {report['threshold']:.2f}"
-    if used:
-        over += f" in pixels or {report['features']['threshold']:.2f} in features"
+    report = audit.audit(config, extractor, images, out / "samples", folder, accelerator)
+    threshold = f"similarity above {report['threshold']:.2f}"
+    if extractor:
+        threshold += f" in pixels or {report['features']['threshold']:.2f} in features"
     else:
-        accelerator.print("audit: images are compared in pixels alone, since quality.encoder names no trained network")
-    what = "dropped" if config.drop_copies else "listed; --audit.drop_copies true takes them out"
+        accelerator.print("audit: comparing pixels only (quality.encoder names no trained network)")
+    action = "dropped" if config.drop_copies else "listed; pass --audit.drop_copies true to remove them"
     accelerator.print(
-        f"audit: {len(report['near_copies'])} of {report['synthetic']['images']} samples are as good as copies "
-        f"of a training image ({over}), {what} -> {folder}"
+        f"audit: {len(report['near_copies'])} of {report['synthetic']['images']} samples are near-copies of training "
+        f"images ({threshold}), {action} -> {folder}"
     )
 
 
-def draw_gallery(images: Images, out: Path, accelerator: Accelerator) -> None:
-    """Draw `gallery.png` after the samples that it shows."""
+def save_gallery(images: ImageData, out: Path, accelerator: Accelerator) -> None:
+    """Draw `gallery.png`, and redraw it if the samples are newer."""
     path, samples = out / "gallery.png", out / "samples"
     if path.is_file() and path.stat().st_mtime >= (samples / "index.json").stat().st_mtime:
-        accelerator.print(f"gallery: {path} is there already")
+        accelerator.print(f"gallery: {path} already exists")
     elif accelerator.is_main_process:
         vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vqvae")
-        gallery.draw(images.examples(8), vae, ShardFolder.open(samples), path)
-        print(f"gallery: {path}")
+        gallery.save_gallery(images.val_examples(8), vae, ShardFolder.open(samples), path)
+        print(f"gallery: picture -> {path}")
     accelerator.wait_for_everyone()
 
 
-def curate_samples(config: CurateConfig, encoder: str | None, images: Images) -> None:
-    """Leave `curation/`: a proposal, and the page on which a person makes a selection of it."""
+def curate_samples(config: CurateConfig, encoder: str | None, images: ImageData) -> None:
+    """Write a proposal, and the page on which a person edits it, to `curation/`."""
     out = Path(config.out)
-    used = features.load(encoder, out / "pipeline" / "vqvae", images.size)
-    proposal = curate.curate(config, used, images, out / "samples", out / "audit" / "audit.json", out / "curation")
+    extractor = features.load(encoder, out / "pipeline" / "vqvae", images.size)
+    proposal = curate.curate(config, extractor, images, out / "samples", out / "audit" / "audit.json", out / "curation")
     apply = f"apply --selection selection.json --samples {out / 'samples'} --out {out / 'curated'}"
     print(
-        f"curate: {len(proposal['proposed'])} of {len(proposal['images'])} samples proposed; "
-        f"open {out / 'curation' / 'page.html'} in a browser, save selection.json there, then\n"
+        f"curate: {len(proposal['proposed'])} of {len(proposal['images'])} samples proposed. "
+        f"Open {out / 'curation' / 'page.html'} in a browser, save selection.json there, then run\n"
         f"    python -m mgcc_dist.ldm {apply}"
     )

@@ -1,5 +1,4 @@
-"""The stages of `mgcc_dist.ldm` that make images, from the data to `samples/`. Each returns at once where its result
-is there already."""
+"""The training and sampling stages of `mgcc_dist.ldm`. A stage is skipped if its result already exists."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +6,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
 from mgcc_dist.common.distributed import start
 from mgcc_dist.common.errors import UserError
@@ -19,8 +19,8 @@ from mgcc_dist.diffusion import autoencoder, denoiser, latents, pipeline, sampli
 from mgcc_dist.diffusion.autoencoder import AutoencoderTask
 from mgcc_dist.diffusion.config import AutoencoderConfig, DataConfig, DenoiserConfig, SamplingConfig
 from mgcc_dist.diffusion.denoiser import DenoiserTask
-from mgcc_dist.diffusion.images import Images
-from mgcc_dist.diffusion.latents import Latents
+from mgcc_dist.diffusion.images import ImageData
+from mgcc_dist.diffusion.latents import LatentData
 from mgcc_dist.train.loop import Task, TrainState, fit
 from mgcc_dist.train.metrics_logger import read_rows
 from mgcc_dist.train.run_folder import is_finished, open_run_folder, write_result
@@ -29,7 +29,7 @@ from mgcc_dist.train.weights import count_parameters
 
 @dataclass(frozen=True)
 class AutoencoderRun:
-    """What `autoencoder/` depends on."""
+    """Everything that `autoencoder/` depends on."""
 
     data: DataConfig
     autoencoder: AutoencoderConfig
@@ -37,73 +37,77 @@ class AutoencoderRun:
 
 @dataclass(frozen=True)
 class DenoiserRun:
-    """What `denoiser/` depends on."""
+    """Everything that `denoiser/` depends on."""
 
     data: DataConfig
     denoiser: DenoiserConfig
     autoencoder_sha256: str
 
 
-def open_images(config: DataConfig, out: Path, accelerator: Accelerator) -> Images:
-    """The images to learn; makes phantom images and split when none are given."""
+def open_images(config: DataConfig, out: Path, accelerator: Accelerator) -> ImageData:
+    """Open the training and validation images; generate phantom images or a split if the config names none.
+
+    Raises:
+        UserError: `config` has neither `shards` nor `phantom`.
+    """
     if not config.shards and not config.phantom:
         raise UserError(
-            "data.shards is not given; BUSI's are made by "
-            "`python -m mgcc_dist.shards busi --root Dataset_BUSI_with_GT --out out/busi`, then --data.shards out/busi"
+            "data.shards: no shard folder given. For BUSI, run `python -m mgcc_dist.shards busi "
+            "--root Dataset_BUSI_with_GT --out out/busi`, then pass --data.shards out/busi"
         )
     folder = Path(config.shards) if config.shards else out / "phantom"
     if accelerator.is_main_process and not config.shards:
         write_shards(Phantoms(config.phantom, seed=0, size=config.image_size), folder)
     accelerator.wait_for_everyone()
-    data = ShardFolder.open(folder, verify=accelerator.is_local_main_process)
+    shards = ShardFolder.open(folder, verify=accelerator.is_local_main_process)
 
     path = locate_split(config.split) if config.split else out / "split.json"
     if accelerator.is_main_process and not config.split and not path.is_file():
-        held_out = round(0.3 * len(data))
-        labeled = (len(data) - held_out) // 2
-        split = make_split(data.records, seed=0, validation=held_out, labeled=labeled, grouped=True, name="split")
+        validation = round(0.3 * len(shards))
+        labeled = (len(shards) - validation) // 2
+        split = make_split(shards.records, seed=0, validation=validation, labeled=labeled, grouped=True, name="split")
         write_split(path, split)
     accelerator.wait_for_everyone()
-    return Images(config, data, read_split(path))
+    return ImageData(config, shards, read_split(path))
 
 
-def train_autoencoder(config: AutoencoderConfig, data: DataConfig, images: Images, out: Path) -> None:
-    """Leaves `autoencoder/vae/`, whose latents are standardised, in its run folder."""
+def train_autoencoder(config: AutoencoderConfig, data: DataConfig, images: ImageData, out: Path) -> None:
+    """Train the autoencoder in `autoencoder/` and save it, with normalized latents, to `autoencoder/vae/`."""
     folder, loop = out / "autoencoder", config.loop
     accelerator = start(loop.precision, loop.accumulation)
     open_run_folder(folder, AutoencoderRun(data, config), accelerator)
     if is_finished(folder):
-        accelerator.print(f"autoencoder: {folder / 'result.json'} is there already")
+        accelerator.print(f"autoencoder: {folder / 'result.json'} already exists")
         return
     set_seed(loop.seed)
     task = AutoencoderTask(config, images, accelerator)
     state = fit(task, loop, folder, accelerator)
 
     vae = autoencoder.load(config, images.size, folder / "last").to(accelerator.device)
-    once = images.training_once(config.batch, accelerator)
-    mean, std = autoencoder.latent_moments(vae, once.batches(), accelerator)
-    autoencoder.standardise(vae, mean, std)
+    loader = images.train_eval_loader(config.batch, accelerator)
+    mean, std = autoencoder.latent_moments(vae, loader.batches(), accelerator)
+    autoencoder.normalize_latents(vae, mean, std)
     if accelerator.is_main_process:
         vae.save_pretrained(folder / "vae")
-    facts = {"latent_mean": mean.tolist(), "latent_std": std.tolist()}
-    _write_result(task, facts, state, images, loop.seed, folder, accelerator)
+    latent_stats = {"latent_mean": mean.tolist(), "latent_std": std.tolist()}
+    _write_result(task, latent_stats, state, images, loop.seed, folder, accelerator)
 
 
-def encode_images(config: AutoencoderConfig, images: Images, out: Path, accelerator: Accelerator) -> Latents:
-    """Leaves `latents/`. Needs `autoencoder/vae/`."""
+def encode_images(config: AutoencoderConfig, images: ImageData, out: Path, accelerator: Accelerator) -> LatentData:
+    """Encode the images with `autoencoder/vae/` into `latents/`."""
     folder = out / "autoencoder" / "vae"
-    vae = autoencoder.load_finished(folder)
-    sha256 = sha256_of(folder / autoencoder.WEIGHTS)
+    vae = autoencoder.load_pretrained(folder)
+    sha256 = sha256_of(folder / SAFETENSORS_WEIGHTS_NAME)
     return latents.encode(vae, sha256, images, config.batch, out / "latents", accelerator)
 
 
-def train_denoiser(config: DenoiserConfig, data: DataConfig, images: Images, encoded: Latents, out: Path) -> None:
-    """Leaves `denoiser/`, a run folder."""
+def train_denoiser(config: DenoiserConfig, data: DataConfig, images: ImageData, encoded: LatentData, out: Path) -> None:
+    """Train the denoiser in `denoiser/`."""
     folder, loop = out / "denoiser", config.loop
     accelerator = start(loop.precision, loop.accumulation)
     open_run_folder(folder, DenoiserRun(data, config, encoded.autoencoder), accelerator)
     if is_finished(folder):
-        accelerator.print(f"denoiser: {folder / 'result.json'} is there already")
+        accelerator.print(f"denoiser: {folder / 'result.json'} already exists")
         return
     set_seed(loop.seed)
     task = DenoiserTask(config, encoded, accelerator)
@@ -111,28 +115,28 @@ def train_denoiser(config: DenoiserConfig, data: DataConfig, images: Images, enc
     _write_result(task, {}, state, images, loop.seed, folder, accelerator)
 
 
-def save_pipeline(config: DenoiserConfig, encoded: Latents, out: Path, accelerator: Accelerator) -> None:
-    """Put both networks into `pipeline/`, in diffusers' layout."""
+def save_pipeline(config: DenoiserConfig, encoded: LatentData, out: Path, accelerator: Accelerator) -> None:
+    """Save both networks to `pipeline/` in the layout of diffusers."""
     folder = out / "pipeline"
     source = {
         "autoencoder": encoded.autoencoder,
         "denoiser": sha256_of(out / "denoiser" / "last" / "model.safetensors"),
     }
-    if pipeline.is_made_of(source, folder):
-        accelerator.print(f"pipeline: {folder} is there already")
+    if pipeline.is_up_to_date(source, folder):
+        accelerator.print(f"pipeline: {folder} already exists")
     elif accelerator.is_main_process:
-        vae = autoencoder.load_finished(out / "autoencoder" / "vae")
+        vae = autoencoder.load_pretrained(out / "autoencoder" / "vae")
         unet = denoiser.load(config, encoded, out / "denoiser" / "last")
-        pipeline.save(vae, unet, denoiser.build_schedule(config), encoded.classes, source, folder)
-        print(f"pipeline: diffusers reads it from {folder}")
+        pipeline.save(vae, unet, denoiser.build_scheduler(config), encoded.classes, source, folder)
+        print(f"pipeline: diffusers pipeline -> {folder}")
     accelerator.wait_for_everyone()
 
 
-def draw_samples(config: SamplingConfig, out: Path, accelerator: Accelerator) -> None:
-    """Fill `samples/` with synthetic images."""
+def generate_samples(config: SamplingConfig, out: Path, accelerator: Accelerator) -> None:
+    """Generate the synthetic images in `samples/`."""
     folder = out / "samples"
     if sampling.is_finished(config, out / "pipeline", folder, accelerator):
-        accelerator.print(f"samples: {folder / 'index.json'} is there already")
+        accelerator.print(f"samples: {folder / 'index.json'} already exists")
         return
     sampling.sample(config, out / "pipeline", folder, accelerator)
     accelerator.print(f"samples: {config.count} synthetic images -> {folder}")
@@ -140,22 +144,22 @@ def draw_samples(config: SamplingConfig, out: Path, accelerator: Accelerator) ->
 
 def _write_result(
     task: Task,
-    facts: dict[str, Any],
+    extra: dict[str, Any],
     state: TrainState,
-    images: Images,
+    images: ImageData,
     seed: int,
     folder: Path,
     accelerator: Accelerator,
 ) -> None:
-    """Mark a training stage as finished."""
+    """Write result.json, which marks a training stage as finished."""
     last = [row for row in read_rows(folder / "metrics.jsonl") if row["split"] == "validation"][-1]
     result = {
         "program": "ldm",
         "stage": task.name,
-        **images.facts,
+        **images.info,
         "seed": seed,
         "parameters": count_parameters(task.module),
-        **facts,
+        **extra,
         "best": state.best,
         "last": {key: value for key, value in last.items() if key != "split"},
         "steps": state.step,

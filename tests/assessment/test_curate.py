@@ -81,9 +81,9 @@ def test_an_audit_of_other_samples_is_refused(run, phantom_shards):
     images = ImageData(DataConfig(), phantom_shards, Split("c", (), tuple(phantom_shards.keys()), ()))
     used = features.load(None, run / "vae", 16)
     write_json(run / "audit.json", {"request": {"samples": REQUEST | {"seed": 4}}, "images": []})
-    with pytest.raises(UserError, match="is of other samples than"):
+    with pytest.raises(UserError, match="is the audit of other samples than"):
         curate(CurateConfig(out=""), used, images, run / "samples", run / "audit.json", run / "curation")
-    with pytest.raises(UserError, match="is not there; run"):
+    with pytest.raises(UserError, match=r"does not exist\. Run"):
         curate(CurateConfig(out=""), used, images, run / "samples", run / "none.json", run / "curation")
 
 

@@ -75,19 +75,22 @@ def test_torchscript_gives_what_it_computes_in_the_order_of_the_images(tmp_path,
 
 
 def test_what_gives_no_features_is_refused(tmp_path, phantom_shards):
-    with pytest.raises(UserError, match=r"quality\.encoder: .*nowhere is not there; give the folder of a finished"):
+    with pytest.raises(UserError, match=r"quality\.encoder: .*nowhere does not exist\. Pass the folder of a finished"):
         features.load(str(tmp_path / "nowhere"), tmp_path, 16)
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="does not hold a segmentation network"):
         features.load(str(tmp_path / "other.safetensors"), tmp_path, 16)
     (tmp_path / "text.pt").write_text("no network")
-    with pytest.raises(UserError, match=r"text\.pt is neither model\.safetensors nor a TorchScript file"):
+    with pytest.raises(UserError, match=r"text\.pt is not a \.safetensors or TorchScript file"):
         features.load(str(tmp_path / "text.pt"), tmp_path, 16)
     torch.save({"a": torch.zeros(1)}, tmp_path / "pickled.pt")
-    with pytest.raises(UserError, match="is neither"):
+    with pytest.raises(UserError, match=r"is not a \.safetensors or TorchScript file"):
         features.load(str(tmp_path / "pickled.pt"), tmp_path, 16)
     maps = features.load(scripted(nn.Identity(), tmp_path / "maps.pt"), tmp_path, 16)
-    with pytest.raises(UserError, match=r"maps\.pt gives \[16, 1, 16, 16\] for 16 images; features are \[16, D\]"):
+    with pytest.raises(
+        UserError,
+        match=r"maps\.pt returns \[16, 1, 16, 16\] for 16 images\. Use a network that returns features \[16, D\]",
+    ):
         maps.extract(phantom_shards, Accelerator(cpu=True))
     infinite = features.load(scripted(NotFinite(), tmp_path / "nan.pt"), tmp_path, 16)
     with pytest.raises(UserError, match="not finite"):
@@ -99,5 +102,5 @@ def test_a_network_without_a_unets_encoder_is_refused(tmp_path):
     network = NetworkConfig(name="swin_unet", embed_dim=4, depths=(1, 1), heads=(1, 1), window=2)
     path = tmp_path / "model.safetensors"
     save_weights(build(method, network).predictor().state_dict(), path, header(method, network, 32))
-    with pytest.raises(UserError, match="holds a SwinUNet, without a U-Net's encoder; name another run"):
+    with pytest.raises(UserError, match="holds a SwinUNet, which has no U-Net encoder"):
         features.load(str(path), tmp_path, 16)

@@ -146,18 +146,20 @@ def test_report_says_what_was_compared_and_is_made_once(vae, learned, samples, t
     assert report == json.loads((tmp_path / "q" / "quality.json").read_text())
     assert report["features"] | {"kind": "autoencoder's encoder", "dimensions": 8} == report["features"]
     assert report["images"] == {"real": 14, "synthetic": 10, "half": 5}
-    printed = (tmp_path / "q" / "quality.md").read_text()
-    assert "| 10 synthetic / 14 real | 5 synthetic / 5 real | 5 real / 5 real |" in printed
-    assert f"({report['features']['file']}), 8 dimensions" in printed
-    assert f"| FID | lower | {report['synthetic']['fid']['value']:.3g} (" in printed
+    markdown = (tmp_path / "q" / "quality.md").read_text()
+    header, _, first, *_ = ([cell.strip() for cell in line.split("|")] for line in markdown.splitlines())
+    assert header[3:6] == ["10 synthetic / 14 real", "5 synthetic / 5 real", "5 real / 5 real"]
+    assert first[1:3] == ["FID", "lower"]
+    assert first[3].startswith(f"{report['synthetic']['fid']['value']:.3g} (")
+    assert f"({report['features']['file']}), 8 dimensions" in markdown
     assert quality.is_finished(config, used, learned, samples, tmp_path / "q")
     assert not quality.is_finished(QualityConfig(neighbours=3), used, learned, samples, tmp_path / "q")
 
 
 def test_too_few_images_and_a_missing_encoder_are_refused_before_training(learned):
     quality.check_config(QualityConfig(neighbours=4), learned, 10)
-    with pytest.raises(UserError, match=r"14 held-out and 10 synthetic images are 5 images.*--quality\.neighbours 4"):
+    with pytest.raises(UserError, match=r"14 validation and 10 synthetic images, .* 5 images.*--quality\.neighbours 4"):
         quality.check_config(QualityConfig(neighbours=5), learned, 10)
     quality.check_config(QualityConfig(neighbours=5, enabled=False), learned, 10)
-    with pytest.raises(UserError, match=r"quality\.encoder: nowhere is not there"):
+    with pytest.raises(UserError, match=r"quality\.encoder: nowhere does not exist"):
         quality.check_config(QualityConfig(encoder="nowhere", enabled=False), learned, 10)

@@ -99,5 +99,5 @@ def test_a_class_changes_what_is_predicted_only_with_classes(module, with_classe
 
 
 def test_a_level_without_its_attention_flag_is_refused():
-    with pytest.raises(ValueError, match=r"denoiser\.attention has 1 levels but denoiser\.channels has 2"):
+    with pytest.raises(ValueError, match=r"denoiser\.attention: has 1 levels but denoiser\.channels has 2"):
         DenoiserConfig(loop=LOOP, channels=(32, 32), attention=(True,))

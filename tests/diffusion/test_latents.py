@@ -222,12 +222,12 @@ def test_a_denoiser_of_another_autoencoder_or_architecture_is_refused(encoded, u
     assert denoiser.load(DENOISER, encoded, path.parent).config.in_channels == 2
 
     checkpoints.save_weights(unet.state_dict(), path, {"autoencoder": "def"})
-    with pytest.raises(UserError, match="was trained on latents of the autoencoder def, not of abc"):
+    with pytest.raises(UserError, match="was trained on latents of autoencoder def, not of abc"):
         denoiser.load(DENOISER, encoded, path.parent)
 
     other = denoiser.build(DENOISER, (3, 4, 4), 0)
     checkpoints.save_weights(other.state_dict(), path, {"autoencoder": "abc"})
-    with pytest.raises(UserError, match=r"is of another architecture than its config: conv_in\.weight is \(8, 3, 3, 3"):
+    with pytest.raises(UserError, match=r"does not match the configured architecture: conv_in\.weight is \(8, 3, 3, 3"):
         denoiser.load(DENOISER, encoded, path.parent)
 
     path.write_bytes(path.read_bytes()[:-9])
