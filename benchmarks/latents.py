@@ -91,10 +91,10 @@ def main() -> None:
         optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5)
         pairs = []
         for _ in range(options.rounds):
-            pixels = images.training(config.denoiser.batch, 0, accelerator).batches(Position())
+            pixels = images.train_loader(config.denoiser.batch, 0, accelerator).batches(Position())
             slow = seconds_per_step(OnTheFly(loss, vae), pixels, optimizer, options.steps)
             pixels.close()
-            moments = stored.training(config.denoiser.batch, 0, accelerator).batches(Position())
+            moments = stored.train_loader(config.denoiser.batch, 0, accelerator).batches(Position())
             pairs.append((slow, seconds_per_step(loss, moments, optimizer, options.steps)))
             moments.close()
     ratios = sorted(slow / fast for slow, fast in pairs)
@@ -110,7 +110,7 @@ def main() -> None:
         "ratio": round(statistics.median(ratios), 2),
         "ratio_lowest_highest": [round(ratios[0], 2), round(ratios[-1], 2)],
         "seconds_to_encode_once": round(encoding, 1),
-        "images_encoded": len(stored.learned) + len(stored.unseen),
+        "images_encoded": len(stored.train) + len(stored.val),
     }
     write_json(options.out, {**benchmark_header("benchmarks.latents"), **settings, "rows": {options.preset: row}})
     print(f"latents: {row} -> {options.out}")

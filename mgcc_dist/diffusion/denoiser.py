@@ -64,7 +64,7 @@ def load(config: DenoiserConfig, latents: LatentData, folder: Path) -> UNet2DMod
 
 
 def build_scheduler(config: DenoiserConfig) -> DDPMScheduler:
-    """The forward process: q(z_t | z_0)."""
+    """Return the noise scheduler of the forward process q(z_t | z_0)."""
     return DDPMScheduler(
         num_train_timesteps=config.diffusion_steps,
         beta_schedule=config.schedule,
