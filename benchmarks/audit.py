@@ -26,7 +26,8 @@ from mgcc_dist.common.distributed import start
 from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.files import write_json
 from mgcc_dist.data.images import resize_image
-from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
+from mgcc_dist.data.records import ShardFolder, write_index, write_shard
+from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.splits import locate_split, read_split
 from mgcc_dist.diffusion.config import DataConfig
 from mgcc_dist.diffusion.images import ImageData
@@ -92,13 +93,13 @@ def plant(images: ImageData, count: int, folder: Path) -> dict[str, str]:
     for name, change in CHANGES.items():
         for number, i in enumerate(chosen):
             key = f"{name} {number}"
-            image = resize_image(images.train.read(i).image, images.size, images.size)
+            image = resize_image(images.train[i].image, images.size, images.size)
             samples.append(Sample(key, np.ascontiguousarray(change(image, generator)), None, {}))
             change_of[key] = name
     for i in images.val.indices:
         if images.shards.records[i].group not in taken:
             key = f"honest {len(samples)}"
-            samples.append(Sample(key, images.shards.read(i).image, None, {}))
+            samples.append(Sample(key, images.shards[i].image, None, {}))
             change_of[key] = ""
     folder.mkdir(parents=True)
     write_json(folder / "request.json", {})

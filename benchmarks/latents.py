@@ -45,7 +45,7 @@ class OnTheFly(nn.Module):
         with torch.no_grad():
             posterior = self.vae.encode(batch.images).latent_dist
         classes = torch.zeros(len(batch.keys), dtype=torch.int64, device=batch.images.device)
-        moments = LatentBatch(posterior.mean, posterior.logvar, classes, batch.positions, batch.keys)
+        moments = LatentBatch(posterior.mean, posterior.logvar, classes, batch.offsets, batch.keys)
         return self.loss(moments, progress)
 
 

@@ -4,8 +4,8 @@
 
 plain   torch's DataLoader over the published files: decode image and mask, to RGB, resize to 256x256, rotate and flip,
         normalise. Every epoch again.
-shards  this package's StreamLoader over shards that were written once at 256x256 (that time is given too): in the first
-        epoch, whose records are decoded, and after EPOCHS epochs, when every process has nearly all of them decoded.
+shards  this package's ImageTrainLoader over shards that were written once at 256x256 (that time is given too): in the
+        first epoch, which decodes records, and after EPOCHS epochs, when every process has nearly all of them decoded.
 
 Both give augmented float32 batches of eight images with masks to one consumer that does nothing with them. The two
 take turns; each figure is the median over the rounds, and the ratio that of the rounds' ratios.
@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.files import write_json
 from mgcc_dist.data.convert import write_shards
-from mgcc_dist.data.datasets import busi
-from mgcc_dist.data.loader import Position, StreamLoader
+from mgcc_dist.data.loader import ImageTrainLoader, Position
+from mgcc_dist.data.readers.registry import busi
 from mgcc_dist.data.records import ShardFolder
 
 SIZE, BATCH = 256, 8
@@ -63,7 +63,7 @@ def plain(root: Path, workers: int) -> Iterator[object]:
 
 
 def sharded(folder: ShardFolder, workers: int) -> Iterator[object]:
-    loader = StreamLoader(folder, None, BATCH, 0, SIZE, seed=0, rank=0, world=1, workers=workers, augment=True)
+    loader = ImageTrainLoader(folder, None, BATCH, 0, SIZE, seed=0, rank=0, world=1, workers=workers, augment=True)
     return (batch.to("cpu") for batch, _ in loader.batches(Position()))
 
 

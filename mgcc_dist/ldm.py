@@ -102,7 +102,7 @@ def apply_selection(config: ApplyConfig) -> None:
     """Write the accepted samples of a selection to a new shard folder."""
     from mgcc_dist.data import selection
 
-    kept = selection.apply(Path(config.selection), Path(config.samples), Path(config.out))
+    kept = selection.apply_selection(Path(config.selection), Path(config.samples), Path(config.out))
     print(f"apply: {kept} selected images -> {config.out}")
 
 

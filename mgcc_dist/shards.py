@@ -22,7 +22,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt,
 from mgcc_dist.common.config import HelpFormatter
 from mgcc_dist.common.errors import UserError, run_program
 from mgcc_dist.data.convert import SKIPPED, summary, write_shards
-from mgcc_dist.data.datasets import READERS, Phantoms, Reader
+from mgcc_dist.data.readers.registry import READERS, Phantoms, Reader
 from mgcc_dist.data.records import INDEX, ShardFolder
 from mgcc_dist.data.splits import leaks, make_split, read_split, write_split
 

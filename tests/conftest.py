@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mgcc_dist.data.convert import write_shards
-from mgcc_dist.data.datasets import Phantoms, busi
+from mgcc_dist.data.readers.registry import Phantoms, busi
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -12,8 +12,9 @@ from PIL import Image
 from mgcc_dist.common.config import CONFIGS, parse
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of, write_json
-from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
-from mgcc_dist.data.selection import FORMAT, apply
+from mgcc_dist.data.records import ShardFolder, write_index, write_shard
+from mgcc_dist.data.sample import Sample
+from mgcc_dist.data.selection import FORMAT, apply_selection
 from mgcc_dist.data.splits import make_split, read_split, write_split
 from mgcc_dist.inference.loading import load_predictor
 from mgcc_dist.methods.segment_config import SegmentConfig
@@ -76,7 +77,7 @@ def test_batch_that_does_not_fit_the_method_is_refused(data, preset, words, mess
 def test_external_data_set_is_scored_but_not_trained_on(data, tmp_path, phantom_shards):
     other = tmp_path / "other"
     other.mkdir()
-    samples = [phantom_shards.read(i) for i in range(3)]
+    samples = [phantom_shards[i] for i in range(3)]
     write_index(other, "elsewhere", [write_shard(other / "s.tar", samples)])
     words = ["--loop.epochs", "null", "--loop.steps", "1", "--data.external", json.dumps([str(other)])]
     config = configured(data, *words, "--out", tmp_path / "run")
@@ -95,7 +96,7 @@ def test_run_on_curated_samples_records_their_selection(data, tmp_path):
     write_index(data[1], "synthetic", samples.index["shards"], request=request)
     chosen = {"accepted": ["synthetic-1", "synthetic-4"], "rejected": ["synthetic-0"], "samples": request}
     write_json(tmp_path / "selection.json", {"format": FORMAT, "version": 1, **chosen})
-    apply(tmp_path / "selection.json", data[1], tmp_path / "curated")
+    apply_selection(tmp_path / "selection.json", data[1], tmp_path / "curated")
     words = ["--data.synthetic", tmp_path / "curated", "--loop.epochs", "null", "--loop.steps", "1"]
     run(configured(data, *words, "--out", tmp_path / "run"))
     result = json.loads((tmp_path / "run" / "result.json").read_text())

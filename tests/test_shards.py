@@ -11,7 +11,7 @@ from PIL import Image
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.convert import write_shards
-from mgcc_dist.data.datasets import READERS, Phantoms, folder
+from mgcc_dist.data.readers.registry import READERS, Phantoms, folder
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import leaks, read_split
 from mgcc_dist.shards import main
@@ -55,7 +55,7 @@ def test_folder_keeps_original_sizes_unless_told(images, tmp_path, capsys):
     assert f"{tmp_path / 'out'}: 6 records (6 unknown)" in capsys.readouterr().out
     shards = ShardFolder.open(tmp_path / "out")
     assert [shard["name"] for shard in shards.index["shards"]] == ["folder-000000.tar", "folder-000001.tar"]
-    sample = shards.read(shards.position("4"))
+    sample = shards[shards.index_of("4")]
     assert sample.image.shape == sample.mask.shape == (30, 40)
     assert [shards.records[i].group for i in range(6)] == ["0", "1", "2", "3", "4", "3"]
 
@@ -64,7 +64,7 @@ def test_size_stretches_image_and_mask_and_keeps_the_original_size_in_meta(image
     main(["folder", "--root", str(images), "--out", str(tmp_path / "out"), "--size", "20"])
     shards = ShardFolder.open(tmp_path / "out")
     for i in range(6):
-        sample = shards.read(i)
+        sample = shards[i]
         assert sample.image.shape == sample.mask.shape == (20, 20)
         assert set(np.unique(sample.mask)) == {0, 255}
         assert sample.meta["original_size"] == [40, 30]
@@ -111,7 +111,7 @@ def test_a_bad_file_stops_with_its_name_and_the_advice(images, tmp_path):
     (images / "masks" / "0.png").unlink()
     with pytest.raises(UserError, match=r"masks/1\.png is 41x30 but its image is 40x30; fix it or pass --skip-bad"):
         main(["folder", "--root", str(images), "--out", str(tmp_path / "out")])
-    with pytest.raises(UserError, match="half-written"):
+    with pytest.raises(UserError, match="incomplete"):
         ShardFolder.open(tmp_path / "out")
 
 
@@ -172,10 +172,10 @@ class KilledAt(Phantoms):
 
     at = -1
 
-    def read(self, i):
-        if i == self.at:
+    def __getitem__(self, index):
+        if index == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().read(i)
+        return super().__getitem__(index)
 
 
 def convert_and_die(out, at):
@@ -195,7 +195,7 @@ def test_a_killed_run_is_never_taken_for_whole_and_the_same_command_completes_it
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    with pytest.raises(UserError, match="half-written; run the command that makes it again"):
+    with pytest.raises(UserError, match=r"incomplete, .* Rerun the command that creates it"):
         ShardFolder.open(out)
     (out / ".phantom-000003.tar.999.tmp").write_bytes(b"what a kill in the middle of a shard leaves")
     (out / "phantom-000009.tar").write_bytes(b"a shard of a run with fewer records per shard")
@@ -255,7 +255,7 @@ def test_another_split_is_never_overwritten(phantom_shards, tmp_path, capsys):
         (["busi", "--root", "x", "--out", "y", "--sizes", "3"], "--sizes"),
         (["phantom", "--out", "x", "--size", "8"], "size.*>=16"),
         (["phantom", "--out", "x", "--count", "many"], "count.*many"),
-        (["split", "--root", "nowhere", "--out", "x.json"], "nowhere is not there"),
+        (["split", "--root", "nowhere", "--out", "x.json"], "nowhere: does not exist"),
         (["split", "--root", "nowhere", "--out", "x.json", "--validation", "30"], "validation.*30"),
     ],
 )

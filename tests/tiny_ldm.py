@@ -15,16 +15,16 @@ SHAPE = (2, 4, 4)
 PROGRESS = Progress(0, 1, 0.0, 7)
 
 
-def batch_of(images: torch.Tensor, positions: list[int]) -> Batch:
+def batch_of(images: torch.Tensor, offsets: list[int]) -> Batch:
     size = images.shape[-1]
-    return Batch(images, torch.zeros(0, 1, size, size), torch.tensor(positions), [str(i) for i in positions])
+    return Batch(images, torch.zeros(0, 1, size, size), torch.tensor(offsets), [str(i) for i in offsets])
 
 
-def latents_of(moments: torch.Tensor, positions: list[int]) -> LatentBatch:
+def latents_of(moments: torch.Tensor, offsets: list[int]) -> LatentBatch:
     """The batch of posteriors `moments` [B,4,4,4], mean and log-variance."""
     mean, logvar = moments.chunk(2, dim=1)
-    classes = torch.tensor([position % 3 for position in positions])
-    return LatentBatch(mean, logvar, classes, torch.tensor(positions), [str(i) for i in positions])
+    classes = torch.tensor([offset % 3 for offset in offsets])
+    return LatentBatch(mean, logvar, classes, torch.tensor(offsets), [str(i) for i in offsets])
 
 
 SAMPLING = SamplingConfig(count=7, steps=3, seed=5, per_shard=2, batch=2)

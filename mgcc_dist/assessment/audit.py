@@ -27,6 +27,7 @@ from accelerate.utils import gather_object
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Subset
 
 from mgcc_dist.assessment.config import AuditConfig
 from mgcc_dist.assessment.features import FeatureExtractor
@@ -34,11 +35,11 @@ from mgcc_dist.assessment.similarity import FeatureSimilarity, apply_alignment, 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_json, replacing, write_json
 from mgcc_dist.data.augment import symmetry
+from mgcc_dist.data.datasets import SampleDataset
 from mgcc_dist.data.duplicates import thumbnail
 from mgcc_dist.data.images import resize_image
 from mgcc_dist.data.records import ShardFolder
-from mgcc_dist.data.selection import drop
-from mgcc_dist.data.sources import Source, Subset
+from mgcc_dist.data.selection import drop_records
 from mgcc_dist.diffusion.images import ImageData
 
 CALIBRATION_IMAGES = 300
@@ -71,7 +72,7 @@ def audit(
     """
     shards = ShardFolder.open(samples, verify=False)
     real, train = images.shards, images.train.indices
-    calibration = np.random.default_rng(0).permutation(train + images.val.indices)[:CALIBRATION_IMAGES].tolist()
+    calibration = np.random.default_rng(0).permutation([*train, *images.val.indices])[:CALIBRATION_IMAGES].tolist()
     false_alarms = config.false_alarms / (2 if extractor else 1)
     pixels = _compare_pixels(images, shards, calibration, false_alarms, accelerator)
     rows: list[dict[str, Any]] = [
@@ -108,7 +109,7 @@ def audit(
             _save_pairs(pairs, features.threshold, folder / "closest_features.png")
         write_json(folder / "audit.json", report)
         if config.drop_copies:
-            drop(samples, copies)
+            drop_records(samples, copies)
     accelerator.wait_for_everyone()
     return report
 
@@ -208,9 +209,9 @@ def _nearest_in_pixels(
     return [(value, j, alignment) for _, value, j, alignment in sorted(gather_object(rows))]
 
 
-def _read_square(source: Source, i: int, size: int) -> np.ndarray:
+def _read_square(source: SampleDataset, i: int, size: int) -> np.ndarray:
     """Return the image [S,S] as the model sees it."""
-    return resize_image(source.read(i).image, size, size)
+    return resize_image(source[i].image, size, size)
 
 
 def _summarize(values: list[float]) -> dict[str, float]:

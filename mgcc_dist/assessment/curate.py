@@ -105,9 +105,9 @@ def render_page(proposal: dict[str, Any], shards: ShardFolder, images: ImageData
     data = {
         "selection": {"format": FORMAT, "version": VERSION, "samples": proposal["samples"]},
         "asked": proposal["asked"],
-        "images": [row | {"src": _data_url(shards.read(i).image)} for i, row in enumerate(proposal["images"])],
+        "images": [row | {"src": _data_url(shards[i].image)} for i, row in enumerate(proposal["images"])],
         "training": {
-            key: _data_url(images.shards.read(index_of[key]).image)
+            key: _data_url(images.shards[index_of[key]].image)
             for key in sorted({row["nearest"] for row in proposal["images"]})
         },
     }

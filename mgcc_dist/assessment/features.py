@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of
+from mgcc_dist.data.datasets import SampleDataset
 from mgcc_dist.data.loader import EvalLoader
-from mgcc_dist.data.sources import Source
 from mgcc_dist.diffusion import autoencoder
 from mgcc_dist.inference.loading import load_network
 from mgcc_dist.models.unet import Encoder
@@ -37,7 +37,7 @@ class FeatureExtractor:
     info: dict[str, Any]
 
     @torch.no_grad()
-    def extract(self, source: Source, accelerator: Accelerator) -> np.ndarray:
+    def extract(self, source: SampleDataset, accelerator: Accelerator) -> np.ndarray:
         """Return the features float64 [N,D] of all images of `source`, in its order, on every rank. Collective.
 
         Raises:
@@ -48,7 +48,7 @@ class FeatureExtractor:
         network, rows = self.network.to(accelerator.device), []
         for batch in loader.batches():
             features = self._validated(network(batch.to(accelerator.device).images), len(batch.keys))
-            rows += list(zip(batch.positions.tolist(), features.double().cpu().numpy(), strict=True))
+            rows += list(zip(batch.offsets.tolist(), features.double().cpu().numpy(), strict=True))
         return np.stack([features for _, features in sorted(gather_object(rows), key=lambda row: row[0])])
 
     def _validated(self, features: Any, images: int) -> Tensor:

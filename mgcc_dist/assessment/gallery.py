@@ -20,7 +20,7 @@ def save_gallery(real: Tensor, vae: AutoencoderKL, synthetic: ShardFolder, path:
     rows = {
         "real\n(validation)": list(real[:, 0].numpy()),
         "reconstructed": list(reconstruct(vae, real)[:, 0].numpy()),
-        "synthetic": [synthetic.read(i).image / 127.5 - 1 for i in range(min(len(real), len(synthetic)))],
+        "synthetic": [synthetic[i].image / 127.5 - 1 for i in range(min(len(real), len(synthetic)))],
     }
     save_rows(rows, path)
 

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from mgcc_dist.assessment.features import FeatureExtractor
 from mgcc_dist.data.augment import SYMMETRIES, symmetry
+from mgcc_dist.data.datasets import SampleDataset
 from mgcc_dist.data.duplicates import SHIFT, SIDE, thumbnail
-from mgcc_dist.data.records import Sample
-from mgcc_dist.data.sources import Source
+from mgcc_dist.data.sample import Sample
 
 ANGLES = (-5, 0, 5)  # degrees
 # Of 8 to 128, the number that finds the most copies of BUSI images (docs/explanation/audit.md).
@@ -56,7 +56,7 @@ def pixel_similarity(images: Sequence[np.ndarray], thumbnails: Tensor) -> tuple[
 class FeatureSimilarity:
     """Similarity with the images of `training` in whitened features. Collective."""
 
-    def __init__(self, extractor: FeatureExtractor, training: Source, accelerator: Accelerator) -> None:
+    def __init__(self, extractor: FeatureExtractor, training: SampleDataset, accelerator: Accelerator) -> None:
         self._extractor = extractor
         self._accelerator = accelerator
         views = np.stack([extractor.extract(_Transformed(training, which), accelerator) for which in range(SYMMETRIES)])
@@ -66,7 +66,7 @@ class FeatureSimilarity:
         self._whitening = components[:kept].T / deviations[:kept]
         self._views = self._whiten(views)
 
-    def compare(self, images: Source) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def compare(self, images: SampleDataset) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Compare each of `images` with each training image, on every rank. Collective.
 
         Returns the similarity [Q,N] in [-1, 1] and the symmetry [Q,N] of the training image at which it is reached.
@@ -84,15 +84,15 @@ class FeatureSimilarity:
 class _Transformed:
     """The images of `source`, without masks, under one of the eight symmetries of the square."""
 
-    def __init__(self, source: Source, which: int) -> None:
+    def __init__(self, source: SampleDataset, which: int) -> None:
         self._source = source
         self._which = which
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def read(self, i: int) -> Sample:
-        sample = self._source.read(i)
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._source[index]
         return Sample(sample.key, np.ascontiguousarray(symmetry(sample.image, self._which)), None, sample.meta)
 
 

@@ -1,20 +1,20 @@
 """Augmentation of the paper (section IV-B) and its released code: rotation by multiples of 90 degrees, and flips.
 
-Together these are the eight symmetries of the square. They are exact: no pixel is interpolated, no mask value made up.
+Together these are the eight symmetries of the square. They are exact: no pixel is interpolated.
 """
 
 import numpy as np
 
 SYMMETRIES = 8
-MIRROR = 4  # left and right exchanged; up stays up
+MIRROR = 4  # horizontal flip without rotation
 
 
-def symmetry(square: np.ndarray, which: int) -> np.ndarray:
-    """View of `square` [S,S] under symmetry `which` of 0..7: `which % 4` quarter turns, then from 4 on a mirror."""
-    turned = np.rot90(square, which % 4)
-    return turned[:, ::-1] if which >= 4 else turned
+def symmetry(image: np.ndarray, index: int) -> np.ndarray:
+    """View `image` [S,S] under symmetry 0..7: `index % 4` quarter turns, then a horizontal flip from 4 on."""
+    rotated = np.rot90(image, index % 4)
+    return rotated[:, ::-1] if index >= 4 else rotated
 
 
-def draw_symmetry(seed: int, stream: int, place: int) -> int:
-    """One of 0..7, each as likely; a pure function of the sample's place in its stream."""
-    return int(np.random.default_rng((seed, stream, place)).integers(SYMMETRIES))
+def draw_symmetry(seed: int, stream: int, offset: int) -> int:
+    """Draw one of 0..7 uniformly, as a pure function of seed, stream and sample offset."""
+    return int(np.random.default_rng((seed, stream, offset)).integers(SYMMETRIES))

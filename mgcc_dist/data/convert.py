@@ -14,7 +14,8 @@ from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import write_json
 from mgcc_dist.data.images import BadFile, resize_image, resize_mask
 from mgcc_dist.data.readers.reader import Reader
-from mgcc_dist.data.records import INDEX, Sample, ShardFolder, read_index, write_index, write_shard
+from mgcc_dist.data.records import INDEX, ShardFolder, read_index, write_index, write_shard
+from mgcc_dist.data.sample import Sample
 
 SKIPPED = "skipped.json"
 
@@ -58,7 +59,7 @@ def _samples(reader: Reader, size: int | None, skipped: list[BadFile] | None) ->
     groups = reader.groups()
     for i in tqdm(range(len(reader)), desc=f"writing {reader.dataset}", unit="image", disable=None):
         try:
-            sample = reader.read(i)
+            sample = reader[i]
         except BadFile as bad:
             if skipped is None:
                 raise UserError(f"{bad}; fix it or pass --skip-bad") from bad

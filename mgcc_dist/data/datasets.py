@@ -1,24 +1,70 @@
-"""The data sets that `python -m mgcc_dist.shards` reads, by the names of its commands.
+"""Map-style datasets of samples: subsets of a shard folder by key, and images resized to one size."""
 
-Another data set is a file in readers/ and a line here; its function's docstring becomes the command's help.
-"""
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Protocol
 
-from collections.abc import Callable
-from pathlib import Path
+from torch.utils.data import Dataset, Subset
 
-from mgcc_dist.data.readers.bus import bus
-from mgcc_dist.data.readers.busbra import busbra
-from mgcc_dist.data.readers.busi import busi
-from mgcc_dist.data.readers.datasetb import datasetb
-from mgcc_dist.data.readers.ddti import ddti
-from mgcc_dist.data.readers.folder import folder
-from mgcc_dist.data.readers.phantoms import Phantoms
-from mgcc_dist.data.readers.reader import Reader
-from mgcc_dist.data.readers.tn3k import tn3k
-from mgcc_dist.data.readers.tnscui2020 import tnscui2020
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.data.images import resize_image, resize_mask
+from mgcc_dist.data.records import ShardFolder
+from mgcc_dist.data.sample import Sample
 
-__all__ = ["READERS", "Phantoms", "Reader", "busi", "folder"]
 
-READERS: dict[str, Callable[[Path], Reader]] = {
-    reader.__name__: reader for reader in (busi, busbra, bus, datasetb, tn3k, tnscui2020, ddti, folder)
-}
+class SampleDataset(Protocol):
+    """A picklable map-style dataset of samples that has a length (torch's `Dataset` declares none)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+class ResizedDataset(Dataset[Sample]):
+    """The samples of `dataset` stretched to `size` x `size`, with up to `cache_bytes` of them cached in this process.
+
+    The cache is not pickled.
+    """
+
+    def __init__(self, dataset: SampleDataset, size: int, cache_bytes: int = 0) -> None:
+        self.dataset = dataset
+        self.size = size
+        self._free_bytes = self.cache_bytes = cache_bytes
+        self._cache: dict[int, Sample] = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": {}, "_free_bytes": self.cache_bytes}
+
+    def __getitem__(self, index: int) -> Sample:
+        if index in self._cache:
+            return self._cache[index]
+        sample = self.dataset[index]
+        image = resize_image(sample.image, self.size, self.size)
+        mask = None if sample.mask is None else resize_mask(sample.mask, self.size, self.size)
+        sample = replace(sample, image=image, mask=mask)
+        nbytes = image.nbytes + (0 if mask is None else mask.nbytes)
+        if nbytes <= self._free_bytes:
+            self._free_bytes -= nbytes
+            self._cache[index] = sample
+        return sample
+
+
+def subset_by_keys(folder: ShardFolder, keys: Iterable[str]) -> Subset[Sample]:
+    """Return the records `keys` of a shard folder, in that order.
+
+    Raises:
+        UserError: the folder does not have all the keys; the message names up to five missing ones.
+    """
+    known = set(folder.keys())
+    keys = list(keys)
+    missing = [key for key in keys if key not in known]
+    if missing:
+        shown = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        raise UserError(
+            f"{folder.folder}: {len(missing)} of {len(keys)} requested keys are missing: {shown}. "
+            "Check that the split belongs to this dataset."
+        )
+    return Subset(folder, [folder.index_of(key) for key in keys])

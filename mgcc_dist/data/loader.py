@@ -1,19 +1,19 @@
 """Batches of labeled and unlabeled images, for any number of ranks and workers.
 
-How the samples are divided. There are two streams, 0 labeled and 1 unlabeled. A stream over N samples is the endless
-concatenation of its epochs, each a permutation of its own: place p of the stream is sample
+How samples are distributed. There are two streams, 0 labeled and 1 unlabeled. A stream over N samples is the endless
+concatenation of its epochs, each with its own permutation. The sample at offset p of a stream is
 
     permutation(seed, stream, epoch = p // N)[p % N].
 
-A step takes the next `world * batch` places of each stream, and rank r has the r-th run of `batch` places of these. So
+A step takes the next `world * batch` offsets of each stream, and rank r gets the r-th block of `batch` of them. So
 
 - every batch is full, and all ranks have the same number of batches;
-- over N places each sample comes exactly once, whatever the number of ranks; an epoch may end within a batch;
-- the smaller stream is cycled beside the larger;
-- nothing depends on shards or workers, and all that a resumed run needs is its Position: the places consumed by all
-  ranks together. On another number of ranks it goes on in the same order, divided otherwise.
+- each sample comes exactly once in N consecutive offsets, for any number of ranks; an epoch may end within a batch;
+- the smaller stream is cycled while the larger one is traversed;
+- the order does not depend on shards or workers. To resume, a run needs only its Position: the offsets consumed by
+  all ranks so far. On another number of ranks the order stays the same and only its distribution changes.
 
-The augmentation of place p of a stream is a pure function of (seed, stream, p).
+The augmentation at offset p of a stream is a pure function of (seed, stream, p).
 """
 
 import itertools
@@ -32,12 +32,12 @@ from torch import Tensor
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.augment import MIRROR, draw_symmetry, symmetry
-from mgcc_dist.data.records import Sample
-from mgcc_dist.data.sources import Resized, Source
+from mgcc_dist.data.datasets import ResizedDataset, SampleDataset
+from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.workers import load_in_order
 
 LABELED, UNLABELED = 0, 1
-KEPT_BYTES = 256 << 20  # decoded samples kept by each process of each stream: 2048 of 256x256 with their masks
+CACHE_BYTES = 256 << 20  # decoded samples cached per process and stream: 2048 of 256x256 with their masks
 
 Loaded = TypeVar("Loaded")
 Augment = bool | Literal["mirror"]
@@ -45,15 +45,15 @@ Augment = bool | Literal["mirror"]
 
 @dataclass
 class Batch:
-    """L labeled images, then U unlabeled ones.
+    """L labeled images followed by U unlabeled ones.
 
-    images: float32 [L+U,1,S,S] in [-1,1]. masks: float32 [L,1,S,S] of 0 and 1. positions: int64 [L+U] on the CPU, each
-    sample's place in its stream, which no other rank has. keys: those of the samples.
+    images: float32 [L+U,1,S,S] in [-1,1]. masks: float32 [L,1,S,S] of 0 and 1. offsets: int64 [L+U] on the CPU, each
+    sample's offset in its stream (in evaluation: its dataset index), unique over ranks. keys: the samples' keys.
     """
 
     images: Tensor
     masks: Tensor
-    positions: Tensor
+    offsets: Tensor
     keys: list[str]
 
     @property
@@ -61,41 +61,41 @@ class Batch:
         return self.masks.shape[0]
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
-        """Images and masks on `device`; positions stay, because random generators are seeded with them."""
+        """Move images and masks to `device`; offsets stay on the CPU, where random generators are seeded with them."""
         images = self.images.to(device, non_blocking=non_blocking)
         return replace(self, images=images, masks=self.masks.to(device, non_blocking=non_blocking))
 
 
 @dataclass
 class ByteBatch:
-    """A Batch as it is loaded, a quarter of its size on the way from worker to device.
+    """A Batch as loaded, before conversion to floating point: a quarter of the bytes to transfer to the device.
 
-    images: uint8 [L+U,1,S,S]. masks: bool [L,1,S,S]. positions, keys: as in Batch.
+    images: uint8 [L+U,1,S,S]. masks: bool [L,1,S,S]. offsets, keys: as in Batch.
     """
 
     images: Tensor
     masks: Tensor
-    positions: Tensor
+    offsets: Tensor
     keys: list[str]
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
-        """The Batch on `device`, whose pixels become floating point there; positions stay on the CPU."""
-        images = scaled(self.images.to(device, non_blocking=non_blocking))
+        """Move to `device` and convert to floating point there; offsets stay on the CPU."""
+        images = normalize(self.images.to(device, non_blocking=non_blocking))
         masks = self.masks.to(device, non_blocking=non_blocking).float()
-        return Batch(images, masks, self.positions, self.keys)
+        return Batch(images, masks, self.offsets, self.keys)
 
     def pin_memory(self) -> "ByteBatch":
         return replace(self, images=self.images.pin_memory(), masks=self.masks.pin_memory())
 
 
-def scaled(pixels: Tensor) -> Tensor:
-    """Grey values uint8 as float32 in [-1,1], which is what every network of the package sees."""
+def normalize(pixels: Tensor) -> Tensor:
+    """Convert grey values from uint8 to float32 in [-1,1], the input range of every network of the package."""
     return pixels.float().div_(127.5).sub_(1)
 
 
 @dataclass(frozen=True)
 class Position:
-    """How many places of each stream all ranks together have consumed."""
+    """Samples of each stream consumed so far, over all ranks."""
 
     labeled: int = 0
     unlabeled: int = 0
@@ -103,18 +103,28 @@ class Position:
 
 @lru_cache(maxsize=8)
 def permutation(seed: int, stream: int, epoch: int, size: int) -> np.ndarray:
-    """Order int64 [size] of an epoch of a stream."""
+    """Return the order int64 [size] of one epoch of a stream."""
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, stream, epoch))))
     return generator.permutation(size)
 
 
-class Streams(ABC, Generic[Loaded]):
-    """Endless training batches of one rank; see the module's text for who gets what.
+@dataclass(frozen=True)
+class StreamItem:
+    """One item of a stream: its offset, its index in the dataset, and the symmetry to apply."""
+
+    offset: int
+    index: int
+    symmetry: int
+
+
+class TrainLoader(ABC, Generic[Loaded]):
+    """Endless training batches for one rank; the module docstring says how samples are distributed.
 
     Args:
-        sizes, batches: samples of the labeled and of the unlabeled stream, and how many a rank and step; 0 for none.
-        workers: processes that load ahead; 0 loads in this process. Does not change the batches.
-        augment: rotate and flip; "mirror" only exchanges left and right, for what must learn which way is up.
+        sizes: samples in the labeled and in the unlabeled stream; 0 if there is none.
+        batches: samples per rank and step from each stream; 0 if there is none.
+        workers: processes that prefetch; 0 loads in this process. Does not change the batches.
+        augment: rotate and flip. "mirror" flips only horizontally, for models that must keep images upright.
     """
 
     def __init__(
@@ -136,86 +146,77 @@ class Streams(ABC, Generic[Loaded]):
         self.augment = augment
 
     def batches(self, start: Position) -> Generator[tuple[Loaded, Position], None, None]:
-        """Endless batches from `start` on, each with the Position after it.
+        """Yield endless batches from `start`, each with the Position after it.
 
-        Closing the iterator ends its worker processes.
+        Closing the generator ends its worker processes.
 
         Raises:
             UserError: a record can't be read, or a record of the labeled stream has no mask.
         """
-        with closing(load_in_order(partial(self._load, start), itertools.count(), self.workers)) as batches:
+        with closing(load_in_order(partial(self._load_step, start), itertools.count(), self.workers)) as batches:
             for steps, batch in enumerate(batches, start=1):
-                yield batch, self._after(start, steps)
+                yield batch, self._advance(start, steps)
 
     def epoch_of(self, position: Position) -> float:
-        """Epochs consumed of the labeled stream; of the unlabeled one where there is no other."""
+        """Return the epochs consumed of the labeled stream, or of the unlabeled one if there are no labels."""
         consumed = position.labeled if self.sizes[LABELED] else position.unlabeled
-        return consumed / self._leading()[0]
+        return consumed / self._epoch_stream()[0]
 
     def steps_for(self, epochs: float) -> int:
-        """Steps after which `epochs` epochs of that stream are consumed."""
-        samples, batch = self._leading()
+        """Return the steps after which `epochs` epochs of that stream are consumed."""
+        samples, batch = self._epoch_stream()
         return math.ceil(Fraction(str(epochs)) * samples / (batch * self.world))  # exact: 0.07 * 100 is 7, not more
 
     @abstractmethod
-    def load(self, labeled: "list[Place]", unlabeled: "list[Place]") -> Loaded:
-        """This rank's batch of a step, made of the samples at these places of the two streams."""
+    def load(self, labeled: list[StreamItem], unlabeled: list[StreamItem]) -> Loaded:
+        """Load this rank's batch of one step."""
 
-    def _leading(self) -> tuple[int, int]:
-        """Size and batch of the stream that epochs are counted in."""
+    def _epoch_stream(self) -> tuple[int, int]:
+        """Return size and batch size of the stream that epochs are counted in."""
         stream = LABELED if self.sizes[LABELED] else UNLABELED
         return self.sizes[stream], (self.batch_labeled, self.batch_unlabeled)[stream]
 
-    def _after(self, start: Position, steps: int) -> Position:
+    def _advance(self, start: Position, steps: int) -> Position:
         return Position(
             start.labeled + steps * self.world * self.batch_labeled,
             start.unlabeled + steps * self.world * self.batch_unlabeled,
         )
 
-    def _load(self, start: Position, step: int) -> Loaded:
-        """This rank's batch of the `step`-th step after `start`."""
-        begin = self._after(start, step)
+    def _load_step(self, start: Position, step: int) -> Loaded:
+        """Load this rank's batch of the `step`-th step after `start`."""
+        begin = self._advance(start, step)
         return self.load(
-            self._places(LABELED, begin.labeled, self.batch_labeled),
-            self._places(UNLABELED, begin.unlabeled, self.batch_unlabeled),
+            self._items(LABELED, begin.labeled, self.batch_labeled),
+            self._items(UNLABELED, begin.unlabeled, self.batch_unlabeled),
         )
 
-    def _places(self, stream: int, begin: int, batch: int) -> "list[Place]":
-        size, places = self.sizes[stream], []
-        for place in range(begin + self.rank * batch, begin + (self.rank + 1) * batch):
-            epoch, within = divmod(place, size)
-            index = int(permutation(self.seed, stream, epoch, size)[within])
-            which = draw_symmetry(self.seed, stream, place) if self.augment else 0
-            places.append(Place(place, index, which & MIRROR if self.augment == "mirror" else which))
-        return places
+    def _items(self, stream: int, begin: int, batch: int) -> list[StreamItem]:
+        size, items = self.sizes[stream], []
+        for offset in range(begin + self.rank * batch, begin + (self.rank + 1) * batch):
+            epoch, within_epoch = divmod(offset, size)
+            index = int(permutation(self.seed, stream, epoch, size)[within_epoch])
+            drawn = draw_symmetry(self.seed, stream, offset) if self.augment else 0
+            items.append(StreamItem(offset, index, drawn & MIRROR if self.augment == "mirror" else drawn))
+        return items
 
 
-@dataclass(frozen=True)
-class Place:
-    """A place of a stream, the number of the sample there, and the symmetry that it is shown under."""
-
-    place: int
-    index: int
-    which: int
-
-
-class StreamLoader(Streams[ByteBatch]):
+class ImageTrainLoader(TrainLoader[ByteBatch]):
     """Endless training batches of labeled and unlabeled images.
 
     Args:
-        labeled, unlabeled: the streams; None where there is none, and then its batch is 0.
-        batch_labeled, batch_unlabeled: samples of each stream a rank and step.
+        labeled, unlabeled: the datasets; None if there is none, and then its batch size is 0.
+        batch_labeled, batch_unlabeled: samples of each dataset per rank and step.
         image_size: images of another size are stretched to `image_size` x `image_size`.
-        workers, augment: as in Streams. A process decodes a sample once, and again only where KEPT_BYTES are full.
+        workers, augment: as in TrainLoader. Each process decodes a sample once, until its cache (CACHE_BYTES) is full.
 
     Raises:
-        UserError: no stream, an empty one, or one without a batch size or the other way round.
+        UserError: there is no dataset, a dataset is empty, or its batch size does not fit.
     """
 
     def __init__(
         self,
-        labeled: Source | None,
-        unlabeled: Source | None,
+        labeled: SampleDataset | None,
+        unlabeled: SampleDataset | None,
         batch_labeled: int,
         batch_unlabeled: int,
         image_size: int,
@@ -232,88 +233,90 @@ class StreamLoader(Streams[ByteBatch]):
         sizes = (len(labeled) if labeled else 0, len(unlabeled) if unlabeled else 0)
         super().__init__(sizes, (batch_labeled, batch_unlabeled), seed, rank, world, workers, augment)
         self.image_size = image_size
-        self.labeled = Resized(labeled, image_size, KEPT_BYTES) if labeled else None
-        self.unlabeled = Resized(unlabeled, image_size, KEPT_BYTES) if unlabeled else None
+        self.labeled = ResizedDataset(labeled, image_size, CACHE_BYTES) if labeled else None
+        self.unlabeled = ResizedDataset(unlabeled, image_size, CACHE_BYTES) if unlabeled else None
 
-    def load(self, labeled: list[Place], unlabeled: list[Place]) -> ByteBatch:
-        chosen = []
-        for at in labeled:
+    def load(self, labeled: list[StreamItem], unlabeled: list[StreamItem]) -> ByteBatch:
+        elements = []
+        for item in labeled:
             assert self.labeled is not None
-            sample = self.labeled.read(at.index)
+            sample = self.labeled[item.index]
             if sample.mask is None:
                 raise UserError(
-                    f"loader: record {sample.key!r} has no mask but stands among the labeled ones; "
-                    "mark it as unlabeled in the split, or write its shards again with its mask"
+                    f"loader: record {sample.key!r} of the labeled stream has no mask. "
+                    "List it as unlabeled in the split, or create its shards again with its mask."
                 )
-            chosen.append(_Chosen(sample, at.place, at.which, labeled=True))
-        for at in unlabeled:
+            elements.append(_BatchElement(sample, item.offset, item.symmetry, labeled=True))
+        for item in unlabeled:
             assert self.unlabeled is not None
-            chosen.append(_Chosen(self.unlabeled.read(at.index), at.place, at.which, labeled=False))
-        return _assemble(chosen, self.image_size)
+            elements.append(_BatchElement(self.unlabeled[item.index], item.offset, item.symmetry, labeled=False))
+        return _collate(elements, self.image_size)
 
 
 class EvalLoader:
-    """Every sample of `source` exactly once over all ranks, as it is; rank r has samples r, r + world, ...
+    """Every sample of `dataset` exactly once over all ranks, not augmented; rank r has indices r, r + world, ...
 
     Raises:
-        UserError: `source` is empty.
+        UserError: `dataset` is empty.
     """
 
-    def __init__(self, source: Source, batch: int, image_size: int, rank: int, world: int, workers: int) -> None:
-        check_stream("evaluation", source, batch)
-        self.source = Resized(source, image_size)
+    def __init__(
+        self, dataset: SampleDataset, batch: int, image_size: int, rank: int, world: int, workers: int
+    ) -> None:
+        check_stream("evaluation", dataset, batch)
+        self.dataset = ResizedDataset(dataset, image_size)
         self.batch = batch
         self.image_size = image_size
-        self.rank = rank
-        self.world = world
+        self.indices = range(rank, len(dataset), world)
         self.workers = workers
 
     def batches(self) -> Generator[ByteBatch, None, None]:
-        """Batches of at most `batch` samples, whose positions are their numbers in the source.
+        """Yield batches of at most `batch` samples, whose offsets are their dataset indices.
 
-        Where some samples have no mask, the labeled ones of a batch come first.
+        If some samples have no mask, the labeled ones of a batch come first.
 
         Raises:
             UserError: a record can't be read.
         """
-        count = math.ceil(len(range(self.rank, len(self.source), self.world)) / self.batch)
+        count = math.ceil(len(self.indices) / self.batch)
         yield from load_in_order(self._load, range(count), min(self.workers, count))
 
     def _load(self, number: int) -> ByteBatch:
-        mine = range(self.rank, len(self.source), self.world)
-        samples = [(place, self.source.read(place)) for place in mine[number * self.batch : (number + 1) * self.batch]]
-        chosen = [_Chosen(sample, place, 0, labeled=sample.mask is not None) for place, sample in samples]
-        return _assemble(sorted(chosen, key=lambda one: not one.labeled), self.image_size)
+        indices = self.indices[number * self.batch : (number + 1) * self.batch]
+        samples = [(index, self.dataset[index]) for index in indices]
+        elements = [_BatchElement(sample, index, 0, labeled=sample.mask is not None) for index, sample in samples]
+        return _collate(sorted(elements, key=lambda element: not element.labeled), self.image_size)
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    """A sample for a batch: its place, its symmetry, and whether its mask is shown."""
-
-    sample: Sample
-    place: int
-    which: int
-    labeled: bool
-
-
-def check_stream(name: str, source: Sized | None, batch: int) -> None:
-    """Raise UserError where a stream is empty, or has no batch size or the other way round."""
-    if source is not None and len(source) == 0:
-        raise UserError(f"loader: there are no {name} images; is the split or the shard folder empty?")
-    if (source is not None) != (batch > 0):
-        has = "no source" if source is None else f"{len(source)} images"
+def check_stream(name: str, dataset: Sized | None, batch: int) -> None:
+    """Raise UserError if a stream is empty, or only one of dataset and batch size is given."""
+    if dataset is not None and len(dataset) == 0:
+        raise UserError(f"loader: there are no {name} images. Check the split and the shard folder.")
+    if (dataset is not None) != (batch > 0):
+        has = "no dataset" if dataset is None else f"{len(dataset)} images"
         raise UserError(f"loader: the batch size of the {name} stream is {batch} but it has {has}")
 
 
-def _assemble(chosen: "list[_Chosen]", size: int) -> ByteBatch:
-    """The batch of `chosen`, whose labeled samples come first."""
-    labeled = sum(one.labeled for one in chosen)
-    images = np.empty((len(chosen), 1, size, size), np.uint8)
+@dataclass(frozen=True)
+class _BatchElement:
+    """A sample of a batch: its offset, the symmetry to apply, and whether its mask is included."""
+
+    sample: Sample
+    offset: int
+    symmetry: int
+    labeled: bool
+
+
+def _collate(elements: list[_BatchElement], size: int) -> ByteBatch:
+    """Assemble the batch of `elements`, whose labeled samples come first."""
+    labeled = sum(element.labeled for element in elements)
+    images = np.empty((len(elements), 1, size, size), np.uint8)
     masks = np.empty((labeled, 1, size, size), np.bool_)
-    for row, one in enumerate(chosen):
-        images[row, 0] = symmetry(one.sample.image, one.which)
-        if one.labeled:
-            assert one.sample.mask is not None
-            masks[row, 0] = symmetry(one.sample.mask, one.which) > 0
-    places = torch.tensor([one.place for one in chosen], dtype=torch.int64)
-    return ByteBatch(torch.from_numpy(images), torch.from_numpy(masks), places, [one.sample.key for one in chosen])
+    for row, element in enumerate(elements):
+        images[row, 0] = symmetry(element.sample.image, element.symmetry)
+        if element.labeled:
+            assert element.sample.mask is not None
+            masks[row, 0] = symmetry(element.sample.mask, element.symmetry) > 0
+    offsets = torch.tensor([element.offset for element in elements], dtype=torch.int64)
+    keys = [element.sample.key for element in elements]
+    return ByteBatch(torch.from_numpy(images), torch.from_numpy(masks), offsets, keys)

@@ -1,8 +1,8 @@
-"""The shard format: WebDataset tars of grey images with masks, and an index.json that says what a folder holds.
+"""The shard format: WebDataset tars of grey images and masks, plus an index.json that describes the folder.
 
 A record is `{key}.png` (8-bit grey), `{key}.mask.png` (8-bit, 0 or 255; absent when unlabeled) and `{key}.json` (the
-`meta` of its Sample). Any `webdataset` reader can read it. index.json is written last, so a folder without it is
-half-written; it names each shard with its size and sha256 and each record with its class and split group. Shards are
+`meta` of its Sample). Any `webdataset` reader can read it. index.json lists each shard with its size and sha256, and
+each record with its class and split group. It is written last, so a folder without it is incomplete. Shards are
 byte-reproducible: the same samples give the same file (with the same Pillow, whose zlib compresses the PNGs).
 """
 
@@ -11,76 +11,47 @@ import io
 import json
 import os
 import tarfile
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import Dataset
 from webdataset.writer import TarWriter
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_versioned, replacing, sha256_of, write_json
+from mgcc_dist.data.sample import RecordInfo, Sample, is_key
 
 FORMAT = "mgcc-dist shards"
 VERSION = 1
 INDEX = "index.json"
+REMEDY = "Delete the folder and create it again."
 
 Record = TypeVar("Record")
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One image, with its mask when it is labeled.
-
-    `key` has no dots and no slashes (BUSI: the stem as published, "benign (433)"). `image` is uint8 [H,W]; `mask` is
-    uint8 [H,W] of 0 and 255, or None. `meta`: "dataset", "class", "original_size" [width, height], "group" (records
-    of one group belong on one side of a split); synthetic images add "checkpoint", "seed", "index". `write_shard`
-    adds "sha256" and "mask_sha256", those of the PNG files.
-    """
-
-    key: str
-    image: np.ndarray
-    mask: np.ndarray | None
-    meta: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class RecordInfo:
-    """What index.json says of a record; `category` is "class" there."""
-
-    key: str
-    shard: str
-    labeled: bool
-    category: str
-    group: str
-
-
-def is_key(text: str) -> bool:
-    """Whether `text` can be the key of a record in a tar."""
-    return bool(text) and all(letter not in "./" and letter.isprintable() for letter in text)
-
-
 def write_shard(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
-    """Write one tar, by rename, and return its entry for `write_index`.
+    """Write one tar atomically and return its entry for `write_index`.
 
-    `meta` without "class" counts as "unknown", without "group" as a group of its own.
+    A missing "class" in `meta` becomes "unknown"; a missing "group" becomes a group with this record only.
 
     Raises:
-        UserError: a key that no tar record can have.
-        ValueError: arrays of another shape, type or value than `Sample` says.
+        UserError: a key is not a valid WebDataset key.
+        ValueError: an array's shape, dtype or values differ from what `Sample` documents.
     """
     return write_records(path, map(_encode, samples))
 
 
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Write one tar of records as TarWriter takes them, by rename, and return its entry for `write_index`.
+    """Write one tar of TarWriter records atomically and return its entry for `write_index`.
 
-    A record is file contents by extension, and `__key__`; its "json" has "class" and "group".
+    A record maps extensions to file contents and has a `__key__`; its "json" has "class" and "group".
     """
-    written = []
+    entries = []
     with (
         replacing(path) as scratch,
         scratch.open("wb") as file,
@@ -90,22 +61,22 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> dict[str, An
             tar.write(record)
             meta = json.loads(record["json"])
             labeled = "mask.png" in record
-            written.append(
+            entries.append(
                 {"key": record["__key__"], "class": meta["class"], "labeled": labeled, "group": meta["group"]}
             )
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path), "records": written}
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path), "records": entries}
 
 
 def write_index(folder: Path, dataset: str, shards: list[dict[str, Any]], kind: str = FORMAT, **extra: Any) -> None:
-    """Write index.json, which makes the folder a whole one; `extra` keys are stored beside the others.
+    """Write index.json, which marks the folder as complete; `extra` keys are stored with the others.
 
     Raises:
-        UserError: two records with one key.
+        UserError: two records have the same key.
     """
     records = [record for shard in shards for record in shard["records"]]
     for key, times in Counter(record["key"] for record in records).items():
         if times > 1:
-            raise UserError(f"{folder}: {times} records have the key {key!r}; rename the files they come from")
+            raise UserError(f"{folder}: {times} records have the key {key!r}. Rename their source files.")
     index = {
         "format": kind,
         "version": VERSION,
@@ -119,11 +90,11 @@ def write_index(folder: Path, dataset: str, shards: list[dict[str, Any]], kind: 
     write_json(folder / INDEX, index)
 
 
-class RecordFolder:
-    """A whole folder of shards with random access to its records, in the order of index.json; of any format.
+class RecordFolder(Dataset[Record]):
+    """Map-style dataset over a complete folder of shards; subclasses decode a record.
 
-    Files are opened when first read and by each process for itself, so an instance may be pickled or forked to
-    DataLoader workers.
+    Items are in the order of index.json. Each process opens the tar files on first access, so an instance can be
+    pickled or forked to DataLoader workers.
     """
 
     FORMAT: ClassVar[str]
@@ -137,15 +108,16 @@ class RecordFolder:
             for shard in index["shards"]
             for record in shard["records"]
         ]
-        self._positions = {record.key: position for position, record in enumerate(self.records)}
-        self._open: dict[str, OpenShard] = {}
+        self._index_by_key = {record.key: i for i, record in enumerate(self.records)}
+        self._open_shards: dict[str, OpenShard] = {}
 
     @classmethod
     def open(cls, folder: Path, verify: bool = True) -> Self:
-        """Read index.json and look at the shards it names; with `verify` also at their sha256.
+        """Read index.json and check the shards it lists: their sizes and, with `verify`, their sha256.
 
         Raises:
-            UserError: no such folder, half-written, index.json unreadable, a shard missing or of other content.
+            UserError: the folder does not exist or is incomplete, index.json is unreadable, or a shard is missing or
+                has different content.
         """
         index = read_index(folder, cls.FORMAT)
         try:
@@ -153,80 +125,83 @@ class RecordFolder:
             for shard in index["shards"]:
                 _check_shard(folder / shard["name"], shard["bytes"], shard["sha256"] if verify else None)
         except (KeyError, TypeError) as error:
-            raise UserError(f"{folder / INDEX} is damaged ({error!r}); remove the folder and make it again") from error
+            raise UserError(f"{folder / INDEX}: damaged ({error!r}). {REMEDY}") from error
         return opened
+
+    @abstractmethod
+    def decode(self, shard: "OpenShard", info: RecordInfo) -> Record:
+        """Decode one record. May raise CorruptRecord, OSError or ValueError."""
 
     def __len__(self) -> int:
         return len(self.records)
 
+    def __getitem__(self, index: int) -> Record:
+        """Read a record.
+
+        Raises:
+            UserError: the record is missing, truncated or corrupt; the message names the shard and the key.
+        """
+        info = self.records[index]
+        path = self.folder / info.shard
+        try:
+            if info.shard not in self._open_shards:
+                self._open_shards[info.shard] = OpenShard(path)
+            return self.decode(self._open_shards[info.shard], info)
+        except (CorruptRecord, OSError, tarfile.TarError, ValueError) as error:
+            raise UserError(f"{path}: record {info.key!r} is corrupt: {error}. {REMEDY}") from error
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
+        return {**self.__dict__, "_open_shards": {}}
 
     def keys(self) -> list[str]:
         return [record.key for record in self.records]
 
-    def position(self, key: str) -> int:
-        """The place of `key` in `records`.
+    def index_of(self, key: str) -> int:
+        """Return the index of the record `key`.
 
         Raises:
             UserError: there is no such record.
         """
-        if key not in self._positions:
-            raise UserError(f"{self.folder} has no record {key!r}; is the split made for another data set?")
-        return self._positions[key]
-
-    def read_as(self, i: int, decode: "Callable[[OpenShard, RecordInfo], Record]") -> Record:
-        """Read record `i` by `decode`.
-
-        Raises:
-            UserError: the record is missing, cut off or `decode` finds it corrupt; the message names shard and key.
-        """
-        info = self.records[i]
-        path = self.folder / info.shard
-        try:
-            if info.shard not in self._open:
-                self._open[info.shard] = OpenShard(path)
-            return decode(self._open[info.shard], info)
-        except (CorruptRecord, OSError, tarfile.TarError, ValueError) as error:
-            raise UserError(
-                f"{path}: record {info.key!r} is corrupt: {error}; remove the folder and make it again"
-            ) from error
+        if key not in self._index_by_key:
+            raise UserError(f"{self.folder}: no record {key!r}. Check that the split belongs to this dataset.")
+        return self._index_by_key[key]
 
 
-class ShardFolder(RecordFolder):
-    """A whole shard folder of images."""
+class ShardFolder(RecordFolder[Sample]):
+    """Map-style dataset of images and masks; checks each file's sha256 on reading."""
 
     FORMAT = FORMAT
 
-    def read(self, i: int) -> Sample:
-        """Read record `i`; its pixels have the sha256 that was written with them.
-
-        Raises:
-            UserError: it can't be read, or has another sha256.
-        """
-        return self.read_as(i, _decode)
+    def decode(self, shard: "OpenShard", info: RecordInfo) -> Sample:
+        meta = read_meta(shard, info)
+        image = _decode_png(read_verified(shard, f"{info.key}.png", meta.get("sha256")))
+        mask = None
+        if info.labeled:
+            mask = _decode_png(read_verified(shard, f"{info.key}.mask.png", meta.get("mask_sha256")))
+        return Sample(info.key, image, mask, meta)
 
 
 def read_index(folder: Path, kind: str = FORMAT) -> dict[str, Any]:
-    """The content of index.json.
+    """Return the content of index.json.
 
     Raises:
-        UserError: no such folder, half-written, not JSON, or of another format or version.
+        UserError: the folder does not exist or is incomplete, or index.json is not JSON or has another format or
+            version.
     """
     path = folder / INDEX
     if not folder.is_dir():
-        raise UserError(f"{folder} is not there; make it with `python -m mgcc_dist.shards`")
+        raise UserError(f"{folder}: does not exist. Create it with `mgcc shards`.")
     if not path.is_file():
-        raise UserError(f"{folder} has no {INDEX}: it is half-written; run the command that makes it again")
-    return read_versioned(path, kind, VERSION, "remove the folder and make it again")
+        raise UserError(f"{folder}: incomplete, it has no {INDEX}. Rerun the command that creates it.")
+    return read_versioned(path, kind, VERSION, REMEDY)
 
 
 class CorruptRecord(Exception):
-    """Says what is wrong with a record; `RecordFolder.read_as` adds where."""
+    """A record's content is wrong; `RecordFolder` adds the shard and the key to the message."""
 
 
 class OpenShard:
-    """A tar's file descriptor and where in it each member's bytes lie."""
+    """An open tar file and the byte range of each member."""
 
     def __init__(self, path: Path) -> None:
         with tarfile.open(path, "r:") as tar:
@@ -237,33 +212,49 @@ class OpenShard:
         if member not in self.members:
             raise CorruptRecord(f"{member} is missing")
         offset, size = self.members[member]
-        # pread leaves the file position alone, which forked workers share.
+        # pread does not move the file position, which forked workers share.
         content = os.pread(self.file.fileno(), size, offset)
         if len(content) != size:
-            raise CorruptRecord(f"{member} is cut off")
+            raise CorruptRecord(f"{member} is truncated")
         return content
+
+
+def read_meta(shard: OpenShard, info: RecordInfo) -> dict[str, Any]:
+    """Read a record's json and check it against index.json."""
+    meta = json.loads(shard.bytes_of(f"{info.key}.json"))
+    if not isinstance(meta, dict) or (meta.get("class"), meta.get("group")) != (info.category, info.group):
+        raise CorruptRecord(f"{info.key}.json does not match {INDEX}")
+    return meta
+
+
+def read_verified(shard: OpenShard, member: str, sha256: str | None) -> bytes:
+    """Read a member and check its sha256."""
+    content = shard.bytes_of(member)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise CorruptRecord(f"the sha256 of {member} does not match its json")
+    return content
 
 
 def _check_shard(path: Path, size: int, sha256: str | None) -> None:
     if not path.is_file():
-        raise UserError(f"{path} is missing; remove the folder and make it again")
+        raise UserError(f"{path}: missing. {REMEDY}")
     if path.stat().st_size != size:
-        raise UserError(f"{path} has {path.stat().st_size} bytes, not {size}; remove the folder and make it again")
+        raise UserError(f"{path}: has {path.stat().st_size} bytes, expected {size}. {REMEDY}")
     if sha256 and sha256_of(path) != sha256:
-        raise UserError(f"{path} has another sha256 than {INDEX} says; remove the folder and make it again")
+        raise UserError(f"{path}: its sha256 does not match {INDEX}. {REMEDY}")
 
 
 def _encode(sample: Sample) -> dict[str, Any]:
-    """The sample as TarWriter takes it: file contents by extension."""
+    """Convert a sample to a TarWriter record: file contents by extension."""
     if not is_key(sample.key):
-        raise UserError(f"{sample.key!r} cannot be a key: it may have no dot, no slash and no control character")
-    image = _png(sample.image)
+        raise UserError(f"{sample.key!r}: not a valid key. Keys have no dots, slashes or control characters.")
+    image = _encode_png(sample.image)
     meta = {"class": "unknown", "group": sample.key, **sample.meta, "sha256": hashlib.sha256(image).hexdigest()}
     record: dict[str, Any] = {"__key__": sample.key, "png": image}
     if sample.mask is not None:
         if sample.mask.shape != sample.image.shape or not np.isin(sample.mask, (0, 255)).all():
-            raise ValueError(f"mask of {sample.key!r} must be of 0 and 255 and of the image's shape")
-        record["mask.png"] = _png(sample.mask)
+            raise ValueError(f"mask of {sample.key!r} must have the image's shape and only values 0 and 255")
+        record["mask.png"] = _encode_png(sample.mask)
         meta["mask_sha256"] = hashlib.sha256(record["mask.png"]).hexdigest()
     else:
         meta.pop("mask_sha256", None)
@@ -271,39 +262,15 @@ def _encode(sample: Sample) -> dict[str, Any]:
     return record
 
 
-def read_meta(shard: OpenShard, info: RecordInfo) -> dict[str, Any]:
-    """The record's json."""
-    meta = json.loads(shard.bytes_of(f"{info.key}.json"))
-    if not isinstance(meta, dict) or (meta.get("class"), meta.get("group")) != (info.category, info.group):
-        raise CorruptRecord(f"{info.key}.json is not what {INDEX} says")
-    return meta
-
-
-def read_verified(shard: OpenShard, member: str, sha256: str | None) -> bytes:
-    content = shard.bytes_of(member)
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise CorruptRecord(f"{member} has another sha256 than was written with it")
-    return content
-
-
-def _decode(shard: OpenShard, info: RecordInfo) -> Sample:
-    meta = read_meta(shard, info)
-    image = _pixels(read_verified(shard, f"{info.key}.png", meta.get("sha256")))
-    mask = None
-    if info.labeled:
-        mask = _pixels(read_verified(shard, f"{info.key}.mask.png", meta.get("mask_sha256")))
-    return Sample(info.key, image, mask, meta)
-
-
-def _png(array: np.ndarray) -> bytes:
+def _encode_png(array: np.ndarray) -> bytes:
     if array.dtype != np.uint8 or array.ndim != 2:
         raise ValueError(f"expected uint8 [H,W], got {array.dtype} {list(array.shape)}")
     buffer = io.BytesIO()
-    # On ultrasound level 4 is three times as fast as Pillow's default of 6 and as small.
+    # On ultrasound, level 4 is three times as fast as Pillow's default of 6 and compresses as well.
     Image.fromarray(array).save(buffer, format="PNG", compress_level=4)
     return buffer.getvalue()
 
 
-def _pixels(content: bytes) -> np.ndarray:
+def _decode_png(content: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(content)) as image:
         return np.array(image)

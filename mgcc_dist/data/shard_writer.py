@@ -1,8 +1,8 @@
-"""How any number of ranks fill a shard folder together, whole or not at all, and go on after a kill.
+"""Write a shard folder with all ranks; interrupted runs resume.
 
-Missing shards are dealt to the ranks in turn. What a shard holds is made by the main thread and written by another
-beside it. Shards appear whole, each followed by its entry for index.json, so a start after a kill makes only what is
-missing; index.json comes last. `request.json` says what the folder is made of, and nothing else is ever added to it.
+Missing shards are assigned to ranks round-robin. The main thread computes a shard's items while a second thread writes
+the previous shard. Shards are written atomically, each followed by its entry for index.json, so a restarted run
+computes only the missing ones; index.json is written last. `request.json` describes what the folder is made from.
 """
 
 import shutil
@@ -23,108 +23,110 @@ from mgcc_dist.common.signals import StopSignal
 ENTRIES = "entries"
 REQUEST = "request.json"
 
-Made = TypeVar("Made")
+Items = TypeVar("Items")
 
 
-def is_filled(folder: Path, request: dict[str, Any], holds: str) -> bool:
-    """Whether `folder` is whole; `holds` says in messages what it is of.
+def is_complete(folder: Path, request: dict[str, Any], content: str) -> bool:
+    """Return whether `folder` is complete; `content` names what it holds, for messages.
 
     Raises:
-        UserError: what it holds was made by another request.
+        UserError: it was made for a different request.
     """
     if not (folder / REQUEST).is_file():
         return False
-    made = read_json(folder / REQUEST)
+    found = read_json(folder / REQUEST)
     for key, value in request.items():
-        if made.get(key) != value:
+        if found.get(key) != value:
             raise UserError(
-                f"{folder} holds {holds} made with {key} {made.get(key)}, not {value}; "
-                "delete the folder, or choose another --out"
+                f"{folder}: holds {content} made with {key} {found.get(key)}, not {value}. "
+                "Delete the folder or choose another --out."
             )
     return (folder / "index.json").is_file()
 
 
-def fill(
+def write_shards_distributed(
     folder: Path,
     request: dict[str, Any],
     shards: Sequence[tuple[str, range]],
-    make: Callable[[range, tqdm], Made],
-    write: Callable[[Path, Made], dict[str, Any]],
-    finish: Callable[[list[dict[str, Any]]], None],
-    what: str,
+    compute: Callable[[range, tqdm], Items],
+    write: Callable[[Path, Items], dict[str, Any]],
+    write_index: Callable[[list[dict[str, Any]]], None],
+    task: str,
     accelerator: Accelerator,
 ) -> None:
-    """Make and write what is missing of `shards`, each a file name and the numbers of its items. Collective.
+    """Compute and write the missing shards of a folder. Collective.
 
     Args:
-        make: computes the items of a shard and advances the bar by them.
-        write: writes them to a path and returns the shard's entry for index.json; runs in a thread of its own.
-        finish: writes index.json, of all entries, on the main process.
-        what: the word that the bar and messages begin with.
+        shards: file name and item indices of each shard.
+        compute: computes a shard's items and advances the progress bar.
+        write: writes the items to a path and returns the shard's entry for index.json; runs in a thread.
+        write_index: writes index.json from all entries; called on the main process.
+        task: prefix of the progress bar and of messages.
 
     Raises:
-        UserError: the disk is full; the shards that are written are kept and gone on with.
-        SystemExit: with EXIT_STOPPED after a signal, once the shards in hand are written.
+        UserError: the disk is full. Written shards are kept, and a rerun resumes after them.
+        SystemExit: with EXIT_STOPPED after a signal, once the shards in progress are written.
     """
     if accelerator.is_main_process:
-        _keeping(folder, what, lambda: write_json(folder / REQUEST, request))
-    # The main process alone looks at the disk, so that all ranks deal out the same list.
-    missing = [number for number, (name, _) in enumerate(shards) if not _entry(folder, name).is_file()]
+        _explain_full_disk(folder, task, lambda: write_json(folder / REQUEST, request))
+    # Only the main process looks at the disk, so that all ranks see the same list.
+    missing = [number for number, (name, _) in enumerate(shards) if not _entry_file(folder, name).is_file()]
     missing = broadcast_object_list([missing])[0]
     rank, world = accelerator.process_index, accelerator.num_processes
-    mine = [shards[number] for number in missing[rank::world]]
-    who = f"{what} (rank {rank} of {world})" if world > 1 else what
-    accelerator.print(f"{what}: {len(missing)} of {len(shards)} shards are to be made -> {folder}", flush=True)
+    assigned = [shards[number] for number in missing[rank::world]]
+    accelerator.print(f"{task}: {len(missing)} of {len(shards)} shards missing -> {folder}", flush=True)
 
-    def put(name: str, made: Made) -> None:
-        _keeping(folder, what, lambda: write_json(_entry(folder, name), write(folder / name, made)))
+    def write_with_entry(name: str, items: Items) -> None:
+        _explain_full_disk(folder, task, lambda: write_json(_entry_file(folder, name), write(folder / name, items)))
 
     with (
         StopSignal() as stop,
         ThreadPoolExecutor(1) as writer,
         tqdm(
-            total=sum(len(items) for _, items in mine),
-            desc=who,
+            total=sum(len(indices) for _, indices in assigned),
+            desc=f"{task} (rank {rank} of {world})" if world > 1 else task,
             unit="image",
             disable=not accelerator.is_main_process,
             dynamic_ncols=True,
         ) as bar,
     ):
-        writing: Future[None] | None = None
-        for turn in range(-(-len(missing) // world)):
-            made = make(mine[turn][1], bar) if turn < len(mine) else None
-            _agree(writing)
-            writing = writer.submit(put, mine[turn][0], made) if made is not None else None
+        pending: Future[None] | None = None
+        for turn in range(-(-len(missing) // world)):  # the same number on all ranks: each turn is collective
+            items = compute(assigned[turn][1], bar) if turn < len(assigned) else None
+            _wait_for(pending)
+            pending = writer.submit(write_with_entry, assigned[turn][0], items) if items is not None else None
             if stop.received_on_any_rank():
-                _agree(writing)
-                accelerator.print(f"{what}: stopped by a signal; the same command goes on from here")
+                _wait_for(pending)
+                accelerator.print(f"{task}: stopped by a signal. Rerun the same command to resume.")
                 raise SystemExit(EXIT_STOPPED)
-        _agree(writing)
+        _wait_for(pending)
     if accelerator.is_main_process:
-        _keeping(folder, what, lambda: finish([read_json(_entry(folder, name)) for name, _ in shards]))
+        _explain_full_disk(
+            folder, task, lambda: write_index([read_json(_entry_file(folder, name)) for name, _ in shards])
+        )
         shutil.rmtree(folder / ENTRIES)
     accelerator.wait_for_everyone()
 
 
-def _agree(writing: "Future[None] | None") -> None:
-    """Wait for the shard that is being written; if that failed on any rank, all raise. Collective."""
+def _wait_for(pending: "Future[None] | None") -> None:
+    """Wait for the shard being written; if that failed on any rank, all raise. Collective."""
     with raise_on_all_ranks():
-        if writing:
-            writing.result()
+        if pending:
+            pending.result()
 
 
-def _keeping(folder: Path, what: str, write: Callable[[], None]) -> None:
-    """Call `write`, and explain a full disk."""
+def _explain_full_disk(folder: Path, task: str, write: Callable[[], None]) -> None:
+    """Call `write`; turn a full-disk error into a UserError."""
     try:
         write()
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
         raise UserError(
-            f"{what}: {error.strerror} for {folder}; the {len(list(folder.glob('*.tar')))} shards that are written "
-            "are kept: free some space, and the same command goes on from here"
+            f"{task}: {error.strerror} for {folder} ({len(list(folder.glob('*.tar')))} shards are kept). "
+            "Free some space and rerun the same command to resume."
         ) from error
 
 
-def _entry(folder: Path, name: str) -> Path:
+def _entry_file(folder: Path, name: str) -> Path:
     return folder / ENTRIES / f"{name}.json"

@@ -15,7 +15,7 @@ from typing import Any
 from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_versioned, write_json
-from mgcc_dist.data.records import RecordInfo
+from mgcc_dist.data.sample import RecordInfo
 
 FORMAT = "mgcc-dist split"
 VERSION = 1

@@ -90,7 +90,7 @@ class AutoencoderLoss(nn.Module):
         """Return the losses of `batch.images` [B,1,H,W] in [-1, 1]."""
         images = batch.images.to(self.vae.dtype)
         posterior = self.vae.encode(images).latent_dist
-        latents = posterior.sample(make_generators(progress.seed, RngStream.POSTERIOR, batch.positions.tolist()))
+        latents = posterior.sample(make_generators(progress.seed, RngStream.POSTERIOR, batch.offsets.tolist()))
         mse = F.mse_loss(self.vae.decode(latents).sample, images)
         kl = posterior.kl().mean() / images[0].numel()
         return {"loss": mse + self.kl_weight * kl, "mse": mse, "kl": kl}
@@ -120,7 +120,7 @@ class AutoencoderTask:
             with accelerator.autocast():
                 reconstructed = reconstruct(module.vae, images)
             image_mse = (reconstructed.float() - images).square().mean(dim=(1, 2, 3))
-            errors += list(zip(batch.positions.tolist(), image_mse.tolist(), strict=True))
+            errors += list(zip(batch.offsets.tolist(), image_mse.tolist(), strict=True))
         mse = np.array([value for _, value in sorted(gather_object(errors))])
         return {"mse": float(mse.mean()), "psnr": float(np.mean(10 * np.log10(4 / mse)))}
 
@@ -149,7 +149,7 @@ def latent_moments(vae: AutoencoderKL, batches: Iterable[ByteBatch], accelerator
         mean, variance = posterior.mean.cpu().double(), posterior.var.cpu().double()
         first = mean.mean(dim=(2, 3)).tolist()
         second = (mean.square() + variance).mean(dim=(2, 3)).tolist()
-        moments += list(zip(batch.positions.tolist(), first, second, strict=True))
+        moments += list(zip(batch.offsets.tolist(), first, second, strict=True))
     rows = sorted(gather_object(moments))  # by image, so that the sum does not depend on the number of ranks
     first, second = (torch.tensor([row[column] for row in rows]).double().mean(dim=0) for column in (1, 2))
     return first, (second - first.square()).sqrt()

@@ -85,7 +85,7 @@ class DenoiserLoss(nn.Module):
         self.label_dropout = label_dropout
 
     def forward(self, batch: LatentBatch, progress: Progress) -> dict[str, Tensor]:
-        generators = make_generators(progress.seed, RngStream.DIFFUSION, batch.positions.tolist())
+        generators = make_generators(progress.seed, RngStream.DIFFUSION, batch.offsets.tolist())
         return {"loss": self.sample_losses(batch, generators).mean()}
 
     def sample_losses(self, batch: LatentBatch, generators: list[torch.Generator]) -> Tensor:
@@ -132,7 +132,7 @@ class DenoiserTask:
         assert isinstance(module, DenoiserLoss)
         losses = []
         for batch in self._latents.val_batches(self._batch, accelerator):
-            indices = batch.positions.tolist()
+            indices = batch.offsets.tolist()
             generators = make_generators(0, RngStream.VALIDATION, indices)
             with accelerator.autocast():
                 batch_losses = module.sample_losses(batch.to(accelerator.device), generators)

@@ -3,10 +3,11 @@
 import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
+from torch.utils.data import Subset
 
-from mgcc_dist.data.loader import EvalLoader, StreamLoader
+from mgcc_dist.data.datasets import SampleDataset, subset_by_keys
+from mgcc_dist.data.loader import EvalLoader, ImageTrainLoader
 from mgcc_dist.data.records import ShardFolder
-from mgcc_dist.data.sources import Source, Subset, subset_by_keys
 from mgcc_dist.data.splits import Split
 from mgcc_dist.diffusion.config import DataConfig
 
@@ -25,9 +26,9 @@ class ImageData:
         self.train = subset_by_keys(shards, split.labeled + split.unlabeled)
         self.val = subset_by_keys(shards, split.validation)
 
-    def train_loader(self, batch: int, seed: int, accelerator: Accelerator) -> StreamLoader:
+    def train_loader(self, batch: int, seed: int, accelerator: Accelerator) -> ImageTrainLoader:
         """Return an endless loader of shuffled training images, as the unlabeled stream."""
-        return StreamLoader(
+        return ImageTrainLoader(
             labeled=None,
             unlabeled=self.train,
             batch_labeled=0,
@@ -48,7 +49,7 @@ class ImageData:
         """Return a loader that yields every validation image once, divided over the ranks."""
         return self._eval_loader(self.val, batch, accelerator)
 
-    def _eval_loader(self, source: Source, batch: int, accelerator: Accelerator) -> EvalLoader:
+    def _eval_loader(self, source: SampleDataset, batch: int, accelerator: Accelerator) -> EvalLoader:
         return EvalLoader(
             source,
             batch=batch,

@@ -23,23 +23,24 @@ from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from mgcc_dist.data.augment import MIRROR, symmetry
+from mgcc_dist.data.datasets import SampleDataset
 from mgcc_dist.data.images import resize_image
-from mgcc_dist.data.loader import Place, Streams, check_stream, scaled
+from mgcc_dist.data.loader import StreamItem, TrainLoader, check_stream, normalize
 from mgcc_dist.data.records import (
     CorruptRecord,
     OpenShard,
     RecordFolder,
-    RecordInfo,
     read_meta,
     read_verified,
     write_index,
     write_records,
 )
-from mgcc_dist.data.shard_writer import fill, is_filled
-from mgcc_dist.data.sources import Source, Subset
+from mgcc_dist.data.sample import RecordInfo, Sample
+from mgcc_dist.data.shard_writer import is_complete, write_shards_distributed
 from mgcc_dist.diffusion.images import ImageData
 
 PER_SHARD = 256
@@ -60,18 +61,18 @@ class LatentBatch:
     """A batch of posteriors: `mean` and `logvar` float16 [B,C,h,w].
 
     classes: int64 [B], class labels, numbered by the sorted names of the training classes; a class that is not in the
-    training set gets the label `len(classes)`. positions: int64 [B] on the CPU, each sample's index in its stream,
-    which is unique over all ranks.
+    training set gets the label `len(classes)`. offsets: int64 [B] on the CPU, each sample's offset in its stream,
+    unique over all ranks.
     """
 
     mean: Tensor
     logvar: Tensor
     classes: Tensor
-    positions: Tensor
+    offsets: Tensor
     keys: list[str]
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "LatentBatch":
-        """Move everything but `positions`, which seed CPU generators, to `device`."""
+        """Move everything but `offsets`, which seed CPU generators, to `device`."""
         tensors = (self.mean, self.logvar, self.classes)
         mean, logvar, classes = (tensor.to(device, non_blocking=non_blocking) for tensor in tensors)
         return replace(self, mean=mean, logvar=logvar, classes=classes)
@@ -85,21 +86,20 @@ class LatentBatch:
         return DiagonalGaussianDistribution(torch.cat([self.mean, self.logvar], dim=1).float()).sample(generators)
 
 
-class LatentFolder(RecordFolder):
-    """A complete folder of latents."""
+class LatentFolder(RecordFolder[Latent]):
+    """Map-style dataset over a complete folder of latents."""
 
     FORMAT = "mgcc-dist latents"
 
-    def read(self, i: int) -> Latent:
-        """Return latent `i`.
+    def decode(self, shard: OpenShard, info: RecordInfo) -> Latent:
+        member = f"{info.key}.safetensors"
+        tensors = load(read_verified(shard, member, read_meta(shard, info).get("sha256")))
+        if tensors.keys() != {"mean", "logvar"}:
+            raise CorruptRecord(f"{member} holds {', '.join(sorted(tensors))} instead of mean and logvar")
+        return Latent(info.key, tensors["mean"], tensors["logvar"], info.category)
 
-        Raises:
-            UserError: the record cannot be read, or its sha256 does not match.
-        """
-        return self.read_as(i, _decode)
 
-
-class LatentLoader(Streams[LatentBatch]):
+class LatentLoader(TrainLoader[LatentBatch]):
     """Endless loader of training latents, in the same order as the images' unlabeled stream.
 
     Raises:
@@ -112,8 +112,8 @@ class LatentLoader(Streams[LatentBatch]):
         super().__init__((0, len(latents)), (0, batch), seed, rank, world, workers, "mirror" if mirror else False)
         self.latents = latents
 
-    def load(self, labeled: list[Place], unlabeled: list[Place]) -> LatentBatch:
-        chosen = [(at.place, at.index, int(at.which == MIRROR)) for at in unlabeled]
+    def load(self, labeled: list[StreamItem], unlabeled: list[StreamItem]) -> LatentBatch:
+        chosen = [(item.offset, item.index, int(item.symmetry == MIRROR)) for item in unlabeled]
         return _collate(self.latents, list(self.latents.index["classes"]), chosen)
 
 
@@ -147,7 +147,7 @@ class LatentData:
         return LatentLoader(self.train, batch, seed, rank, world, self.workers)
 
     def val_batches(self, batch: int, accelerator: Accelerator) -> Generator[LatentBatch, None, None]:
-        """Yield every validation latent once, divided over the ranks; `positions` are indices into `val`."""
+        """Yield every validation latent once, divided over the ranks; `offsets` are indices into `val`."""
         mine = range(accelerator.process_index, len(self.val), accelerator.num_processes)
         for start in range(0, len(mine), batch):
             chosen = [(i, i, 0) for i in mine[start : start + batch]]
@@ -165,7 +165,7 @@ def encode(
     parts = {"training": (images.train, images.mirror), "held_out": (images.val, False)}
     for name, (source, mirror) in parts.items():
         request = _request(vae_sha256, images, source, mirror)
-        if is_filled(folder / name, request, "latents"):
+        if is_complete(folder / name, request, "latents"):
             accelerator.print(f"latents: {folder / name / 'index.json'} already exists")
         else:
             _encode(vae.to(accelerator.device), images, source, batch, folder / name, request, accelerator)
@@ -176,7 +176,7 @@ def encode(
 def _encode(
     vae: AutoencoderKL,
     images: ImageData,
-    source: Source,
+    source: SampleDataset,
     batch: int,
     folder: Path,
     request: dict[str, Any],
@@ -188,7 +188,7 @@ def _encode(
         (f"latents-{start:06d}.tar", range(start, min(start + PER_SHARD, len(source))))
         for start in range(0, len(source), PER_SHARD)
     ]
-    fill(
+    write_shards_distributed(
         folder,
         request,
         shards,
@@ -204,12 +204,12 @@ def _encode(
 
 @torch.no_grad()
 def _encode_records(
-    vae: AutoencoderKL, source: Source, size: int, mirror: bool, batch: int, items: range, bar: tqdm
+    vae: AutoencoderKL, source: SampleDataset, size: int, mirror: bool, batch: int, items: range, bar: tqdm
 ) -> list[dict[str, Any]]:
     """Return the records of the images with indices `items`."""
     records = []
     for start in range(0, len(items), batch):
-        samples = [source.read(i) for i in items[start : start + batch]]
+        samples = [source[i] for i in items[start : start + batch]]
         squares = np.stack([resize_image(sample.image, size, size) for sample in samples])
         views = [_posterior(vae, squares)]
         if mirror:
@@ -233,14 +233,14 @@ def _encode_records(
 
 def _posterior(vae: AutoencoderKL, squares: np.ndarray) -> Tensor:
     """Return mean and log-variance [B,2C,h,w], float16 on the CPU, of images uint8 [B,S,S]."""
-    posterior = vae.encode(scaled(torch.from_numpy(squares).to(vae.device)[:, None])).latent_dist
+    posterior = vae.encode(normalize(torch.from_numpy(squares).to(vae.device)[:, None])).latent_dist
     return torch.cat([posterior.mean, posterior.logvar], dim=1).half().cpu()
 
 
-def _request(vae_sha256: str, images: ImageData, source: Subset, mirror: bool) -> dict[str, Any]:
+def _request(vae_sha256: str, images: ImageData, source: Subset[Sample], mirror: bool) -> dict[str, Any]:
     """Return everything that the latents depend on."""
     shards = [shard["sha256"] for shard in images.shards.index["shards"]]
-    selection = json.dumps([shards, source.indices])
+    selection = json.dumps([shards, list(source.indices)])
     return {
         "autoencoder": vae_sha256,
         "images": hashlib.sha256(selection.encode()).hexdigest(),
@@ -249,23 +249,15 @@ def _request(vae_sha256: str, images: ImageData, source: Subset, mirror: bool) -
     }
 
 
-def _decode(shard: OpenShard, info: RecordInfo) -> Latent:
-    member = f"{info.key}.safetensors"
-    tensors = load(read_verified(shard, member, read_meta(shard, info).get("sha256")))
-    if tensors.keys() != {"mean", "logvar"}:
-        raise CorruptRecord(f"{member} holds {', '.join(sorted(tensors))} instead of mean and logvar")
-    return Latent(info.key, tensors["mean"], tensors["logvar"], info.category)
-
-
 def _collate(latents: LatentFolder, classes: list[str], chosen: list[tuple[int, int, int]]) -> LatentBatch:
-    """Return the batch of the samples `chosen`, each (position in the stream, index into `latents`, view)."""
+    """Return the batch of the samples `chosen`, each (stream offset, index into `latents`, view)."""
     labels = {name: label for label, name in enumerate(classes)}
-    read = [latents.read(index) for _, index, _ in chosen]
+    read = [latents[index] for _, index, _ in chosen]
     views = [view for _, _, view in chosen]
     return LatentBatch(
         mean=torch.stack([latent.mean[view] for latent, view in zip(read, views, strict=True)]),
         logvar=torch.stack([latent.logvar[view] for latent, view in zip(read, views, strict=True)]),
         classes=torch.tensor([labels.get(latent.category, len(labels)) for latent in read]),
-        positions=torch.tensor([position for position, _, _ in chosen]),
+        offsets=torch.tensor([offset for offset, _, _ in chosen]),
         keys=[latent.key for latent in read],
     )

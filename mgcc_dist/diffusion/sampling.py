@@ -12,8 +12,9 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from mgcc_dist.data.records import Sample, write_index, write_shard
-from mgcc_dist.data.shard_writer import fill, is_filled
+from mgcc_dist.data.records import write_index, write_shard
+from mgcc_dist.data.sample import Sample
+from mgcc_dist.data.shard_writer import is_complete, write_shards_distributed
 from mgcc_dist.diffusion import pipeline as pipelines
 from mgcc_dist.diffusion.config import SamplingConfig
 from mgcc_dist.diffusion.sampler import Sampler, class_of_index, initial_noise
@@ -25,7 +26,7 @@ def is_finished(config: SamplingConfig, pipeline: Path, folder: Path, accelerato
     Raises:
         UserError: it holds images of a different checkpoint, seed, count or sampling setting.
     """
-    return is_filled(folder, _request(config, pipeline, accelerator), "images")
+    return is_complete(folder, _request(config, pipeline, accelerator), "images")
 
 
 def sample(config: SamplingConfig, pipeline: Path, folder: Path, accelerator: Accelerator) -> None:
@@ -64,7 +65,7 @@ def sample(config: SamplingConfig, pipeline: Path, folder: Path, accelerator: Ac
             bar.update(len(indices))
         return samples
 
-    fill(
+    write_shards_distributed(
         folder,
         request,
         [

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from mgcc_dist.common.files import replacing
+from mgcc_dist.data.datasets import subset_by_keys
 from mgcc_dist.data.loader import EvalLoader
 from mgcc_dist.data.records import ShardFolder
-from mgcc_dist.data.sources import subset_by_keys
 
 TRUTH, PREDICTION = "#35c46a", "#ff5a4e"
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from mgcc_dist.common.environment import has_bf16
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.images import grey_from_array, grey_from_image, read_grey, resize_image
-from mgcc_dist.data.loader import scaled
+from mgcc_dist.data.loader import normalize
 from mgcc_dist.inference.loading import load_network, run_info, weights_file
 from mgcc_dist.kernels.fuse import Kernels, fuse
 
@@ -114,7 +114,7 @@ class Predictor:
         device, dtype = self.device, self.dtype
         squares = torch.from_numpy(np.stack([each.square for each in inputs]))[:, None]  # [B,1,S,S]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = self.network(scaled(squares.to(device)).contiguous(memory_format=torch.channels_last))
+            logits = self.network(normalize(squares.to(device)).contiguous(memory_format=torch.channels_last))
         probabilities = logits.float().sigmoid()
         return [
             F.interpolate(probability[None], each.image.shape, mode="bilinear", antialias=True)[0, 0].cpu().numpy()

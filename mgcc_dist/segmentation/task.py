@@ -7,12 +7,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, Subset
 
 from mgcc_dist.common.errors import SharedError, UserError
 from mgcc_dist.data import selection
-from mgcc_dist.data.loader import EvalLoader, StreamLoader
+from mgcc_dist.data.datasets import SampleDataset, subset_by_keys
+from mgcc_dist.data.loader import EvalLoader, ImageTrainLoader
 from mgcc_dist.data.records import ShardFolder
-from mgcc_dist.data.sources import Concat, Source, subset_by_keys
+from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.splits import Split
 from mgcc_dist.evaluation.gallery import segmentation_gallery
 from mgcc_dist.evaluation.metrics import summarize
@@ -24,6 +26,8 @@ from mgcc_dist.methods.registry import build
 from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.train.schedules import Progress
 from mgcc_dist.train.weights import count_parameters, zero_stage
+
+UnlabeledDataset = ShardFolder | Subset[Sample] | ConcatDataset[Sample]
 
 
 class SegmentationTask:
@@ -50,7 +54,7 @@ class SegmentationTask:
         uses_unlabeled = _as_method(self.module).uses_unlabeled
         unlabeled = self._unlabeled(split) if uses_unlabeled else {}
         synthetic = unlabeled.get("synthetic")
-        self.synthetic = selection.origin(synthetic) if isinstance(synthetic, ShardFolder) else None
+        self.synthetic = selection.provenance(synthetic) if isinstance(synthetic, ShardFolder) else None
         """checkpoint and selection that the synthetic images come from"""
         _check_batch(config, uses_unlabeled, bool(unlabeled))
         self.counts = {
@@ -59,9 +63,9 @@ class SegmentationTask:
             **{kind: len(source) for kind, source in unlabeled.items()},
             "validation": len(split.validation),
         }
-        self.loader = StreamLoader(
+        self.loader = ImageTrainLoader(
             labeled=subset_by_keys(data, labeled),
-            unlabeled=Concat(list(unlabeled.values())) if unlabeled else None,
+            unlabeled=ConcatDataset(list(unlabeled.values())) if unlabeled else None,
             batch_labeled=config.data.batch_labeled,
             batch_unlabeled=config.data.batch_unlabeled,
             image_size=config.data.image_size,
@@ -128,21 +132,21 @@ class SegmentationTask:
             image["class"] = classes[image["key"]]
         return {"summary": summarize(images), "images": images}
 
-    def _unlabeled(self, split: Split) -> dict[str, Source]:
+    def _unlabeled(self, split: Split) -> dict[str, UnlabeledDataset]:
         """Sources of unlabeled images that the config asks for: "training", "synthetic", "similar"."""
-        config, sources = self.config.data, dict[str, Source]()
+        config, sources = self.config.data, dict[str, UnlabeledDataset]()
         if config.unlabeled and config.labels == "half":
             sources["training"] = subset_by_keys(self.data, split.unlabeled)
         if config.synthetic:
             sources["synthetic"] = self._open(config.synthetic)
         if config.similar:
-            sources["similar"] = Concat([self._open(folder) for folder in config.similar])
+            sources["similar"] = ConcatDataset([self._open(folder) for folder in config.similar])
         return sources
 
     def _open(self, folder: str) -> ShardFolder:
         return ShardFolder.open(Path(folder), verify=self.verify)
 
-    def _evaluation(self, source: Source, accelerator: Accelerator) -> EvalLoader:
+    def _evaluation(self, source: SampleDataset, accelerator: Accelerator) -> EvalLoader:
         data = self.config.data
         return EvalLoader(
             source,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from mgcc_dist.common.distributed import raise_on_all_ranks, seed_step
 from mgcc_dist.common.errors import EXIT_STOPPED, SharedError, UserError
 from mgcc_dist.common.signals import StopSignal
-from mgcc_dist.data.loader import Streams
+from mgcc_dist.data.loader import TrainLoader
 from mgcc_dist.train import checkpoints
 from mgcc_dist.train.checkpoints import TrainState
 from mgcc_dist.train.config import LoopConfig
@@ -46,7 +46,7 @@ class Task(Protocol):
     best_is_higher: bool
 
     @property
-    def loader(self) -> Streams:
+    def loader(self) -> TrainLoader:
         """What `module` is trained on."""
 
     def after_step(self, progress: Progress) -> None:
@@ -62,7 +62,7 @@ class Task(Protocol):
         """What their safetensors header says besides step and scores."""
 
 
-def total_steps(config: LoopConfig, loader: Streams) -> int:
+def total_steps(config: LoopConfig, loader: TrainLoader) -> int:
     """Optimizer steps of the whole run."""
     if config.steps is not None:
         return config.steps

@@ -17,8 +17,9 @@ from mgcc_dist.assessment.features import FeatureExtractor, _GlobalAveragePool
 from mgcc_dist.assessment.similarity import FeatureSimilarity, apply_alignment, describe_alignment, pixel_similarity
 from mgcc_dist.data.duplicates import groups, similar_pairs, thumbnail
 from mgcc_dist.data.images import read_grey, resize_image
-from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
-from mgcc_dist.data.selection import drop
+from mgcc_dist.data.records import ShardFolder, write_index, write_shard
+from mgcc_dist.data.sample import Sample
+from mgcc_dist.data.selection import drop_records
 from mgcc_dist.data.splits import Split
 from mgcc_dist.diffusion.config import DataConfig
 from mgcc_dist.diffusion.images import ImageData
@@ -99,7 +100,7 @@ def test_planted_copies_of_busi_are_found_and_honest_images_are_not(learned, tmp
     planted, source = {}, {}
     for number, (name, change) in enumerate(PLANTED.items()):
         for i in range(3 * number, 3 * number + 3):
-            original = images.train.read(i)
+            original = images.train[i]
             planted[f"{name} {i}"] = change(original.image)
             source[f"{name} {i}"] = original.meta["group"]
     shards = synthetic(tmp_path / "samples", planted | honest)
@@ -132,7 +133,7 @@ def test_planted_copies_are_found_in_features_alone_too(learned, encoder, tmp_pa
     """An exact copy and a mirrored one by the features of any network, as their nearest image; few honest images."""
     images, honest = learned
     exact = {f"{name} {i}": (i, PLANTED[name]) for name in ("exact", "mirrored", "quarter turn") for i in range(5)}
-    planted = {key: change(images.train.read(i).image) for key, (i, change) in exact.items()}
+    planted = {key: change(images.train[i].image) for key, (i, change) in exact.items()}
     shards = synthetic(tmp_path / "samples", planted | honest)
     report = audit(AuditConfig(), encoder, images, shards.folder, tmp_path / "audit", Accelerator(cpu=True))
     threshold = report["features"]["threshold"]
@@ -143,7 +144,7 @@ def test_planted_copies_are_found_in_features_alone_too(learned, encoder, tmp_pa
     assert set(report["near_copies"]) == by_features | by_pixels
     for row in report["images"]:
         if row["key"] in planted:
-            assert row["features"]["nearest"] == images.train.read(exact[row["key"]][0]).key
+            assert row["features"]["nearest"] == images.train[exact[row["key"]][0]].key
     assert np.ptp(np.asarray(Image.open(tmp_path / "audit" / "closest_features.png"))) > 0
 
 
@@ -163,7 +164,7 @@ def test_false_alarms_are_shared_by_the_two_ways_and_another_encoder_is_another_
 def test_noise_moves_an_image_less_in_whitened_features_than_another_image_is_away(learned, encoder):
     images, _ = learned
     similarity = FeatureSimilarity(encoder, images.train, Accelerator(cpu=True))
-    changed = [replace(images.train.read(i), image=noisy(images.train.read(i).image, 5)) for i in range(20)]
+    changed = [replace(images.train[i], image=noisy(images.train[i].image, 5)) for i in range(20)]
     values, _ = similarity.compare(Listed(changed))
     assert values.shape == (20, 60)
     assert (values.argmax(axis=1) == np.arange(20)).mean() > 0.8
@@ -176,8 +177,8 @@ class Listed:
     def __len__(self):
         return len(self.samples)
 
-    def read(self, i):
-        return self.samples[i]
+    def __getitem__(self, index):
+        return self.samples[index]
 
 
 def test_threshold_is_exceeded_by_the_share_of_false_alarms(learned, tmp_path):
@@ -194,7 +195,7 @@ def test_threshold_is_exceeded_by_the_share_of_false_alarms(learned, tmp_path):
 
 def test_copies_are_dropped_from_the_shards_if_asked(learned, tmp_path):
     images, honest = learned
-    copy = images.train.read(3).image[:, ::-1]
+    copy = images.train[3].image[:, ::-1]
     some = dict(list(honest.items())[:6])
     shards = synthetic(tmp_path / "samples", {"copy": copy} | some)
     config, accelerator = AuditConfig(), Accelerator(cpu=True)
@@ -222,14 +223,14 @@ def test_dropping_leaves_the_other_records_as_they_are_and_no_empty_shard(tmp_pa
     entries = [write_shard(folder / f"{start}.tar", pictures[start : start + 2]) for start in (0, 2, 4)]
     write_index(folder, "synthetic", entries, request={})
     whole = (folder / "0.tar").read_bytes()
-    drop(folder, {"k4", "k2"})
+    drop_records(folder, {"k4", "k2"})
     left = ShardFolder.open(folder)
     assert left.keys() == ["k0", "k1", "k3"]
-    assert [int(left.read(i).image[0, 0]) for i in range(3)] == [0, 1, 3]
+    assert [int(left[i].image[0, 0]) for i in range(3)] == [0, 1, 3]
     assert sorted(path.name for path in folder.glob("*.tar")) == ["0.tar", "2.tar"]
     assert (folder / "0.tar").read_bytes() == whole
     assert (folder / "request.json").is_file()
-    drop(folder, {"k0"})
+    drop_records(folder, {"k0"})
     assert ShardFolder.open(folder).index["dropped"] == ["k0", "k2", "k4"]
     assert [path.name for path in tmp_path.iterdir()] == ["samples"]
 
@@ -237,7 +238,7 @@ def test_dropping_leaves_the_other_records_as_they_are_and_no_empty_shard(tmp_pa
 @pytest.mark.parametrize("name", ["exact", "mirrored", "upside down", "quarter turn"])
 def test_alignment_turns_a_copy_back(learned, name):
     images = learned[0]
-    originals = [images.train.read(i).image for i in range(4)]
+    originals = [images.train[i].image for i in range(4)]
     thumbnails = torch.from_numpy(np.stack([thumbnail(image) for image in originals]))
     copies = [np.ascontiguousarray(PLANTED[name](image)) for image in originals]
     similarity, alignment = pixel_similarity(copies, thumbnails)

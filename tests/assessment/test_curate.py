@@ -12,8 +12,9 @@ from mgcc_dist.assessment.config import CurateConfig
 from mgcc_dist.assessment.curate import curate, weighted_k_center
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of, write_json
-from mgcc_dist.data.records import Sample, ShardFolder, write_index, write_shard
-from mgcc_dist.data.selection import FORMAT, apply, origin
+from mgcc_dist.data.records import ShardFolder, write_index, write_shard
+from mgcc_dist.data.sample import Sample
+from mgcc_dist.data.selection import FORMAT, apply_selection, provenance
 from mgcc_dist.data.splits import Split
 from mgcc_dist.diffusion.config import DataConfig
 from mgcc_dist.diffusion.images import ImageData
@@ -145,14 +146,14 @@ def test_a_person_chooses_by_keyboard_and_mouse_and_the_shards_are_those(page, c
     assert sorted(saved["accepted"]) == expected
     assert len(saved["rejected"]) == 7
     before = {file.name: sha256_of(file) for file in (run / "samples").iterdir()}
-    assert apply(path, run / "samples", run / "curated") == 5
+    assert apply_selection(path, run / "samples", run / "curated") == 5
     left = ShardFolder.open(run / "curated")
     assert left.keys() == expected
     whole = ShardFolder.open(run / "samples")
     for i, key in enumerate(expected):
-        assert np.array_equal(left.read(i).image, whole.read(whole.position(key)).image)
+        assert np.array_equal(left[i].image, whole[whole.index_of(key)].image)
     assert {file.name: sha256_of(file) for file in (run / "samples").iterdir()} == before
-    facts = origin(left)
+    facts = provenance(left)
     assert facts["selection"] == {"sha256": sha256_of(path), "accepted": 5, "of": 12}
     assert (facts["images"], facts["request"]) == (5, REQUEST)
 
@@ -176,17 +177,17 @@ def test_a_selection_that_does_not_fit_is_refused_and_nothing_written(run, chang
     good = {"format": FORMAT, "version": 1, "samples": REQUEST, "accepted": ["synthetic-000001"], "rejected": []}
     write_json(run / "selection.json", good | change)
     with pytest.raises(UserError, match=message):
-        apply(run / "selection.json", run / "samples", run / "curated")
+        apply_selection(run / "selection.json", run / "samples", run / "curated")
     assert not (run / "curated").exists()
     write_json(run / "selection.json", good)
-    assert apply(run / "selection.json", run / "samples", run / "curated") == 1
+    assert apply_selection(run / "selection.json", run / "samples", run / "curated") == 1
     with pytest.raises(UserError, match="is there already"):
-        apply(run / "selection.json", run / "samples", run / "curated")
+        apply_selection(run / "selection.json", run / "samples", run / "curated")
 
 
 def test_a_damaged_or_missing_selection_is_refused(run):
     (run / "selection.json").write_text('{"format": ')
     with pytest.raises(UserError, match="is not JSON"):
-        apply(run / "selection.json", run / "samples", run / "curated")
+        apply_selection(run / "selection.json", run / "samples", run / "curated")
     with pytest.raises(UserError, match="is not there"):
-        apply(run / "none.json", run / "samples", run / "curated")
+        apply_selection(run / "none.json", run / "samples", run / "curated")

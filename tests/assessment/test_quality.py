@@ -132,7 +132,7 @@ def learned(phantom_shards):
 @pytest.fixture
 def samples(phantom_shards, tmp_path):
     (tmp_path / "samples").mkdir()
-    shard = write_shard(tmp_path / "samples" / "a.tar", [phantom_shards.read(i) for i in range(10)])
+    shard = write_shard(tmp_path / "samples" / "a.tar", [phantom_shards[i] for i in range(10)])
     write_index(tmp_path / "samples", "synthetic", [shard], request={"seed": 0})
     return tmp_path / "samples"
 

@@ -1,6 +1,6 @@
 import pytest
 
-from mgcc_dist.data.datasets import READERS
+from mgcc_dist.data.readers.registry import READERS
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import read_split
 from mgcc_dist.shards import main
@@ -31,7 +31,7 @@ def test_real_busbra_has_its_images_classes_and_patients(busbra_shards):
 def test_real_busbra_is_read_at_its_size_with_a_mask_that_marks_something(busbra_root):
     reader = READERS["busbra"](busbra_root)
     assert reader.problems == reader.notes == []
-    sample = reader.read([item.key for item in reader.items].index("bus_0005-l"))
+    sample = reader[[item.key for item in reader.items].index("bus_0005-l")]
     assert sample.image.shape == sample.mask.shape == (371, 275)
     assert 0 < (sample.mask > 0).mean() < 0.5
 

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from pictures import problems, put
+from image_files import problems, put
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data import duplicates
-from mgcc_dist.data.datasets import READERS
+from mgcc_dist.data.readers.registry import READERS
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.shards import main
 
@@ -55,7 +55,7 @@ def test_outlines_become_masks_tirads_the_class_and_cases_the_patients(small_ddt
         ("1_2", "tirads_4a"),
     ]
     assert reader.groups() == ["patient-12", "patient-1", "patient-1"]
-    masks = [reader.read(i).mask for i in range(3)]
+    masks = [reader[i].mask for i in range(3)]
     assert all(mask.shape == (20, 30) and set(np.unique(mask)) == {0, 255} for mask in masks)
     assert masks[0][6, 6] == masks[0][5, 13] == 255
     assert masks[0][14, 14] == 0
@@ -75,7 +75,7 @@ def test_regions_of_fewer_than_three_points_and_points_outside_are_no_trouble(sm
     write_case(small_ddti, 12, "5", mark("", ""), mark(1, json.dumps(regions)))
     reader = ddti(small_ddti)
     assert problems(reader) == []
-    assert (reader.read(0).mask > 0).sum() == 4
+    assert (reader[0].mask > 0).sum() == 4
 
 
 WHOLE = json.dumps([box(2, 3, 5, 6)])

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from mgcc_dist.data.datasets import busi
 from mgcc_dist.data.duplicates import THRESHOLD, groups, similar_pairs, thumbnail
 from mgcc_dist.data.images import read_grey
 from mgcc_dist.data.phantom import draw
+from mgcc_dist.data.readers.registry import busi
 
 
 @pytest.fixture(scope="module")

@@ -9,22 +9,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from in_memory import SIZE, Memory
+from in_memory_dataset import SIZE, InMemoryDataset
+from torch.utils.data import ConcatDataset
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.augment import symmetry
-from mgcc_dist.data.loader import Batch, EvalLoader, Position, StreamLoader
-from mgcc_dist.data.records import Sample
-from mgcc_dist.data.sources import Concat
+from mgcc_dist.data.loader import Batch, EvalLoader, ImageTrainLoader, Position
+from mgcc_dist.data.sample import Sample
 
 few = settings(deadline=None, derandomize=True, max_examples=30)
 
 
 def loader(rank=0, world=1, labeled=7, unlabeled=5, batches=(2, 2), workers=0, seed=3, augment=True):
     """Unlabeled records keep a mask, which must not be seen."""
-    return StreamLoader(
-        Memory("l", labeled) if batches[0] else None,
-        Memory("u", unlabeled) if batches[1] else None,
+    return ImageTrainLoader(
+        InMemoryDataset("l", labeled) if batches[0] else None,
+        InMemoryDataset("u", unlabeled) if batches[1] else None,
         *batches,
         image_size=SIZE,
         seed=seed,
@@ -52,7 +52,7 @@ def streams(world, steps, start=None, **settings):
         taken = take(loader(rank, world, **settings), steps, start)
         ends.add(taken[-1][1])
         for batch, _ in taken:
-            for row, place in enumerate(batch.positions.tolist()):
+            for row, place in enumerate(batch.offsets.tolist()):
                 stream = seen[row >= batch.labeled]
                 assert place not in stream, "two ranks or steps have one place"
                 mask = batch.masks[row].numpy().tobytes() if row < batch.labeled else None
@@ -93,7 +93,7 @@ def test_every_rank_has_full_batches_and_the_same_position_at_each_step(world, l
             assert batch.images.shape == (sum(batches), 1, SIZE, SIZE)
             assert batch.masks.shape == (batches[0], 1, SIZE, SIZE)
             assert batch.labeled == batches[0]
-            assert len(batch.positions) == len(batch.keys) == sum(batches)
+            assert len(batch.offsets) == len(batch.keys) == sum(batches)
 
 
 @few
@@ -122,7 +122,7 @@ def assert_same_batches(ours, theirs):
         assert a.keys == b.keys
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.masks, b.masks)
-        assert torch.equal(a.positions, b.positions)
+        assert torch.equal(a.offsets, b.offsets)
 
 
 @settings(deadline=None, derandomize=True, max_examples=20)
@@ -164,13 +164,13 @@ def test_the_order_of_an_epoch_is_the_one_that_is_stated():
 def test_rank_r_has_the_rth_run_of_places():
     for rank in range(3):
         (batch, _), *_ = take(loader(rank, 3, batches=(2, 1)), 1)
-        assert batch.positions.tolist() == [2 * rank, 2 * rank + 1, rank]
+        assert batch.offsets.tolist() == [2 * rank, 2 * rank + 1, rank]
 
 
 def test_image_and_mask_are_rotated_and_flipped_together():
     """Each pair is one symmetry of the record; over 60 places all eight occur, each time on both."""
-    source = Memory("l", 1)
-    record = source.read(0)
+    source = InMemoryDataset("l", 1)
+    record = source[0]
     eight = {as_image(symmetry(record.image, which)).tobytes(): which for which in range(8)}
     found = Counter()
     for batch, _ in take(loader(labeled=1, batches=(2, 2)), 30):
@@ -189,8 +189,8 @@ def as_image(grey):
 
 def test_mirror_only_exchanges_left_and_right():
     """About half of the time; what learns from the images must see skin above and shadows below."""
-    source = Memory("u", 1)
-    record = as_image(source.read(0).image)
+    source = InMemoryDataset("u", 1)
+    record = as_image(source[0].image)
     both = {record.tobytes(): "as it is", np.ascontiguousarray(record[:, ::-1]).tobytes(): "mirrored"}
     taken = take(loader(unlabeled=1, batches=(0, 4), augment="mirror"), 25)
     found = Counter(both[image.tobytes()] for batch, _ in taken for image in batch.images.numpy()[:, 0])
@@ -199,16 +199,16 @@ def test_mirror_only_exchanges_left_and_right():
 
 
 def test_without_augmentation_a_record_comes_as_it_is():
-    source = Memory("l", 3)
+    source = InMemoryDataset("l", 3)
     for batch, _ in take(loader(labeled=3, batches=(2, 1), augment=False), 4):
         for row in range(2):
-            record = source.read(int(batch.keys[row][1:]))
+            record = source[int(batch.keys[row][1:])]
             np.testing.assert_array_equal(batch.images[row, 0].numpy(), as_image(record.image))
             np.testing.assert_array_equal(batch.masks[row, 0].numpy(), record.mask / 255)
 
 
 def test_masks_of_unlabeled_records_are_not_shown():
-    """`Memory("u")` has masks; only the labeled stream's may appear."""
+    """`InMemoryDataset("u")` has masks; only the labeled stream's may appear."""
     (batch, _), *_ = take(loader(batches=(1, 3)), 1)
     assert batch.masks.shape[0] == 1
     (batch, _), *_ = take(loader(batches=(0, 3)), 1)
@@ -219,7 +219,7 @@ def test_masks_of_unlabeled_records_are_not_shown():
 def test_types_and_value_range():
     (batch, _), *_ = take(loader(labeled=30, batches=(20, 20)), 1)
     assert batch.images.dtype == batch.masks.dtype == torch.float32
-    assert batch.positions.dtype == torch.int64
+    assert batch.offsets.dtype == torch.int64
     assert batch.images.min() >= -1
     assert batch.images.max() <= 1
     assert batch.images.min() < -0.9
@@ -233,7 +233,7 @@ class Picture:
     def __len__(self):
         return 1
 
-    def read(self, i):
+    def __getitem__(self, index):
         image = np.zeros((60, 90), np.uint8)
         image[:, 45:] = 255
         image[30, 20] = 255
@@ -263,7 +263,7 @@ def test_batch_moves_to_a_device_with_its_positions_staying_behind():
     assert (batch.images.dtype, batch.masks.dtype) == (torch.uint8, torch.bool), "bytes travel"
     assert moved.images.dtype == moved.masks.dtype == torch.float32
     assert moved.images.device.type == moved.masks.device.type == "meta"
-    assert moved.positions.device.type == "cpu"
+    assert moved.offsets.device.type == "cpu"
     assert moved.keys == batch.keys
 
 
@@ -284,25 +284,30 @@ def test_steps_of_a_fraction_of_an_epoch_are_not_one_too_many():
 
 
 def test_a_labeled_stream_with_an_unlabeled_record_names_it():
-    source = Concat([Memory("l", 3), Memory("n", 1, labeled=False)])
-    stream = StreamLoader(source, None, 4, 0, SIZE, seed=0, rank=0, world=1, workers=1, augment=True)
-    with pytest.raises(UserError, match="record 'n0' has no mask"):
+    source = ConcatDataset([InMemoryDataset("l", 3), InMemoryDataset("n", 1, labeled=False)])
+    stream = ImageTrainLoader(source, None, 4, 0, SIZE, seed=0, rank=0, world=1, workers=1, augment=True)
+    with pytest.raises(UserError, match="record 'n0' of the labeled stream has no mask"):
         take(stream, 1)
 
 
 @pytest.mark.parametrize(
     ("labeled", "unlabeled", "batches", "says"),
     [
-        (Memory("l", 0), None, (1, 0), "no labeled images"),
-        (Memory("l", 1), Memory("u", 0), (1, 1), "no unlabeled images"),
+        (InMemoryDataset("l", 0), None, (1, 0), "no labeled images"),
+        (InMemoryDataset("l", 1), InMemoryDataset("u", 0), (1, 1), "no unlabeled images"),
         (None, None, (0, 0), "neither labeled nor unlabeled"),
-        (Memory("l", 3), None, (1, 2), "batch size of the unlabeled stream is 2 but it has no source"),
-        (Memory("l", 3), Memory("u", 4), (1, 0), "batch size of the unlabeled stream is 0 but it has 4 images"),
+        (InMemoryDataset("l", 3), None, (1, 2), "batch size of the unlabeled stream is 2 but it has no dataset"),
+        (
+            InMemoryDataset("l", 3),
+            InMemoryDataset("u", 4),
+            (1, 0),
+            "batch size of the unlabeled stream is 0 but it has 4 images",
+        ),
     ],
 )
 def test_streams_that_cannot_be_loaded_are_refused_at_once(labeled, unlabeled, batches, says):
     with pytest.raises(UserError, match=says):
-        StreamLoader(labeled, unlabeled, *batches, SIZE, seed=0, rank=0, world=1, workers=0, augment=True)
+        ImageTrainLoader(labeled, unlabeled, *batches, SIZE, seed=0, rank=0, world=1, workers=0, augment=True)
 
 
 @few
@@ -310,11 +315,11 @@ def test_streams_that_cannot_be_loaded_are_refused_at_once(labeled, unlabeled, b
 def test_evaluation_sees_each_sample_exactly_once(world, count, batch):
     seen = []
     for rank in range(world):
-        for loaded in evaluated(Memory("l", count), batch, rank=rank, world=world):
+        for loaded in evaluated(InMemoryDataset("l", count), batch, rank=rank, world=world):
             assert 1 <= len(loaded.keys) <= batch
             assert loaded.labeled == len(loaded.keys)
-            assert loaded.keys == [f"l{i}" for i in loaded.positions]
-            assert all(place % world == rank for place in loaded.positions.tolist())
+            assert loaded.keys == [f"l{i}" for i in loaded.offsets]
+            assert all(place % world == rank for place in loaded.offsets.tolist())
             seen += loaded.keys
     assert sorted(seen) == sorted(f"l{i}" for i in range(count))
 
@@ -322,21 +327,21 @@ def test_evaluation_sees_each_sample_exactly_once(world, count, batch):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_evaluation_with_workers_gives_the_same_batches(workers):
     def batches(workers):
-        return [(batch, None) for batch in evaluated(Memory("l", 9), 2, rank=1, world=2, workers=workers)]
+        return [(batch, None) for batch in evaluated(InMemoryDataset("l", 9), 2, rank=1, world=2, workers=workers)]
 
     assert_same_batches(batches(workers), batches(0))
 
 
 def test_evaluation_of_nothing_is_refused():
     with pytest.raises(UserError, match="no evaluation images"):
-        EvalLoader(Memory("l", 0), 2, SIZE, rank=0, world=1, workers=0)
+        EvalLoader(InMemoryDataset("l", 0), 2, SIZE, rank=0, world=1, workers=0)
 
 
 def test_evaluation_of_some_unlabeled_images_keeps_masks_with_their_images():
-    mixed = Concat([Memory("n", 1, labeled=False), Memory("l", 2)])
+    mixed = ConcatDataset([InMemoryDataset("n", 1, labeled=False), InMemoryDataset("l", 2)])
     (batch,) = evaluated(mixed, 3)
     assert batch.keys == ["l0", "l1", "n0"]
-    assert batch.positions.tolist() == [1, 2, 0]
+    assert batch.offsets.tolist() == [1, 2, 0]
     for row in range(2):
         assert torch.equal(batch.masks[row] > 0, batch.images[row] > 0)
 
@@ -344,11 +349,11 @@ def test_evaluation_of_some_unlabeled_images_keeps_masks_with_their_images():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards_may_be_fewer_than_ranks_and_change_nothing(shard_folder, workers):
     def stream(source, rank, workers):
-        return StreamLoader(source, None, 2, 0, SIZE, seed=0, rank=rank, world=3, workers=workers, augment=True)
+        return ImageTrainLoader(source, None, 2, 0, SIZE, seed=0, rank=rank, world=3, workers=workers, augment=True)
 
     for rank in range(3):
         from_shards = take(stream(shard_folder, rank, workers), 5)
-        assert_same_batches(from_shards, take(stream(Memory("l", 7), rank, workers=0), 5))
+        assert_same_batches(from_shards, take(stream(InMemoryDataset("l", 7), rank, workers=0), 5))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -357,6 +362,6 @@ def test_a_corrupt_record_stops_the_loader_with_shard_and_key(shard_folder, work
     whole = path.read_bytes()
     png = whole.index(b"IDAT", whole.index(b"l3.png"))
     path.write_bytes(whole[: png + 8] + b"\0\0\0\0" + whole[png + 12 :])
-    stream = StreamLoader(shard_folder, None, 7, 0, SIZE, seed=0, rank=0, world=1, workers=workers, augment=True)
+    stream = ImageTrainLoader(shard_folder, None, 7, 0, SIZE, seed=0, rank=0, world=1, workers=workers, augment=True)
     with pytest.raises(UserError, match=rf"{path.name}: record 'l3' is corrupt"):
         take(stream, 1)

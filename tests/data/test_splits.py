@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.data.records import RecordInfo
+from mgcc_dist.data.sample import RecordInfo
 from mgcc_dist.data.splits import Split, leaks, make_split, read_split, write_split
 from mgcc_dist.shards import main
 

@@ -36,7 +36,7 @@ def test_mirrored_images_are_never_turned(phantom_shards):
     """With `mirror` an image comes as it is or with left and right exchanged, both often."""
     seen = []
     for key, image in taken(images(phantom_shards, mirror=True).train_loader(6, 0, Accelerator(cpu=True)), 12):
-        original = phantom_shards.read(phantom_shards.position(key)).image
+        original = phantom_shards[phantom_shards.index_of(key)].image
         same = [np.array_equal(image, candidate) for candidate in (original, original[:, ::-1])]
         assert sum(same) == 1
         seen.append(same[0])
@@ -45,7 +45,7 @@ def test_mirrored_images_are_never_turned(phantom_shards):
 
 def test_images_come_as_they_are_by_default(phantom_shards):
     for key, image in taken(images(phantom_shards).train_loader(6, 0, Accelerator(cpu=True)), 6):
-        original = phantom_shards.read(phantom_shards.position(key)).image
+        original = phantom_shards[phantom_shards.index_of(key)].image
         np.testing.assert_array_equal(image, original)
 
 

@@ -50,13 +50,13 @@ def test_each_image_and_its_mirror_image_have_the_posterior_of_the_autoencoder(e
     assert sum(encoded.classes.values()) == 18
     for batch in images.train_eval_loader(18, Accelerator(cpu=True)).batches():
         for key, image in zip(batch.keys, batch.to("cpu").images, strict=True):
-            latent = encoded.train.read(encoded.train.position(key))
+            latent = encoded.train[encoded.train.index_of(key)]
             assert latent.mean.dtype == latent.logvar.dtype == torch.float16
             with torch.no_grad():
                 posterior = vae.encode(torch.stack([image, image.flip(2)])).latent_dist
             torch.testing.assert_close(latent.mean.float(), posterior.mean, rtol=1e-3, atol=1e-3)
             torch.testing.assert_close(latent.logvar.float(), posterior.logvar, rtol=1e-3, atol=1e-3)
-    assert encoded.val.read(0).mean.shape == (1, *SHAPE)
+    assert encoded.val[0].mean.shape == (1, *SHAPE)
 
 
 def test_a_record_is_a_plain_safetensors_file_that_any_webdataset_reader_finds(encoded):
@@ -73,10 +73,10 @@ def test_training_on_latents_has_the_losses_of_encoding_every_step(encoded, vae,
     stored = take(encoded.train_loader(4, 9, accelerator), 6)
     pixels = take(images.train_loader(4, 9, accelerator), 6)
     for (batch, after), (shown, then) in zip(stored, pixels, strict=True):
-        assert (batch.keys, batch.positions.tolist(), after) == (shown.keys, shown.positions.tolist(), then)
+        assert (batch.keys, batch.offsets.tolist(), after) == (shown.keys, shown.offsets.tolist(), then)
         with torch.no_grad():
             posterior = vae.encode(shown.to("cpu").images).latent_dist
-            fresh = LatentBatch(posterior.mean, posterior.logvar, batch.classes, shown.positions, shown.keys)
+            fresh = LatentBatch(posterior.mean, posterior.logvar, batch.classes, shown.offsets, shown.keys)
             torch.testing.assert_close(batch.mean.float(), posterior.mean, rtol=1e-3, atol=1e-3)
             losses = [module(each, PROGRESS)["loss"] for each in (batch, fresh)]
         torch.testing.assert_close(*losses, rtol=1e-3, atol=0)
@@ -118,7 +118,7 @@ def seen(folder, world, batch, steps, seed, start, workers):
         taken = take(LatentLoader(folder, batch, seed, rank, world, workers), steps, start)
         ends.add(taken[-1][1])
         for got, _ in taken:
-            for key, place, mean in zip(got.keys, got.positions.tolist(), got.mean, strict=True):
+            for key, place, mean in zip(got.keys, got.offsets.tolist(), got.mean, strict=True):
                 assert place not in places, "two ranks or steps have one place"
                 places[place] = (key, mean.numpy().tobytes())
     assert len(ends) == 1, "ranks don't agree on the position"
@@ -133,7 +133,7 @@ def test_held_out_latents_come_once_over_all_ranks_and_are_never_learned(encoded
             self.process_index = process_index
 
     batches = [batch for rank in (0, 1) for batch in encoded.val_batches(2, Rank(rank))]
-    assert sorted(place for batch in batches for place in batch.positions.tolist()) == list(range(6))
+    assert sorted(place for batch in batches for place in batch.offsets.tolist()) == list(range(6))
     keys = {key for batch in batches for key in batch.keys}
     assert keys == set(encoded.val.keys())
     assert not keys & set(encoded.train.keys())
@@ -143,7 +143,7 @@ def test_class_numbers_are_those_of_training_and_one_more_for_a_class_that_it_la
     names = sorted(encoded.classes)
     [(batch, _)] = take(encoded.train_loader(18, 0, Accelerator(cpu=True)), 1)
     for key, number in zip(batch.keys, batch.classes.tolist(), strict=True):
-        assert encoded.train.records[encoded.train.position(key)].category == names[number]
+        assert encoded.train.records[encoded.train.index_of(key)].category == names[number]
     encoded.train.index["classes"] = {"of another kind": 18}
     assert {number for batch in encoded.val_batches(6, Accelerator(cpu=True)) for number in batch.classes.tolist()} == {
         1
@@ -213,7 +213,7 @@ def test_a_damaged_record_is_named(encoded, tmp_path):
         LatentFolder.open(tmp_path / "damaged")
     folder = LatentFolder.open(tmp_path / "damaged", verify=False)
     with pytest.raises(UserError, match=rf"record {folder.keys()[0]!r} is corrupt"):
-        folder.read(0)
+        folder[0]
 
 
 def test_a_denoiser_of_another_autoencoder_or_architecture_is_refused(encoded, unet, tmp_path):

@@ -35,7 +35,7 @@ def test_records_say_where_they_come_from(pipeline_folder, tmp_path, accelerator
     samples = ShardFolder.open(tmp_path / "s")
     assert samples.dataset == "synthetic"
     for i in range(len(samples)):
-        sample = samples.read(i)
+        sample = samples[i]
         assert (sample.image.shape, sample.image.dtype, sample.mask) == ((16, 16), np.uint8, None)
         made_by = {"checkpoint": pipeline.fingerprint(pipeline_folder), "seed": 5, "index": i}
         expected = {"dataset": "synthetic", "class": "synthetic", "original_size": [16, 16], **made_by}
@@ -50,10 +50,10 @@ def test_image_depends_on_checkpoint_seed_and_index_alone(pipeline_folder, tmp_p
     a, b = ShardFolder.open(tmp_path / "a"), ShardFolder.open(tmp_path / "b")
     for i in range(5):
         # another batch may round otherwise
-        assert np.abs(a.read(i).image.astype(int) - b.read(i).image).max() <= 1
-    assert not np.array_equal(a.read(0).image, a.read(1).image)
+        assert np.abs(a[i].image.astype(int) - b[i].image).max() <= 1
+    assert not np.array_equal(a[0].image, a[1].image)
     sampling.sample(dataclasses.replace(SAMPLING, seed=6), pipeline_folder, tmp_path / "c", accelerator)
-    assert not np.array_equal(a.read(0).image, ShardFolder.open(tmp_path / "c").read(0).image)
+    assert not np.array_equal(a[0].image, ShardFolder.open(tmp_path / "c")[0].image)
 
 
 @pytest.mark.parametrize("images", [0, 1, 2, 3, 6, 7])
@@ -213,7 +213,7 @@ def test_a_process_killed_without_warning_is_gone_on_with_and_makes_each_index_o
     sampling.sample(config, pipeline_folder, folder, accelerator)
     assert {name: (folder / name).stat().st_mtime_ns for name in entries} == before
     samples = ShardFolder.open(folder)
-    assert [samples.read(i).meta["index"] for i in range(len(samples))] == list(range(24))
+    assert [samples[i].meta["index"] for i in range(len(samples))] == list(range(24))
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -246,7 +246,7 @@ def test_two_ranks_make_every_index_once_and_the_images_of_one_rank(pipeline_fol
     assert "world size 2" in done.stdout
     assert "rank 0 of 2): 100%" in done.stderr
     samples = ShardFolder.open(tmp_path / "two")
-    assert [samples.read(i).meta["index"] for i in range(len(samples))] == list(range(7))
+    assert [samples[i].meta["index"] for i in range(len(samples))] == list(range(7))
 
     sampling.sample(SAMPLING, pipeline_folder, tmp_path / "one", accelerator)
     assert contents(tmp_path / "two") == contents(tmp_path / "one")

@@ -51,7 +51,7 @@ def test_two_ranks_make_everything_once(made):
         result = json.loads((out / stage / "result.json").read_text())
         assert (result["stage"], result["steps"], result["world_size"]) == (stage, 3, 2)
     samples = ShardFolder.open(out / "samples")
-    assert [samples.read(i).meta["index"] for i in range(len(samples))] == list(range(9))
+    assert [samples[i].meta["index"] for i in range(len(samples))] == list(range(9))
     images = DiffusionPipeline.from_pretrained(out / "pipeline")(batch_size=1, num_inference_steps=2).images
     assert images[0].size == (16, 16)
     assert np.ptp(np.asarray(Image.open(out / "gallery.png"))) > 0

@@ -17,8 +17,8 @@ from torch import nn
 
 from mgcc_dist.common.distributed import start
 from mgcc_dist.common.errors import run_program
-from mgcc_dist.data.loader import StreamLoader
-from mgcc_dist.data.records import Sample
+from mgcc_dist.data.loader import ImageTrainLoader
+from mgcc_dist.data.sample import Sample
 from mgcc_dist.train.config import LoopConfig
 from mgcc_dist.train.loop import fit
 
@@ -33,7 +33,7 @@ class Numbers:
     def __len__(self):
         return 12
 
-    def read(self, i):
+    def __getitem__(self, i):
         return Sample(f"n{i}", np.full((8, 8), 20 * i, np.uint8), None, {})
 
 
@@ -50,7 +50,7 @@ class Toy(nn.Module):
         self.seen = []
 
     def forward(self, batch, progress):
-        self.seen += [(progress.step, *image) for image in zip(batch.positions.tolist(), batch.keys, strict=True)]
+        self.seen += [(progress.step, *image) for image in zip(batch.offsets.tolist(), batch.keys, strict=True)]
         target = batch.images.mean(dim=(1, 2, 3)) + 0.1 * torch.rand(len(batch.images))
         loss = (self.weight.mean() - target).square().mean()
         return {"loss": loss * float("nan") if progress.step == self.nan_at else loss}
@@ -65,7 +65,7 @@ class ToyTask:
 
     def __init__(self, module=None, batch=2, rank=0, world=1, stop_at=None):
         self.module = module or Toy()
-        self.loader = StreamLoader(
+        self.loader = ImageTrainLoader(
             None, Numbers(), 0, batch, 8, seed=0, rank=rank, world=world, workers=0, augment=False
         )
         self.stop_at = stop_at

@@ -4,7 +4,7 @@ from typing import Any
 
 from mgcc_dist.data import phantom
 from mgcc_dist.data.images import BadFile
-from mgcc_dist.data.records import Sample
+from mgcc_dist.data.sample import Sample
 
 
 class Phantoms:
@@ -21,11 +21,11 @@ class Phantoms:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def read(self, i: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample:
         seed, size = self.arguments["seed"], self.arguments["size"]
-        drawn = phantom.draw(seed, i, size)
+        drawn = phantom.draw(seed, index, size)
         meta = {"dataset": self.dataset, "class": drawn.category, "original_size": [size, size]}
-        return Sample(self._keys[i], drawn.image, drawn.mask, {**meta, "seed": seed, "index": i})
+        return Sample(self._keys[index], drawn.image, drawn.mask, {**meta, "seed": seed, "index": index})
 
     def groups(self) -> list[str]:
         return list(self._keys)

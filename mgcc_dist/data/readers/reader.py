@@ -15,7 +15,7 @@ from tqdm import tqdm
 from mgcc_dist.common.files import sha256_of
 from mgcc_dist.data import duplicates
 from mgcc_dist.data.images import BadFile, read_grey, read_mask
-from mgcc_dist.data.records import Sample, is_key
+from mgcc_dist.data.sample import Sample, is_key
 
 
 class Reader(Protocol):
@@ -28,7 +28,7 @@ class Reader(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, i: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample:
         """Sample `i` at its original size, without "group" in its meta. Raises BadFile."""
 
     def groups(self) -> list[str]:
@@ -84,8 +84,8 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.items)
 
-    def read(self, i: int) -> Sample:
-        item = self.items[i]
+    def __getitem__(self, index: int) -> Sample:
+        item = self.items[index]
         image = read_grey(item.image)
         height, width = image.shape
         meta = {"dataset": self.dataset, "class": item.category, "original_size": [width, height]}

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from mgcc_dist.data.records import Sample
+from mgcc_dist.data.sample import Sample
 
 SIZE = 4
 
 
-class Memory:
+class InMemoryDataset:
     """`count` random images of `shape`; the mask is where the image is bright."""
 
     def __init__(self, name, count, shape=(SIZE, SIZE), labeled=True):
@@ -16,7 +16,7 @@ class Memory:
     def __len__(self):
         return self.count
 
-    def read(self, i):
-        image = np.random.default_rng((ord(self.name), i)).integers(0, 256, self.shape, dtype=np.uint8)
+    def __getitem__(self, index):
+        image = np.random.default_rng((ord(self.name), index)).integers(0, 256, self.shape, dtype=np.uint8)
         mask = np.where(image > 127, 255, 0).astype(np.uint8) if self.labeled else None
-        return Sample(f"{self.name}{i}", image, mask, {})
+        return Sample(f"{self.name}{index}", image, mask, {})

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from pictures import problems, put, put_box
+from image_files import problems, put, put_box
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data import duplicates
-from mgcc_dist.data.datasets import READERS
 from mgcc_dist.data.images import BadFile
+from mgcc_dist.data.readers.registry import READERS
 from mgcc_dist.shards import main
 
 
@@ -128,7 +128,7 @@ def test_images_masks_classes_and_keys_are_found(copy):
     assert [classes[image] for image in images] == ["benign", "benign", "malignant"]
     for i, item in enumerate(reader.items):
         if item in of_layout(reader):
-            sample = reader.read(i)
+            sample = reader[i]
             assert (sample.key, sample.image.shape) == (item.key, (20, 30))
             assert set(np.unique(sample.mask)) == {0, 255}
             assert abs(int((sample.mask > 0).sum()) - 100) <= 8  # TN3K's masks are JPEG
@@ -213,7 +213,7 @@ def test_a_mask_of_another_size_names_both_sizes(copy):
     put_box(mask, (0, 0, 5, 5), size=(31, 20))
     reader = READERS[name](root)
     with pytest.raises(BadFile, match=f"{mask.name} is 31x20 but its image is 30x20"):
-        reader.read([item.key for item in reader.items].index(layout.keys[0]))
+        reader[[item.key for item in reader.items].index(layout.keys[0])]
 
 
 def test_a_file_of_another_name_is_named(copy):
