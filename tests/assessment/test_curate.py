@@ -161,14 +161,14 @@ def test_a_person_chooses_by_keyboard_and_mouse_and_the_shards_are_those(page, c
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"samples": REQUEST | {"seed": 4}}, r"is of samples with seed 4, but .* holds those with 3"),
-        ({"samples": REQUEST | {"checkpoint": "x"}}, "is of samples with checkpoint x"),
-        ({"accepted": ["synthetic-000099"]}, r"names 1 records that .* lacks, 'synthetic-000099' first"),
+        ({"samples": REQUEST | {"seed": 4}}, r"made from samples with seed 4, but .* has seed 3"),
+        ({"samples": REQUEST | {"checkpoint": "x"}}, "made from samples with checkpoint x"),
+        ({"accepted": ["synthetic-000099"]}, r"1 of its records are not in .*, the first is 'synthetic-000099'"),
         ({"rejected": ["synthetic-000001"]}, "names 'synthetic-000001' twice"),
         ({"accepted": []}, "accepts no image"),
-        ({"accepted": "synthetic-000001"}, "is damaged"),
-        ({"rejected": None}, "is damaged"),
-        ({"samples": None}, "is damaged"),
+        ({"accepted": "synthetic-000001"}, "json: damaged"),
+        ({"rejected": None}, "json: damaged"),
+        ({"samples": None}, "json: damaged"),
         ({"version": 2}, "has version 2; this program reads version 1"),
         ({"format": "x"}, "is no file of mgcc-dist selection"),
     ],
@@ -181,7 +181,7 @@ def test_a_selection_that_does_not_fit_is_refused_and_nothing_written(run, chang
     assert not (run / "curated").exists()
     write_json(run / "selection.json", good)
     assert apply_selection(run / "selection.json", run / "samples", run / "curated") == 1
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         apply_selection(run / "selection.json", run / "samples", run / "curated")
 
 
@@ -189,5 +189,5 @@ def test_a_damaged_or_missing_selection_is_refused(run):
     (run / "selection.json").write_text('{"format": ')
     with pytest.raises(UserError, match="is not JSON"):
         apply_selection(run / "selection.json", run / "samples", run / "curated")
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         apply_selection(run / "none.json", run / "samples", run / "curated")

@@ -157,7 +157,7 @@ def test_class_numbers_are_those_of_training_and_one_more_for_a_class_that_it_la
 def test_latents_of_another_autoencoder_are_refused(encoded, vae, images, tmp_path, sha256, mirror, message):
     images = copy.copy(images)
     images.mirror = mirror
-    with pytest.raises(UserError, match=f"{message}.*delete the folder"):
+    with pytest.raises(UserError, match=f"{message}.*Delete the folder"):
         latents.encode(vae, sha256, images, 4, tmp_path / "latents", Accelerator(cpu=True))
 
 
@@ -209,7 +209,7 @@ def test_a_damaged_record_is_named(encoded, tmp_path):
     content = bytearray(shard.read_bytes())
     content[content.index(b'"mean"') + 200] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(UserError, match=r"another sha256 than index\.json says"):
+    with pytest.raises(UserError, match=r"its sha256 does not match index\.json"):
         LatentFolder.open(tmp_path / "damaged")
     folder = LatentFolder.open(tmp_path / "damaged", verify=False)
     with pytest.raises(UserError, match=rf"record {folder.keys()[0]!r} is corrupt"):
