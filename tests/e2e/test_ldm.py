@@ -158,7 +158,7 @@ def test_other_settings_in_the_same_folder_are_refused(made, toy, words, message
         ("--preset demo --data.phantom 40 --data.image_size 18", r"data\.image_size: 18 is not a multiple of 4"),
         ("--preset demo --denoiser.attention [true]", r"denoiser\.attention: has 1 levels but denoiser\.channels has"),
         ("--preset demo --autoencoder.norm_groups 24", r"autoencoder\.channels: .* not a multiple of"),
-        ("--preset demo --data.shards nowhere", "nowhere is not there"),
+        ("--preset demo --data.shards nowhere", "nowhere: does not exist"),
     ],
 )
 def test_impossible_settings_are_refused_in_a_line_that_names_them(tmp_path, words, message):
