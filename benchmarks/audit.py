@@ -22,7 +22,7 @@ from PIL import Image, ImageFilter
 from mgcc_dist.assessment import features
 from mgcc_dist.assessment.audit import audit
 from mgcc_dist.assessment.config import AuditConfig
-from mgcc_dist.common.distributed import start
+from mgcc_dist.common.distributed import create_accelerator
 from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.files import write_json
 from mgcc_dist.data.images import resize_image
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     words = parser.parse_args()
 
-    accelerator = start()
+    accelerator = create_accelerator()
     split = read_split(locate_split(words.split))
     images = ImageData(DataConfig(image_size=words.size), ShardFolder.open(Path(words.shards)), split)
     used = features.load(words.encoder, Path(), words.size) if words.encoder else None

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from mgcc_dist.common.config import CONFIGS, parse
-from mgcc_dist.common.distributed import start
+from mgcc_dist.common.distributed import create_accelerator
 from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.files import write_json
 from mgcc_dist.data.loader import Batch, Position
@@ -79,7 +79,7 @@ def main() -> None:
 
     data = ["--data.shards", options.shards] if options.shards else ["--data.phantom", "60", "--data.split", "null"]
     config = parse(LdmConfig, "latents", "", CONFIGS / "ldm", argv=["--preset", options.preset, *data])
-    accelerator = start()
+    accelerator = create_accelerator()
     with tempfile.TemporaryDirectory() as scratch:
         images = open_images(config.data, Path(scratch), accelerator)
         vae = autoencoder.build(config.autoencoder, images.size).requires_grad_(False).eval().to(accelerator.device)

@@ -59,11 +59,11 @@ def run(config: LdmConfig) -> None:
     """Run all stages, skipping those whose result already exists."""
     from mgcc_dist.assessment import quality
     from mgcc_dist.assessment import stages as assessment
-    from mgcc_dist.common.distributed import describe, start
+    from mgcc_dist.common.distributed import create_accelerator, describe
     from mgcc_dist.diffusion import stages as diffusion
 
     out = Path(config.out)
-    accelerator = start(config.autoencoder.loop.precision)
+    accelerator = create_accelerator(config.autoencoder.loop.precision)
     accelerator.print(f"ldm: {describe(accelerator)}")
     if accelerator.is_main_process:
         save(config, out / "config.yaml")
@@ -90,12 +90,12 @@ def run(config: LdmConfig) -> None:
 def curate_samples(config: CurateConfig) -> None:
     """Write a proposal, and the page on which a person edits it, to OUT/curation."""
     from mgcc_dist.assessment.stages import curate_samples
-    from mgcc_dist.common.distributed import start
+    from mgcc_dist.common.distributed import create_accelerator
     from mgcc_dist.diffusion.stages import open_images
 
     out = Path(config.out)
     trained = load(LdmConfig, out / "config.yaml")
-    curate_samples(config, trained.quality.encoder, open_images(trained.data, out, start()))
+    curate_samples(config, trained.quality.encoder, open_images(trained.data, out, create_accelerator()))
 
 
 def apply_selection(config: ApplyConfig) -> None:

@@ -24,7 +24,7 @@ def run(config: SegmentConfig) -> None:
     """Train and score one run, from shards to result.json; return at once if that exists."""
     from accelerate.utils import set_seed
 
-    from mgcc_dist.common.distributed import describe, start
+    from mgcc_dist.common.distributed import create_accelerator, describe
     from mgcc_dist.data.records import ShardFolder
     from mgcc_dist.data.splits import locate_split, read_split
     from mgcc_dist.segmentation.task import SegmentationTask
@@ -32,7 +32,7 @@ def run(config: SegmentConfig) -> None:
     from mgcc_dist.train.run_folder import is_finished, open_run_folder, write_result
 
     began = time.monotonic()
-    accelerator = start(config.loop.precision, config.loop.accumulation)
+    accelerator = create_accelerator(config.loop.precision, config.loop.accumulation)
     folder = Path(config.out)
     open_run_folder(folder, config, accelerator)
     accelerator.print(f"segment: {describe(accelerator)}")

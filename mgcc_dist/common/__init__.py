@@ -1,1 +1,1 @@
-"""Configuration, environment, errors, files, logging, process groups and signals."""
+"""Configuration, environment, errors, files, logging, progress, process groups, signals and threads."""

@@ -1,4 +1,4 @@
-"""How a process joins its group, how ranks fail together, and the randomness of a step."""
+"""Process groups: join them from any launcher, fail on all ranks at once, seed each step."""
 
 import os
 import socket
@@ -16,24 +16,24 @@ from mgcc_dist.common.environment import has_bf16
 from mgcc_dist.common.errors import SharedError, UserError
 
 
-def start(precision: str | None = None, accumulation: int = 1) -> Accelerator:
-    """The Accelerator of this process, however it was started: plain python, torchrun, `accelerate launch` or Slurm.
+def create_accelerator(precision: str | None = None, accumulation: int = 1) -> Accelerator:
+    """Create the Accelerator of this process, started by plain python, torchrun, `accelerate launch` or Slurm.
 
-    Without an accelerator device the group speaks gloo, under DeepSpeed too. `precision` ("no", "fp16", "bf16") wins
-    over the launcher's; None takes the launcher's, under DeepSpeed that of its file.
+    Without a GPU the backend is gloo, also under DeepSpeed. `precision` ("no", "fp16", "bf16") overrides the launcher's
+    setting; None uses that setting (under DeepSpeed, its config file's).
     """
-    join_scheduler()
+    set_distributed_environment()
     on_cpu = not torch.accelerator.is_available()
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    # The timeout outlasts what one rank does alone while the others wait: checking shards, writing the last of them.
-    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1  # a backend makes Accelerate look for a group
-    backend = "gloo" if on_cpu and not alone else None
-    group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(hours=2))
+    single = int(os.environ.get("WORLD_SIZE", 1)) == 1  # with a backend Accelerate would expect a process group
+    backend = "gloo" if on_cpu and not single else None
+    # Longer than anything that one rank does while the others wait, such as verifying all shards.
+    process_group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(hours=2))
     accelerator = Accelerator(
         cpu=on_cpu and not deepspeed,
         mixed_precision=None if deepspeed else precision,
         gradient_accumulation_steps=accumulation,
-        kwargs_handlers=[group],
+        kwargs_handlers=[process_group],
     )
     if deepspeed and precision:
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
@@ -42,36 +42,40 @@ def start(precision: str | None = None, accumulation: int = 1) -> Accelerator:
     return accelerator
 
 
-def join_scheduler() -> None:
-    """Where Slurm or submitit started one task a rank, say to torch what a launcher would have said.
+def set_distributed_environment() -> None:
+    """Set torch.distributed's environment variables from Slurm's (or submitit's), one task per rank.
 
-    Does nothing where a launcher has spoken already, or there is one task. The first host of the step is where the
-    ranks meet, at a port that follows from the job's number.
+    No-op if a launcher already set them, or if there is one task. MASTER_ADDR is the first host of the job step,
+    MASTER_PORT follows from the job id.
     """
-    of = os.environ
-    if "RANK" in of:
+    environment = os.environ
+    if "RANK" in environment:
         return
-    if of.get("SUBMITIT_EXECUTOR") == "local":
-        world, rank = int(of["SUBMITIT_LOCAL_NTASKS"]), int(of["SUBMITIT_LOCAL_GLOBALID"])
-        local, nodes, host, job = rank, 1, "127.0.0.1", int(of["SUBMITIT_LOCAL_JOB_ID"])
-    elif int(of.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # set by srun alone: in a batch script there is one process
-        world, rank, local = (int(of[f"SLURM_{key}"]) for key in ("STEP_NUM_TASKS", "PROCID", "LOCALID"))
-        nodes, host = int(of["SLURM_STEP_NUM_NODES"]), _first_host(of["SLURM_STEP_NODELIST"])
-        job = int(of["SLURM_JOB_ID"])
+    if environment.get("SUBMITIT_EXECUTOR") == "local":
+        world, rank = int(environment["SUBMITIT_LOCAL_NTASKS"]), int(environment["SUBMITIT_LOCAL_GLOBALID"])
+        local_rank, nodes, host = rank, 1, "127.0.0.1"
+        job = int(environment["SUBMITIT_LOCAL_JOB_ID"])
+    elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # only srun sets it; a batch script is one process
+        world, rank, local_rank, nodes, job = (
+            int(environment[f"SLURM_{key}"])
+            for key in ("STEP_NUM_TASKS", "PROCID", "LOCALID", "STEP_NUM_NODES", "JOB_ID")
+        )
+        host = _first_host(environment["SLURM_STEP_NODELIST"])
     else:
         return
     if world > 1:
-        of |= {
+        environment |= {
             "MASTER_ADDR": host,
             "MASTER_PORT": str(20000 + job % 10000),
             "RANK": str(rank),
-            "LOCAL_RANK": str(local),
+            "LOCAL_RANK": str(local_rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world // nodes),
         }
-        of |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world // nodes)}
 
 
 def _first_host(nodes: str) -> str:
-    """Address of the first of Slurm's `n[1-2]`: its name, or what Slurm knows it by where the name does not resolve."""
+    """Return the name of the first node of Slurm's `n[1-2]`, or its NodeAddr if the name does not resolve."""
 
     def scontrol(*words: str) -> list[str]:
         return subprocess.run(["scontrol", "show", *words], capture_output=True, text=True, check=True).stdout.split()
@@ -86,36 +90,36 @@ def _first_host(nodes: str) -> str:
 
 
 def describe(accelerator: Accelerator) -> str:
-    """One line for the log: `world size 2 (MULTI_CPU), device cpu, precision no`."""
+    """Return a log line about the process group: `world size 2 (MULTI_CPU), device cpu, precision no`."""
     kind = accelerator.distributed_type.value
     precision = accelerator.mixed_precision
     if precision == "bf16" and not has_bf16(accelerator.device):
-        precision += " (emulated, this device has no instructions for it: `no` is many times faster)"
+        precision += " (emulated, because this device has no bfloat16 instructions; `no` is many times faster)"
     return f"world size {accelerator.num_processes} ({kind}), device {accelerator.device}, precision {precision}"
 
 
 @contextmanager
 def raise_on_all_ranks() -> Iterator[None]:
-    """A UserError that some rank raises in here is raised on all, once all are through. Collective.
+    """Raise a UserError of any rank on all ranks, at the end of the context. Collective.
 
-    So nobody waits for a rank that has failed. Nothing in here may be collective.
+    So no rank waits for one that has failed. Nothing inside the context may be collective.
     """
-    mine: UserError | None = None
+    own_error: UserError | None = None
     try:
         yield
     except UserError as error:
-        mine = error
-    failed = [message for message in gather_object([str(mine) if mine else None]) if message]
-    if failed:
-        raise SharedError(failed[0]) from mine
+        own_error = error
+    messages = [message for message in gather_object([str(own_error) if own_error else None]) if message]
+    if messages:
+        raise SharedError(messages[0]) from own_error
 
 
 def seed_step(seed: int, step: int, batch: int) -> None:
-    """Seed torch's global generators as a pure function of (seed, step, batch): the same again after a resume.
+    """Seed torch's global generators as a pure function of (seed, step, batch), so that a resumed run draws the same.
 
-    `batch` numbers the batches of a step over its micro-steps and ranks. Each draws its own perturbations, because its
-    images are others; alike on all ranks, image i of every rank would lose the same elements to Dropout. The generators
-    are those of the devices: nothing is drawn on the CPU and copied.
+    `batch` numbers the batches of a step over its micro-steps and ranks. Each batch draws perturbations of its own:
+    with equal seeds, Dropout would drop the same elements of image i on every rank. The devices' own generators are
+    used; nothing is drawn on the CPU and copied.
     """
     mixed = np.random.SeedSequence((seed, step, batch)).generate_state(1, np.uint64)[0]
     torch.manual_seed(int(mixed))

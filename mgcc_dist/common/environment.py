@@ -1,4 +1,4 @@
-"""What a program runs on: source, packages, processor, devices, the cluster's job. Part of every result."""
+"""Provenance of a result: source, package versions, processor, devices, Slurm job."""
 
 import functools
 import hashlib
@@ -36,27 +36,29 @@ CLUSTER = {
 
 @dataclass(frozen=True)
 class Source:
-    """A source tree against its commit."""
+    """A source tree compared with its commit."""
 
     commit: str | None = None
-    """12 digits, with + when files differ from it; None when this is not a git checkout"""
+    """12 digits, followed by + if files differ from it; None outside a git checkout"""
     diff: bytes = b""
     """`git diff --binary HEAD`"""
     summary: str = ""
     """`2 files changed, 5 insertions(+)`"""
     untracked: tuple[str, ...] = ()
-    """files that git neither knows nor ignores"""
+    """files that are neither tracked nor ignored"""
 
     @property
     def sha256(self) -> str:
-        """Of the diff."""
+        """sha256 of the diff"""
         return hashlib.sha256(self.diff).hexdigest()
 
 
-def facts(device: torch.device) -> dict[str, Any]:
-    """This process, on `device`, as JSON: `started` (UTC), `commit`, `changes` (None where nothing differs from the
-    commit), `versions`, `node`, `system`, `processor`, `cores` (that this process may use), `threads` (of torch),
-    `device`, `slurm` (None outside a job)."""
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Return a JSON object about this process on `device`.
+
+    Keys: `started` (UTC), `commit`, `changes` (None without any), `versions`, `node`, `system`, `processor`, `cores`
+    (that this process may use), `threads` (torch's), `device`, `slurm` (None outside a job).
+    """
     tree = source()
     changed = tree.commit is not None and tree.commit.endswith("+")
     untracked = {"untracked": tree.untracked[:UNTRACKED_SHOWN], "untracked_files": len(tree.untracked)}
@@ -83,7 +85,7 @@ def benchmark_header(program: str, device: torch.device | None = None) -> dict[s
         program: module that was run as `python -m PROGRAM`.
         device: that was measured; None: the GPU if there is one, else the CPU.
     """
-    here = facts(device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    here = describe_environment(device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return {
         "command": shlex.join(["python", "-m", program, *sys.argv[1:]]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -95,7 +97,7 @@ def benchmark_header(program: str, device: torch.device | None = None) -> dict[s
 
 @functools.cache
 def source(root: Path = ROOT) -> Source:
-    """As it was when this process first asked: what is changed later is not what runs."""
+    """Compare the tree with its commit, once per process: later changes are not what runs."""
 
     def git(*words: str) -> bytes:
         return subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=True).stdout
@@ -117,7 +119,7 @@ def source(root: Path = ROOT) -> Source:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, this package, those of PACKAGES that are installed, and what CUDA or ROCm consists of."""
+    """Return the versions of Python, this package, installed PACKAGES, and the parts of CUDA or ROCm."""
     found = {"mgcc_dist": mgcc_dist.__version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -130,6 +132,7 @@ def versions() -> dict[str, str]:
 
 
 def processor() -> str:
+    """Return the processor's model name."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -140,17 +143,17 @@ def processor() -> str:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether `device` has instructions for bfloat16; without them it is emulated, many times slower than float32."""
+    """Return whether `device` has bfloat16 instructions; without them bfloat16 is emulated, far slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # What oneDNN's convolutions in bfloat16 need to be faster; False on other processors.
+    # oneDNN's bfloat16 convolutions are faster than float32 only with these instructions; False on other processors.
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 def _nvidia_driver() -> str | None:
     try:
-        said = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
     except OSError:
         return None
-    match = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", said)
+    match = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", text)
     return match.group() if match else None

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all: written beside their place, flushed to disk, then renamed."""
+"""Atomic writes: to a scratch file in the same folder, flushed to disk, then renamed."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from mgcc_dist.common.errors import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a scratch path beside `path`; on a clean exit it is synced and renamed over `path`, else removed."""
+    """Yield a scratch path next to `path`. Sync it and rename it to `path` at the end; remove it on an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -43,19 +43,19 @@ def read_json(path: Path) -> Any:
 
 
 def read_versioned(path: Path, kind: str, version: int, remedy: str) -> dict[str, Any]:
-    """The JSON object in `path`, whose `format` is `kind`.
+    """Read the JSON object in `path`, whose `format` is `kind`.
 
     Raises:
-        UserError: it is not JSON, or of another format or version; ends with `remedy`, what to do.
+        UserError: the file is not JSON, or has another format or version. The message ends with `remedy`, what to do.
     """
     try:
         content = read_json(path)
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); {remedy}") from error
+        raise UserError(f"{path}: is not JSON ({error}); {remedy}") from error
     if not isinstance(content, dict) or content.get("format") != kind:
-        raise UserError(f"{path} is no file of {kind}; {remedy}")
+        raise UserError(f"{path}: is not a {kind} file; {remedy}")
     if content.get("version") != version:
-        raise UserError(f"{path} has version {content.get('version')}; this program reads version {version}: {remedy}")
+        raise UserError(f"{path}: has version {content.get('version')}, not {version}; {remedy}")
     return content
 
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
-from mgcc_dist.common.distributed import start
+from mgcc_dist.common.distributed import create_accelerator
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of
 from mgcc_dist.data.convert import write_shards
@@ -74,7 +74,7 @@ def open_images(config: DataConfig, out: Path, accelerator: Accelerator) -> Imag
 def train_autoencoder(config: AutoencoderConfig, data: DataConfig, images: ImageData, out: Path) -> None:
     """Train the autoencoder in `autoencoder/` and save it, with normalized latents, to `autoencoder/vae/`."""
     folder, loop = out / "autoencoder", config.loop
-    accelerator = start(loop.precision, loop.accumulation)
+    accelerator = create_accelerator(loop.precision, loop.accumulation)
     open_run_folder(folder, AutoencoderRun(data, config), accelerator)
     if is_finished(folder):
         accelerator.print(f"autoencoder: {folder / 'result.json'} already exists")
@@ -104,7 +104,7 @@ def encode_images(config: AutoencoderConfig, images: ImageData, out: Path, accel
 def train_denoiser(config: DenoiserConfig, data: DataConfig, images: ImageData, encoded: LatentData, out: Path) -> None:
     """Train the denoiser in `denoiser/`."""
     folder, loop = out / "denoiser", config.loop
-    accelerator = start(loop.precision, loop.accumulation)
+    accelerator = create_accelerator(loop.precision, loop.accumulation)
     open_run_folder(folder, DenoiserRun(data, config, encoded.autoencoder), accelerator)
     if is_finished(folder):
         accelerator.print(f"denoiser: {folder / 'result.json'} already exists")

@@ -1,1 +1,1 @@
-"""The one training loop, for autoencoder, denoiser and segmentation: `fit(task, config, folder, accelerator)`."""
+"""The training loop of autoencoder, denoiser and segmentation: `fit(task, config, folder, accelerator)`."""

@@ -1,9 +1,9 @@
-"""Checkpoints that are whole or absent: saved into a scratch folder by all ranks, synced, then renamed.
+"""Atomic checkpoints: saved into a scratch folder by all ranks, synced, then renamed.
 
 `checkpoints/step-00001200/` holds what Accelerate's `save_state` writes (weights as safetensors, optimizer, one
-random state per rank), the moving average (one file, or one a rank under ZeRO), and `state.json`: the step, the place
-in the sample streams, the best score so far, the network's shapes. The weights of two further files are for use, not
-for resuming: `best/` and `last/model.safetensors`.
+random state per rank), the moving average (one file, or one per rank under ZeRO), and `state.json`: the step, the
+sample offsets in the streams, the best metrics so far, the network's shapes. `best/` and `last/model.safetensors` are
+for use, not for resuming.
 """
 
 import json
@@ -29,36 +29,36 @@ from mgcc_dist.train.weights import Weights, zero_stage
 
 HEADER = "mgcc_dist"  # one key, because safetensors writes several in no fixed order
 _SCRATCH = ".saving"
-_DOOMED = ".deleting-"
+_DELETING = ".deleting-"
 
 
 @dataclass
 class TrainState:
-    """What a run must remember besides weights, optimizer and EMA."""
+    """State of a run besides weights, optimizer and EMA."""
 
     step: int = 0
     """optimizer steps done"""
     position: Position = field(default_factory=Position)
-    """samples consumed of each stream, by all ranks together"""
+    """samples that all ranks together have consumed of each stream"""
     best: dict[str, float] = field(default_factory=dict)
-    """validation row of the best step so far, empty before the first validation"""
+    """step, epoch and validation metrics of the best step so far; empty before the first validation"""
     loss_sums: list[dict[str, float]] = field(default_factory=list)
     """per rank: sums of the losses since the last logged row, so that a resumed row equals the uninterrupted one"""
     loss_count: int = 0
     """micro-steps in those sums"""
     batches: int = 0
-    """of an optimizer step, over all its micro-steps and ranks; 0 before the run began"""
+    """batches per optimizer step, over all micro-steps and ranks; 0 before the first start"""
     seconds: float = 0.0
-    """wall time of training so far, over all starts"""
+    """wall time of training so far, over all starts of the run"""
 
 
 def save(
     folder: Path, state: TrainState, weights: Weights, ema: Ema | None, accelerator: Accelerator, keep: int
 ) -> None:
-    """Save a checkpoint and delete all but the newest `keep`. Collective: all ranks call it.
+    """Save a checkpoint and delete all but the newest `keep`. Collective.
 
     Raises:
-        UserError: it can't be written, as on a full disk; those before it are kept.
+        UserError: the checkpoint can't be written, for example because the disk is full; earlier ones are kept.
     """
     final = _path(folder, state.step)
     if final.is_dir():
@@ -66,42 +66,43 @@ def save(
     scratch = final.parent / _SCRATCH
     main = accelerator.is_main_process
     try:
-        with raise_on_all_ranks(), _writing(scratch):
+        with raise_on_all_ranks(), _explained(scratch):
             if main:
                 shutil.rmtree(scratch, ignore_errors=True)
                 scratch.mkdir(parents=True)
-        # DeepSpeed's ranks wait for one another in here, so one that fails can only end, and its launcher the others.
-        with nullcontext() if weights.sharded else raise_on_all_ranks(), _writing(scratch):
+        # DeepSpeed's save_state is collective itself: a rank that fails in it can only exit, and its launcher ends the
+        # others.
+        with nullcontext() if weights.sharded else raise_on_all_ranks(), _explained(scratch):
             accelerator.save_state(str(scratch))
             if ema and (main or weights.sharded):
-                save_weights(_numbered(ema), scratch / _ema_file(weights, accelerator))
+                save_weights(_named(ema), scratch / _ema_file(weights, accelerator))
             if main:
-                facts = {
+                of_run = {
                     "world_size": accelerator.num_processes,
                     "zero_stage": zero_stage(accelerator),
                     "ema_updates": ema.updates if ema else 0,
                     "shapes": weights.shapes,
                 }
-                write_json(scratch / "state.json", asdict(state) | facts)
+                write_json(scratch / "state.json", asdict(state) | of_run)
         accelerator.wait_for_everyone()
-        with raise_on_all_ranks(), _writing(scratch):
+        with raise_on_all_ranks(), _explained(scratch):
             if main:
                 _sync(scratch)
                 scratch.rename(final)
                 _prune(final.parent, keep)
     except UserError:
         if main:
-            shutil.rmtree(scratch, ignore_errors=True)  # it takes room
+            shutil.rmtree(scratch, ignore_errors=True)  # free its space
         raise
 
 
 def restore(folder: Path, weights: Weights, ema: Ema | None, accelerator: Accelerator) -> TrainState:
-    """Load the newest checkpoint into the prepared model, optimizer and `ema`; a fresh state if there is none.
+    """Load the newest checkpoint into the prepared model, optimizer and `ema`; return a fresh state if there is none.
 
     Raises:
-        UserError: the checkpoint does not load, is of another network, or was sharded over other ranks.
+        UserError: the checkpoint is damaged, of another network, or sharded over another number of ranks.
     """
-    newest = _whole(folder / "checkpoints")[-1:]
+    newest = _complete(folder / "checkpoints")[-1:]
     if not newest:
         return TrainState()
     path = newest[0]
@@ -110,43 +111,46 @@ def restore(folder: Path, weights: Weights, ema: Ema | None, accelerator: Accele
         _check_shards(path, saved.pop("zero_stage"), saved.pop("world_size"), accelerator)
         _check_shapes(folder, path, saved.pop("shapes"), weights.shapes)
         accelerator.load_state(str(path))
-        accelerator.step = 0  # counts micro-steps, and a step of the other ranks may have had more or fewer of them
+        accelerator.step = 0  # Accelerate's count of micro-steps, which may differ on another number of ranks
         updates = saved.pop("ema_updates")
         if ema:
             averages = load_file(path / _ema_file(weights, accelerator))
-            for name, average in _numbered(ema).items():
+            for name, average in _named(ema).items():
                 average.copy_(averages[name])
             ema.updates = updates
         return TrainState(**saved | {"position": Position(**saved["position"])})
     except (OSError, KeyError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise UserError(f"{path} does not load ({error}); delete it to go on from the one before") from error
+        raise UserError(
+            f"{path}: can't be loaded ({error}). Delete it to resume from the checkpoint before."
+        ) from error
 
 
 def save_weights(weights: dict[str, Tensor], path: Path, header: dict[str, Any] | None = None) -> None:
-    """Write a state dict as safetensors, by rename; `header` goes, as JSON, under HEADER into the file's metadata.
+    """Write a state dict as safetensors, atomically. `header` is stored as JSON in the file's metadata, under HEADER.
 
     Raises:
-        UserError: the file can't be written, as on a full disk.
+        UserError: the file can't be written, for example because the disk is full.
     """
-    with _writing(path), replacing(path) as scratch:
+    with _explained(path), replacing(path) as scratch:
         tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}
         save_file(tensors, scratch, metadata={HEADER: json.dumps(header)} if header else None)
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write `path` into a UserError that says what room there is."""
+def _explained(path: Path) -> Iterator[None]:
+    """Turn a failure to write `path` into a UserError that tells the free space."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        room = next(parent for parent in path.parents if parent.is_dir())
+        folder = next(parent for parent in path.parents if parent.is_dir())
         raise UserError(
-            f"{path} could not be written ({error}); {shutil.disk_usage(room).free:,} bytes are free in {room}. "
-            "What was saved before is kept: make room, and the same command goes on from there"
+            f"{path}: can't be written ({error}); {shutil.disk_usage(folder).free:,} bytes are free in {folder}. "
+            "Earlier checkpoints are kept. Free some space and rerun the same command to resume."
         ) from error
 
 
-def _numbered(ema: Ema) -> dict[str, Tensor]:
+def _named(ema: Ema) -> dict[str, Tensor]:
+    """The averages by name, which safetensors needs."""
     return {str(number): average for number, average in enumerate(ema.averages)}
 
 
@@ -155,13 +159,14 @@ def _ema_file(weights: Weights, accelerator: Accelerator) -> str:
 
 
 def _check_shards(path: Path, stage: int, ranks: int, accelerator: Accelerator) -> None:
-    """DeepSpeed's checkpoints are one shard a rank, which only as many ranks of the same ZeRO stage can read."""
+    """Raise UserError if the checkpoint has DeepSpeed's shards, one per rank, and stage or ranks are others now."""
     now = zero_stage(accelerator)
     if (stage or now) and (stage, ranks) != (now, accelerator.num_processes):
         saved = f"ZeRO-{stage} on {ranks} ranks" if stage else f"no ZeRO on {ranks} ranks"
-        here = f"ZeRO-{now} on {accelerator.num_processes}" if now else f"{accelerator.num_processes} without ZeRO"
+        here = f"ZeRO-{now}" if now else "no ZeRO"
         raise UserError(
-            f"{path} was saved with {saved} and can't be read with {here}; start it as it was, with {ranks} ranks"
+            f"{path}: was saved with {saved} and can't be loaded with {here} on {accelerator.num_processes}. "
+            f"Resume it on {ranks} ranks with the same launch file."
         )
 
 
@@ -169,9 +174,8 @@ def _check_shapes(folder: Path, path: Path, saved: dict[str, list[int]], here: d
     for name in [*saved, *here]:
         if saved.get(name) != here.get(name):
             raise UserError(
-                f"{folder} holds a run of another network: {name} is {saved.get(name, 'absent')} in {path.name}, "
-                f"{here.get(name, 'absent')} here; nothing was changed. Choose another --out, or that run's settings "
-                "(its config.yaml)"
+                f"{folder}: holds a run of another network: {name} is {saved.get(name, 'absent')} in {path.name}, "
+                f"{here.get(name, 'absent')} here. Choose another --out, or use that run's settings (its config.yaml)."
             )
 
 
@@ -179,20 +183,20 @@ def _path(folder: Path, step: int) -> Path:
     return folder / "checkpoints" / f"step-{step:08d}"
 
 
-def _whole(checkpoints: Path) -> list[Path]:
+def _complete(checkpoints: Path) -> list[Path]:
     return sorted(checkpoints.glob("step-*"))
 
 
 def _prune(checkpoints: Path, keep: int) -> None:
-    """Delete the oldest; each is renamed first, so that a half-deleted folder is never taken for a checkpoint."""
-    for path in _whole(checkpoints)[:-keep]:
-        path.rename(checkpoints / f"{_DOOMED}{path.name}")
-    for path in checkpoints.glob(f"{_DOOMED}*"):
+    """Delete the oldest. Each is renamed first, so a half-deleted folder is never taken for a checkpoint."""
+    for path in _complete(checkpoints)[:-keep]:
+        path.rename(checkpoints / f"{_DELETING}{path.name}")
+    for path in checkpoints.glob(f"{_DELETING}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:
-    """Flush every file of `folder`, and the folder itself, to disk."""
+    """Flush all files of `folder`, and the folder itself, to disk."""
     for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:

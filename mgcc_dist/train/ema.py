@@ -1,4 +1,4 @@
-"""Exponential moving average of the trained weights."""
+"""Exponential moving average (EMA) of the trained weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 class Ema:
-    """Averages of `weights`, the fp32 tensors that this rank trains: whole parameters, or its shards under ZeRO.
+    """Averages of `weights`, the fp32 tensors that this rank trains: full parameters, or its shards under ZeRO.
 
-    Each element is averaged by itself, so shards need no gathering, and the averages of all ranks together take 4 bytes
-    a parameter. Decay warms up as min(decay, (1 + n) / (10 + n)) over n updates, so early averages are not stuck at the
-    initial weights. Only what is trained is averaged. Buffers (BatchNorm's running statistics) and parameters that are
-    not trained (a mean teacher) are averages already, or fixed: they are those of the module itself.
+    Averaging is elementwise, so shards need no gathering, and the averages of all ranks together take 4 bytes per
+    parameter. The decay warms up as min(decay, (1 + n) / (10 + n)) over n updates, so early averages are not stuck at
+    the initial weights. Only trained parameters are averaged. Buffers (BatchNorm's running statistics) and parameters
+    that are not trained (a mean teacher) are averages already, or fixed, and are used as they are.
     """
 
     def __init__(self, weights: list[Tensor], decay: float) -> None:
@@ -30,15 +30,15 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Averages and weights change places while this is entered, and back."""
-        self._exchange()
+        """Swap averages and weights inside the context, and swap them back at its end."""
+        self._swap()
         try:
             yield
         finally:
-            self._exchange()
+            self._swap()
 
     @torch.no_grad()
-    def _exchange(self) -> None:
+    def _swap(self) -> None:
         for weight, average in zip(self._weights, self.averages, strict=True):
             kept = weight.clone()
             weight.copy_(average)  # in place, because DeepSpeed's optimizer holds views of it

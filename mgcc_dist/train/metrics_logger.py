@@ -1,4 +1,4 @@
-"""What a run writes while it goes: `metrics.jsonl`, TensorBoard events, one progress bar; all on the main process."""
+"""Metrics of a training run: `metrics.jsonl`, TensorBoard events and a progress bar, all on the main process."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Any
 
 from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from mgcc_dist.common.files import write_text
+from mgcc_dist.common.progress import ProgressBar
 
 
 class MetricsLogger:
-    """Rows of metrics. A resumed run drops the rows after its checkpoint's step, so that no step stands twice."""
+    """Rows of metrics. A resumed run drops the rows after its checkpoint's step, so that no step is logged twice."""
 
     def __init__(self, name: str, folder: Path, step: int, total_steps: int, accelerator: Accelerator) -> None:
         self._main = accelerator.is_main_process
@@ -21,34 +21,40 @@ class MetricsLogger:
         path = folder / "metrics.jsonl"
         write_text(path, "".join(line + "\n" for line in _lines_until(path, step)))
         self._file = path.open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-        self._bar = tqdm(total=total_steps, initial=step, desc=name, unit="step", dynamic_ncols=True)
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._bar = ProgressBar(total_steps, name, "steps", initial=step)
 
-    def write(self, split: str, step: int, epoch: float, values: dict[str, float], **unlogged: Any) -> None:
-        """Append a row: {"step", "epoch", "split", **values, **unlogged}; `values` also go to TensorBoard."""
+    def __enter__(self) -> "MetricsLogger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, split: str, step: int, epoch: float, values: dict[str, float], **not_plotted: Any) -> None:
+        """Append a row {"step", "epoch", "split", **values, **not_plotted}; `values` also go to TensorBoard."""
         if not self._main:
             return
-        row = {"step": step, "epoch": round(epoch, 4), "split": split, **values, **unlogged}
+        row = {"step": step, "epoch": round(epoch, 4), "split": split, **values, **not_plotted}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for key, value in values.items():
-            self._board.add_scalar(f"{split}/{key}", value, step)
-        shown = {key: f"{value:.4g}" for key, value in list(values.items())[:3]}
-        self._bar.set_postfix(shown, refresh=False)
+            self._tensorboard.add_scalar(f"{split}/{key}", value, step)
+        self._bar.show(**dict(list(values.items())[:3]))
 
     def advance(self) -> None:
+        """Count one step as done."""
         if self._main:
             self._bar.update()
 
     def close(self) -> None:
         if self._main:
             self._bar.close()
-            self._board.close()
+            self._tensorboard.close()
             self._file.close()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out."""
+    """Return the rows of a `metrics.jsonl`, without a last line that a kill cut short."""
     rows = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:

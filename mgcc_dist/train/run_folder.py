@@ -1,5 +1,5 @@
-"""The run folder: `config.yaml` says what it is, `environment.json` where it ran, `result.json`, which is written last,
-that it is finished."""
+"""The run folder: `config.yaml` identifies the run, `environment.json` records where it ran, and `result.json` marks it
+as finished."""
 
 import json
 from pathlib import Path
@@ -10,43 +10,43 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from mgcc_dist.common.config import as_plain, flatten, save
-from mgcc_dist.common.environment import facts, source
+from mgcc_dist.common.environment import describe_environment, source
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_json, write_bytes, write_json
 
-# Keys that change how a run is carried out but not what comes out of it.
-FREE_KEYS = ("out", "data.workers", "kernels")
+# Keys that do not affect the result of a run.
+IGNORED_KEYS = ("out", "data.workers", "kernels")
 
 ENVIRONMENT = "environment.json"
 DIFF_LIMIT = 2**20
-"""bytes of a diff that are kept; a longer one is known by its sha256 alone"""
+"""Largest diff in bytes that is saved; of a longer one only the sha256 is."""
 
 
 def open_run_folder(folder: Path, config: Any, accelerator: Accelerator) -> None:
-    """Take `folder` for a run of `config` and save the config there; a folder of the same config is gone on with.
+    """Create or reopen the run folder of `config` and save the config there. Collective.
 
-    A folder in which no checkpoint was saved yet is free: its run failed at the start, on wrong settings perhaps.
+    A folder without checkpoints may be reused by any config: its run failed at the start, perhaps on wrong settings.
 
     Raises:
-        UserError: the folder holds a run of another config; the message names a key that differs.
+        UserError: the folder holds a run with another config; the message names a key that differs.
     """
     path = folder / "config.yaml"
-    goes_on = path.is_file() and (is_finished(folder) or any(folder.glob("checkpoints/step-*")))
-    if goes_on:
+    resumes = path.is_file() and (is_finished(folder) or any(folder.glob("checkpoints/step-*")))
+    if resumes:
         then, now = flatten(yaml.safe_load(path.read_text())), flatten(as_plain(config))
         differing = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
-        differing = [key for key in differing if key not in FREE_KEYS]
+        differing = [key for key in differing if key not in IGNORED_KEYS]
         if differing:
             key = differing[0]
             more = f" (and {len(differing) - 1} more keys)" if len(differing) > 1 else ""
             raise UserError(
-                f"{folder} holds a run with {key} = {then.get(key)}, not {now.get(key)}{more}; "
-                "choose another --out, or delete the folder"
+                f"{folder}: holds a run with {key} = {then.get(key)}, not {now.get(key)}{more}. "
+                "Choose another --out, or delete the folder."
             )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         save(config, path)
-    _note_start(folder, accelerator, goes_on)
+    _record_environment(folder, accelerator, resumes)
 
 
 def is_finished(folder: Path) -> bool:
@@ -57,13 +57,13 @@ def read_result(folder: Path) -> dict[str, Any]:
     try:
         return read_json(folder / "result.json")
     except ValueError as error:
-        raise UserError(f"{folder / 'result.json'} is damaged ({error}); delete it and start the run again") from error
+        raise UserError(f"{folder / 'result.json'}: is damaged ({error}). Delete it and rerun the run.") from error
 
 
 def write_result(folder: Path, result: dict[str, Any], accelerator: Accelerator) -> None:
-    """Mark the run as finished; with where it ran: the last start, and under `earlier` those before. Collective.
+    """Write result.json, which marks the run as finished. Collective.
 
-    `open_run_folder` has noted these.
+    `environment` in it is that of the run's last start, with those before under `earlier`.
     """
     if accelerator.is_main_process:
         *earlier, last = read_json(folder / ENVIRONMENT)
@@ -72,27 +72,28 @@ def write_result(folder: Path, result: dict[str, Any], accelerator: Accelerator)
     accelerator.wait_for_everyone()
 
 
-def _note_start(folder: Path, accelerator: Accelerator, goes_on: bool) -> None:
-    """Put this start into environment.json, and its changes of the source beside. Collective.
+def _record_environment(folder: Path, accelerator: Accelerator, resumes: bool) -> None:
+    """Add this start of the run to environment.json, and save its uncommitted changes as a diff. Collective.
 
-    The file lists the starts of a run, oldest first; of those on one source, packages, hosts and devices the last.
+    The file lists the starts of a run, oldest first. Of starts with the same source, packages, hosts and devices only
+    the last is kept.
     """
-    ours = facts(accelerator.device)
-    ranks = gather_object([(ours["node"], ours["device"])])
+    own = describe_environment(accelerator.device)
+    ranks = gather_object([(own["node"], own["device"])])
     nodes: dict[str, list[str]] = {}
     for node, device in ranks:
         nodes.setdefault(node, []).append(device)
     if not accelerator.is_main_process or is_finished(folder):
         return
-    start = ours | {"nodes": nodes}
+    start = own | {"nodes": nodes}
     path = folder / ENVIRONMENT
-    earlier = read_json(path) if goes_on and path.is_file() else []
-    write_json(path, [each for each in earlier if _where(each) != _where(start)] + [start])
+    earlier = read_json(path) if resumes and path.is_file() else []
+    write_json(path, [each for each in earlier if _without_job(each) != _without_job(start)] + [start])
     diff = source().diff
     if diff and len(diff) <= DIFF_LIMIT:
         write_bytes(folder / f"changes-{source().sha256[:8]}.diff", diff)
 
 
-def _where(start: dict[str, Any]) -> dict[str, Any]:
-    """As JSON has it, without what is of one start alone."""
+def _without_job(start: dict[str, Any]) -> dict[str, Any]:
+    """Return `start` as read from JSON, without its time and Slurm job."""
     return json.loads(json.dumps({key: value for key, value in start.items() if key not in ("started", "slurm")}))

@@ -1,4 +1,4 @@
-"""What changes over a run: the learning rate's factor and the consistency loss's weight, as functions of the step."""
+"""Schedules of the learning rate and of the consistency loss's weight, as functions of the step."""
 
 import math
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ Ramp = Literal["released", "compressed", "ssl4mis", "ssl4mis_compressed", "paper
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, as a method sees it."""
+    """How far a run is, for methods."""
 
     step: int
     """optimizer steps done before this one"""
     total_steps: int
-    """optimizer steps of the whole run"""
+    """optimizer steps of the run"""
     epoch: float
-    """labeled epochs consumed"""
+    """epochs of the labeled images so far"""
     seed: int
     """the run's seed"""
 
 
 def learning_rate_factor(schedule: Schedule, step: int, total: int, warmup: int = 0) -> float:
-    """What the highest learning rate is multiplied by at `step` (0, 1, ...): in [0,1], and 0 from `total` on.
+    """Return the factor in [0,1] of the peak learning rate at `step` (0, 1, ...); 0 from `total` on.
 
-    Over the first `warmup` steps it rises linearly, 1/warmup, 2/warmup, ... 1; the schedule runs over the steps left.
+    It rises linearly over the first `warmup` steps (1/warmup, 2/warmup, ... 1). The schedule covers the steps after.
     """
     if step >= total:
         return 0.0
@@ -40,38 +40,39 @@ def learning_rate_factor(schedule: Schedule, step: int, total: int, warmup: int 
 
 
 def poly(step: int, total: int, power: float = 0.9) -> float:
-    """(1 - step / total) ** power, and 0 from `total` on, where the power of a negative number would be complex."""
+    """Return (1 - step / total) ** power; 0 from `total` on, where the power of a negative number would be complex."""
     return max(0.0, 1 - step / total) ** power
 
 
 def cosine(step: int, total: int) -> float:
-    """Half a cosine wave from 1 to 0, and 0 from `total` on."""
+    """Return half a cosine wave from 1 to 0; 0 from `total` on."""
     return 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
 
 
 def constant(step: int, total: int) -> float:
-    """1, and 0 from `total` on."""
+    """Return 1; 0 from `total` on."""
     return float(step < total)
 
 
 def consistency_weight(ramp: Ramp, progress: Progress) -> float:
-    """Lambda of Eq. 12, w_max * exp(-5 (1 - t / t_max)^2). The paper gives no w_max, so there are presets.
+    """Return lambda of Eq. 12, w_max * exp(-5 (1 - t / t_max)^2). The paper gives no w_max, so there are presets.
 
-    released: w_max 7, t = step // 150, t_max 200, as in the released code, whatever the run's length. A run of 40,000
+    released: w_max 7, t = step // 150, t_max 200, as in the released code, for any length of the run. A run of 40,000
     steps ends at 7.0 (from step 30,000 on), one of 20,000 at 3.99, one of 10,000 at 0.74.
     ssl4mis: the same with w_max 0.1, as in the code that the baselines come from.
-    compressed, ssl4mis_compressed: these two over the released code's 20,000 steps (half of the labels), fitted to this
-    run's length; from 0.05 to 4.0, and from 0.0007 to 0.057. For short runs, over which the others stay near 0.
-    paper_0.1: w_max 0.1, t = step, t_max = total_steps: the ramp stretches over the whole run, as the paper words it.
+    compressed, ssl4mis_compressed: the ramps of these two over the released code's 20,000 steps (half of the labels),
+    scaled to this run's length: from 0.05 to 4.0, and from 0.0007 to 0.057. For short runs, in which the others stay
+    near 0.
+    paper_0.1: w_max 0.1, t = step, t_max = total_steps: the ramp covers the full run, as the paper describes it.
     """
     if ramp == "paper_0.1":
         return 0.1 * gaussian_ramp(progress.step, progress.total_steps)
-    highest = 0.1 if ramp.startswith("ssl4mis") else 7.0
+    w_max = 0.1 if ramp.startswith("ssl4mis") else 7.0
     if ramp.endswith("compressed"):
-        return highest * gaussian_ramp(20_000 / 150 * progress.step / progress.total_steps, 200)
-    return highest * gaussian_ramp(progress.step // 150, 200)
+        return w_max * gaussian_ramp(20_000 / 150 * progress.step / progress.total_steps, 200)
+    return w_max * gaussian_ramp(progress.step // 150, 200)
 
 
 def gaussian_ramp(t: float, t_max: float) -> float:
-    """exp(-5 (1 - t / t_max)^2): e^-5 at 0, 1 from `t_max` on (Laine & Aila 2017, Section 3.3)."""
+    """Return exp(-5 (1 - t / t_max)^2): e^-5 at 0, 1 from `t_max` on (Laine & Aila 2017, Section 3.3)."""
     return math.exp(-5 * (1 - min(1.0, t / t_max)) ** 2)

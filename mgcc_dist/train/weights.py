@@ -1,8 +1,8 @@
-"""The weights that are trained, wherever their pieces lie: whole on every rank, or in DeepSpeed's shards.
+"""The trained weights, complete on every rank or in DeepSpeed's shards.
 
-Under ZeRO each rank's optimizer holds a part of the fp32 weights, and the module itself may be bf16 (with every stage)
-or hold parts too (stage 3). So averaging and checking go shard by shard, and what is validated or exported is a whole
-fp32 copy, gathered parameter by parameter and kept no longer than that takes.
+Under ZeRO each rank's optimizer holds a shard of the fp32 weights; the module itself may be bf16 (any stage) or sharded
+too (stage 3). So averages and checks work on shards, and validation and export use a full fp32 copy that is gathered
+parameter by parameter and freed afterwards.
 """
 
 import copy
@@ -16,19 +16,19 @@ from torch import Tensor, nn
 
 
 def zero_stage(accelerator: Accelerator) -> int:
-    """1, 2 or 3 of DeepSpeed's ZeRO; 0 without."""
+    """Return DeepSpeed's ZeRO stage (1, 2 or 3); 0 without DeepSpeed."""
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return 0
     return accelerator.state.deepspeed_plugin.zero_stage
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Of the whole module, also where this rank holds shards of it."""
+    """Return the number of parameters of the full module, also if this rank holds only shards of it."""
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
 
 
 def meta_copy(module: nn.Module) -> nn.Module:
-    """A copy of `module` whose tensors take no memory (device meta)."""
+    """Copy `module` with its tensors on the meta device, where they take no memory."""
     tensors = [*module.parameters(), *module.buffers()]
     empty = {
         id(tensor): nn.Parameter(tensor.detach().to("meta"), tensor.requires_grad)
@@ -42,7 +42,7 @@ def meta_copy(module: nn.Module) -> nn.Module:
 class Weights:
     """Weights of a module that `accelerator` has prepared together with `optimizer`.
 
-    `template` is what `meta_copy` made of the module before that.
+    `template` is the `meta_copy` of the module before that.
     """
 
     def __init__(
@@ -57,27 +57,27 @@ class Weights:
 
     @property
     def sharded(self) -> bool:
-        """Whether each rank holds its own part."""
+        """Whether each rank holds a shard of its own."""
         return self._stage > 0
 
     @property
     def shapes(self) -> dict[str, list[int]]:
-        """Of all parameters and buffers of the whole module, by name."""
+        """Shapes of all parameters and buffers of the full module, by name."""
         return {name: list(tensor.shape) for name, tensor in self._template.state_dict().items()}
 
     def finite(self) -> bool:
-        """Whether no trained weight of any rank is NaN or infinite. Collective."""
-        wrong = sum((~shard.isfinite()).any().float() for shard in self.shards)
-        return self._accelerator.reduce(torch.as_tensor(wrong).to(self._accelerator.device)).item() == 0
+        """Return whether no trained weight of any rank is NaN or infinite. Collective."""
+        not_finite = sum((~shard.isfinite()).any().float() for shard in self.shards)
+        return self._accelerator.reduce(torch.as_tensor(not_finite).to(self._accelerator.device)).item() == 0
 
     @contextmanager
-    def whole(self) -> Iterator[nn.Module]:
-        """The module with all its weights and rank 0's buffers, for all ranks; not to be trained. Collective.
+    def full_module(self) -> Iterator[nn.Module]:
+        """Yield the module with all of its weights and rank 0's buffers, on all ranks; not to be trained. Collective.
 
-        Without ZeRO it is the module itself; with it an fp32 copy, 4 bytes a parameter while it is in use.
+        Without ZeRO this is the module itself; with ZeRO an fp32 copy, which takes 4 bytes per parameter.
         """
         module = self._gathered() if self.sharded else self._module
-        broadcast(list(module.buffers()))  # BatchNorm's statistics are of each rank's own images
+        broadcast(list(module.buffers()))  # each rank's BatchNorm has statistics of its own images
         yield module
 
     @torch.no_grad()
@@ -85,16 +85,16 @@ class Weights:
         from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_get_full_fp32_param
 
-        whole = copy.deepcopy(self._template).to_empty(device=self._accelerator.device)
-        for target, source in zip(whole.parameters(), self._module.parameters(), strict=True):
+        full = copy.deepcopy(self._template).to_empty(device=self._accelerator.device)
+        for target, source in zip(full.parameters(), self._module.parameters(), strict=True):
             if source.requires_grad:
                 target.copy_(safe_get_full_fp32_param(source))
-            else:  # the optimizer does not know it
+            else:  # the optimizer has no copy of it
                 with GatheredParameters([source]) if self._stage == 3 else nullcontext():
                     target.copy_(source)
-        for copied, buffer in zip(whole.buffers(), self._module.buffers(), strict=True):
+        for copied, buffer in zip(full.buffers(), self._module.buffers(), strict=True):
             copied.copy_(buffer)
-        return whole
+        return full
 
 
 def _shards(module: nn.Module, optimizer: torch.optim.Optimizer, stage: int) -> list[Tensor]:

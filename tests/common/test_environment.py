@@ -1,4 +1,4 @@
-"""Where a result comes from: the source against its commit, versions, the cluster's job."""
+"""Provenance of a result: the source compared with its commit, versions, the Slurm job."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import torch
 
-from mgcc_dist.common.environment import Source, facts, source
+from mgcc_dist.common.environment import Source, describe_environment, source
 
 
 def git(folder, *words):
@@ -16,7 +16,7 @@ def git(folder, *words):
 
 @pytest.fixture
 def tree(tmp_path):
-    """A checkout of one commit."""
+    """A checkout with one commit."""
     folder = tmp_path / "tree"
     folder.mkdir()
     (folder / "a.py").write_text("a = 1\n")
@@ -26,11 +26,11 @@ def tree(tmp_path):
     return folder
 
 
-def test_a_clean_tree_is_its_commit(tree):
+def test_a_clean_tree_is_identified_by_its_commit(tree):
     assert source(tree) == Source(git(tree, "rev-parse", "--short=12", "HEAD").strip())
 
 
-def test_a_changed_tree_has_a_plus_and_a_diff_that_makes_it_again(tree):
+def test_a_changed_tree_has_a_plus_and_a_diff_that_reproduces_it(tree):
     head = git(tree, "rev-parse", "--short=12", "HEAD").strip()
     (tree / "a.py").write_text("a = 2\n")
     (tree / "weights.bin").write_bytes(bytes(range(256)))
@@ -46,21 +46,21 @@ def test_a_changed_tree_has_a_plus_and_a_diff_that_makes_it_again(tree):
     assert (tree / "weights.bin").read_bytes() == bytes(range(256))
 
 
-def test_a_new_file_alone_makes_a_tree_another(tree):
+def test_an_untracked_file_counts_as_a_change(tree):
     (tree / "new.py").write_text("")
     assert source(tree).commit.endswith("+")
 
 
-def test_a_package_outside_a_checkout_or_deep_in_another_has_no_commit(tree, tmp_path):
+def test_a_package_outside_a_checkout_or_inside_another_one_has_no_commit(tree, tmp_path):
     (tree / "site-packages").mkdir()
     assert source(tmp_path) == source(tree / "site-packages") == Source()
 
 
-def test_facts_are_json_and_name_the_job_of_the_cluster(monkeypatch):
-    assert facts(torch.device("cpu"))["slurm"] is None
+def test_environment_is_json_and_names_the_slurm_job(monkeypatch):
+    assert describe_environment(torch.device("cpu"))["slurm"] is None
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    found = facts(torch.device("cpu"))
+    found = describe_environment(torch.device("cpu"))
     assert found["slurm"] == {"job": "12", "array_task": "3"}
     assert found["versions"]["torch"] == torch.__version__
     assert json.loads(json.dumps(found))["cores"] >= 1

@@ -1,11 +1,11 @@
-"""Files appear whole or not at all."""
+"""Writes are atomic."""
 
 import pytest
 
 from mgcc_dist.common.files import read_json, replacing, sha256_of, write_json, write_text
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_scratch(tmp_path):
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_scratch_file(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
 
@@ -20,7 +20,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_scratch(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_json_round_trip_makes_folders_and_refuses_nan(tmp_path):
+def test_json_round_trip_creates_folders_and_refuses_nan(tmp_path):
     path = tmp_path / "deep" / "a.json"
     write_json(path, {"a": [1, 2.5, None]})
     assert read_json(path) == {"a": [1, 2.5, None]}

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from tiny_ldm import SAMPLING
 
-from mgcc_dist.common.distributed import describe, start
+from mgcc_dist.common.distributed import create_accelerator, describe
 from mgcc_dist.diffusion import sampling
 
-accelerator = start()
+accelerator = create_accelerator()
 accelerator.print(describe(accelerator))
 sampling.sample(SAMPLING, Path(sys.argv[1]), Path(sys.argv[2]), accelerator)

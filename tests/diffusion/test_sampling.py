@@ -191,9 +191,9 @@ def test_a_process_killed_without_warning_is_gone_on_with_and_makes_each_index_o
     child = (
         "import sys; from dataclasses import replace; from pathlib import Path; import torch; torch.set_num_threads(1);"
         "from tiny_ldm import SAMPLING; from mgcc_dist.diffusion import sampling;"
-        "from mgcc_dist.common.distributed import start;"
+        "from mgcc_dist.common.distributed import create_accelerator;"
         "config = replace(SAMPLING, count=24, per_shard=1, batch=1, steps=50);"
-        "sampling.sample(config, Path(sys.argv[1]), Path(sys.argv[2]), start())"
+        "sampling.sample(config, Path(sys.argv[1]), Path(sys.argv[2]), create_accelerator())"
     )
     folder = tmp_path / "killed"
     process = ranks.start([], ["-c", child, pipeline_folder, folder])

@@ -18,7 +18,7 @@ from mgcc_dist.common.errors import UserError
 from mgcc_dist.ldm import LdmConfig
 from mgcc_dist.ldm import run as run_here
 from mgcc_dist.train.config import LoopConfig
-from mgcc_dist.train.loop import _tell_deepspeed
+from mgcc_dist.train.loop import _configure_deepspeed
 
 LAUNCH = ranks.REPOSITORY / "launch"
 
@@ -117,6 +117,6 @@ def test_sgd_in_the_memory_of_the_cpu_is_refused():
     with pytest.raises(
         UserError, match=r"loop\.optimizer is sgd, but .* adam or adamw, or a launch file without offload"
     ):
-        _tell_deepspeed(task, LoopConfig(steps=1), accelerator)
-    _tell_deepspeed(task, LoopConfig(steps=1, optimizer="adamw"), accelerator)
+        _configure_deepspeed(task, LoopConfig(steps=1), accelerator)
+    _configure_deepspeed(task, LoopConfig(steps=1, optimizer="adamw"), accelerator)
     assert settings["train_batch_size"] == 16

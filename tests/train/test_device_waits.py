@@ -1,4 +1,4 @@
-"""A training step of the real task waits for the device nowhere, between the rows that it logs."""
+"""A training step of the real task never waits for the device between logged rows."""
 
 from collections import Counter
 
@@ -14,7 +14,7 @@ from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.segmentation.task import SegmentationTask
 from mgcc_dist.train.loop import fit
 
-# What reads a tensor's value: on a GPU each of them would wait for the queue to run empty.
+# Operations that read a tensor's value: on a GPU each would wait until the queue is empty.
 READS = ("aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::equal")
 
 
@@ -44,13 +44,13 @@ def trained(configured, method, network, steps, out, accelerator, *words):
 
 @pytest.mark.parametrize("pair", ["supervised:unet", "uamt:unet", "cps:unet", "mgcc:mgcc", "cutmix_teacher:mgcc"])
 def test_more_steps_read_no_more_values_from_the_device(configured, tmp_path, monkeypatch, pair):
-    """dct is not here: the turn that it draws on the CPU shapes its computation, and is a read of host memory."""
+    """dct is left out: it draws a rotation on the CPU that shapes its computation, which is a read of host memory."""
     calls = Counter()
 
     def counting(name, method):
         return lambda self, *words, **more: calls.update([name]) or method(self, *words, **more)
 
-    for name in ("tolist", "cpu", "numpy"):  # which the profiler does not see on a CPU
+    for name in ("tolist", "cpu", "numpy"):  # the profiler does not see these on a CPU
         monkeypatch.setattr(torch.Tensor, name, counting(name, getattr(torch.Tensor, name)))
     reads = []
     for steps in (2, 5):
@@ -67,7 +67,7 @@ def test_more_steps_read_no_more_values_from_the_device(configured, tmp_path, mo
 @pytest.mark.gpu
 def test_a_step_on_a_gpu_never_synchronizes(configured, tmp_path):
     class Strict(SegmentationTask):
-        """Waiting for the device is an error from the second step on, until the last."""
+        """Make waiting for the device an error from the second step to the last but one."""
 
         def after_step(self, progress):
             super().after_step(progress)
@@ -82,16 +82,16 @@ def test_a_step_on_a_gpu_never_synchronizes(configured, tmp_path):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_compiling_is_asked_for_the_networks_and_changes_no_name_of_a_weight(configured, tmp_path, monkeypatch):
-    asked, compiled = [], nn.Module.compile
+def test_compile_applies_to_the_networks_and_keeps_the_names_of_weights(configured, tmp_path, monkeypatch):
+    requested, compiled = [], nn.Module.compile
     monkeypatch.setattr(
         nn.Module,
         "compile",
-        lambda self, mode: (asked.append((type(self).__name__, mode)), compiled(self, backend="eager")),
+        lambda self, mode: (requested.append((type(self).__name__, mode)), compiled(self, backend="eager")),
     )
     words = ("--loop.compile", "reduce-overhead")
     trained(configured, "mgcc", "mgcc", 2, tmp_path / "compiled", Accelerator(cpu=True), *words)
     trained(configured, "mgcc", "mgcc", 2, tmp_path / "plain", Accelerator(cpu=True))
-    assert asked == [("MGCC", "reduce-overhead")]
+    assert requested == [("MGCC", "reduce-overhead")]
     files = [(tmp_path / name / "last" / "model.safetensors").read_bytes() for name in ("compiled", "plain")]
     assert files[0] == files[1]

@@ -1,4 +1,4 @@
-"""The loop on a toy task: what a step does, what a restart sees, what a kill in mid-save leaves."""
+"""The training loop on a toy task: its steps, resuming, and a kill while it saves."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def test_length_in_epochs_counts_optimizer_steps():
         LoopConfig(epochs=1, steps=1)
 
 
-def test_a_run_leaves_rows_checkpoints_best_and_last(tmp_path):
+def test_a_run_writes_rows_checkpoints_best_and_last(tmp_path):
     task, state = run(tmp_path)
     assert state.step == 12
     assert task.steps_seen == list(range(12))
@@ -44,7 +44,7 @@ def test_a_run_leaves_rows_checkpoints_best_and_last(tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_first_learning_rate_is_the_highest_and_the_weights_saved_are_the_average(tmp_path):
+def test_learning_rate_starts_at_its_peak_and_the_saved_weights_are_averaged(tmp_path):
     task, _ = run(tmp_path)
     assert rows(tmp_path)[0]["learning_rate"] == pytest.approx(0.1 * (11 / 12) ** 0.9)
     assert load_file(tmp_path / "last" / "model.safetensors")["weight"] != task.module.weight
@@ -63,23 +63,23 @@ def test_accumulated_gradients_equal_those_of_one_large_batch(tmp_path):
     assert weights[0] == pytest.approx(weights[1], rel=1e-6)
 
 
-@pytest.mark.parametrize("back_to", [3, 6, 9])
-def test_going_on_from_a_checkpoint_gives_the_same_rows_and_weights(tmp_path, back_to):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    task, _ = run(whole, replace(CONFIG, keep_checkpoints=9))
-    shutil.copytree(whole, cut)
+@pytest.mark.parametrize("step", [3, 6, 9])
+def test_resuming_from_a_checkpoint_gives_the_same_rows_and_weights(tmp_path, step):
+    full, cut = tmp_path / "full", tmp_path / "cut"
+    task, _ = run(full, replace(CONFIG, keep_checkpoints=9))
+    shutil.copytree(full, cut)
     for checkpoint in (cut / "checkpoints").iterdir():
-        if int(checkpoint.name[-8:]) > back_to:
+        if int(checkpoint.name[-8:]) > step:
             shutil.rmtree(checkpoint)
-    again, _ = run(cut, replace(CONFIG, keep_checkpoints=9))
-    assert again.steps_seen == list(range(back_to, 12))
-    assert torch.equal(again.module.weight, task.module.weight)
-    assert rows(cut) == rows(whole)
+    resumed, _ = run(cut, replace(CONFIG, keep_checkpoints=9))
+    assert resumed.steps_seen == list(range(step, 12))
+    assert torch.equal(resumed.module.weight, task.module.weight)
+    assert rows(cut) == rows(full)
     for which in ("best", "last"):
-        assert (cut / which / "model.safetensors").read_bytes() == (whole / which / "model.safetensors").read_bytes()
+        assert (cut / which / "model.safetensors").read_bytes() == (full / which / "model.safetensors").read_bytes()
 
 
-def test_a_half_saved_checkpoint_is_ignored_and_swept_away(tmp_path):
+def test_a_half_saved_checkpoint_is_ignored_and_deleted(tmp_path):
     scratch = tmp_path / "checkpoints" / ".saving"
     scratch.mkdir(parents=True)
     (scratch / "model.safetensors").write_bytes(b"half")
@@ -87,16 +87,16 @@ def test_a_half_saved_checkpoint_is_ignored_and_swept_away(tmp_path):
     assert not scratch.exists()
 
 
-def test_a_damaged_checkpoint_is_named_with_advice(tmp_path):
+def test_a_damaged_checkpoint_is_named_in_the_error(tmp_path):
     run(tmp_path)
     damaged = tmp_path / "checkpoints" / "step-00000012" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:20])
-    with pytest.raises(UserError, match=r"step-00000012 does not load .* delete it"):
+    with pytest.raises(UserError, match=r"step-00000012: can't be loaded .* Delete it"):
         run(tmp_path)
 
 
 @pytest.mark.parametrize("log_every", [2, 100])
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_poisons_a_checkpoint(tmp_path, log_every):
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_next_checkpoint(tmp_path, log_every):
     with pytest.raises(UserError, match=r"loss is not finite at step .*loop\.learning_rate"):
         run(tmp_path, replace(CONFIG, log_every=log_every), ToyTask(Toy(nan_at=7)))
     assert max(int(path.name[-8:]) for path in (tmp_path / "checkpoints").glob("step-*")) == 6
@@ -109,7 +109,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_poisons_a_checkpoint(
         (lambda toy: toy.register_buffer("more", torch.ones(2)), r"more is absent in step-00000012, \[2\] here"),
     ],
 )
-def test_a_checkpoint_of_another_architecture_is_refused_naming_what_differs(tmp_path, change, message):
+def test_a_checkpoint_of_another_network_is_refused_and_the_difference_is_named(tmp_path, change, message):
     run(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     other = Toy()
@@ -120,23 +120,24 @@ def test_a_checkpoint_of_another_architecture_is_refused_naming_what_differs(tmp
 
 
 def test_kill_dash_nine_at_any_moment_of_saving_loses_nothing(tmp_path):
-    """A process that saves after each step is killed again and again; it ends as the one that was left alone."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    """A process that saves after each step and is killed several times ends like one that was not killed."""
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
     config = replace(CONFIG, steps=300, epochs=None, checkpoint_every=1, log_every=5)
-    run(whole, config)
+    run(uninterrupted, config)
     program = [sys.executable, str(Path(__file__).with_name("toy.py")), str(killed)]
     options = json.dumps({"steps": 300, "epochs": None, "checkpoint_every": 1, "log_every": 5})
     for delay in (0.3, 0.7, 0.45):
-        process = subprocess.Popen([*program, options], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        process.stdout.readline()  # printed when the loop begins
+        process = subprocess.Popen([*program, options], stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        process.stderr.readline()  # logged when the loop begins
         try:
             process.wait(timeout=delay)
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
     subprocess.run([*program, options], check=True, stdout=subprocess.DEVNULL)
-    assert rows(killed) == rows(whole)
-    assert (killed / "last" / "model.safetensors").read_bytes() == (whole / "last" / "model.safetensors").read_bytes()
+    assert rows(killed) == rows(uninterrupted)
+    weights = [(folder / "last" / "model.safetensors").read_bytes() for folder in (killed, uninterrupted)]
+    assert weights[0] == weights[1]
     state = json.loads((killed / "checkpoints" / "step-00000300" / "state.json").read_text())
     assert state["step"] == 300

@@ -1,4 +1,4 @@
-"""The parts of the loop: signals, moving average, logger, run folder."""
+"""Parts of the training loop: signals, EMA, metrics logger, run folder, seeds."""
 
 import json
 import os
@@ -28,19 +28,19 @@ def accelerator():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
-def test_a_signal_is_remembered_and_handlers_come_back(number):
+def test_a_signal_is_recorded_and_handlers_are_restored(number):
     before = signal.getsignal(number)
     with StopSignal() as stop:
         assert not stop.received_on_any_rank()
         os.kill(os.getpid(), number)
         assert stop.received_on_any_rank()
         assert stop.received == number.name
-        by_default_next = signal.getsignal(number) == signal.SIG_DFL
-        assert by_default_next == (number != signal.SIGUSR2)  # which a scheduler may repeat while the run saves
+        second_is_default = signal.getsignal(number) == signal.SIG_DFL
+        assert second_is_default == (number != signal.SIGUSR2)  # a scheduler may repeat it while the run saves
     assert signal.getsignal(number) == before
 
 
-def test_ema_follows_its_formula_and_gives_the_weights_back():
+def test_ema_follows_its_formula_and_restores_the_weights():
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).double()
     trained = list(module.parameters())
@@ -62,7 +62,7 @@ def test_ema_follows_its_formula_and_gives_the_weights_back():
     assert all(map(torch.equal, before, trained))
 
 
-def test_a_resumed_journal_drops_the_rows_after_its_checkpoint_and_a_line_cut_short(tmp_path, accelerator):
+def test_a_resumed_logger_drops_rows_after_its_checkpoint_and_a_truncated_line(tmp_path, accelerator):
     logger = MetricsLogger("t", tmp_path, 0, 10, accelerator)
     for step in range(1, 6):
         logger.write("train", step, step / 5, {"loss": 0.1 * step}, seconds=1.0)
@@ -87,8 +87,8 @@ class Config:
     out: str = "here"
 
 
-def test_a_run_folder_of_another_config_is_refused_naming_the_key(tmp_path, accelerator):
-    run_folder.open_run_folder(tmp_path, Config(Inner(rate=0.3)), accelerator)  # and nothing was computed
+def test_a_run_folder_of_another_config_is_refused_and_the_key_is_named(tmp_path, accelerator):
+    run_folder.open_run_folder(tmp_path, Config(Inner(rate=0.3)), accelerator)  # no checkpoint was saved
     run_folder.open_run_folder(tmp_path, Config(Inner()), accelerator)
     (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
     run_folder.open_run_folder(tmp_path, Config(Inner(workers=7), out="there"), accelerator)
@@ -96,7 +96,7 @@ def test_a_run_folder_of_another_config_is_refused_naming_the_key(tmp_path, acce
         run_folder.open_run_folder(tmp_path, Config(Inner(rate=0.2)), accelerator)
 
 
-def test_a_run_is_finished_when_its_result_is_there_and_a_damaged_result_is_named(tmp_path, accelerator):
+def test_a_run_is_finished_when_its_result_exists_and_a_damaged_result_is_named(tmp_path, accelerator):
     run_folder.open_run_folder(tmp_path, Config(Inner()), accelerator)
     assert not run_folder.is_finished(tmp_path)
     run_folder.write_result(tmp_path, {"program": "segment"}, accelerator)
@@ -105,13 +105,11 @@ def test_a_run_is_finished_when_its_result_is_there_and_a_damaged_result_is_name
     assert result["environment"]["versions"]["torch"] == torch.__version__
     assert result["world_size"] == 1
     (tmp_path / "result.json").write_text(json.dumps(result)[:-9])
-    with pytest.raises(UserError, match=r"result\.json is damaged"):
+    with pytest.raises(UserError, match=r"result\.json: is damaged"):
         run_folder.read_result(tmp_path)
 
 
-def test_a_result_tells_the_starts_on_other_hosts_or_sources_apart_and_keeps_the_changes(
-    tmp_path, accelerator, monkeypatch
-):
+def test_a_result_lists_starts_on_other_hosts_or_sources_and_the_diff_is_saved(tmp_path, accelerator, monkeypatch):
     def start(commit, node, job, diff=b""):
         monkeypatch.setattr(run_folder, "source", lambda: Source(commit, diff))
         monkeypatch.setattr(environment, "source", lambda: Source(commit, diff))
@@ -119,7 +117,7 @@ def test_a_result_tells_the_starts_on_other_hosts_or_sources_apart_and_keeps_the
         monkeypatch.setenv("SLURM_JOB_ID", job)
         run_folder.open_run_folder(tmp_path, Config(Inner()), accelerator)
 
-    start("aaa", "n0", "6")  # failed before its first checkpoint: not a part of the run
+    start("aaa", "n0", "6")  # failed before its first checkpoint, so it is not part of the run
     (tmp_path / "config.yaml").unlink()
     start("abc", "n1", "7")
     (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
@@ -138,9 +136,9 @@ def test_a_result_tells_the_starts_on_other_hosts_or_sources_apart_and_keeps_the
     assert last["changes"]["diff_sha256"].startswith(kept.stem.removeprefix("changes-"))
 
 
-def test_randomness_of_a_step_depends_on_seed_step_and_rank_alone():
-    def draw(seed, step, rank):
-        seed_step(seed, step, rank)
+def test_randomness_of_a_step_depends_only_on_seed_step_and_batch():
+    def draw(seed, step, batch):
+        seed_step(seed, step, batch)
         return torch.rand(4)
 
     first = draw(1, 5, 0)
@@ -152,11 +150,15 @@ def test_randomness_of_a_step_depends_on_seed_step_and_rank_alone():
     assert not torch.equal(draw(1, 5, 2), draw(1, 5, 1))
 
 
-@pytest.mark.parametrize(("has_instructions", "said"), [(True, "precision bf16"), (False, "precision bf16 (emulated")])
-def test_bfloat16_that_a_processor_has_no_instructions_for_is_named(monkeypatch, has_instructions, said):
+@pytest.mark.parametrize(
+    ("has_instructions", "expected"), [(True, "precision bf16"), (False, "precision bf16 (emulated")]
+)
+def test_emulated_bfloat16_is_reported(monkeypatch, has_instructions, expected):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_instructions)
     cpu = torch.device("cpu")
-    started = SimpleNamespace(device=cpu, mixed_precision="bf16", num_processes=1, distributed_type=DistributedType.NO)
-    line = describe(started)
-    assert said in line
+    accelerator = SimpleNamespace(
+        device=cpu, mixed_precision="bf16", num_processes=1, distributed_type=DistributedType.NO
+    )
+    line = describe(accelerator)
+    assert expected in line
     assert ("emulated" in line) is not has_instructions

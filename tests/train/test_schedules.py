@@ -1,4 +1,4 @@
-"""Learning rate and consistency weight at their first, middle, last and later steps."""
+"""Learning rate and consistency weight at the first, middle, last and later steps."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mgcc_dist.train.schedules import Progress, consistency_weight, gaussian_ramp, learning_rate_factor, poly
 
 
-def at(step, total):
+def progress_at(step, total):
     return Progress(step, total, epoch=0.0, seed=0)
 
 
@@ -30,7 +30,7 @@ def test_constant_and_cosine():
     assert learning_rate_factor("cosine", 11, 10) == 0.0
 
 
-def test_warmup_rises_linearly_to_the_schedule_s_start():
+def test_warmup_rises_linearly_to_the_start_of_the_schedule():
     factors = [learning_rate_factor("poly", step, 104, warmup=4) for step in range(6)]
     assert factors == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 0.99**0.9])
 
@@ -42,7 +42,7 @@ def test_warmup_rises_linearly_to_the_schedule_s_start():
     st.integers(0, 250),
 )
 @settings(deadline=None, derandomize=True, max_examples=200)
-def test_factor_is_always_in_the_unit_interval_and_zero_from_the_end_on(schedule, step, total, warmup):
+def test_factor_is_in_the_unit_interval_and_zero_only_from_the_end_on(schedule, step, total, warmup):
     factor = learning_rate_factor(schedule, step, total, warmup)
     assert 0.0 <= factor <= 1.0
     assert (factor == 0.0) == (step >= total)
@@ -52,38 +52,40 @@ def test_factor_is_always_in_the_unit_interval_and_zero_from_the_end_on(schedule
     ("label_share", "final"),
     [(1.0, 7.0), (0.5, 3.99), (0.25, 0.74)],
 )
-def test_released_ramp_ends_where_the_released_code_ends(label_share, final):
+def test_released_ramp_ends_at_the_weight_of_the_released_code(label_share, final):
     steps = int(40000 * label_share)
-    assert consistency_weight("released", at(steps - 1, steps)) == pytest.approx(final, abs=0.005)
+    assert consistency_weight("released", progress_at(steps - 1, steps)) == pytest.approx(final, abs=0.005)
 
 
-def test_released_ramp_counts_in_steps_of_150_whatever_the_length():
-    weights = {consistency_weight("released", at(step, total)) for step in (300, 375, 449) for total in (500, 40000)}
+def test_released_ramp_counts_in_steps_of_150_for_any_length():
+    weights = {
+        consistency_weight("released", progress_at(step, total)) for step in (300, 375, 449) for total in (500, 40000)
+    }
     assert weights == {7 * math.exp(-5 * (1 - 2 / 200) ** 2)}
-    assert consistency_weight("released", at(0, 40000)) == pytest.approx(7 * math.exp(-5))
+    assert consistency_weight("released", progress_at(0, 40000)) == pytest.approx(7 * math.exp(-5))
 
 
-def test_compressed_ramp_is_that_of_the_released_20000_steps_whatever_the_length():
+def test_compressed_ramp_is_the_released_ramp_of_20000_steps_for_any_length():
     for share in (0.0, 0.25, 0.5, 1.0):
         released = 7 * math.exp(-5 * (1 - share * 20_000 / 150 / 200) ** 2)
         for total in (40, 1000):
-            assert consistency_weight("compressed", at(int(share * total), total)) == pytest.approx(released)
-    assert consistency_weight("compressed", at(40, 40)) == pytest.approx(4.0, abs=0.02)
+            assert consistency_weight("compressed", progress_at(int(share * total), total)) == pytest.approx(released)
+    assert consistency_weight("compressed", progress_at(40, 40)) == pytest.approx(4.0, abs=0.02)
 
 
-def test_the_baselines_ramps_are_a_seventieth_of_mgcc_s():
+def test_ramps_of_the_baselines_are_a_seventieth_of_those_of_mgcc():
     for ramp, mgcc in (("ssl4mis", "released"), ("ssl4mis_compressed", "compressed")):
         for step in (0, 1500, 10_000, 40_000):
-            progress = at(step, 40_000)
+            progress = progress_at(step, 40_000)
             assert consistency_weight(ramp, progress) == pytest.approx(consistency_weight(mgcc, progress) / 70)
-    assert consistency_weight("ssl4mis", at(30_000, 40_000)) == pytest.approx(0.1)
+    assert consistency_weight("ssl4mis", progress_at(30_000, 40_000)) == pytest.approx(0.1)
 
 
-def test_paper_ramp_stretches_over_the_run():
-    assert consistency_weight("paper_0.1", at(0, 80)) == pytest.approx(0.1 * math.exp(-5))
-    assert consistency_weight("paper_0.1", at(40, 80)) == pytest.approx(0.1 * math.exp(-1.25))
-    assert consistency_weight("paper_0.1", at(80, 80)) == 0.1
+def test_paper_ramp_covers_the_full_run():
+    assert consistency_weight("paper_0.1", progress_at(0, 80)) == pytest.approx(0.1 * math.exp(-5))
+    assert consistency_weight("paper_0.1", progress_at(40, 80)) == pytest.approx(0.1 * math.exp(-1.25))
+    assert consistency_weight("paper_0.1", progress_at(80, 80)) == 0.1
 
 
-def test_ramp_stays_at_its_highest_after_the_end():
+def test_ramp_stays_at_its_maximum_after_its_end():
     assert gaussian_ramp(200, 200) == gaussian_ramp(5000, 200) == 1.0

@@ -1,4 +1,4 @@
-"""What befalls a run on two real ranks: another number of ranks, a loss that is not finite, a full disk."""
+"""Runs on two real ranks: resuming on another number of ranks, a loss that is not finite, a full disk."""
 
 import json
 import re
@@ -21,18 +21,18 @@ pytestmark = pytest.mark.multiprocess
 
 def on_two_ranks(folder, **options):
     done = ranks.run(ranks.torchrun(2), [TOY, folder, json.dumps(options)])
-    assert "world size 2" in done.stdout, done.stderr
+    assert "world size 2" in done.stderr, done.stderr
     return done
 
 
 def errors(done):
-    """The lines by which the ranks say what went wrong; not the launcher's."""
+    """Error lines of the ranks, without those of the launcher."""
     assert 'toy.py", line' not in done.stderr, "a rank's stack trace"
     return [line for line in done.stderr.splitlines() if re.match(r"toy( \[rank \d\])?: ", line)]
 
 
 def assert_same_run(folder, expected):
-    """Up to the order in which the gradients of a step are added."""
+    """Assert the same rows and weights, up to the order in which gradients are added."""
     rows, others = (read_rows(one / "metrics.jsonl") for one in (folder, expected))
     for row, other in zip(rows, others, strict=True):
         assert (row["step"], row["epoch"], row["split"]) == (other["step"], other["epoch"], other["split"])
@@ -47,24 +47,24 @@ def steps_of_checkpoints(folder):
     return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").iterdir())
 
 
-def test_a_run_that_goes_on_with_other_ranks_sees_the_same_images_and_losses(tmp_path):
-    """2 ranks to step 5, one to step 8, 2 to the end, within rows and epochs; beside one rank throughout."""
-    folder, whole, steps = tmp_path / "changing", tmp_path / "whole", {"steps": 14, "epochs": None}
-    expected, _ = run(whole, replace(CONFIG, accumulation=2, **steps))
+def test_a_run_that_resumes_on_other_ranks_sees_the_same_images_and_losses(tmp_path):
+    """2 ranks to step 5, one to step 8, 2 to the end, switching between rows and epochs; compared with one rank."""
+    folder, one_rank, steps = tmp_path / "changing", tmp_path / "one_rank", {"steps": 14, "epochs": None}
+    expected, _ = run(one_rank, replace(CONFIG, accumulation=2, **steps))
 
     assert on_two_ranks(folder, stop_at=5, seen=str(tmp_path), **steps).returncode != 0
-    alone = ToyTask(stop_at=8)
+    single = ToyTask(stop_at=8)
     with pytest.raises(SystemExit) as stopped:
-        run(folder, replace(CONFIG, **steps), alone)
+        run(folder, replace(CONFIG, **steps), single)
     assert stopped.value.code == EXIT_STOPPED
     done = on_two_ranks(folder, seen=str(tmp_path), **steps)
     assert done.returncode == 0, done.stderr
 
-    of_ranks = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
-    assert sorted(map(len, of_ranks)) == [10, 10, 12, 12]  # two images a step: 5 steps, then 6
-    seen = [tuple(image) for images in [*of_ranks, alone.module.seen] for image in images]
+    seen_by_rank = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    assert sorted(map(len, seen_by_rank)) == [10, 10, 12, 12]  # two images a step: 5 steps, then 6
+    seen = [tuple(image) for images in [*seen_by_rank, single.module.seen] for image in images]
     assert sorted(seen) == sorted(expected.module.seen)
-    assert_same_run(folder, whole)
+    assert_same_run(folder, one_rank)
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_stops_both_with_one_error(tmp_path):
@@ -72,30 +72,30 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_both_with_one_error(tmp_pat
     done = on_two_ranks(folder, nan_at=7, nan_on=1, seen=str(tmp_path), **steps)
     assert done.returncode != 0
     assert errors(done) == [
-        "toy: toy: the loss is not finite at step 8 (loss nan); what was saved before is kept. "
-        "Try a lower loop.learning_rate, loop.clip_norm 1, or precision no"
+        "toy: toy: the loss is not finite at step 8 (loss nan). Earlier checkpoints are kept. "
+        "Try a lower loop.learning_rate, loop.clip_norm 1, or loop.precision no."
     ]
     assert sorted(path.name for path in tmp_path.glob("*.json")) == ["0-8.json", "1-8.json"]
     assert steps_of_checkpoints(folder) == [3, 6]
 
     run(folder, replace(CONFIG, **steps))
-    run(tmp_path / "whole", replace(CONFIG, accumulation=2, **steps))
-    assert_same_run(folder, tmp_path / "whole")
+    run(tmp_path / "one_rank", replace(CONFIG, accumulation=2, **steps))
+    assert_same_run(folder, tmp_path / "one_rank")
 
 
-def test_a_disk_that_fills_up_during_a_checkpoint_keeps_the_one_before(tmp_path, small_disk):
+def test_a_disk_that_fills_up_during_a_checkpoint_keeps_the_previous_one(tmp_path, small_disk):
     folder, steps, size = small_disk.folder / "run", {"steps": 12, "epochs": None}, 60_000
     small_disk.resize("2m")  # a checkpoint has weights, momentum and average of 240 kB each
     done = on_two_ranks(folder, size=size, **steps)
     assert done.returncode != 0
     [line] = errors(done)
-    assert re.search(r"could not be written .* bytes are free in .*What was saved before is kept: make room", line)
+    assert re.search(r"can't be written .* bytes are free in .*Earlier checkpoints are kept. Free some space", line)
     kept = steps_of_checkpoints(folder)
-    assert kept, "no scratch folder takes the room"
+    assert kept, "no scratch folder takes the space"
     assert kept[0] in (3, 6)
 
     small_disk.resize("8m")
     task, _ = run(folder, replace(CONFIG, **steps), ToyTask(Toy(size)))
     assert task.steps_seen[0] == kept[-1]
-    run(tmp_path / "whole", replace(CONFIG, accumulation=2, **steps), ToyTask(Toy(size)))
-    assert_same_run(folder, tmp_path / "whole")
+    run(tmp_path / "one_rank", replace(CONFIG, accumulation=2, **steps), ToyTask(Toy(size)))
+    assert_same_run(folder, tmp_path / "one_rank")

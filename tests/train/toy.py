@@ -1,9 +1,10 @@
-"""A toy task for the loop, and a program of it that a test can start on several ranks, or kill: toy.py FOLDER OPTIONS.
+"""A toy task for the training loop, and a program that tests start on several ranks, or kill: toy.py FOLDER OPTIONS.
 
 OPTIONS is JSON: keys of LoopConfig, `size`, `stop_at`, `nan_at` with the rank `nan_on`, and `seen`, a folder.
 """
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -15,12 +16,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from mgcc_dist.common.distributed import start
+from mgcc_dist.common.distributed import create_accelerator
 from mgcc_dist.common.errors import run_program
 from mgcc_dist.data.loader import ImageTrainLoader
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.train.config import LoopConfig
 from mgcc_dist.train.loop import fit
+
+logger = logging.getLogger("mgcc_dist.toy")
 
 CONFIG = LoopConfig(
     epochs=2, learning_rate=0.1, momentum=0.9, ema_decay=0.9, log_every=2, checkpoint_every=3, schedule="poly"
@@ -38,9 +41,9 @@ class Numbers:
 
 
 class Toy(nn.Module):
-    """Fits its weights to the images' mean grey, with noise from the global generator.
+    """Fits its weight to the mean grey value of the images, with noise from the global generator.
 
-    `seen` gets (step, place, key) of every image; at step `nan_at` the loss is NaN.
+    `seen` collects (step, sample offset, key) of every image; at step `nan_at` the loss is NaN.
     """
 
     def __init__(self, size=(), nan_at=None):
@@ -57,7 +60,7 @@ class Toy(nn.Module):
 
 
 class ToyTask:
-    """Two images a batch; after step `stop_at` it asks for a stop as Slurm does."""
+    """Two images per batch; after step `stop_at` it sends itself Slurm's stop signal."""
 
     name = "toy"
     best_metric = "error"
@@ -87,20 +90,20 @@ class ToyTask:
 
 
 def run(folder, config=CONFIG, task=None):
-    """The toy on one rank, in this process; the task and the state it ends in."""
+    """Train the toy on one rank, in this process; return the task and its final state."""
     task = task or ToyTask()
     state = fit(task, config, folder, Accelerator(cpu=True, gradient_accumulation_steps=config.accumulation))
     return task, state
 
 
 def main():
-    """On this rank of as many as there are. Leaves what it saw in SEEN/RANK-STEPS.json."""
+    """Train on this rank; write the images that it saw to SEEN/RANK-STEPS.json."""
     folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     known = {field.name for field in fields(LoopConfig)}
     config = replace(CONFIG, **{key: value for key, value in options.items() if key in known})
-    accelerator = start(accumulation=config.accumulation)
+    accelerator = create_accelerator(accumulation=config.accumulation)
     rank, world = accelerator.process_index, accelerator.num_processes
-    accelerator.print(f"world size {world}", flush=True)
+    logger.info("world size %d", world)
     nan_at = options.get("nan_at") if rank == options.get("nan_on") else None
     task = ToyTask(Toy(options.get("size", ()), nan_at), rank=rank, world=world, stop_at=options.get("stop_at"))
     try:
