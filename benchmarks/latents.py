@@ -24,7 +24,7 @@ from mgcc_dist.common.config import CONFIGS, parse
 from mgcc_dist.common.distributed import create_accelerator
 from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.files import write_json
-from mgcc_dist.data.loader import Batch, Position
+from mgcc_dist.data.loader import Batch, StreamOffsets
 from mgcc_dist.diffusion import autoencoder, denoiser, latents
 from mgcc_dist.diffusion.denoiser import DenoiserLoss
 from mgcc_dist.diffusion.latents import LatentBatch
@@ -91,10 +91,10 @@ def main() -> None:
         optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5)
         pairs = []
         for _ in range(options.rounds):
-            pixels = images.train_loader(config.denoiser.batch, 0, accelerator).batches(Position())
+            pixels = images.train_loader(config.denoiser.batch, 0, accelerator).batches(StreamOffsets())
             slow = seconds_per_step(OnTheFly(loss, vae), pixels, optimizer, options.steps)
             pixels.close()
-            moments = stored.train_loader(config.denoiser.batch, 0, accelerator).batches(Position())
+            moments = stored.train_loader(config.denoiser.batch, 0, accelerator).batches(StreamOffsets())
             pairs.append((slow, seconds_per_step(loss, moments, optimizer, options.steps)))
             moments.close()
     ratios = sorted(slow / fast for slow, fast in pairs)

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.files import write_json
 from mgcc_dist.data.convert import write_shards
-from mgcc_dist.data.loader import ImageTrainLoader, Position
+from mgcc_dist.data.loader import ImageTrainLoader, StreamOffsets
 from mgcc_dist.data.readers.registry import busi
 from mgcc_dist.data.records import ShardFolder
 
@@ -64,7 +64,7 @@ def plain(root: Path, workers: int) -> Iterator[object]:
 
 def sharded(folder: ShardFolder, workers: int) -> Iterator[object]:
     loader = ImageTrainLoader(folder, None, BATCH, 0, SIZE, seed=0, rank=0, world=1, workers=workers, augment=True)
-    return (batch.to("cpu") for batch, _ in loader.batches(Position()))
+    return (batch.to("cpu") for batch, _ in loader.batches(StreamOffsets()))
 
 
 def samples_per_second(batches: Iterator[object], count: int) -> float:

@@ -47,7 +47,7 @@ def run(config: SegmentConfig) -> None:
     state = fit(task, config.loop, folder, accelerator)
 
     best = {"step": state.best["step"], "epoch": state.best["epoch"]} | task.score_saved(folder, "best", accelerator)
-    epoch = round(task.loader.epoch_of(state.position), 4)
+    epoch = round(task.loader.epoch_of(state.offsets), 4)
     last = {"step": state.step, "epoch": epoch} | task.score_saved(folder, "last", accelerator)
     result = {
         "program": "segment",

@@ -10,8 +10,8 @@ A step takes the next `world * batch` offsets of each stream, and rank r gets th
 - every batch is full, and all ranks have the same number of batches;
 - each sample comes exactly once in N consecutive offsets, for any number of ranks; an epoch may end within a batch;
 - the smaller stream is cycled while the larger one is traversed;
-- the order does not depend on shards or workers. To resume, a run needs only its Position: the offsets consumed by
-  all ranks so far. On another number of ranks the order stays the same and only its distribution changes.
+- the order does not depend on shards or workers. To resume, a run needs only its StreamOffsets: the samples
+  consumed by all ranks so far. On another number of ranks the order stays the same and only its distribution changes.
 
 The augmentation at offset p of a stream is a pure function of (seed, stream, p).
 """
@@ -94,7 +94,7 @@ def normalize(pixels: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Position:
+class StreamOffsets:
     """Samples of each stream consumed so far, over all ranks."""
 
     labeled: int = 0
@@ -145,8 +145,8 @@ class TrainLoader(ABC, Generic[Loaded]):
         self.workers = workers
         self.augment = augment
 
-    def batches(self, start: Position) -> Generator[tuple[Loaded, Position], None, None]:
-        """Yield endless batches from `start`, each with the Position after it.
+    def batches(self, start: StreamOffsets) -> Generator[tuple[Loaded, StreamOffsets], None, None]:
+        """Yield endless batches from `start`, each with the offsets after it.
 
         Closing the generator ends its worker processes.
 
@@ -157,9 +157,9 @@ class TrainLoader(ABC, Generic[Loaded]):
             for steps, batch in enumerate(batches, start=1):
                 yield batch, self._advance(start, steps)
 
-    def epoch_of(self, position: Position) -> float:
+    def epoch_of(self, offsets: StreamOffsets) -> float:
         """Return the epochs consumed of the labeled stream, or of the unlabeled one if there are no labels."""
-        consumed = position.labeled if self.sizes[LABELED] else position.unlabeled
+        consumed = offsets.labeled if self.sizes[LABELED] else offsets.unlabeled
         return consumed / self._epoch_stream()[0]
 
     def steps_for(self, epochs: float) -> int:
@@ -176,13 +176,13 @@ class TrainLoader(ABC, Generic[Loaded]):
         stream = LABELED if self.sizes[LABELED] else UNLABELED
         return self.sizes[stream], (self.batch_labeled, self.batch_unlabeled)[stream]
 
-    def _advance(self, start: Position, steps: int) -> Position:
-        return Position(
+    def _advance(self, start: StreamOffsets, steps: int) -> StreamOffsets:
+        return StreamOffsets(
             start.labeled + steps * self.world * self.batch_labeled,
             start.unlabeled + steps * self.world * self.batch_unlabeled,
         )
 
-    def _load_step(self, start: Position, step: int) -> Loaded:
+    def _load_step(self, start: StreamOffsets, step: int) -> Loaded:
         """Load this rank's batch of the `step`-th step after `start`."""
         begin = self._advance(start, step)
         return self.load(

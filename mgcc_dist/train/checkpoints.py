@@ -23,7 +23,7 @@ from torch import Tensor
 from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_json, replacing, write_json
-from mgcc_dist.data.loader import Position
+from mgcc_dist.data.loader import StreamOffsets
 from mgcc_dist.train.ema import Ema
 from mgcc_dist.train.weights import Weights, zero_stage
 
@@ -38,7 +38,7 @@ class TrainState:
 
     step: int = 0
     """optimizer steps done"""
-    position: Position = field(default_factory=Position)
+    offsets: StreamOffsets = field(default_factory=StreamOffsets)
     """samples that all ranks together have consumed of each stream"""
     best: dict[str, float] = field(default_factory=dict)
     """step, epoch and validation metrics of the best step so far; empty before the first validation"""
@@ -83,7 +83,7 @@ def save(
                     "ema_updates": ema.updates if ema else 0,
                     "shapes": weights.shapes,
                 }
-                write_json(scratch / "state.json", asdict(state) | of_run)
+                write_json(scratch / "state.json", _as_json(state) | of_run)
         accelerator.wait_for_everyone()
         with raise_on_all_ranks(), _explained(scratch):
             if main:
@@ -118,7 +118,8 @@ def restore(folder: Path, weights: Weights, ema: Ema | None, accelerator: Accele
             for name, average in _named(ema).items():
                 average.copy_(averages[name])
             ema.updates = updates
-        return TrainState(**saved | {"position": Position(**saved["position"])})
+        offsets = StreamOffsets(**saved.pop("position"))
+        return TrainState(**saved, offsets=offsets)
     except (OSError, KeyError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise UserError(
             f"{path}: can't be loaded ({error}). Delete it to resume from the checkpoint before."
@@ -134,6 +135,11 @@ def save_weights(weights: dict[str, Tensor], path: Path, header: dict[str, Any] 
     with _explained(path), replacing(path) as scratch:
         tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}
         save_file(tensors, scratch, metadata={HEADER: json.dumps(header)} if header else None)
+
+
+def _as_json(state: TrainState) -> dict[str, Any]:
+    content = asdict(state)
+    return content | {"position": content.pop("offsets")}  # the key in files of all versions
 
 
 @contextmanager

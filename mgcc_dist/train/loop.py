@@ -107,7 +107,7 @@ def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) 
 
     with (
         StopSignal() as stop,
-        closing(task.loader.batches(state.position)) as batches,
+        closing(task.loader.batches(state.offsets)) as batches,
         MetricsLogger(task.name, folder, state.step, total, accelerator) as metrics,
     ):
         while state.step < total:
@@ -115,9 +115,9 @@ def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) 
             rate = config.learning_rate * learning_rate_factor(config.schedule, state.step, total, config.warmup_steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            progress = Progress(state.step, total, task.loader.epoch_of(state.position), config.seed)
+            progress = Progress(state.step, total, task.loader.epoch_of(state.offsets), config.seed)
             for micro in range(accumulation):
-                batch, state.position = next(batches)
+                batch, state.offsets = next(batches)
                 seed_step(config.seed, state.step, micro * accelerator.num_processes + accelerator.process_index)
                 torch.compiler.cudagraph_mark_step_begin()  # the outputs of the previous step have been read
                 with accelerator.accumulate(module):
@@ -136,7 +136,7 @@ def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) 
 
             # --- log, validate
             last = state.step == total
-            epoch = task.loader.epoch_of(state.position)
+            epoch = task.loader.epoch_of(state.offsets)
             if state.step % config.log_every == 0 or last:
                 row = sums.mean_and_reset()
                 _require_finite(task.name, state.step, row)

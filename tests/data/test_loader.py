@@ -14,7 +14,7 @@ from torch.utils.data import ConcatDataset
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.augment import symmetry
-from mgcc_dist.data.loader import Batch, EvalLoader, ImageTrainLoader, Position
+from mgcc_dist.data.loader import Batch, EvalLoader, ImageTrainLoader, StreamOffsets
 from mgcc_dist.data.sample import Sample
 
 few = settings(deadline=None, derandomize=True, max_examples=30)
@@ -36,8 +36,8 @@ def loader(rank=0, world=1, labeled=7, unlabeled=5, batches=(2, 2), workers=0, s
 
 
 def take(stream_loader, steps, start=None):
-    with closing(stream_loader.batches(start or Position())) as batches:
-        return [(batch.to("cpu"), position) for batch, position in islice(batches, steps)]
+    with closing(stream_loader.batches(start or StreamOffsets())) as batches:
+        return [(batch.to("cpu"), offsets) for batch, offsets in islice(batches, steps)]
 
 
 def evaluated(source, batch, size=SIZE, rank=0, world=1, workers=0):
@@ -45,7 +45,7 @@ def evaluated(source, batch, size=SIZE, rank=0, world=1, workers=0):
 
 
 def streams(world, steps, start=None, **settings):
-    """Both streams as all ranks together see them: {place: (key, image, mask)}; and the Position at the end."""
+    """Both streams as all ranks together see them: {place: (key, image, mask)}; and the offsets at the end."""
     seen = ({}, {})
     ends = set()
     for rank in range(world):
@@ -57,7 +57,7 @@ def streams(world, steps, start=None, **settings):
                 assert place not in stream, "two ranks or steps have one place"
                 mask = batch.masks[row].numpy().tobytes() if row < batch.labeled else None
                 stream[place] = (batch.keys[row], batch.images[row].numpy().tobytes(), mask)
-    assert len(ends) == 1, "ranks don't agree on the position"
+    assert len(ends) == 1, "ranks don't agree on the offsets"
     return seen[0], seen[1], ends.pop()
 
 
@@ -86,7 +86,7 @@ def test_every_rank_has_full_batches_and_the_same_position_at_each_step(world, l
     taken = [take(loader(r, world, labeled=labeled, unlabeled=unlabeled, batches=batches), 5) for r in range(world)]
     for step in range(5):
         assert {rank[step][1] for rank in taken} == {
-            Position((step + 1) * world * batches[0], (step + 1) * world * batches[1])
+            StreamOffsets((step + 1) * world * batches[0], (step + 1) * world * batches[1])
         }
         for rank in taken:
             batch = rank[step][0]
@@ -257,7 +257,7 @@ def test_other_sizes_are_stretched_smoothly_for_images_and_without_mixing_for_ma
 
 
 def test_batch_moves_to_a_device_with_its_positions_staying_behind():
-    batch, _ = next(loader().batches(Position()))
+    batch, _ = next(loader().batches(StreamOffsets()))
     moved = batch.to("meta")
     assert isinstance(moved, Batch)
     assert (batch.images.dtype, batch.masks.dtype) == (torch.uint8, torch.bool), "bytes travel"
@@ -269,12 +269,12 @@ def test_batch_moves_to_a_device_with_its_positions_staying_behind():
 
 def test_epochs_are_counted_in_the_labeled_stream_and_else_in_the_unlabeled_one():
     both = loader(0, 2, labeled=10, unlabeled=4, batches=(2, 2))
-    assert both.epoch_of(Position(5, 400)) == 0.5
+    assert both.epoch_of(StreamOffsets(5, 400)) == 0.5
     assert both.steps_for(1) == 3  # 10 samples in steps of 4
     assert both.steps_for(1.1) == 3
     assert both.steps_for(1.3) == 4
     alone = loader(0, 2, unlabeled=4, batches=(0, 2))
-    assert alone.epoch_of(Position(0, 6)) == 1.5
+    assert alone.epoch_of(StreamOffsets(0, 6)) == 1.5
     assert alone.steps_for(2) == 2
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from accelerate import Accelerator
 
-from mgcc_dist.data.loader import Position
+from mgcc_dist.data.loader import StreamOffsets
 from mgcc_dist.data.splits import make_split
 from mgcc_dist.diffusion.config import DataConfig
 from mgcc_dist.diffusion.images import ImageData
@@ -16,7 +16,7 @@ def images(shards, **config) -> ImageData:
 
 def taken(loader, steps):
     """(key, image) of every sample of `steps` batches."""
-    batches = [batch for _, (batch, _) in zip(range(steps), loader.batches(Position()), strict=False)]
+    batches = [batch for _, (batch, _) in zip(range(steps), loader.batches(StreamOffsets()), strict=False)]
     return [
         (key, image) for batch in batches for key, image in zip(batch.keys, batch.images[:, 0].numpy(), strict=True)
     ]

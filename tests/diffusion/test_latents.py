@@ -17,7 +17,7 @@ from tiny_ldm import AUTOENCODER, DENOISER, PROGRESS, SHAPE
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of
 from mgcc_dist.data import shard_writer
-from mgcc_dist.data.loader import Position
+from mgcc_dist.data.loader import StreamOffsets
 from mgcc_dist.data.splits import make_split
 from mgcc_dist.diffusion import autoencoder, denoiser, latents
 from mgcc_dist.diffusion.config import DataConfig
@@ -40,7 +40,7 @@ def encoded(vae, images, tmp_path):
 
 
 def take(loader, steps, start=None):
-    with closing(loader.batches(start or Position())) as batches:
+    with closing(loader.batches(start or StreamOffsets())) as batches:
         return list(islice(batches, steps))
 
 
@@ -94,11 +94,11 @@ def test_training_on_latents_has_the_losses_of_encoding_every_step(encoded, vae,
 def test_order_is_a_function_of_seed_and_position_for_any_ranks_and_resumes(
     folder_of_latents, before, after, batch, steps, seed, workers
 ):
-    """`before` ranks for some steps, then `after` ranks from that Position: what one rank sees, place by place."""
-    many, end = seen(folder_of_latents, before, batch, steps, seed, Position(), workers)
+    """`before` ranks for some steps, then `after` ranks from there: what one rank sees, offset by offset."""
+    many, end = seen(folder_of_latents, before, batch, steps, seed, StreamOffsets(), workers)
     rest, last = seen(folder_of_latents, after, batch, 3, seed, end, workers)
     assert not many.keys() & rest.keys()
-    whole, one = seen(folder_of_latents, 1, batch, steps * before + 3 * after, seed, Position(), 0)
+    whole, one = seen(folder_of_latents, 1, batch, steps * before + 3 * after, seed, StreamOffsets(), 0)
     assert (many | rest, last) == (whole, one)
     for epoch in range(len(whole) // 18):
         assert len({whole[place][0] for place in range(18 * epoch, 18 * epoch + 18)}) == 18
@@ -112,7 +112,7 @@ def folder_of_latents(images, tmp_path_factory) -> LatentFolder:
 
 
 def seen(folder, world, batch, steps, seed, start, workers):
-    """{place: (key, mean)} of all ranks together, and the Position at the end."""
+    """{place: (key, mean)} of all ranks together, and the offsets at the end."""
     places, ends = {}, set()
     for rank in range(world):
         taken = take(LatentLoader(folder, batch, seed, rank, world, workers), steps, start)
@@ -121,7 +121,7 @@ def seen(folder, world, batch, steps, seed, start, workers):
             for key, place, mean in zip(got.keys, got.offsets.tolist(), got.mean, strict=True):
                 assert place not in places, "two ranks or steps have one place"
                 places[place] = (key, mean.numpy().tobytes())
-    assert len(ends) == 1, "ranks don't agree on the position"
+    assert len(ends) == 1, "ranks don't agree on the offsets"
     return places, ends.pop()
 
 
