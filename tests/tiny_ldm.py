@@ -1,4 +1,4 @@
-"""A tiny model of both stages: 16x16 images, 4x4 latents of two channels."""
+"""A tiny autoencoder and denoiser: 16x16 images, 4x4 latents of two channels."""
 
 import torch
 
@@ -21,7 +21,7 @@ def batch_of(images: torch.Tensor, offsets: list[int]) -> Batch:
 
 
 def latents_of(moments: torch.Tensor, offsets: list[int]) -> LatentBatch:
-    """The batch of posteriors `moments` [B,4,4,4], mean and log-variance."""
+    """Return the batch of posteriors `moments` [B,4,4,4], i.e. mean and log-variance."""
     mean, logvar = moments.chunk(2, dim=1)
     classes = torch.tensor([offset % 3 for offset in offsets])
     return LatentBatch(mean, logvar, classes, torch.tensor(offsets), [str(i) for i in offsets])

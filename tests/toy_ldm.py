@@ -1,4 +1,4 @@
-"""The generative stage at a toy size: 28 images of 16x16, latents of 4x4; a step of two ranks has four images."""
+"""Toy config of `mgcc_dist.ldm`: 28 images of 16x16, latents of 4x4, four images per step on two ranks."""
 
 CONFIG = """
 data: {{phantom: 40, image_size: 16, workers: 1}}
@@ -23,6 +23,6 @@ quality: {{neighbours: 2}}
 
 
 def config(steps: int, checkpoint_every: int, samples: int = 8) -> str:
-    """YAML with so many steps of either network."""
+    """Return YAML; `steps` applies to each network."""
     loop = f"steps: {steps}, checkpoint_every: {checkpoint_every}, log_every: 1, learning_rate: 0.001, precision: 'no'"
     return CONFIG.format(loop=loop, samples=samples)

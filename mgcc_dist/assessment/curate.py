@@ -113,7 +113,7 @@ def render_page(proposal: dict[str, Any], shards: ShardFolder, images: ImageData
     }
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
     return templates.get_template("curate.html").render(
-        data=data, features=proposal["features"]["kind"], made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        data=data, features=proposal["features"]["kind"], created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     )
 
 

@@ -1,4 +1,4 @@
-"""The memorisation audit finds copies of real images, however they were changed, and no honest images."""
+"""The memorization audit finds transformed copies of real images, and does not list other images."""
 
 import io
 import json
@@ -44,7 +44,7 @@ def as_jpeg(image, quality):
     return np.asarray(Image.open(buffer))
 
 
-PLANTED = {
+TRANSFORMS = {
     "exact": lambda image: image,
     "mirrored": lambda image: image[:, ::-1],
     "upside down": lambda image: image[::-1],
@@ -65,7 +65,7 @@ def shard_folder(folder: Path, dataset: str, samples: list[Sample], **extra) -> 
 
 
 def synthetic(folder: Path, pictures: dict[str, np.ndarray]) -> ShardFolder:
-    """A folder of samples as sampling leaves it."""
+    """Write a folder of samples, like sampling does."""
     folder.mkdir(parents=True)
     (folder / "request.json").write_text("{}")
     samples = [Sample(key, np.ascontiguousarray(image), None, {}) for key, image in pictures.items()]
@@ -74,7 +74,7 @@ def synthetic(folder: Path, pictures: dict[str, np.ndarray]) -> ShardFolder:
 
 @pytest.fixture(scope="module")
 def real(busi_root):
-    """60 training and 30 held-out images of BUSI, and 30 further ones of groups that are not among these."""
+    """60 training and 30 validation images of BUSI, and 30 further images of other groups."""
     files = sorted(path for path in busi_root.glob("*/*.png") if "_mask" not in path.stem)
     files = [files[i] for i in np.random.default_rng(0).permutation(len(files))[:140]]
     keys = [path.stem for path in files]
@@ -83,27 +83,27 @@ def real(busi_root):
     samples = [
         Sample(key, picture, None, {"group": name}) for key, picture, name in zip(keys, pictures, names, strict=True)
     ]
-    used = set(names[:90])
-    honest = [sample for sample in samples[90:] if sample.meta["group"] not in used][:30]
-    return samples[:90], {sample.key: sample.image for sample in honest}
+    used_groups = set(names[:90])
+    others = [sample for sample in samples[90:] if sample.meta["group"] not in used_groups][:30]
+    return samples[:90], {sample.key: sample.image for sample in others}
 
 
 @pytest.fixture(scope="module")
-def learned(real, tmp_path_factory):
+def train_images(real, tmp_path_factory):
     data = shard_folder(tmp_path_factory.mktemp("real"), "BUSI", real[0])
     split = Split("audit", (), tuple(data.keys()[:60]), tuple(data.keys()[60:]))
     return ImageData(DataConfig(image_size=SIDE), data, split), real[1]
 
 
-def test_planted_copies_of_busi_are_found_and_honest_images_are_not(learned, tmp_path):
-    images, honest = learned
+def test_transformed_copies_of_busi_are_listed_and_other_images_are_not(train_images, tmp_path):
+    images, others = train_images
     planted, source = {}, {}
-    for number, (name, change) in enumerate(PLANTED.items()):
+    for number, (name, change) in enumerate(TRANSFORMS.items()):
         for i in range(3 * number, 3 * number + 3):
             original = images.train[i]
             planted[f"{name} {i}"] = change(original.image)
             source[f"{name} {i}"] = original.meta["group"]
-    shards = synthetic(tmp_path / "samples", planted | honest)
+    shards = synthetic(tmp_path / "samples", planted | others)
     report = audit(AuditConfig(), None, images, shards.folder, tmp_path / "audit", Accelerator(cpu=True))
 
     found = set(report["near_copies"])
@@ -119,7 +119,7 @@ def test_planted_copies_of_busi_are_found_and_honest_images_are_not(learned, tmp
 
 @pytest.fixture(scope="module")
 def encoder():
-    """A U-Net's encoder with random weights, as a stranger to the images as a network can be."""
+    """The encoder of a U-Net with random weights."""
     torch.manual_seed(0)
     network = build_network(NetworkConfig(name="unet", widths=(8, 16, 32, 64, 64)))
     return FeatureExtractor(
@@ -129,17 +129,17 @@ def encoder():
     )
 
 
-def test_planted_copies_are_found_in_features_alone_too(learned, encoder, tmp_path):
-    """An exact copy and a mirrored one by the features of any network, as their nearest image; few honest images."""
-    images, honest = learned
-    exact = {f"{name} {i}": (i, PLANTED[name]) for name in ("exact", "mirrored", "quarter turn") for i in range(5)}
+def test_copies_are_found_in_features(train_images, encoder, tmp_path):
+    """Exact, mirrored and rotated copies are found even with the features of an untrained network."""
+    images, others = train_images
+    exact = {f"{name} {i}": (i, TRANSFORMS[name]) for name in ("exact", "mirrored", "quarter turn") for i in range(5)}
     planted = {key: change(images.train[i].image) for key, (i, change) in exact.items()}
-    shards = synthetic(tmp_path / "samples", planted | honest)
+    shards = synthetic(tmp_path / "samples", planted | others)
     report = audit(AuditConfig(), encoder, images, shards.folder, tmp_path / "audit", Accelerator(cpu=True))
     threshold = report["features"]["threshold"]
     by_features = {row["key"] for row in report["images"] if row["features"]["similarity"] > threshold}
     assert planted.keys() - by_features == set()
-    assert len(by_features & honest.keys()) <= 1
+    assert len(by_features & others.keys()) <= 1
     by_pixels = {row["key"] for row in report["images"] if row["similarity"] > report["threshold"]}
     assert set(report["near_copies"]) == by_features | by_pixels
     for row in report["images"]:
@@ -148,30 +148,39 @@ def test_planted_copies_are_found_in_features_alone_too(learned, encoder, tmp_pa
     assert np.ptp(np.asarray(Image.open(tmp_path / "audit" / "closest_features.png"))) > 0
 
 
-def test_false_alarms_are_shared_by_the_two_ways_and_another_encoder_is_another_audit(learned, encoder, tmp_path):
-    images, honest = learned
-    shards = synthetic(tmp_path / "samples", honest)
+def test_false_alarms_are_divided_between_pixels_and_features(train_images, encoder, tmp_path):
+    images, others = train_images
+    shards = synthetic(tmp_path / "samples", others)
     config, accelerator = AuditConfig(false_alarms=0.2), Accelerator(cpu=True)
     both = audit(config, encoder, images, shards.folder, tmp_path / "both", accelerator)
-    alone = audit(AuditConfig(false_alarms=0.1), None, images, shards.folder, tmp_path / "alone", accelerator)
-    assert both["threshold"] == alone["threshold"]
+    pixels_only = audit(
+        AuditConfig(false_alarms=0.1), None, images, shards.folder, tmp_path / "pixels_only", accelerator
+    )
+    assert both["threshold"] == pixels_only["threshold"]
+
+
+def test_another_encoder_needs_a_new_audit(train_images, encoder, tmp_path):
+    images, others = train_images
+    shards = synthetic(tmp_path / "samples", others)
+    config = AuditConfig()
+    audit(config, encoder, images, shards.folder, tmp_path / "both", Accelerator(cpu=True))
     assert is_finished(config, encoder, images, shards.folder, tmp_path / "both")
     assert not is_finished(config, None, images, shards.folder, tmp_path / "both")
-    other = replace(encoder, info=encoder.info | {"sha256": "1"})
-    assert not is_finished(config, other, images, shards.folder, tmp_path / "both")
+    other_encoder = replace(encoder, info=encoder.info | {"sha256": "1"})
+    assert not is_finished(config, other_encoder, images, shards.folder, tmp_path / "both")
 
 
-def test_noise_moves_an_image_less_in_whitened_features_than_another_image_is_away(learned, encoder):
-    images, _ = learned
+def test_noisy_copies_are_nearest_to_their_originals_in_whitened_features(train_images, encoder):
+    images, _ = train_images
     similarity = FeatureSimilarity(encoder, images.train, Accelerator(cpu=True))
     changed = [replace(images.train[i], image=noisy(images.train[i].image, 5)) for i in range(20)]
-    values, _ = similarity.compare(Listed(changed))
+    values, _ = similarity.compare(ListSource(changed))
     assert values.shape == (20, 60)
     assert (values.argmax(axis=1) == np.arange(20)).mean() > 0.8
 
 
 @dataclass
-class Listed:
+class ListSource:
     samples: list[Sample]
 
     def __len__(self):
@@ -181,9 +190,9 @@ class Listed:
         return self.samples[index]
 
 
-def test_threshold_is_exceeded_by_the_share_of_false_alarms(learned, tmp_path):
-    images, honest = learned
-    shards = synthetic(tmp_path / "samples", honest)
+def test_threshold_is_the_quantile_given_by_false_alarms(train_images, tmp_path):
+    images, others = train_images
+    shards = synthetic(tmp_path / "samples", others)
     accelerator = Accelerator(cpu=True)
     half = audit(AuditConfig(false_alarms=0.5), None, images, shards.folder, tmp_path / "half", accelerator)
     assert half["threshold"] == half["real"]["median"]
@@ -193,11 +202,11 @@ def test_threshold_is_exceeded_by_the_share_of_false_alarms(learned, tmp_path):
     assert half["real"]["images"] == 90
 
 
-def test_copies_are_dropped_from_the_shards_if_asked(learned, tmp_path):
-    images, honest = learned
+def test_drop_copies_removes_near_copies_from_the_shards(train_images, tmp_path):
+    images, others = train_images
     copy = images.train[3].image[:, ::-1]
-    some = dict(list(honest.items())[:6])
-    shards = synthetic(tmp_path / "samples", {"copy": copy} | some)
+    few = dict(list(others.items())[:6])
+    shards = synthetic(tmp_path / "samples", {"copy": copy} | few)
     config, accelerator = AuditConfig(), Accelerator(cpu=True)
     assert not is_finished(config, None, images, shards.folder, tmp_path / "audit")
     audit(config, None, images, shards.folder, tmp_path / "audit", accelerator)
@@ -208,27 +217,27 @@ def test_copies_are_dropped_from_the_shards_if_asked(learned, tmp_path):
     assert not is_finished(dropping, None, images, shards.folder, tmp_path / "audit")
     audit(dropping, None, images, shards.folder, tmp_path / "audit", accelerator)
     left = ShardFolder.open(shards.folder)
-    assert left.keys() == list(some)
+    assert left.keys() == list(few)
     assert left.index["dropped"] == ["copy"]
     assert left.index["request"] == {"seed": 0}
     assert is_finished(dropping, None, images, shards.folder, tmp_path / "audit")
     assert not is_finished(AuditConfig(false_alarms=0.5), None, images, shards.folder, tmp_path / "audit")
 
 
-def test_dropping_leaves_the_other_records_as_they_are_and_no_empty_shard(tmp_path):
+def test_dropping_keeps_the_other_records_unchanged_and_leaves_no_empty_shard(tmp_path):
     pictures = [Sample(f"k{i}", np.full((4, 4), i, np.uint8), None, {"seed": i}) for i in range(5)]
     folder = tmp_path / "samples"
     folder.mkdir()
     (folder / "request.json").write_text("{}")
     entries = [write_shard(folder / f"{start}.tar", pictures[start : start + 2]) for start in (0, 2, 4)]
     write_index(folder, "synthetic", entries, request={})
-    whole = (folder / "0.tar").read_bytes()
+    unchanged = (folder / "0.tar").read_bytes()
     drop_records(folder, {"k4", "k2"})
     left = ShardFolder.open(folder)
     assert left.keys() == ["k0", "k1", "k3"]
     assert [int(left[i].image[0, 0]) for i in range(3)] == [0, 1, 3]
     assert sorted(path.name for path in folder.glob("*.tar")) == ["0.tar", "2.tar"]
-    assert (folder / "0.tar").read_bytes() == whole
+    assert (folder / "0.tar").read_bytes() == unchanged
     assert (folder / "request.json").is_file()
     drop_records(folder, {"k0"})
     assert ShardFolder.open(folder).index["dropped"] == ["k0", "k2", "k4"]
@@ -236,13 +245,14 @@ def test_dropping_leaves_the_other_records_as_they_are_and_no_empty_shard(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["exact", "mirrored", "upside down", "quarter turn"])
-def test_alignment_turns_a_copy_back(learned, name):
-    images = learned[0]
+def test_alignment_restores_the_original_orientation(train_images, name):
+    images = train_images[0]
     originals = [images.train[i].image for i in range(4)]
     thumbnails = torch.from_numpy(np.stack([thumbnail(image) for image in originals]))
-    copies = [np.ascontiguousarray(PLANTED[name](image)) for image in originals]
+    copies = [np.ascontiguousarray(TRANSFORMS[name](image)) for image in originals]
     similarity, alignment = pixel_similarity(copies, thumbnails)
-    assert similarity.diagonal().tolist() == pytest.approx([1] * 4, abs=0.05)  # thumbnail pixels differ in size
+    # Not exactly 1, because the pixels of a thumbnail cover areas of different sizes.
+    assert similarity.diagonal().tolist() == pytest.approx([1] * 4, abs=0.05)
     for i, original in enumerate(originals):
         assert np.array_equal(apply_alignment(copies[i], int(alignment[i, i])), original)
     words = {"exact": "unchanged", "mirrored": "mirrored"}.get(name)

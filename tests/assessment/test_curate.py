@@ -1,4 +1,4 @@
-"""Curation: what is proposed, the page in a real Chromium, and the shards that a selection leaves."""
+"""Curation: the proposal, the page in Chromium, and the shards written from a selection."""
 
 import json
 import time
@@ -22,26 +22,31 @@ from mgcc_dist.diffusion.images import ImageData
 REQUEST = {"checkpoint": "abc", "seed": 3, "count": 12}
 
 
-def test_proposal_by_hand():
-    """Points 0, 1, 10, 11 on a line with realism 1, 0.5, 0.8, 0.9; 11 is a copy."""
+def test_weighted_k_center_by_hand():
+    """Points 0, 1, 10, 11 on a line with realism 1, 0.5, 0.8, 0.9; 11 is not eligible."""
     points, realism = np.array([[0.0], [1.0], [10.0], [11.0]]), np.array([1, 0.5, 0.8, 0.9])
-    allowed = np.array([True, True, True, False])
-    # 0 is the most realistic; then 0.8 x 10 over 0.5 x 1; then what is left
-    assert weighted_k_center(points, realism, allowed, 3) == [0, 2, 1]
-    assert weighted_k_center(points, realism, allowed, 2) == [0, 2]
-    assert weighted_k_center(points, realism, np.ones(4, bool), 2) == [0, 3]  # 0.9 x 11 over 0.8 x 10
-    assert weighted_k_center(points, realism, allowed, 9) == [0, 2, 1]
-    assert weighted_k_center(np.zeros((3, 1)), np.ones(3), np.ones(3, bool), 3) == [0, 1, 2]  # all the same: each once
+    eligible = np.array([True, True, True, False])
+    # 0 is the most realistic; then 0.8 x 10 beats 0.5 x 1; then the remaining one.
+    assert weighted_k_center(points, realism, eligible, 3) == [0, 2, 1]
+    assert weighted_k_center(points, realism, eligible, 2) == [0, 2]
+    assert weighted_k_center(points, realism, np.ones(4, bool), 2) == [0, 3]  # 0.9 x 11 beats 0.8 x 10
+    assert weighted_k_center(points, realism, eligible, 9) == [0, 2, 1]
+    assert weighted_k_center(np.zeros((3, 1)), np.ones(3), np.ones(3, bool), 3) == [
+        0,
+        1,
+        2,
+    ]  # identical points: each once
 
 
 @pytest.fixture
 def run(tmp_path, phantom_shards, vae):
-    """What a finished `ldm` leaves: 12 samples in three shards, of which number 4 is a near-copy."""
+    """The output of a finished `ldm`: 12 samples in three shards, of which number 4 is a near-copy."""
     folder = tmp_path / "samples"
     folder.mkdir()
-    draw = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     samples = [
-        Sample(f"synthetic-{i:06d}", draw.integers(0, 256, (16, 16), np.uint8), None, {"index": i}) for i in range(12)
+        Sample(f"synthetic-{i:06d}", generator.integers(0, 256, (16, 16), np.uint8), None, {"index": i})
+        for i in range(12)
     ]
     entries = [write_shard(folder / f"{start}.tar", samples[start : start + 4]) for start in (0, 4, 8)]
     write_index(folder, "synthetic", entries, request=REQUEST)
@@ -60,9 +65,9 @@ def run(tmp_path, phantom_shards, vae):
 def curated(run, phantom_shards):
     keys = tuple(phantom_shards.keys())
     images = ImageData(DataConfig(image_size=16), phantom_shards, Split("c", (), keys[:16], keys[16:]))
-    used = features.load(None, run / "vae", 16)
+    extractor = features.load(None, run / "vae", 16)
     config = CurateConfig(out=str(run), count=6, neighbours=2)
-    return curate(config, used, images, run / "samples", run / "audit.json", run / "curation")
+    return curate(config, extractor, images, run / "samples", run / "audit.json", run / "curation")
 
 
 def test_near_copies_are_not_proposed(curated, run):
@@ -80,12 +85,12 @@ def test_realism_is_the_scaled_rank_by_distance_to_the_training_images(curated):
 
 def test_an_audit_of_other_samples_is_refused(run, phantom_shards):
     images = ImageData(DataConfig(), phantom_shards, Split("c", (), tuple(phantom_shards.keys()), ()))
-    used = features.load(None, run / "vae", 16)
+    extractor = features.load(None, run / "vae", 16)
     write_json(run / "audit.json", {"request": {"samples": REQUEST | {"seed": 4}}, "images": []})
     with pytest.raises(UserError, match="is the audit of other samples than"):
-        curate(CurateConfig(out=""), used, images, run / "samples", run / "audit.json", run / "curation")
+        curate(CurateConfig(out=""), extractor, images, run / "samples", run / "audit.json", run / "curation")
     with pytest.raises(UserError, match=r"does not exist\. Run"):
-        curate(CurateConfig(out=""), used, images, run / "samples", run / "none.json", run / "curation")
+        curate(CurateConfig(out=""), extractor, images, run / "samples", run / "none.json", run / "curation")
 
 
 @pytest.fixture
@@ -98,7 +103,7 @@ def page(curated, run):
     driver.quit()
 
 
-def test_a_person_chooses_by_keyboard_and_mouse_and_the_shards_are_those(page, curated, run):
+def test_selection_by_keyboard_and_mouse_is_applied_to_the_shards(page, curated, run):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
 
@@ -109,13 +114,13 @@ def test_a_person_chooses_by_keyboard_and_mouse_and_the_shards_are_those(page, c
         return page.find_element(By.ID, name).text
 
     proposed = curated["proposed"]
-    assert text("counts") == "6 accepted of 6 asked for, 6 rejected"
+    assert text("counts") == "6 accepted (target 6), 6 rejected"
     assert text("key") == proposed[0]
-    press("r")  # the first, which moves on to the second
+    press("r")  # rejects the first and moves to the second
     assert text("key") == proposed[1]
-    press("r", "u")  # rejects the second and takes that back
-    assert text("counts") == "5 accepted of 6 asked for, 7 rejected"
-    press("j", "k", "\ue014", "\ue012")  # there and back, by letters and by arrows
+    press("r", "u")  # rejects the second and undoes it
+    assert text("counts") == "5 accepted (target 6), 7 rejected"
+    press("j", "k", "\ue014", "\ue012")  # forward and back, with letters and arrow keys
     assert text("key") == proposed[1]
     press("n")
     assert curated["images"][0]["nearest"] in text("nearest-key")
@@ -124,7 +129,7 @@ def test_a_person_chooses_by_keyboard_and_mouse_and_the_shards_are_those(page, c
     tiles = page.find_elements(By.CSS_SELECTOR, ".tile")
     assert [tile.get_attribute("data-key") for tile in tiles[:6]] == proposed
     assert tiles[-1].get_attribute("data-key") == "synthetic-000004"
-    tiles[8].click()  # one that is not proposed
+    tiles[8].click()  # not proposed
     added = tiles[8].get_attribute("data-key")
     assert "accepted" in tiles[8].get_attribute("class")
     tiles[2].click()
@@ -132,7 +137,7 @@ def test_a_person_chooses_by_keyboard_and_mouse_and_the_shards_are_those(page, c
     changed = {tile.get_attribute("data-key") for tile in page.find_elements(By.CSS_SELECTOR, ".tile")}
     assert changed == {proposed[0], proposed[2], added}
     loaded = page.execute_script("return performance.getEntriesByType('resource').map(e => e.name.slice(0, 5))")
-    assert set(loaded) <= {"data:"}  # no other file, no network
+    assert set(loaded) <= {"data:"}  # no other files, no network
     assert page.get_log("browser") == []
     press("s")
     path = run / "downloads" / "selection.json"
@@ -149,13 +154,13 @@ def test_a_person_chooses_by_keyboard_and_mouse_and_the_shards_are_those(page, c
     assert apply_selection(path, run / "samples", run / "curated") == 5
     left = ShardFolder.open(run / "curated")
     assert left.keys() == expected
-    whole = ShardFolder.open(run / "samples")
+    samples = ShardFolder.open(run / "samples")
     for i, key in enumerate(expected):
-        assert np.array_equal(left[i].image, whole[whole.index_of(key)].image)
+        assert np.array_equal(left[i].image, samples[samples.index_of(key)].image)
     assert {file.name: sha256_of(file) for file in (run / "samples").iterdir()} == before
-    facts = provenance(left)
-    assert facts["selection"] == {"sha256": sha256_of(path), "accepted": 5, "of": 12}
-    assert (facts["images"], facts["request"]) == (5, REQUEST)
+    origin = provenance(left)
+    assert origin["selection"] == {"sha256": sha256_of(path), "accepted": 5, "of": 12}
+    assert (origin["images"], origin["request"]) == (5, REQUEST)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +178,7 @@ def test_a_person_chooses_by_keyboard_and_mouse_and_the_shards_are_those(page, c
         ({"format": "x"}, "is no file of mgcc-dist selection"),
     ],
 )
-def test_a_selection_that_does_not_fit_is_refused_and_nothing_written(run, change, message):
+def test_a_selection_that_does_not_match_the_samples_is_refused_and_nothing_is_written(run, change, message):
     good = {"format": FORMAT, "version": 1, "samples": REQUEST, "accepted": ["synthetic-000001"], "rejected": []}
     write_json(run / "selection.json", good | change)
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""Features come from the file that the user names, and from no other."""
+"""Feature extractors: run folder, weights file, TorchScript file, default."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.train.checkpoints import save_weights
 
 
-class MeanAndSpread(nn.Module):
+class MeanAndStd(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.stack([x.mean(dim=(1, 2, 3)), x.std(dim=(1, 2, 3))], dim=1)
 
@@ -37,25 +37,25 @@ def images_of(source, size):
     return next(iter(loader.batches())).to("cpu").images
 
 
-def test_run_folder_and_its_file_give_the_encoders_mean_features(tmp_path, phantom_shards, vae):
+def test_a_run_folder_and_its_weights_file_give_pooled_encoder_features(tmp_path, phantom_shards, vae):
     torch.manual_seed(0)
     method, network = MethodConfig(name="mgcc"), NetworkConfig(widths=(4, 8), taps=(1, 2), gates=(True, True, True))
     trained = build(method, network).predictor().eval()
     path = tmp_path / "run" / "best" / "model.safetensors"
     save_weights(trained.state_dict(), path, header(method, network, 32))
     for named in (tmp_path / "run", path):
-        used = features.load(str(named), tmp_path, 16)
-        found = used.extract(phantom_shards, Accelerator(cpu=True))
+        extractor = features.load(str(named), tmp_path, 16)
+        extracted = extractor.extract(phantom_shards, Accelerator(cpu=True))
         with torch.no_grad():
             expected = trained.encoder(images_of(phantom_shards, 32))[-1].mean(dim=(2, 3))
-        assert found.shape == (24, 8)
-        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-6)
-        assert used.info["kind"] == "encoder of a segmentation run"
+        assert extracted.shape == (24, 8)
+        np.testing.assert_allclose(extracted, expected.numpy(), rtol=1e-4, atol=1e-6)
+        assert extractor.info["kind"] == "encoder of a segmentation run"
 
 
-def test_fallback_is_the_autoencoders_last_activation(tmp_path, phantom_shards, vae):
+def test_default_is_the_last_activation_of_the_autoencoders_encoder(tmp_path, phantom_shards, vae):
     vae.save_pretrained(tmp_path / "vae")
-    used = features.load(None, tmp_path / "vae", 16)
+    extractor = features.load(None, tmp_path / "vae", 16)
     with torch.no_grad():
         encoder, x = vae.encoder.eval(), images_of(phantom_shards, 16)
         x = encoder.conv_in(x)
@@ -63,18 +63,18 @@ def test_fallback_is_the_autoencoders_last_activation(tmp_path, phantom_shards, 
             x = block(x)
         expected = encoder.conv_act(encoder.conv_norm_out(encoder.mid_block(x))).mean(dim=(2, 3))
     np.testing.assert_allclose(
-        used.extract(phantom_shards, Accelerator(cpu=True)), expected.numpy(), rtol=1e-4, atol=1e-6
+        extractor.extract(phantom_shards, Accelerator(cpu=True)), expected.numpy(), rtol=1e-4, atol=1e-6
     )
-    assert used.info["kind"] == "autoencoder's encoder"
+    assert extractor.info["kind"] == "autoencoder's encoder"
 
 
-def test_torchscript_gives_what_it_computes_in_the_order_of_the_images(tmp_path, phantom_shards):
-    used = features.load(scripted(MeanAndSpread(), tmp_path / "f.pt"), tmp_path, 16)
-    expected = MeanAndSpread()(images_of(phantom_shards, 16))
-    np.testing.assert_allclose(used.extract(phantom_shards, Accelerator(cpu=True)), expected.numpy(), rtol=1e-5)
+def test_torchscript_features_come_in_the_order_of_the_images(tmp_path, phantom_shards):
+    extractor = features.load(scripted(MeanAndStd(), tmp_path / "f.pt"), tmp_path, 16)
+    expected = MeanAndStd()(images_of(phantom_shards, 16))
+    np.testing.assert_allclose(extractor.extract(phantom_shards, Accelerator(cpu=True)), expected.numpy(), rtol=1e-5)
 
 
-def test_what_gives_no_features_is_refused(tmp_path, phantom_shards):
+def test_files_and_networks_without_features_are_refused(tmp_path, phantom_shards):
     with pytest.raises(UserError, match=r"quality\.encoder: .*nowhere does not exist\. Pass the folder of a finished"):
         features.load(str(tmp_path / "nowhere"), tmp_path, 16)
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
@@ -97,7 +97,7 @@ def test_what_gives_no_features_is_refused(tmp_path, phantom_shards):
         infinite.extract(phantom_shards, Accelerator(cpu=True))
 
 
-def test_a_network_without_a_unets_encoder_is_refused(tmp_path):
+def test_a_network_without_a_unet_encoder_is_refused(tmp_path):
     method = MethodConfig(name="supervised")
     network = NetworkConfig(name="swin_unet", embed_dim=4, depths=(1, 1), heads=(1, 1), window=2)
     path = tmp_path / "model.safetensors"

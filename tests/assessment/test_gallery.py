@@ -4,8 +4,8 @@ from PIL import Image
 from mgcc_dist.assessment.gallery import save_rows
 
 
-def test_gallery_shows_every_row(tmp_path):
-    """Rows of white, grey and black images, the last one short: each level of grey is in the picture."""
+def test_gallery_shows_every_row_in_its_gray_level(tmp_path):
+    """Rows of white, gray and black images, the last one incomplete: every gray level is in the picture."""
     rows = {"a": [np.ones((8, 8))] * 3, "b": [np.zeros((8, 8))] * 3, "c": [-np.ones((8, 8))] * 2}
     save_rows(rows, tmp_path / "gallery.png")
     picture = np.asarray(Image.open(tmp_path / "gallery.png").convert("L"))

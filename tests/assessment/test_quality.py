@@ -1,4 +1,4 @@
-"""The six figures of quality against what is known in closed form, by hand, and from torchmetrics."""
+"""The six quality metrics compared with closed forms, hand calculation and torchmetrics."""
 
 import json
 
@@ -20,8 +20,8 @@ from mgcc_dist.diffusion.config import DataConfig
 from mgcc_dist.diffusion.images import ImageData
 
 
-class AsIs(nn.Module):
-    """Features that torchmetrics is given are what it is given as images."""
+class Identity(nn.Module):
+    """Feature network for torchmetrics that returns its input, so that features can be passed as images."""
 
     def __init__(self, dimensions):
         super().__init__()
@@ -35,7 +35,7 @@ def gaussian(count, mean, deviations, seed):
     return np.random.default_rng(seed).normal(mean, deviations, (count, len(deviations)))
 
 
-def test_fid_of_gaussians_is_their_closed_form():
+def test_fid_of_gaussians_matches_the_closed_form():
     """Axis-parallel Gaussians: the distance is the sum over axes of (difference of means)^2 + (of deviations)^2."""
     first, second = np.array([1.0, 2.0, 0.5]), np.array([2.0, 2.0, 1.5])
     shift = np.array([3.0, 0.0, -1.0])
@@ -44,40 +44,40 @@ def test_fid_of_gaussians_is_their_closed_form():
 
 
 @pytest.mark.parametrize(("real", "synthetic", "dimensions"), [(60, 90, 8), (12, 9, 30)])
-def test_fid_and_kid_are_those_of_torchmetrics(real, synthetic, dimensions):
+def test_fid_and_kid_match_torchmetrics(real, synthetic, dimensions):
     x = gaussian(real, 0, np.linspace(0.5, 2, dimensions), 0)
     y = gaussian(synthetic, 0.3, np.ones(dimensions), 1)
-    theirs = FrechetInceptionDistance(AsIs(dimensions)).set_dtype(torch.float64)
-    theirs.update(torch.from_numpy(x), real=True)
-    theirs.update(torch.from_numpy(y), real=False)
-    # theirs takes the root of eigenvalues that are 0 but for rounding where there are fewer images than dimensions
-    assert fid(x, y) == pytest.approx(theirs.compute().item(), rel=1e-9 if real > dimensions else 1e-5)
+    reference = FrechetInceptionDistance(Identity(dimensions)).set_dtype(torch.float64)
+    reference.update(torch.from_numpy(x), real=True)
+    reference.update(torch.from_numpy(y), real=False)
+    # With fewer images than dimensions torchmetrics takes roots of eigenvalues that are 0 up to rounding.
+    assert fid(x, y) == pytest.approx(reference.compute().item(), rel=1e-9 if real > dimensions else 1e-5)
 
     n = min(real, synthetic)
-    theirs = KernelInceptionDistance(AsIs(dimensions), subsets=1, subset_size=n).set_dtype(torch.float64)
-    theirs.update(torch.from_numpy(x[:n]), real=True)
-    theirs.update(torch.from_numpy(y[:n]), real=False)
-    assert kid(x[:n], y[:n]) == pytest.approx(theirs.compute()[0].item(), rel=1e-9)
+    reference = KernelInceptionDistance(Identity(dimensions), subsets=1, subset_size=n).set_dtype(torch.float64)
+    reference.update(torch.from_numpy(x[:n]), real=True)
+    reference.update(torch.from_numpy(y[:n]), real=False)
+    assert kid(x[:n], y[:n]) == pytest.approx(reference.compute()[0].item(), rel=1e-9)
 
 
-def test_neighbourhoods_of_few_points_by_hand():
+def test_prdc_of_few_points_by_hand():
     """k = 1. Real balls: 0 +- 1, 1 +- 1, 4 +- 3. Synthetic balls: 0.5 +- 6.5, 7 +- 6.5, 20 +- 13."""
     real, synthetic = np.array([[0.0], [1.0], [4.0]]), np.array([[0.5], [7.0], [20.0]])
-    # 0.5 lies in the balls of 0 and 1; 7 in that of 4, on its rim; 20 in none. All real points lie in the ball of 0.5.
+    # 0.5 lies in the balls of 0 and 1; 7 on the border of that of 4; 20 in none. All real points lie in that of 0.5.
     assert prdc(real, synthetic, 1) == {"precision": 2 / 3, "recall": 1, "density": 1, "coverage": 1}
-    # The other way round: 0, 1 and 4 lie in the ball of 0.5, and 1 and 4 in that of 7, and none in that of 20.
-    other = prdc(synthetic, np.array([[0.0], [1.0], [4.0]]), 1)
-    assert other == {"precision": 1, "recall": 2 / 3, "density": 5 / 3, "coverage": 2 / 3}
+    # With the sets swapped: 0, 1 and 4 lie in the ball of 0.5, and 1 and 4 in that of 7, and none in that of 20.
+    swapped = prdc(synthetic, np.array([[0.0], [1.0], [4.0]]), 1)
+    assert swapped == {"precision": 1, "recall": 2 / 3, "density": 5 / 3, "coverage": 2 / 3}
 
 
-def test_blocks_of_distances_do_not_change_the_figures(monkeypatch):
+def test_block_size_does_not_change_the_metrics(monkeypatch):
     real, synthetic = gaussian(50, 0, np.ones(4), 0), gaussian(70, 0.5, np.ones(4), 1)
-    whole = prdc(real, synthetic, 3)
+    full = prdc(real, synthetic, 3)
     monkeypatch.setattr(quality, "BLOCK_SIZE", 7)
-    assert prdc(real, synthetic, 3) == whole
+    assert prdc(real, synthetic, 3) == full
 
 
-def test_one_distribution_is_as_near_as_its_halves_and_another_is_not():
+def test_the_floor_is_reached_by_the_same_distribution_and_not_by_another():
     real, groups = gaussian(200, 0, np.ones(6), 0), [str(i) for i in range(200)]
     same = metrics_with_intervals(real, gaussian(300, 0, np.ones(6), 1), groups, k=5, halves=30)
     assert same["images"] == {"real": 200, "synthetic": 300, "half": 100}
@@ -93,8 +93,8 @@ def test_one_distribution_is_as_near_as_its_halves_and_another_is_not():
     assert shifted["synthetic"]["kid"]["low"] > 0
 
 
-def test_fid_of_few_images_is_too_high():
-    """That is why the report has a floor of as few: the sets are of one distribution, so the distance is 0."""
+def test_fid_is_biased_upwards_for_few_images():
+    """Hence the floor with equally few images. Both sets have the same distribution, so the true distance is 0."""
     few, many = (
         np.mean([fid(gaussian(n, 0, np.ones(6), s), gaussian(n, 0, np.ones(6), 100 + s)) for s in range(20)])
         for n in (50, 200)
@@ -102,19 +102,19 @@ def test_fid_of_few_images_is_too_high():
     assert few > 3 * many > 0.1
 
 
-def test_intervals_are_as_wide_as_the_figure_scatters():
-    """KID of 200 fresh pairs of sets: its standard deviation is the half width of an interval over 1.96."""
-    figures = [kid(gaussian(80, 0, np.ones(3), s), gaussian(80, 0.5, np.ones(3), 10_000 + s)) for s in range(200)]
+def test_intervals_match_the_standard_deviation_of_the_metric():
+    """The half width of an interval is 1.96 times the standard deviation of KID over 200 new pairs of sets."""
+    values = [kid(gaussian(80, 0, np.ones(3), s), gaussian(80, 0.5, np.ones(3), 10_000 + s)) for s in range(200)]
     groups = [str(i) for i in range(80)]
     widths = []
     for seed in range(8):
         real, synthetic = gaussian(80, 0, np.ones(3), seed), gaussian(80, 0.5, np.ones(3), 10_000 + seed)
         interval = metrics_with_intervals(real, synthetic, groups, k=3, halves=50)["synthetic"]["kid"]
         widths.append((interval["high"] - interval["low"]) / 2 / 1.96)
-    assert np.mean(widths) == pytest.approx(np.std(figures), rel=0.25)
+    assert np.mean(widths) == pytest.approx(np.std(values), rel=0.25)
 
 
-def test_halves_keep_a_group_on_one_side():
+def test_halves_do_not_split_groups():
     groups = [str(i // 4) for i in range(40)]
     for seed in range(20):
         order = quality._grouped_permutation(groups, np.random.default_rng(seed))
@@ -124,7 +124,7 @@ def test_halves_keep_a_group_on_one_side():
 
 
 @pytest.fixture
-def learned(phantom_shards):
+def images(phantom_shards):
     keys = phantom_shards.keys()
     return ImageData(DataConfig(image_size=16), phantom_shards, Split("q", (), tuple(keys[:10]), tuple(keys[10:])))
 
@@ -137,12 +137,12 @@ def samples(phantom_shards, tmp_path):
     return tmp_path / "samples"
 
 
-def test_report_says_what_was_compared_and_is_made_once(vae, learned, samples, tmp_path):
+def test_report_states_what_was_compared_and_is_computed_once(vae, images, samples, tmp_path):
     vae.save_pretrained(tmp_path / "vae")
     config, accelerator = QualityConfig(neighbours=2), Accelerator(cpu=True)
-    used = features.load(None, tmp_path / "vae", 16)
-    assert not quality.is_finished(config, used, learned, samples, tmp_path / "q")
-    report = quality.evaluate(config, used, learned, samples, tmp_path / "q", accelerator)
+    extractor = features.load(None, tmp_path / "vae", 16)
+    assert not quality.is_finished(config, extractor, images, samples, tmp_path / "q")
+    report = quality.evaluate(config, extractor, images, samples, tmp_path / "q", accelerator)
     assert report == json.loads((tmp_path / "q" / "quality.json").read_text())
     assert report["features"] | {"kind": "autoencoder's encoder", "dimensions": 8} == report["features"]
     assert report["images"] == {"real": 14, "synthetic": 10, "half": 5}
@@ -152,14 +152,14 @@ def test_report_says_what_was_compared_and_is_made_once(vae, learned, samples, t
     assert first[1:3] == ["FID", "lower"]
     assert first[3].startswith(f"{report['synthetic']['fid']['value']:.3g} (")
     assert f"({report['features']['file']}), 8 dimensions" in markdown
-    assert quality.is_finished(config, used, learned, samples, tmp_path / "q")
-    assert not quality.is_finished(QualityConfig(neighbours=3), used, learned, samples, tmp_path / "q")
+    assert quality.is_finished(config, extractor, images, samples, tmp_path / "q")
+    assert not quality.is_finished(QualityConfig(neighbours=3), extractor, images, samples, tmp_path / "q")
 
 
-def test_too_few_images_and_a_missing_encoder_are_refused_before_training(learned):
-    quality.check_config(QualityConfig(neighbours=4), learned, 10)
+def test_too_few_images_and_a_missing_encoder_are_refused_before_training(images):
+    quality.check_config(QualityConfig(neighbours=4), images, 10)
     with pytest.raises(UserError, match=r"14 validation and 10 synthetic images, .* 5 images.*--quality\.neighbours 4"):
-        quality.check_config(QualityConfig(neighbours=5), learned, 10)
-    quality.check_config(QualityConfig(neighbours=5, enabled=False), learned, 10)
+        quality.check_config(QualityConfig(neighbours=5), images, 10)
+    quality.check_config(QualityConfig(neighbours=5, enabled=False), images, 10)
     with pytest.raises(UserError, match=r"quality\.encoder: nowhere does not exist"):
-        quality.check_config(QualityConfig(encoder="nowhere", enabled=False), learned, 10)
+        quality.check_config(QualityConfig(encoder="nowhere", enabled=False), images, 10)

@@ -6,7 +6,7 @@ from tiny_ldm import DENOISER, SHAPE
 
 from mgcc_dist.diffusion import denoiser, pipeline
 
-torch.set_num_threads(1)  # as the ranks that some tests start: the same sums in the same order
+torch.set_num_threads(1)  # like the ranks that some tests start, so that sums have the same order
 
 
 @pytest.fixture

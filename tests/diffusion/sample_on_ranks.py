@@ -1,4 +1,4 @@
-"""Started by the tests on several ranks: sample the pipeline argv[1] into the folder argv[2]."""
+"""Run by the tests on several ranks: sample from the pipeline argv[1] into the folder argv[2]."""
 
 import sys
 from pathlib import Path

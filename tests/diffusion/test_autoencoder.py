@@ -1,4 +1,4 @@
-"""The first stage: its loss, its noise, its latent scale."""
+"""Autoencoder: loss, noise and normalization of the latents."""
 
 import copy
 import math
@@ -19,13 +19,13 @@ from mgcc_dist.diffusion.noise import RngStream, make_generators
 def test_loss_is_mse_plus_weighted_kl_per_pixel(vae):
     vae = vae.double()
     images = torch.rand(3, 1, 16, 16, dtype=torch.float64) * 2 - 1
-    places = [5, 0, 123]
-    losses = AutoencoderLoss(vae, kl_weight=0.1)(batch_of(images, places), PROGRESS)
+    indices = [5, 0, 123]
+    losses = AutoencoderLoss(vae, kl_weight=0.1)(batch_of(images, indices), PROGRESS)
 
     with torch.no_grad():
         mean, logvar = vae.quant_conv(vae.encoder(images)).chunk(2, dim=1)
-        draws = make_generators(PROGRESS.seed, RngStream.POSTERIOR, places)
-        noise = torch.stack([torch.randn(mean[0].shape, generator=draw, dtype=torch.float64) for draw in draws])
+        noise_generators = make_generators(PROGRESS.seed, RngStream.POSTERIOR, indices)
+        noise = torch.stack([torch.randn(mean[0].shape, generator=g, dtype=torch.float64) for g in noise_generators])
         decoded = vae.decoder(vae.post_quant_conv(mean + torch.exp(logvar / 2) * noise))
         mse = ((decoded - images) ** 2).sum() / (3 * 16 * 16)
         kl = (0.5 * (mean**2 + torch.exp(logvar) - 1 - logvar)).sum() / (3 * 16 * 16)
@@ -34,25 +34,27 @@ def test_loss_is_mse_plus_weighted_kl_per_pixel(vae):
     torch.testing.assert_close(losses["loss"], mse + 0.1 * kl)
 
 
-def test_an_images_latent_depends_on_its_place_alone(vae):
-    """Two batches that hold the same samples, divided otherwise, sum up to the same loss."""
+def test_noise_depends_only_on_the_index_of_the_sample(vae):
+    """The mean loss does not depend on how the samples are divided into batches."""
     module = AutoencoderLoss(vae, 0.0)
     images = torch.rand(4, 1, 16, 16) * 2 - 1
-    whole = module(batch_of(images, [0, 1, 2, 3]), PROGRESS)["loss"]
+    full = module(batch_of(images, [0, 1, 2, 3]), PROGRESS)["loss"]
     torch.manual_seed(999)
     halves = [module(batch_of(images[part], part), PROGRESS)["loss"] for part in ([3, 0], [2, 1])]
-    torch.testing.assert_close(whole, sum(halves) / 2)
-    assert module(batch_of(images, [4, 5, 6, 7]), PROGRESS)["loss"] != whole
+    torch.testing.assert_close(full, sum(halves) / 2)
+    assert module(batch_of(images, [4, 5, 6, 7]), PROGRESS)["loss"] != full
 
 
-def test_draws_for_different_things_differ():
-    seeds = [g.initial_seed() for seed in (0, 1) for draw in RngStream for g in make_generators(seed, draw, range(5))]
+def test_rng_streams_never_share_a_seed():
+    seeds = [
+        g.initial_seed() for seed in (0, 1) for stream in RngStream for g in make_generators(seed, stream, range(5))
+    ]
     assert len(set(seeds)) == len(seeds)
 
 
 @pytest.fixture
 def uneven(vae):
-    """An autoencoder whose latent channels differ in mean and spread, as BUSI's do."""
+    """An autoencoder whose latent channels differ in mean and standard deviation, as on BUSI."""
     with torch.no_grad():
         vae.quant_conv.weight[:2] *= torch.tensor([0.3, 4.0])[:, None, None, None]
         vae.quant_conv.bias[:2] = torch.tensor([-1.31, 0.7])
@@ -60,21 +62,21 @@ def uneven(vae):
     return vae
 
 
-def test_moments_are_those_of_drawn_latents(uneven):
+def test_latent_moments_match_sampled_latents(uneven):
     images = torch.rand(7, 1, 16, 16) * 2 - 1
     batches = [batch_of(images[part], part) for part in ([0, 1, 2], [3, 4, 5], [6])]
     mean, std = autoencoder.latent_moments(uneven, batches, Accelerator(cpu=True))
     with torch.no_grad():
         posterior = uneven.encode(images).latent_dist
-        draws = torch.stack([posterior.sample(torch.Generator().manual_seed(i)) for i in range(1000)]).double()
-    torch.testing.assert_close(mean, draws.mean(dim=(0, 1, 3, 4)), rtol=0.01, atol=0.01)
-    torch.testing.assert_close(std, draws.transpose(0, 2).flatten(1).std(dim=1), rtol=0.01, atol=0)
+        samples = torch.stack([posterior.sample(torch.Generator().manual_seed(i)) for i in range(1000)]).double()
+    torch.testing.assert_close(mean, samples.mean(dim=(0, 1, 3, 4)), rtol=0.01, atol=0.01)
+    torch.testing.assert_close(std, samples.transpose(0, 2).flatten(1).std(dim=1), rtol=0.01, atol=0)
     other_order = [batch_of(images[part], part) for part in ([6, 3], [0, 1, 2], [5, 4])]
     torch.testing.assert_close(autoencoder.latent_moments(uneven, other_order, Accelerator(cpu=True)), (mean, std))
 
 
-def test_standardised_latents_have_mean_0_and_variance_1_and_decode_to_the_same_image(uneven):
-    """Also z drawn from the posterior decodes to the same: the log-variance is scaled with the mean."""
+def test_normalized_latents_have_mean_0_and_variance_1_and_decode_to_the_same_image(uneven):
+    """A sample from the posterior decodes to the same image too, because the log-variance is scaled with the mean."""
     images = torch.rand(7, 1, 16, 16) * 2 - 1
     batches = [batch_of(images, list(range(7)))]
     before = copy.deepcopy(uneven)
@@ -86,11 +88,11 @@ def test_standardised_latents_have_mean_0_and_variance_1_and_decode_to_the_same_
     torch.testing.assert_close(measured[0], torch.zeros(2).double(), rtol=0, atol=1e-6)
     torch.testing.assert_close(measured[1], torch.ones(2).double(), rtol=1e-6, atol=0)
     with torch.no_grad():
-        for draw in (
+        for latent_of in (
             lambda posterior: posterior.mode(),
             lambda posterior: posterior.sample(make_generators(1, RngStream.SAMPLE, range(7))),
         ):
-            old, new = (each.decode(draw(each.encode(images).latent_dist)).sample for each in (before, uneven))
+            old, new = (vae.decode(latent_of(vae.encode(images).latent_dist)).sample for vae in (before, uneven))
             torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-5)
     assert uneven.config.scaling_factor == 1.0
     assert {name: tensor.shape for name, tensor in uneven.state_dict().items()} == {
@@ -98,26 +100,26 @@ def test_standardised_latents_have_mean_0_and_variance_1_and_decode_to_the_same_
     }
 
 
-def test_latent_has_the_papers_size():
+def test_default_latent_size_is_the_papers():
     config = AutoencoderConfig(loop=LOOP)
     assert 512 // config.downsampling == 64
 
 
-def test_psnr_and_mse_of_val_loader_images(vae):
+def test_validation_reports_mse_and_psnr(vae):
     images = torch.rand(3, 1, 16, 16) * 2 - 1
     task = object.__new__(autoencoder.AutoencoderTask)
     task._val_loader = type(
-        "Once", (), {"batches": lambda self: [batch_of(images[:2], [0, 1]), batch_of(images[2:], [2])]}
+        "Loader", (), {"batches": lambda self: [batch_of(images[:2], [0, 1]), batch_of(images[2:], [2])]}
     )()
     scores = task.validate(AutoencoderLoss(vae, 0.0), Accelerator(cpu=True))
     decoded = autoencoder.reconstruct(vae, images).detach().double().numpy()
     mse = ((decoded - images.double().numpy()) ** 2).mean(axis=(1, 2, 3))
     assert scores["mse"] == pytest.approx(mse.mean(), rel=1e-5)
-    # peak to peak of images in [-1, 1] is 2
+    # The peak-to-peak range of images in [-1, 1] is 2.
     assert scores["psnr"] == pytest.approx(np.mean([20 * math.log10(2 / math.sqrt(value)) for value in mse]), rel=1e-5)
 
 
-def test_weights_load_into_the_class_that_config_describes(vae, tmp_path):
+def test_load_pretrained_restores_config_and_weights(vae, tmp_path):
     vae.save_pretrained(tmp_path)
     loaded = autoencoder.load_pretrained(tmp_path)
     assert loaded.config.scaling_factor == 1.7
@@ -128,11 +130,11 @@ def test_weights_load_into_the_class_that_config_describes(vae, tmp_path):
 
 
 @pytest.mark.parametrize(("size", "message"), [(18, "not a multiple of 4")])
-def test_an_image_size_that_does_not_divide_is_refused(size, message):
+def test_image_size_must_be_a_multiple_of_the_downsampling_factor(size, message):
     with pytest.raises(UserError, match=message):
         autoencoder.build(AUTOENCODER, size)
 
 
-def test_channels_that_the_norm_can_not_group_are_refused():
+def test_channels_must_be_multiples_of_norm_groups():
     with pytest.raises(ValueError, match=r"12 is not a multiple of autoencoder\.norm_groups"):
         AutoencoderConfig(loop=LOOP, channels=(8, 12), norm_groups=8)

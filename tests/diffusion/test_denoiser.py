@@ -1,4 +1,4 @@
-"""The second stage: Eq. 2, its noise, its classes."""
+"""Denoiser: the loss of Eq. 2, its noise and its classes."""
 
 from dataclasses import replace
 
@@ -27,48 +27,48 @@ def with_classes():
 def test_loss_is_equation_2(module):
     unet = module.unet.double()
     moments = torch.randn(3, 4, 4, 4)
-    places = [11, 2, 30]
-    loss = module(latents_of(moments, places), PROGRESS)["loss"]
+    indices = [11, 2, 30]
+    loss = module(latents_of(moments, indices), PROGRESS)["loss"]
 
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alpha_bar = torch.cumprod(1 - betas, dim=0)
     errors = []
     with torch.no_grad():
-        for row, draw in zip(
-            moments[:, None].double(), make_generators(PROGRESS.seed, RngStream.DIFFUSION, places), strict=True
+        for row, generator in zip(
+            moments[:, None].double(), make_generators(PROGRESS.seed, RngStream.DIFFUSION, indices), strict=True
         ):
             mean, logvar = row.chunk(2, dim=1)
-            z0 = mean + torch.exp(logvar / 2) * torch.randn(1, 2, 4, 4, generator=draw)
-            t = torch.randint(1000, (1,), generator=draw)
-            noise = torch.randn(1, 2, 4, 4, generator=draw).double()
+            z0 = mean + torch.exp(logvar / 2) * torch.randn(1, 2, 4, 4, generator=generator)
+            t = torch.randint(1000, (1,), generator=generator)
+            noise = torch.randn(1, 2, 4, 4, generator=generator).double()
             zt = alpha_bar[t].sqrt() * z0 + (1 - alpha_bar[t]).sqrt() * noise
             errors.append(((noise - unet(zt, t).sample) ** 2).mean())
     torch.testing.assert_close(loss, torch.stack(errors).mean(), rtol=1e-5, atol=0)
 
 
-def test_an_images_noise_depends_on_its_place_alone(module):
+def test_noise_depends_only_on_the_index_of_the_sample(module):
     moments = torch.randn(4, 4, 4, 4)
-    whole = module(latents_of(moments, [0, 1, 2, 3]), PROGRESS)["loss"]
+    full = module(latents_of(moments, [0, 1, 2, 3]), PROGRESS)["loss"]
     torch.manual_seed(999)
     halves = [module(latents_of(moments[part], part), PROGRESS)["loss"] for part in ([3, 0], [2, 1])]
-    torch.testing.assert_close(whole, sum(halves) / 2)
-    assert module(latents_of(moments, [4, 5, 6, 7]), PROGRESS)["loss"] != whole
+    torch.testing.assert_close(full, sum(halves) / 2)
+    assert module(latents_of(moments, [4, 5, 6, 7]), PROGRESS)["loss"] != full
 
 
-def test_validation_repeats_its_noise(module):
+def test_validation_uses_the_same_noise_every_time(module):
     task = object.__new__(denoiser.DenoiserTask)
     task._batch = 2
     moments = torch.randn(3, 4, 4, 4)
     scores = []
     for division in ([[0, 1], [2]], [[2, 0], [1]]):
         batches = [latents_of(moments[part], part) for part in division]
-        task._latents = type("Latents", (), {"val_batches": lambda self, *_, batches=batches: batches})()
+        task._latents = type("LatentData", (), {"val_batches": lambda self, *_, batches=batches: batches})()
         scores.append(task.validate(module, Accelerator(cpu=True))["loss"])
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
 
 
-def test_labels_are_shown_and_dropped_with_the_stated_probability(with_classes):
-    """Each label is that of its image, or 3 ("any") for a tenth of them, by the image's own draw."""
+def test_labels_are_dropped_with_the_configured_probability(with_classes):
+    """A tenth of the labels is replaced by the null class, 3, as decided by the generator of each image."""
     seen = []
 
     class Spy(torch.nn.Module):
@@ -81,9 +81,9 @@ def test_labels_are_shown_and_dropped_with_the_stated_probability(with_classes):
     module = DenoiserLoss(Spy(), denoiser.build_scheduler(DENOISER), 0.1)
     batch = latents_of(torch.randn(600, 4, 4, 4), list(range(600)))
     module(batch, PROGRESS)
-    dropped = [place for place, label in enumerate(seen) if label == 3]
-    assert [label for label in seen if label != 3] == [place % 3 for place in range(600) if place not in dropped]
-    assert 36 <= len(dropped) <= 84  # 60 and 3.3 standard deviations
+    dropped = [index for index, label in enumerate(seen) if label == 3]
+    assert [label for label in seen if label != 3] == [index % 3 for index in range(600) if index not in dropped]
+    assert 36 <= len(dropped) <= 84  # 60 +- 3.3 standard deviations
     assert batch.classes.max() == 2
 
     again, seen = seen, []
@@ -91,13 +91,13 @@ def test_labels_are_shown_and_dropped_with_the_stated_probability(with_classes):
     assert seen == [3, again[1]]
 
 
-def test_a_class_changes_what_is_predicted_only_with_classes(module, with_classes):
+def test_prediction_depends_on_the_class_only_with_classes(module, with_classes):
     assert module.unet.config.num_class_embeds is None
     z = torch.randn(1, *SHAPE)
     predicted = [with_classes(z, 10, torch.tensor([label])).sample for label in range(4)]
     assert all(not torch.equal(predicted[0], other) for other in predicted[1:])
 
 
-def test_a_level_without_its_attention_flag_is_refused():
+def test_every_level_needs_an_attention_flag():
     with pytest.raises(ValueError, match=r"denoiser\.attention: has 1 levels but denoiser\.channels has 2"):
         DenoiserConfig(loop=LOOP, channels=(32, 32), attention=(True,))

@@ -1,4 +1,4 @@
-"""The images encoded once: the right numbers, in the order of the images, of the right autoencoder."""
+"""Encoded latents: their values, their order, and the checks that they belong to the autoencoder."""
 
 import copy
 import shutil
@@ -29,7 +29,7 @@ from mgcc_dist.train import checkpoints
 
 @pytest.fixture(scope="module")
 def images(phantom_shards) -> ImageData:
-    """18 training and 6 held-out phantoms, mirrored half of the time."""
+    """18 training and 6 validation phantoms, flipped horizontally half of the time."""
     split = make_split(phantom_shards.records, seed=0, validation=6, labeled=9, grouped=True, name="split")
     return ImageData(DataConfig(image_size=16, workers=0, mirror=True), phantom_shards, split)
 
@@ -44,7 +44,7 @@ def take(loader, steps, start=None):
         return list(islice(batches, steps))
 
 
-def test_each_image_and_its_mirror_image_have_the_posterior_of_the_autoencoder(encoded, vae, images):
+def test_stored_posteriors_of_image_and_mirror_image_match_the_autoencoder(encoded, vae, images):
     assert (len(encoded.train), len(encoded.val), encoded.shape) == (18, 6, SHAPE)
     assert encoded.classes == encoded.train.index["classes"]
     assert sum(encoded.classes.values()) == 18
@@ -59,15 +59,15 @@ def test_each_image_and_its_mirror_image_have_the_posterior_of_the_autoencoder(e
     assert encoded.val[0].mean.shape == (1, *SHAPE)
 
 
-def test_a_record_is_a_plain_safetensors_file_that_any_webdataset_reader_finds(encoded):
+def test_records_are_safetensors_files_that_webdataset_reads(encoded):
     [shard] = encoded.train.folder.glob("*.tar")
     records = list(webdataset.WebDataset(str(shard), shardshuffle=False))
     assert [record["__key__"] for record in records] == encoded.train.keys()
     assert load(records[0]["safetensors"]).keys() == {"mean", "logvar"}
 
 
-def test_training_on_latents_has_the_losses_of_encoding_every_step(encoded, vae, unet, images):
-    """Same samples, mirrored or not, and the same noise; what differs is float16's rounding."""
+def test_training_on_latents_has_the_same_losses_as_encoding_every_step(encoded, vae, unet, images):
+    """Samples, flips and noise are the same; the losses differ by the rounding to float16."""
     module = DenoiserLoss(unet, denoiser.build_scheduler(DENOISER), 0.1)
     accelerator = Accelerator(cpu=True)
     stored = take(encoded.train_loader(4, 9, accelerator), 6)
@@ -94,14 +94,14 @@ def test_training_on_latents_has_the_losses_of_encoding_every_step(encoded, vae,
 def test_order_is_a_function_of_seed_and_position_for_any_ranks_and_resumes(
     folder_of_latents, before, after, batch, steps, seed, workers
 ):
-    """`before` ranks for some steps, then `after` ranks from there: what one rank sees, offset by offset."""
-    many, end = seen(folder_of_latents, before, batch, steps, seed, StreamOffsets(), workers)
-    rest, last = seen(folder_of_latents, after, batch, 3, seed, end, workers)
-    assert not many.keys() & rest.keys()
-    whole, one = seen(folder_of_latents, 1, batch, steps * before + 3 * after, seed, StreamOffsets(), 0)
-    assert (many | rest, last) == (whole, one)
-    for epoch in range(len(whole) // 18):
-        assert len({whole[place][0] for place in range(18 * epoch, 18 * epoch + 18)}) == 18
+    """`before` ranks for some steps, then `after` ranks from there, see the same stream as one rank."""
+    first, end = stream_of(folder_of_latents, before, batch, steps, seed, StreamOffsets(), workers)
+    rest, last = stream_of(folder_of_latents, after, batch, 3, seed, end, workers)
+    assert not first.keys() & rest.keys()
+    single, single_end = stream_of(folder_of_latents, 1, batch, steps * before + 3 * after, seed, StreamOffsets(), 0)
+    assert (first | rest, last) == (single, single_end)
+    for epoch in range(len(single) // 18):
+        assert len({single[index][0] for index in range(18 * epoch, 18 * epoch + 18)}) == 18
 
 
 @pytest.fixture(scope="module")
@@ -111,21 +111,21 @@ def folder_of_latents(images, tmp_path_factory) -> LatentFolder:
     return latents.encode(vae, "abc", images, 4, tmp_path_factory.mktemp("latents") / "l", Accelerator(cpu=True)).train
 
 
-def seen(folder, world, batch, steps, seed, start, workers):
-    """{place: (key, mean)} of all ranks together, and the offsets at the end."""
-    places, ends = {}, set()
+def stream_of(folder, world, batch, steps, seed, start, workers):
+    """Return {offset: (key, mean)} of all ranks together, and the final offsets."""
+    samples, ends = {}, set()
     for rank in range(world):
         taken = take(LatentLoader(folder, batch, seed, rank, world, workers), steps, start)
         ends.add(taken[-1][1])
         for got, _ in taken:
-            for key, place, mean in zip(got.keys, got.offsets.tolist(), got.mean, strict=True):
-                assert place not in places, "two ranks or steps have one place"
-                places[place] = (key, mean.numpy().tobytes())
-    assert len(ends) == 1, "ranks don't agree on the offsets"
-    return places, ends.pop()
+            for key, offset, mean in zip(got.keys, got.offsets.tolist(), got.mean, strict=True):
+                assert offset not in samples, "an offset occurs twice"
+                samples[offset] = (key, mean.numpy().tobytes())
+    assert len(ends) == 1, "the ranks disagree on the offsets"
+    return samples, ends.pop()
 
 
-def test_held_out_latents_come_once_over_all_ranks_and_are_never_learned(encoded):
+def test_validation_latents_come_once_over_all_ranks_and_are_not_in_training(encoded):
     class Rank:
         num_processes = 2
 
@@ -133,28 +133,28 @@ def test_held_out_latents_come_once_over_all_ranks_and_are_never_learned(encoded
             self.process_index = process_index
 
     batches = [batch for rank in (0, 1) for batch in encoded.val_batches(2, Rank(rank))]
-    assert sorted(place for batch in batches for place in batch.offsets.tolist()) == list(range(6))
+    assert sorted(index for batch in batches for index in batch.offsets.tolist()) == list(range(6))
     keys = {key for batch in batches for key in batch.keys}
     assert keys == set(encoded.val.keys())
     assert not keys & set(encoded.train.keys())
 
 
-def test_class_numbers_are_those_of_training_and_one_more_for_a_class_that_it_lacks(encoded):
+def test_labels_number_the_training_classes_and_unknown_classes_get_the_next_number(encoded):
     names = sorted(encoded.classes)
     [(batch, _)] = take(encoded.train_loader(18, 0, Accelerator(cpu=True)), 1)
-    for key, number in zip(batch.keys, batch.classes.tolist(), strict=True):
-        assert encoded.train.records[encoded.train.index_of(key)].category == names[number]
-    encoded.train.index["classes"] = {"of another kind": 18}
-    assert {number for batch in encoded.val_batches(6, Accelerator(cpu=True)) for number in batch.classes.tolist()} == {
-        1
-    }
+    for key, label in zip(batch.keys, batch.classes.tolist(), strict=True):
+        assert encoded.train.records[encoded.train.index_of(key)].category == names[label]
+    encoded.train.index["classes"] = {"another class": 18}
+    assert {label for batch in encoded.val_batches(6, Accelerator(cpu=True)) for label in batch.classes.tolist()} == {1}
 
 
 @pytest.mark.parametrize(
     ("sha256", "mirror", "message"),
     [("another", True, "holds latents made with autoencoder abc, not another"), ("abc", False, "mirror True, not F")],
 )
-def test_latents_of_another_autoencoder_are_refused(encoded, vae, images, tmp_path, sha256, mirror, message):
+def test_latents_of_another_autoencoder_or_augmentation_are_refused(
+    encoded, vae, images, tmp_path, sha256, mirror, message
+):
     images = copy.copy(images)
     images.mirror = mirror
     with pytest.raises(UserError, match=f"{message}.*Delete the folder"):
@@ -168,22 +168,22 @@ def test_latents_of_another_split_are_refused(encoded, vae, phantom_shards, tmp_
         latents.encode(vae, "abc", others, 4, tmp_path / "latents", Accelerator(cpu=True))
 
 
-def test_a_kill_leaves_whole_shards_and_the_next_start_encodes_the_others(encoded, vae, images, tmp_path, monkeypatch):
+def test_a_killed_run_keeps_complete_shards_and_resumes_with_the_others(encoded, vae, images, tmp_path, monkeypatch):
     monkeypatch.setattr(latents, "PER_SHARD", 5)
     monkeypatch.setattr(shard_writer, "write_json", stop_after := StopAfter(shard_writer.write_json, 3))
     with pytest.raises(Stopped):
         latents.encode(vae, "abc", images, 4, tmp_path / "killed", Accelerator(cpu=True))
     assert not (tmp_path / "killed" / "training" / "index.json").exists()
-    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed" / "training").glob("*.tar")}
-    assert len(made) == 3
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed" / "training").glob("*.tar")}
+    assert len(before) == 3
 
     stop_after.limit = None
     latents.encode(vae, "abc", images, 4, tmp_path / "killed", Accelerator(cpu=True))
-    latents.encode(vae, "abc", images, 4, tmp_path / "whole", Accelerator(cpu=True))
-    kept = [path for path, when in made.items() if path.stat().st_mtime_ns == when]
-    assert len(kept) == 2, "the shard whose entry was not written is made again, no other"
-    for path in (tmp_path / "whole").rglob("*.*"):
-        assert sha256_of(path) == sha256_of(tmp_path / "killed" / path.relative_to(tmp_path / "whole")), path
+    latents.encode(vae, "abc", images, 4, tmp_path / "complete", Accelerator(cpu=True))
+    kept = [path for path, when in before.items() if path.stat().st_mtime_ns == when]
+    assert len(kept) == 2, "only the shard without an entry may be encoded again"
+    for path in (tmp_path / "complete").rglob("*.*"):
+        assert sha256_of(path) == sha256_of(tmp_path / "killed" / path.relative_to(tmp_path / "complete")), path
 
 
 class Stopped(BaseException):
@@ -191,19 +191,19 @@ class Stopped(BaseException):
 
 
 class StopAfter:
-    """A function that raises Stopped from call `limit` + 1 on."""
+    """Wrap a function; from call `limit` + 1 on it raises Stopped."""
 
     def __init__(self, function, limit):
         self.function, self.limit, self.calls = function, limit, 0
 
-    def __call__(self, *words, **named):
+    def __call__(self, *args, **kwargs):
         self.calls += 1
         if self.limit is not None and self.calls > self.limit:
             raise Stopped
-        return self.function(*words, **named)
+        return self.function(*args, **kwargs)
 
 
-def test_a_damaged_record_is_named(encoded, tmp_path):
+def test_the_error_names_the_damaged_record(encoded, tmp_path):
     shutil.copytree(encoded.train.folder, tmp_path / "damaged")
     [shard] = (tmp_path / "damaged").glob("*.tar")
     content = bytearray(shard.read_bytes())

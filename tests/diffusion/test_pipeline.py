@@ -1,4 +1,4 @@
-"""The saved folder is read by plain diffusers, which makes the same images from the same noise."""
+"""Stock diffusers loads the saved folder and generates the same images from the same noise."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from mgcc_dist.diffusion import denoiser, pipeline
 from mgcc_dist.diffusion.noise import RngStream, make_generators
 from mgcc_dist.diffusion.sampler import Sampler, initial_noise
 
-OUTSIDER = """
+STOCK_DIFFUSERS = """
 import sys, torch
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
@@ -26,29 +26,27 @@ assert not any(name.startswith("mgcc_dist") for name in sys.modules)
 """
 
 
-def test_a_program_without_this_package_loads_and_samples(pipeline_folder, tmp_path):
-    subprocess.run([sys.executable, "-c", OUTSIDER, str(pipeline_folder)], check=True, cwd=tmp_path)
+def test_stock_diffusers_loads_and_samples_without_this_package(pipeline_folder, tmp_path):
+    subprocess.run([sys.executable, "-c", STOCK_DIFFUSERS, str(pipeline_folder)], check=True, cwd=tmp_path)
 
 
-def test_diffusers_makes_our_image_from_our_noise(pipeline_folder):
-    theirs = DiffusionPipeline.from_pretrained(pipeline_folder)
-    pictures = theirs(
-        batch_size=2, generator=make_generators(3, RngStream.SAMPLE, [4, 5]), num_inference_steps=5
-    ).images
+def test_stock_diffusers_generates_the_same_images_from_the_same_noise(pipeline_folder):
+    stock = DiffusionPipeline.from_pretrained(pipeline_folder)
+    pictures = stock(batch_size=2, generator=make_generators(3, RngStream.SAMPLE, [4, 5]), num_inference_steps=5).images
     noise = initial_noise(3, [4, 5], SHAPE)
     ours = Sampler(pipeline.load(pipeline_folder), "ddim", 5, 1.0, False, False, torch.device("cpu")).generate(noise)
     assert np.abs(np.stack([np.asarray(picture) for picture in pictures]).astype(int) - ours).max() <= 1
     assert np.ptp(ours) > 0
 
 
-def test_part_by_part_ddim_makes_the_same_image(pipeline_folder):
-    """DDIM written out (Song et al. 2021, Eq. 12 with σ = 0) over the parts that diffusers loads."""
+def test_ddim_written_out_generates_the_same_image(pipeline_folder):
+    """DDIM (Song et al. 2021, Eq. 12 with σ = 0), computed with the components that diffusers loads."""
     vae = AutoencoderKL.from_pretrained(pipeline_folder / "vqvae").double()
     unet = UNet2DModel.from_pretrained(pipeline_folder / "unet").double()
-    schedule = DDIMScheduler.from_pretrained(pipeline_folder / "scheduler")
-    alpha_bar = schedule.alphas_cumprod.double()
-    [draw] = make_generators(3, RngStream.SAMPLE, [4])
-    z = torch.randn(1, 2, 4, 4, generator=draw).double()
+    scheduler = DDIMScheduler.from_pretrained(pipeline_folder / "scheduler")
+    alpha_bar = scheduler.alphas_cumprod.double()
+    [generator] = make_generators(3, RngStream.SAMPLE, [4])
+    z = torch.randn(1, 2, 4, 4, generator=generator).double()
     steps = list(range(999, 0, -200))
     with torch.no_grad():
         for t, following in zip(steps, [*steps[1:], None], strict=True):
@@ -57,8 +55,8 @@ def test_part_by_part_ddim_makes_the_same_image(pipeline_folder):
             z = then.sqrt() * (z - (1 - now).sqrt() * noise) / now.sqrt() + (1 - then).sqrt() * noise
         expected = (vae.decode(z / 1.7).sample / 2 + 0.5).clamp(0, 1)[0, 0].numpy()
     sampler = Sampler(pipeline.load(pipeline_folder), "ddim", 5, 1.0, False, False, torch.device("cpu"))
-    made = sampler.generate(initial_noise(3, [4], SHAPE))
-    np.testing.assert_allclose(made[0], expected * 255, atol=0.51)
+    image = sampler.generate(initial_noise(3, [4], SHAPE))
+    np.testing.assert_allclose(image[0], expected * 255, atol=0.51)
 
 
 def test_fingerprint_follows_weights_and_settings(pipeline_folder):
@@ -76,17 +74,17 @@ def test_with_classes_the_folder_loads_and_any_class_samples_by_plain_diffusers(
     model = pipeline.load(tmp_path / "p")
     assert model.classes == counts
 
-    theirs = DiffusionPipeline.from_pretrained(tmp_path / "p")
+    stock = DiffusionPipeline.from_pretrained(tmp_path / "p")
     with pytest.raises(ValueError, match="class_labels should be provided"):
-        theirs(batch_size=1, num_inference_steps=1)
-    theirs.unet = pipeline.unconditional_unet(theirs.unet)
+        stock(batch_size=1, num_inference_steps=1)
+    stock.unet = pipeline.unconditional_unet(stock.unet)
     z = torch.randn(2, *SHAPE)
     any_class = model.unet(z, 7, torch.tensor([3, 3])).sample
-    torch.testing.assert_close(theirs.unet(z, 7).sample, any_class, rtol=1e-5, atol=1e-6)
-    assert theirs(batch_size=1, num_inference_steps=2).images[0].size == (16, 16)
+    torch.testing.assert_close(stock.unet(z, 7).sample, any_class, rtol=1e-5, atol=1e-6)
+    assert stock(batch_size=1, num_inference_steps=2).images[0].size == (16, 16)
 
 
-def test_parts_of_different_models_are_refused_naming_the_part(pipeline_folder, vae, unet, tmp_path):
+def test_components_of_different_models_are_refused_by_name(pipeline_folder, vae, unet, tmp_path):
     unet_folder, vae_folder = pipeline_folder / "unet", pipeline_folder / "vqvae"
     kept = {path: path.read_bytes() for path in pipeline_folder.rglob("*") if path.is_file()}
 

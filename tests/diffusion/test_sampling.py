@@ -1,4 +1,4 @@
-"""Sampling into shards: every index once, the same images however often it is killed and on however many ranks."""
+"""Sampling into shards: every index once, and the same images for any number of interruptions and ranks."""
 
 import dataclasses
 import logging
@@ -30,26 +30,26 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in folder.iterdir() if path.is_file()}
 
 
-def test_records_say_where_they_come_from(pipeline_folder, tmp_path, accelerator):
+def test_records_state_checkpoint_seed_and_index(pipeline_folder, tmp_path, accelerator):
     sampling.sample(SAMPLING, pipeline_folder, tmp_path / "s", accelerator)
     samples = ShardFolder.open(tmp_path / "s")
     assert samples.dataset == "synthetic"
     for i in range(len(samples)):
         sample = samples[i]
         assert (sample.image.shape, sample.image.dtype, sample.mask) == ((16, 16), np.uint8, None)
-        made_by = {"checkpoint": pipeline.fingerprint(pipeline_folder), "seed": 5, "index": i}
-        expected = {"dataset": "synthetic", "class": "synthetic", "original_size": [16, 16], **made_by}
+        provenance = {"checkpoint": pipeline.fingerprint(pipeline_folder), "seed": 5, "index": i}
+        expected = {"dataset": "synthetic", "class": "synthetic", "original_size": [16, 16], **provenance}
         assert expected.items() <= sample.meta.items()
     assert [record.shard for record in samples.records].count("synthetic-000002.tar") == 2
 
 
-def test_image_depends_on_checkpoint_seed_and_index_alone(pipeline_folder, tmp_path, accelerator):
+def test_an_image_depends_only_on_checkpoint_seed_and_index(pipeline_folder, tmp_path, accelerator):
     sampling.sample(SAMPLING, pipeline_folder, tmp_path / "a", accelerator)
     other = dataclasses.replace(SAMPLING, count=5, per_shard=3, batch=1)
     sampling.sample(other, pipeline_folder, tmp_path / "b", accelerator)
     a, b = ShardFolder.open(tmp_path / "a"), ShardFolder.open(tmp_path / "b")
     for i in range(5):
-        # another batch may round otherwise
+        # Another batch size may round differently.
         assert np.abs(a[i].image.astype(int) - b[i].image).max() <= 1
     assert not np.array_equal(a[0].image, a[1].image)
     sampling.sample(dataclasses.replace(SAMPLING, seed=6), pipeline_folder, tmp_path / "c", accelerator)
@@ -57,20 +57,20 @@ def test_image_depends_on_checkpoint_seed_and_index_alone(pipeline_folder, tmp_p
 
 
 @pytest.mark.parametrize("images", [0, 1, 2, 3, 6, 7])
-def test_killed_run_makes_only_the_missing_shards(pipeline_folder, tmp_path, accelerator, monkeypatch, images):
-    """A kill after any number of images: the next start keeps the whole shards and ends in the same bytes."""
-    sampling.sample(SAMPLING, pipeline_folder, tmp_path / "whole", accelerator)
+def test_a_killed_run_resumes_with_the_missing_shards(pipeline_folder, tmp_path, accelerator, monkeypatch, images):
+    """After a kill at any image, the next start keeps the complete shards and the final bytes are the same."""
+    sampling.sample(SAMPLING, pipeline_folder, tmp_path / "complete", accelerator)
 
     class Killed(BaseException):
         pass
 
-    made = 0
+    encoded = 0
 
     def encode(sample, original=records._encode):
-        nonlocal made
-        if made == images:
+        nonlocal encoded
+        if encoded == images:
             raise Killed
-        made += 1
+        encoded += 1
         return original(sample)
 
     with monkeypatch.context() as patch:
@@ -88,11 +88,11 @@ def test_killed_run_makes_only_the_missing_shards(pipeline_folder, tmp_path, acc
     before = {path: path.stat().st_mtime_ns for path in shards}
     sampling.sample(SAMPLING, pipeline_folder, tmp_path / "killed", accelerator)
     assert {path: path.stat().st_mtime_ns for path in shards} == before
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "complete")
     assert sampling.is_finished(SAMPLING, pipeline_folder, tmp_path / "killed", accelerator)
 
 
-def test_signal_ends_with_the_code_for_start_again(pipeline_folder, tmp_path, accelerator, monkeypatch):
+def test_a_signal_exits_with_the_code_for_resume(pipeline_folder, tmp_path, accelerator, monkeypatch):
     def interrupt(path, samples, original=sampling.write_shard):
         os.kill(os.getpid(), 15)
         return original(path, samples)
@@ -111,14 +111,14 @@ def test_signal_ends_with_the_code_for_start_again(pipeline_folder, tmp_path, ac
     "change",
     [{"seed": 6}, {"steps": 4}, {"count": 8}, {"per_shard": 3}, {"sampler": "dpm_solver++"}, {"precision": "bf16"}],
 )
-def test_samples_of_another_request_are_not_mixed(pipeline_folder, tmp_path, accelerator, change):
+def test_samples_of_another_config_are_refused(pipeline_folder, tmp_path, accelerator, change):
     sampling.sample(SAMPLING, pipeline_folder, tmp_path / "s", accelerator)
     [key] = change
     with pytest.raises(UserError, match=f"holds images made with {key} .*Delete the folder"):
         sampling.is_finished(dataclasses.replace(SAMPLING, **change), pipeline_folder, tmp_path / "s", accelerator)
 
 
-def test_samples_of_another_checkpoint_are_not_mixed(pipeline_folder, tmp_path, accelerator):
+def test_samples_of_another_checkpoint_are_refused(pipeline_folder, tmp_path, accelerator):
     sampling.sample(SAMPLING, pipeline_folder, tmp_path / "s", accelerator)
     weights = pipeline_folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes() + b" ")
@@ -127,35 +127,38 @@ def test_samples_of_another_checkpoint_are_not_mixed(pipeline_folder, tmp_path, 
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 7])
-def test_initial_noise_is_bit_equal_whatever_the_batch(batch):
+def test_initial_noise_is_bit_identical_for_any_batch_size(batch):
     parts = [initial_noise(5, list(range(7))[start : start + batch], SHAPE) for start in range(0, 7, batch)]
     assert torch.equal(torch.cat(parts), initial_noise(5, range(7), SHAPE))
     assert not torch.equal(parts[0][0], initial_noise(6, [0], SHAPE)[0])
 
 
-def test_classes_come_in_the_mix_of_training_for_any_run_of_images():
+def test_any_range_of_images_has_the_class_mix_of_training():
     counts = [294, 141, 91]
     for start, stop in [(0, 725), (0, 100), (300, 400)]:
         found = np.bincount([class_of_index(i, counts) for i in range(start, stop)], minlength=3) / (stop - start)
         np.testing.assert_allclose(found, np.array(counts) / 526, atol=0.02)
 
 
-def test_guidance_moves_away_from_any_class(vae, tmp_path):
-    """With guidance g the noise is that of any class + g (that of the class - that of any); 0 and 1 are the two."""
+def test_guidance_extrapolates_from_the_null_class(vae, tmp_path):
+    """With guidance g the noise is ε(null) + g (ε(class) - ε(null))."""
     torch.manual_seed(1)
     unet = denoiser.build(dataclasses.replace(DENOISER, classes=True), SHAPE, 2)
     pipeline.save(vae, unet, denoiser.build_scheduler(DENOISER), {"a": 1, "b": 1}, {}, tmp_path / "p")
     z, t, labels = torch.randn(2, *SHAPE), torch.tensor(500), torch.tensor([0, 1])
     with torch.no_grad():
-        of_class, of_any = (unet(z, t, which).sample for which in (labels, torch.tensor([2, 2])))
+        conditional, unconditional = (unet(z, t, label).sample for label in (labels, torch.tensor([2, 2])))
         for guidance in (0.0, 1.0, 3.0):
             sampler = Sampler(pipeline.load(tmp_path / "p"), "ddim", 2, guidance, False, False, torch.device("cpu"))
             torch.testing.assert_close(
-                sampler._predict_noise(z, t, labels), of_any + guidance * (of_class - of_any), rtol=1e-4, atol=1e-5
+                sampler._predict_noise(z, t, labels),
+                unconditional + guidance * (conditional - unconditional),
+                rtol=1e-4,
+                atol=1e-5,
             )
 
 
-def test_samples_of_a_model_with_classes_say_their_class(vae, tmp_path, accelerator):
+def test_samples_of_a_class_conditional_model_state_their_class(vae, tmp_path, accelerator):
     unet = denoiser.build(dataclasses.replace(DENOISER, classes=True), SHAPE, 2)
     pipeline.save(vae, unet, denoiser.build_scheduler(DENOISER), {"a": 1, "b": 3}, {}, tmp_path / "p")
     sampling.sample(SAMPLING, tmp_path / "p", tmp_path / "s", accelerator)
@@ -164,7 +167,7 @@ def test_samples_of_a_model_with_classes_say_their_class(vae, tmp_path, accelera
     assert set(categories) == {"a", "b"}
 
 
-def test_a_full_disk_keeps_the_whole_shards_and_the_same_command_goes_on(
+def test_a_full_disk_keeps_complete_shards_and_the_same_command_resumes(
     pipeline_folder, tmp_path, accelerator, small_disk
 ):
     small = small_disk.folder
@@ -173,20 +176,18 @@ def test_a_full_disk_keeps_the_whole_shards_and_the_same_command_goes_on(
     with pytest.raises(UserError, match=r"No space left on device for .*[1-6] shards are kept"):
         sampling.sample(config, pipeline_folder, small / "s", accelerator)
     kept = {path: path.stat().st_mtime_ns for path in (small / "s").glob("*.tar")}
-    assert not list((small / "s").rglob(".*.tmp")), "scratch files take the space"
+    assert not list((small / "s").rglob(".*.tmp")), "scratch files use up the space"
 
     small_disk.resize("1m")
     sampling.sample(config, pipeline_folder, small / "s", accelerator)
     unchanged = [path for path, when in kept.items() if path.stat().st_mtime_ns == when]
-    assert len(unchanged) >= len(kept) - 1, "at most the shard without its entry is made again"
-    sampling.sample(config, pipeline_folder, tmp_path / "whole", accelerator)
-    assert contents(small / "s") == contents(tmp_path / "whole")
+    assert len(unchanged) >= len(kept) - 1, "only the shard without an entry may be sampled again"
+    sampling.sample(config, pipeline_folder, tmp_path / "complete", accelerator)
+    assert contents(small / "s") == contents(tmp_path / "complete")
 
 
 @pytest.mark.multiprocess
-def test_a_process_killed_without_warning_is_gone_on_with_and_makes_each_index_once(
-    pipeline_folder, tmp_path, accelerator
-):
+def test_a_process_killed_by_sigkill_resumes_and_samples_each_index_once(pipeline_folder, tmp_path, accelerator):
     config = dataclasses.replace(SAMPLING, count=24, per_shard=1, batch=1, steps=50)
     child = (
         "import sys; from dataclasses import replace; from pathlib import Path; import torch; torch.set_num_threads(1);"
@@ -199,7 +200,7 @@ def test_a_process_killed_without_warning_is_gone_on_with_and_makes_each_index_o
     process = ranks.start([], ["-c", child, pipeline_folder, folder])
     deadline = time.monotonic() + 120
     while len(list(folder.glob("*.tar"))) < 3:
-        assert process.poll() is None, "it ended by itself"
+        assert process.poll() is None, "the process exited before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
@@ -216,19 +217,21 @@ def test_a_process_killed_without_warning_is_gone_on_with_and_makes_each_index_o
     assert [samples[i].meta["index"] for i in range(len(samples))] == list(range(24))
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_the_networks_take_their_precision_without_a_warning(pipeline_folder, caplog, half):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_casting_the_networks_gives_no_warning(pipeline_folder, caplog, bf16):
     logging.getLogger("diffusers").addHandler(caplog.handler)
     try:
-        sampler = Sampler(pipeline.load(pipeline_folder), "ddim", 2, 1.0, half, False, torch.device("cpu"))
+        sampler = Sampler(pipeline.load(pipeline_folder), "ddim", 2, 1.0, bf16, False, torch.device("cpu"))
     finally:
         logging.getLogger("diffusers").removeHandler(caplog.handler)
-    assert {weight.dtype for part in (sampler._unet, sampler._vae) for weight in part.parameters()} == {sampler.dtype}
+    assert {weight.dtype for network in (sampler._unet, sampler._vae) for weight in network.parameters()} == {
+        sampler.dtype
+    }
     assert caplog.text == ""
 
 
 @pytest.mark.gpu
-def test_compiled_bfloat16_images_on_a_gpu_are_those_of_float32_up_to_its_rounding(pipeline_folder):
+def test_compiled_bfloat16_images_on_a_gpu_match_float32(pipeline_folder):
     noise = initial_noise(5, range(4), SHAPE)
     device = torch.device("cuda")
     plain, fast = (
@@ -239,7 +242,7 @@ def test_compiled_bfloat16_images_on_a_gpu_are_those_of_float32_up_to_its_roundi
 
 
 @pytest.mark.multiprocess
-def test_two_ranks_make_every_index_once_and_the_images_of_one_rank(pipeline_folder, tmp_path, accelerator):
+def test_two_ranks_sample_every_index_once_and_the_same_images_as_one_rank(pipeline_folder, tmp_path, accelerator):
     script = Path(__file__).with_name("sample_on_ranks.py")
     done = ranks.run(ranks.torchrun(2), [script, pipeline_folder, tmp_path / "two"], TQDM_DISABLE="")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The generative program as users start it, at a toy size, on two real ranks."""
+"""`mgcc_dist.ldm` from the command line, at a toy size, on two ranks."""
 
 import json
 import subprocess
@@ -33,8 +33,8 @@ def launch(toy: Path, out: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def made(toy) -> tuple[Path, str]:
-    """The folder of a run on two ranks, and what it printed."""
+def finished(toy) -> tuple[Path, str]:
+    """Output folder and stdout of a run on two ranks."""
     out = toy.parent / "two"
     done = launch(toy, out)
     assert done.returncode == 0, done.stderr
@@ -43,8 +43,8 @@ def made(toy) -> tuple[Path, str]:
 
 @pytest.mark.e2e
 @pytest.mark.multiprocess
-def test_two_ranks_make_everything_once(made):
-    out, printed = made
+def test_two_ranks_run_every_stage_once(finished):
+    out, printed = finished
     assert "ldm: world size 2" in printed
     assert printed.count("ldm: world size") == 1
     for stage in ("autoencoder", "denoiser"):
@@ -59,8 +59,8 @@ def test_two_ranks_make_everything_once(made):
 
 @pytest.mark.e2e
 @pytest.mark.multiprocess
-def test_second_start_does_nothing_again(made, toy):
-    out, _ = made
+def test_a_finished_run_is_not_repeated(finished, toy):
+    out, _ = finished
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != "config.yaml"}
     done = launch(toy, out)
     assert done.returncode == 0, done.stderr
@@ -72,26 +72,26 @@ def test_second_start_does_nothing_again(made, toy):
 
 @pytest.mark.e2e
 @pytest.mark.multiprocess
-def test_only_what_is_missing_is_made(made, toy, capsys):
-    """Of the later stages only some files are there: one rank makes the others again, to the bytes of two ranks."""
-    out, _ = made
-    lost = [out / "samples" / "index.json", out / "samples" / "synthetic-000002.tar", out / "gallery.png"]
-    lost += [out / "audit" / "audit.json", out / "audit" / "closest.png"]
-    lost += [out / "quality" / "quality.json", out / "quality" / "quality.md"]
-    lost += [path for path in (out / "latents").rglob("*.*") if path.name != "request.json"]
-    before = {path: path.read_bytes() for path in lost}
-    for path in lost:
+def test_only_missing_results_are_recomputed(finished, toy, capsys):
+    """Some files of the later stages are deleted: one rank recomputes them, byte for byte like two ranks."""
+    out, _ = finished
+    deleted = [out / "samples" / "index.json", out / "samples" / "synthetic-000002.tar", out / "gallery.png"]
+    deleted += [out / "audit" / "audit.json", out / "audit" / "closest.png"]
+    deleted += [out / "quality" / "quality.json", out / "quality" / "quality.md"]
+    deleted += [path for path in (out / "latents").rglob("*.*") if path.name != "request.json"]
+    before = {path: path.read_bytes() for path in deleted}
+    for path in deleted:
         path.unlink()
-    torch.set_num_threads(1)  # as on the two ranks
+    torch.set_num_threads(1)  # like each of the two ranks
     run_here(["--config", str(toy), "--out", str(out)])
     assert capsys.readouterr().out.count("already exists") == 3
-    assert {path: path.read_bytes() for path in lost} == before
+    assert {path: path.read_bytes() for path in deleted} == before
 
 
 @pytest.mark.e2e
 @pytest.mark.multiprocess
-def test_samples_are_curated_and_a_selection_applied(made, tmp_path):
-    out, _ = made
+def test_curate_and_apply(finished, tmp_path):
+    out, _ = finished
 
     def ldm(*words):
         return ranks.run([], ["-m", "mgcc_dist.ldm", *words])
@@ -107,13 +107,13 @@ def test_samples_are_curated_and_a_selection_applied(made, tmp_path):
     done = ldm(*words)
     assert done.returncode == 0, done.stderr
     assert ShardFolder.open(tmp_path / "curated").keys() == ["synthetic-000007"]
-    assert ldm(*words).stderr.startswith("ldm: ")  # it is there already: an error of one line
+    assert ldm(*words).stderr.startswith("ldm: ")  # the folder exists: a one-line error
 
 
 @pytest.mark.e2e
 @pytest.mark.multiprocess
-def test_validation_images_are_never_learned(made):
-    out, _ = made
+def test_results_state_the_sizes_of_train_and_val(finished):
+    out, _ = finished
     split = read_split(out / "split.json")
     assert (len(split.labeled + split.unlabeled), len(split.validation)) == (28, 12)
     for stage in ("autoencoder", "denoiser"):
@@ -123,8 +123,8 @@ def test_validation_images_are_never_learned(made):
 
 @pytest.mark.e2e
 @pytest.mark.multiprocess
-def test_few_samples_are_refused_where_their_quality_would_be_measured_and_nowhere_else(made, toy):
-    out, _ = made
+def test_too_few_samples_are_refused_only_if_quality_is_evaluated(finished, toy):
+    out, _ = finished
     words = ["--config", str(toy), "--out", str(out), "--sampling.count", "2"]
     run_here([*words, "--until", "denoiser"])
     with pytest.raises(UserError, match=r"quality\.neighbours: .* 12 validation and 2 synthetic images"):
@@ -141,8 +141,8 @@ def test_few_samples_are_refused_where_their_quality_would_be_measured_and_nowhe
         ("--data.phantom 41", "made with count 40, not 41"),
     ],
 )
-def test_other_settings_in_the_same_folder_are_refused(made, toy, words, message):
-    out, _ = made
+def test_other_settings_in_the_same_folder_are_refused(finished, toy, words, message):
+    out, _ = finished
     with pytest.raises(UserError, match=message):
         run_here(["--config", str(toy), "--out", str(out), *words.split()])
 
@@ -161,7 +161,7 @@ def test_other_settings_in_the_same_folder_are_refused(made, toy, words, message
         ("--preset demo --data.shards nowhere", "nowhere: does not exist"),
     ],
 )
-def test_impossible_settings_are_refused_in_a_line_that_names_them(tmp_path, words, message):
+def test_errors_name_the_wrong_setting(tmp_path, words, message):
     with pytest.raises(UserError, match=message):
         run_here([*words.split(), "--out", str(tmp_path)])
 
@@ -174,7 +174,7 @@ def test_preset_is_a_valid_config(preset):
     assert config.sampling.steps == {"ddim": 100, "dpm_solver++": 25}[config.sampling.sampler]
 
 
-def test_busi_preset_has_what_the_paper_states():
+def test_busi_preset_has_the_papers_settings():
     """Section IV-B.1."""
     config = configuration(["--preset", "busi"])
     assert config.data.image_size // config.autoencoder.downsampling == 64
