@@ -78,7 +78,7 @@ def main() -> None:
     options = parser.parse_args()
 
     data = ["--data.shards", options.shards] if options.shards else ["--data.phantom", "60", "--data.split", "null"]
-    config = parse(LdmConfig, "latents", "", CONFIGS / "ldm", argv=["--preset", options.preset, *data])
+    config = parse(LdmConfig, ["--preset", options.preset, *data], CONFIGS / "ldm")
     accelerator = create_accelerator()
     with tempfile.TemporaryDirectory() as scratch:
         images = open_images(config.data, Path(scratch), accelerator)

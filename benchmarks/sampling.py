@@ -37,7 +37,7 @@ from mgcc_dist.ldm import LdmConfig
 
 def random_pipeline(preset: str, folder: Path) -> Path:
     words = ["--preset", preset, "--data.phantom", "1"]
-    config = parse(LdmConfig, "sampling", "", CONFIGS / "ldm", argv=words)
+    config = parse(LdmConfig, words, CONFIGS / "ldm")
     vae = autoencoder.build(config.autoencoder, config.data.image_size)
     side = config.data.image_size // config.autoencoder.downsampling
     unet = denoiser.build(config.denoiser, (config.autoencoder.latent_channels, side, side), 0)

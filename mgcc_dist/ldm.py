@@ -11,14 +11,14 @@ folder, for `mgcc_dist.segment --data.synthetic`), `quality/` (metrics against t
 (near-copies of training images) and `gallery.png`. Rerun the same command to resume.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from mgcc_dist.assessment.config import ApplyConfig, AuditConfig, CurateConfig, QualityConfig
-from mgcc_dist.common.config import CONFIGS, load, parse, save
+from mgcc_dist.common.config import CONFIGS, load, save
 from mgcc_dist.common.errors import run_program
+from mgcc_dist.common.program import Command, Program
 from mgcc_dist.diffusion.config import AutoencoderConfig, DataConfig, DenoiserConfig, SamplingConfig
 
 
@@ -38,21 +38,6 @@ class LdmConfig:
     def __post_init__(self) -> None:
         if self.autoencoder.loop.precision != self.denoiser.loop.precision:
             raise ValueError("autoencoder.loop.precision and denoiser.loop.precision must be equal")
-
-
-def main() -> None:
-    command, words = sys.argv[1:2], sys.argv[2:]
-    if command == ["curate"]:
-        curate_samples(
-            parse(CurateConfig, "ldm curate", "Propose samples and write a page for selecting them.", argv=words)
-        )
-    elif command == ["apply"]:
-        apply_selection(
-            parse(ApplyConfig, "ldm apply", "Write the selected samples to a new shard folder.", argv=words)
-        )
-    else:
-        text = "Train a latent diffusion model and sample from it. `ldm curate` and `ldm apply` select samples."
-        run(parse(LdmConfig, "ldm", text, CONFIGS / "ldm", "demo"))
 
 
 def run(config: LdmConfig) -> None:
@@ -105,6 +90,34 @@ def apply_selection(config: ApplyConfig) -> None:
     kept = selection.apply_selection(Path(config.selection), Path(config.samples), Path(config.out))
     print(f"apply: {kept} selected images -> {config.out}")
 
+
+PROGRAM = Program(
+    "ldm",
+    __doc__,
+    default=Command(
+        LdmConfig,
+        run,
+        "train a latent diffusion model and sample synthetic images",
+        __doc__,
+        presets=CONFIGS / "ldm",
+        default_preset="demo",
+        config_files=True,
+        common=(
+            *("out", "until", "data.shards", "data.phantom", "data.split", "data.image_size", "autoencoder.batch"),
+            *("autoencoder.loop.epochs", "autoencoder.loop.steps", "denoiser.batch"),
+            *("denoiser.classes", "denoiser.loop.epochs", "denoiser.loop.steps"),
+            *("sampling.count", "sampling.sampler", "sampling.steps", "sampling.seed"),
+            *("quality.enabled", "quality.encoder", "audit.enabled", "audit.drop_copies"),
+        ),
+    ),
+    commands={
+        "curate": Command(
+            CurateConfig, curate_samples, "propose samples and write a page for selecting them", config_files=True
+        ),
+        "apply": Command(ApplyConfig, apply_selection, "write the selected samples to a new shard folder", config_files=True),
+    },
+)
+main = PROGRAM.main
 
 if __name__ == "__main__":
     run_program("ldm", main)

@@ -11,13 +11,10 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from mgcc_dist.common.config import CONFIGS, parse
+from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import run_program
+from mgcc_dist.common.program import Command, Program
 from mgcc_dist.methods.segment_config import SegmentConfig
-
-
-def main() -> None:
-    run(parse(SegmentConfig, "segment", "Train one segmentation run.", CONFIGS / "segment", "mgcc_demo"))
 
 
 def run(config: SegmentConfig) -> None:
@@ -68,6 +65,27 @@ def run(config: SegmentConfig) -> None:
     iou = best["summary"]["corrected"]["iou"]
     accelerator.print(f"segment: IoU {100 * iou:.2f} % at the best step -> {folder / 'result.json'}")
 
+
+PROGRAM = Program(
+    "segment",
+    __doc__,
+    default=Command(
+        SegmentConfig,
+        run,
+        "train one segmentation run",
+        __doc__,
+        presets=CONFIGS / "segment",
+        default_preset="mgcc_demo",
+        config_files=True,
+        common=(
+            *("out", "data.shards", "data.split", "data.labels", "data.synthetic", "data.similar", "data.external"),
+            *("data.image_size", "data.batch_labeled", "data.batch_unlabeled", "data.workers"),
+            *("loop.epochs", "loop.steps", "loop.learning_rate", "loop.accumulation", "loop.precision", "loop.compile"),
+            *("loop.seed", "network.name", "network.widths", "method.name", "method.ramp", "kernels"),
+        ),
+    ),
+)
+main = PROGRAM.main
 
 if __name__ == "__main__":
     run_program("segment", main)

@@ -40,7 +40,7 @@ def configured(data, *words, preset="mgcc_demo"):
     options, _ = data
     tiny = ["--network.widths", "[4,8]", "--data.workers", "0", "--data.synthetic", "null"]
     argv = ["--preset", preset, *options, *tiny, *map(str, words)]
-    return parse(SegmentConfig, "segment", "", CONFIGS / "segment", "mgcc_demo", argv)
+    return parse(SegmentConfig, argv, CONFIGS / "segment", "mgcc_demo")
 
 
 def counts_of(config):

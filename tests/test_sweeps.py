@@ -32,7 +32,7 @@ def parsed(run):
     """Parse a run's command as `segment` does."""
     module, program, *arguments = run.command()
     assert (module, program) == ("-m", "mgcc_dist.segment")
-    return parse(SegmentConfig, "segment", "", CONFIGS / "segment", "mgcc_demo", arguments)
+    return parse(SegmentConfig, arguments, CONFIGS / "segment", "mgcc_demo")
 
 
 def written(tmp_path, **changes):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mgcc_dist.common.config import PositiveInt, UnitInterval
+from mgcc_dist.common.value_types import PositiveInt, UnitInterval
 
 
 @dataclass(frozen=True)

@@ -1,117 +1,95 @@
-"""Typed dataclass configs read by jsonargparse: presets, YAML files, `--section.key value` over them.
+"""Typed dataclass configs from presets, YAML files and the command line.
 
-A program calls `parse(LdmConfig, "ldm", "what it does", presets=CONFIGS / "ldm", default_preset="demo")` and gets an
-instance of its dataclass. The docstring under a field is its help text. `save` writes the config into a run folder.
+`parse(SegmentConfig, words, presets=CONFIGS / "segment", default_preset="mgcc_demo")` returns an instance of the
+dataclass. The preset is applied first, wherever it stands on the line; then the `--config` files, in order; then
+`--section.key value`. `common/program.py` turns config dataclasses into programs. `save` writes a config into a run
+folder, `load` reads it back.
 """
 
 import dataclasses
-import sys
+import json
+import re
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
-from jsonargparse import (
-    ActionConfigFile,
-    ArgumentError,
-    ArgumentParser,
-    DefaultHelpFormatter,
-    Namespace,
-    set_parsing_settings,
-)
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
-from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.errors import SharedError, UserError, did_you_mean
 from mgcc_dist.common.files import write_text
-
-if TYPE_CHECKING:  # to a type checker these are plain numbers; at run time jsonargparse refuses values out of range
-    NonNegativeFloat = float
-    NonNegativeInt = int
-    PositiveFloat = float
-    PositiveInt = int
-    UnitInterval = float
-else:
-    from jsonargparse.typing import ClosedUnitInterval as UnitInterval
-    from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-
-__all__ = [
-    "CONFIGS",
-    "HelpFormatter",
-    "NonNegativeFloat",
-    "NonNegativeInt",
-    "PositiveFloat",
-    "PositiveInt",
-    "UnitInterval",
-    "as_plain",
-    "flatten",
-    "load",
-    "parse",
-    "save",
-]
+from mgcc_dist.common.options import Option, options_of
+from mgcc_dist.common.value_types import accepts_none, choices, describe_one
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 Config = TypeVar("Config")
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the lines of the description; adds type and default to each option."""
 
 
-def parse(
-    config_class: type[Config],
-    program: str,
-    description: str,
-    presets: Path | None = None,
-    default_preset: str | None = None,
-    argv: Sequence[str] | None = None,
-) -> Config:
-    """Read a `config_class` from the command line (`argv`, or that of the process).
+@dataclass(frozen=True)
+class Setting:
+    """A value as it was given, not yet parsed."""
 
-    With `presets`, `--preset NAME` stands for `--config PRESETS/NAME.yaml`, and without either `default_preset` is
-    read. What stands later on the line wins over what stands before it.
+    word: str
+    file: Path | None = None
+    """where it stands; None for the command line"""
+
+
+@dataclass
+class CommandLine:
+    """What a command line asks for."""
+
+    settings: dict[str, Setting] = field(default_factory=dict)
+    """by key, the last one given"""
+    words: list[str] = field(default_factory=list)
+    """for argparse as they are: flags, options of several values"""
+    positional: list[str] = field(default_factory=list)
+    asks_for: Literal["run", "help", "help-all", "print_config"] = "run"
+
+
+def parse(
+    config_class: type[Config], argv: Sequence[str], presets: Path | None = None, default_preset: str | None = None
+) -> Config:
+    """Read a `config_class` from the words of a command line.
+
+    With `presets`, `--preset NAME` reads PRESETS/NAME.yaml; without one, `default_preset` is read.
 
     Raises:
         UserError: unknown key, wrong type or impossible value; the message names the key.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if presets:
-        names = sorted(path.stem for path in presets.glob("*.yaml"))
-        description += f" --preset NAME reads a shipped config: {', '.join(names)} (default: {default_preset})."
-        argv = _expand_presets(argv, presets, names)
-        if default_preset and not any(map(_is_config, argv)):
-            argv = ["--config", str(presets / f"{default_preset}.yaml"), *argv]
-    _check_files(argv)
-    parser = _parser(config_class, program, description)
-    try:
-        return _build(config_class, parser, parser.parse_args(argv))
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise UserError(_one_line(error)) from error
+    options = {option.key: option for option in options_of(config_class)}
+    return build(config_class, options, read_command_line(options, argv, presets, default_preset))
 
 
 def load(config_class: type[Config], path: Path) -> Config:
     """Read a config that `save` wrote.
 
     Raises:
-        UserError: the file is absent, is not YAML, or holds a key or value that `config_class` does not accept.
+        UserError: the file does not exist, is not YAML, or holds a key or value that `config_class` does not accept.
     """
     if not path.is_file():
-        raise UserError(f"{path} is not there; is {path.parent} a run folder?")
-    parser = _parser(config_class, path.name, "")
-    try:
-        return _build(config_class, parser, parser.parse_path(str(path)))
-    except (ArgumentError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: {_one_line(error)}") from error
+        raise UserError(f"{path}: not found. Is {path.parent} a run folder?")
+    options = {option.key: option for option in options_of(config_class)}
+    return build(config_class, options, CommandLine(read_settings(path, options)))
 
 
 def save(config: Any, path: Path) -> None:
     """Write a dataclass config as YAML."""
-    write_text(path, yaml.safe_dump(as_plain(config), sort_keys=False))
+    write_text(path, as_yaml(config))
+
+
+def as_yaml(config: Any) -> str:
+    return yaml.safe_dump(as_plain(config), sort_keys=False)
 
 
 def as_plain(config: Any) -> dict[str, Any]:
-    """A dataclass config as what YAML and JSON hold: dicts, lists, strings, numbers."""
+    """Convert a dataclass config to what YAML and JSON hold: dicts, lists, strings, numbers."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -131,24 +109,131 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return keys
 
 
-def _parser(config_class: type, program: str, description: str) -> ArgumentParser:
-    parser = ArgumentParser(prog=program, description=description, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the keys below")
-    parser.add_class_arguments(config_class, as_group=False)
-    return parser
+def preset_names(presets: Path) -> list[str]:
+    return sorted(path.stem for path in presets.glob("*.yaml"))
 
 
-def _build(config_class: type[Config], parser: ArgumentParser, namespace: Namespace) -> Config:
-    values = vars(parser.instantiate(namespace))
-    return config_class(**{key: _builtin(value) for key, value in values.items() if key != "config"})
+def read_command_line(
+    options: Mapping[str, Option], argv: Sequence[str], presets: Path | None, default_preset: str | None
+) -> CommandLine:
+    """Sort the words of a command line, and read its preset and `--config` files.
+
+    Raises:
+        UserError: an option is unknown or lacks its value, or a file is damaged.
+    """
+    line, own, files, chosen = CommandLine(), dict[str, Setting](), list[Path](), list[str]()
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if not _is_option(word):
+            line.positional.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        take = partial(_take, name, value if equals else None, words)
+        key = name[2:].replace("-", "_")
+        if name in ("-h", "--help"):
+            line.asks_for = "help"
+        elif name == "--help-all":
+            line.asks_for = "help-all"
+        elif key == "print_config":
+            line.asks_for = "print_config"
+        elif name == "--config":
+            files.append(Path(take("a file")))
+        elif name == "--preset" and presets:
+            chosen.append(take("a name"))
+        elif key in options:
+            option = options[key]
+            if option.is_flag:
+                line.words.append(option.name)
+            elif "nargs" in option.argument:
+                line.words.append(word.replace(name, option.name, 1))
+                while words and not _is_option(words[0]) and not equals:
+                    line.words.append(words.pop(0))
+            elif "action" in option.argument:
+                line.words.append(f"{option.name}={take(describe_one(option.kind))}")
+            else:
+                own[key] = Setting(take(describe_one(option.kind)))
+        elif any(other.startswith(f"{key}.") for other in options):
+            own |= _settings(_yaml(take("a mapping of keys"), name), options, None, f"{key}.")
+        else:
+            raise SharedError(f"{name}: unknown option.{_suggestion(name, options, presets)}")
+    if presets and (preset := _preset(chosen, default_preset, presets, bool(files))):
+        line.settings |= read_settings(presets / f"{preset}.yaml", options)
+    for path in files:
+        line.settings |= read_settings(path, options)
+    line.settings |= own
+    return line
+
+
+def read_settings(path: Path, options: Mapping[str, Option]) -> dict[str, Setting]:
+    """Read a YAML file of keys.
+
+    Raises:
+        UserError: the file does not exist, is not YAML, or has an unknown key.
+    """
+    try:
+        return _settings(_yaml(path.read_text(encoding="utf-8"), str(path)), options, path)
+    except FileNotFoundError as error:
+        raise SharedError(f"{path}: not found") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SharedError(f"{path}: cannot be read as text ({error})") from error
+
+
+def build(config_class: type[Config], options: Mapping[str, Option], line: CommandLine) -> Config:
+    """Parse and check the values of `line`, and build the dataclass of them.
+
+    Raises:
+        UserError: a required value is missing, or a value has the wrong type or is impossible.
+    """
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
+    for option in options.values():
+        _add(parser, option)
+    settings = [f"{options[key].name}={_word(options[key], setting)}" for key, setting in line.settings.items()]
+    words = [*line.positional, *line.words, *settings]
+    if line.positional and not any(option.positional for option in options.values()):
+        raise SharedError(f"{line.positional[0]}: unexpected argument. Options begin with --.")
+    try:
+        values = vars(parser.parse_args(words).as_flat())
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise SharedError(_explain(error, options, line)) from error
+    if missing := [option for option in options.values() if option.required and values[option.key] in (None, [])]:
+        names = ", ".join(f"{option.name} ({option.type_name})" for option in missing)
+        raise SharedError(f"{names}: required")
+    try:
+        return _instance(config_class, values, "")
+    except ValueError as error:
+        raise SharedError(" ".join(str(error).split())) from error
+
+
+def _add(parser: ArgumentParser, option: Option) -> None:
+    keywords = {key: value for key, value in option.argument.items() if key != "positional"}
+    kind, default = option.plain_kind, option.default
+    if "nargs" in keywords or keywords.get("action") == "append":
+        kind = next(iter(getattr(kind, "__args__", ())), kind)  # of tuple[X, ...] and X | None argparse reads X
+    if option.required:
+        kind, default = kind | None, None
+    elif keywords.get("nargs") in ("+", "*") or keywords.get("action") == "append":
+        default = list(default)
+    if not option.is_flag:
+        keywords["type"] = kind
+    parser.add_argument(option.name, default=default, **keywords)
+
+
+def _instance(config_class: type[Config], values: Mapping[str, Any], prefix: str) -> Config:
+    hints = get_type_hints(config_class)
+    return config_class(
+        **{
+            each.name: _instance(hints[each.name], values, f"{prefix}{each.name}.")
+            if dataclasses.is_dataclass(hints[each.name])
+            else _builtin(values[prefix + each.name])
+            for each in dataclasses.fields(config_class)  # type: ignore[arg-type]
+        }
+    )
 
 
 def _builtin(value: Any) -> Any:
-    """Numbers of jsonargparse's restricted types as plain ones, which YAML and checkpoints (weights_only) know."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = (field.name for field in dataclasses.fields(value))
-        return dataclasses.replace(value, **{name: _builtin(getattr(value, name)) for name in fields})
-    if isinstance(value, tuple):
+    """Convert jsonargparse's restricted numbers to plain ones, which YAML and checkpoints (weights_only) accept."""
+    if isinstance(value, (tuple, list)):
         return tuple(map(_builtin, value))
     for kind in (bool, int, float):
         if isinstance(value, kind):
@@ -156,39 +241,96 @@ def _builtin(value: Any) -> Any:
     return value
 
 
-def _expand_presets(argv: list[str], presets: Path, names: list[str]) -> list[str]:
-    """Write `--preset NAME` (or `--preset=NAME`) as `--config PRESETS/NAME.yaml`."""
-    expanded: list[str] = []
-    words = iter(argv)
+def _preset(chosen: list[str], default: str | None, presets: Path, has_files: bool) -> str | None:
+    if len(chosen) > 1:
+        raise SharedError(f"--preset: given twice ({', '.join(chosen)}). Give one, and change single keys after it.")
+    if not chosen:
+        return None if has_files else default
+    names = preset_names(presets)
+    if chosen[0] not in names:
+        hint = did_you_mean(chosen[0], names) or f" Choose one of {', '.join(names)}."
+        raise SharedError(f"--preset {chosen[0]}: unknown preset.{hint}")
+    return chosen[0]
+
+
+def _is_option(word: str) -> bool:
+    return re.match(r"-[^\d.]", word) is not None
+
+
+def _take(name: str, value: str | None, words: list[str], kind: str) -> str:
+    """The value of option `name`: what follows its =, or the next word."""
+    if value is not None:
+        return value
+    if not words or _is_option(words[0]):
+        raise SharedError(f"{name}: a value is missing. Give {kind}.")
+    return words.pop(0)
+
+
+def _suggestion(name: str, options: Mapping[str, Option], presets: Path | None) -> str:
+    known = [option.name[2:] for option in options.values() if not option.positional]
+    known += ["help", "help-all", "config", *(["preset", "print_config"] if presets else [])]
+    return did_you_mean(name.lstrip("-"), known, "--") or " --help-all lists all options."
+
+
+def _yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise SharedError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise SharedError(f"{source}: expected a mapping of keys, got {content!r}")
+    return content
+
+
+def _settings(
+    tree: Mapping[Any, Any], options: Mapping[str, Option], file: Path | None, prefix: str = ""
+) -> dict[str, Setting]:
+    settings: dict[str, Setting] = {}
+    where = f"{file}: " if file else ""
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if key in options:
+            settings[key] = Setting(value if isinstance(value, str) else json.dumps(value), file)
+        elif not any(other.startswith(f"{key}.") for other in options):
+            raise SharedError(f"{where}{key}: unknown key.{did_you_mean(key, options)}")
+        elif isinstance(value, dict):
+            settings |= _settings(value, options, file, f"{key}.")
+        elif value is not None:
+            raise SharedError(f"{where}{key}: expected a mapping of keys, got {value!r}")
+    return settings
+
+
+def _word(option: Option, setting: Setting) -> str:
+    says_none = setting.word == "none" and accepts_none(option.plain_kind) and "none" not in choices(option.kind)
+    return "null" if says_none else setting.word
+
+
+def _explain(error: Exception, options: Mapping[str, Option], line: CommandLine) -> str:
+    """One line for what jsonargparse says."""
+    said = " ".join(str(error.message if isinstance(error, ArgumentError) else error).split())
+    named = re.match(r'Parser key "([^"]+)"', said)
+    if not named or named[1] not in options:
+        return said.replace("unrecognized arguments:", "unexpected argument")
+    option = options[named[1]]
+    setting = line.settings.get(option.key)
+    values = [setting.word] if setting else _given(option, line)
+    where = f"{setting.file}: " if setting and setting.file else ""
+    suggestion = did_you_mean(values[-1], choices(option.kind)) if values else ""
+    message = f"{where}{option.key}: expected {describe_one(option.kind)}, got {' '.join(map(repr, values))}"
+    return f"{message}.{suggestion}" if suggestion else message
+
+
+def _given(option: Option, line: CommandLine) -> list[str]:
+    """The words given for a positional argument or an option of several values."""
+    if option.positional:
+        return line.positional
+    words = iter(line.words)
+    given: list[str] = []
     for word in words:
-        flag, _, name = word.partition("=")
-        if flag != "--preset":
-            expanded.append(word)
-            continue
-        name = name or next(words, "")
-        if name not in names:
-            raise UserError(f"preset {name!r} is not known; choose one of {', '.join(names)}")
-        expanded += ["--config", str(presets / f"{name}.yaml")]
-    return expanded
-
-
-def _check_files(argv: list[str]) -> None:
-    """Raise UserError for a `--config` file that is not YAML; what jsonargparse says of one does not name it."""
-    names = [
-        word.partition("=")[2] or after for word, after in zip(argv, [*argv[1:], ""], strict=True) if _is_config(word)
-    ]
-    for path in map(Path, names):
-        try:
-            if path.is_file():
-                yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not YAML: {_one_line(error)}") from error
-
-
-def _is_config(word: str) -> bool:
-    return word.partition("=")[0] == "--config"
-
-
-def _one_line(error: Exception) -> str:
-    text = error.message if isinstance(error, ArgumentError) else str(error)
-    return " ".join(str(text).split())
+        if _is_option(word):
+            name, _, value = word.partition("=")
+            collecting = name == option.name
+            given += [value] if collecting and value else []
+        elif collecting:
+            given.append(word)
+    return given

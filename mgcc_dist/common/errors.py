@@ -1,9 +1,10 @@
 """Errors that are meant for the user, exit codes, and the frame that every program runs in."""
 
+import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -44,3 +45,14 @@ def run_program(program: str, main: Callable[[], None]) -> None:
         remedy = "What was saved so far is kept. Free some space and rerun the same command to resume."
         print(f"{prefix}: {error}. {remedy}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+
+
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return " Did you mean X?" for the names in `known` that are nearest to `word`, or "" if none is near.
+
+    A dotted name is also near its own last part: `epochs` means `loop.epochs`.
+    """
+    names = {name.lower(): name for name in known}
+    nearest = [name for name in names if name.rpartition(".")[2] == word.lower()][:3]
+    nearest = nearest or difflib.get_close_matches(word.lower(), names, n=1)
+    return f" Did you mean {' or '.join(prefix + names[name] for name in nearest)}?" if nearest else ""

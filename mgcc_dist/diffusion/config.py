@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mgcc_dist.common.config import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
+from mgcc_dist.common.value_types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 from mgcc_dist.train.config import LoopConfig
 
 Solver = Literal["ddim", "dpm_solver++"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mgcc_dist.common.config import NonNegativeInt, PositiveFloat, UnitInterval
+from mgcc_dist.common.value_types import NonNegativeInt, PositiveFloat, UnitInterval
 from mgcc_dist.train.schedules import Ramp
 
 

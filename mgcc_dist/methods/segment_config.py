@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mgcc_dist.common.config import NonNegativeInt, PositiveInt
+from mgcc_dist.common.value_types import NonNegativeInt, PositiveInt
 from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.train.config import LoopConfig

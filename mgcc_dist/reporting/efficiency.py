@@ -81,7 +81,7 @@ def build_row_network(sweep: Sweep, row: str) -> nn.Module:
             f"{sweep.name}: row {row!r} must have only network keys, got {', '.join(keys) or 'none'}. "
             "Pass a sweep file such as configs/sweeps/table_7.yaml to --efficiency."
         )
-    network = parse(NetworkRow, "report", "", argv=as_arguments(flatten(keys))).network
+    network = parse(NetworkRow, as_arguments(flatten(keys))).network
     return build(MethodConfig(name="supervised"), network).predictor().eval()
 
 

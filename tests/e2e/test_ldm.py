@@ -186,7 +186,7 @@ def test_busi_preset_has_the_papers_settings():
 
 
 def configuration(words: list[str]) -> LdmConfig:
-    return parse(LdmConfig, "ldm", "", CONFIGS / "ldm", "demo", words)
+    return parse(LdmConfig, words, CONFIGS / "ldm", "demo")
 
 
 def run_here(words: list[str]) -> None:

@@ -98,11 +98,9 @@ def test_zero_goes_on_with_its_own_number_of_ranks_alone(two_ranks):
         run_here(
             parse(
                 LdmConfig,
-                "ldm",
-                "",
+                ["--config", str(out.parent / "toy.yaml"), "--out", str(out), *UNJUDGED],
                 CONFIGS / "ldm",
                 "demo",
-                ["--config", str(out.parent / "toy.yaml"), "--out", str(out), *UNJUDGED],
             )
         )
     assert before == {path: path.read_bytes() for path in before}

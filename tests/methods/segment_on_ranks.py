@@ -28,7 +28,7 @@ for pair in pairs:
     words += " --data.batch_labeled {} --data.batch_unlabeled {}".format(*batches)
     words += f" --method.name {method} --network.name {network} --out {out}/{method}-{network}"
     try:
-        run(parse(SegmentConfig, "segment", "", CONFIGS / "segment", "mgcc_demo", words.split()))
+        run(parse(SegmentConfig, words.split(), CONFIGS / "segment", "mgcc_demo"))
     except UserError as error:
         if os.environ["RANK"] == "0":
             print(f"{pair} refused: {error}", flush=True)

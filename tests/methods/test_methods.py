@@ -218,9 +218,9 @@ def test_method_refuses_a_network_it_cannot_train(method, needed):
 
 def test_config_is_read_from_the_command_line():
     words = ["--name", "unet", "--widths", "[8, 16]", "--taps", "[2]", "--gates", "[true, false]"]
-    assert parse(NetworkConfig, "x", "", argv=words) == NetworkConfig("unet", 3, (8, 16), (2,), 7, (True, False))
+    assert parse(NetworkConfig, words) == NetworkConfig("unet", 3, (8, 16), (2,), 7, (True, False))
     words = ["--ramp", "paper_0.1", "--detach_target", "true"]
-    assert parse(MethodConfig, "x", "", argv=words) == MethodConfig("mgcc", "paper_0.1", True)
+    assert parse(MethodConfig, words) == MethodConfig("mgcc", "paper_0.1", True)
 
 
 @pytest.mark.parametrize(
@@ -235,5 +235,5 @@ def test_config_is_read_from_the_command_line():
 )
 def test_invalid_value_on_the_command_line_is_a_one_line_error_naming_the_key(words, key):
     with pytest.raises(UserError, match=re.escape(key)) as caught:
-        parse(NetworkConfig, "x", "", argv=words)
+        parse(NetworkConfig, words)
     assert "\n" not in str(caught.value)

@@ -36,7 +36,7 @@ def make_sweep(folder, **changes):
 
 @functools.cache
 def resolved(arguments):
-    return json.dumps(as_plain(parse(SegmentConfig, "segment", "", CONFIGS / "segment", None, list(arguments))))
+    return json.dumps(as_plain(parse(SegmentConfig, arguments, CONFIGS / "segment")))
 
 
 def config_of(run):

@@ -30,7 +30,7 @@ def configured(tmp_path_factory, phantom_shards):
         tiny += f" --loop.log_every 1000 --loop.validate_every 1000 --method.name {method} --network.name {network}"
         batches = (4, 0) if method == "supervised" else (2, 2)
         tiny += " --data.batch_labeled {} --data.batch_unlabeled {}".format(*batches)
-        return parse(SegmentConfig, "segment", "", CONFIGS / "segment", "mgcc_demo", [*tiny.split(), *map(str, words)])
+        return parse(SegmentConfig, [*tiny.split(), *map(str, words)], CONFIGS / "segment", "mgcc_demo")
 
     return phantom_shards, read_split(split), config
 

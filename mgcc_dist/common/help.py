@@ -1,0 +1,107 @@
+"""The text of `--help` and `--help-all`."""
+
+import re
+import shutil
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from mgcc_dist.common.config import Setting, preset_names
+from mgcc_dist.common.options import Option, headings_of
+
+if TYPE_CHECKING:
+    from mgcc_dist.common.program import Command
+
+INDENT = 26
+"""column at which the texts begin"""
+
+
+def command_help(name: str, command: "Command", settings: Mapping[str, Setting], everything: bool) -> str:
+    """The help of one command, with the values of `settings` (a preset's) as defaults.
+
+    Without `everything`, the options of `command.common`, if it names any, with the first clause of their texts.
+    """
+    options = command.options
+    brief = bool(command.common) and not everything
+    shown = [options[key] for key in command.common] if brief else list(options.values())
+    arguments = [option for option in shown if option.positional]
+    named = [option for option in shown if not option.positional]
+    needed = [each for each in named if each.required and each.key not in settings]
+    usage = " ".join([name, *map(_usage, [*arguments, *needed])])
+    paragraphs = (command.description or command.summary).strip().split("\n\n")
+    blocks = [f"usage: {usage} [options]", "\n\n".join(paragraphs[:2] if brief else paragraphs)]
+    if arguments:
+        blocks.append(_block("arguments", ((each.name, _text(each, settings, brief)) for each in arguments)))
+    headings = {"": "options"} | headings_of(command.config)
+    for section in dict.fromkeys(option.section for option in named):
+        rows = [(each.name, _text(each, settings, brief)) for each in named if each.section == section]
+        blocks.append(_block(headings[section], rows))
+    blocks.append(_block("more", _more(command, brief)))
+    return "\n\n".join(blocks)
+
+
+def list_commands(heading: str, summaries: Iterable[tuple[str, str]]) -> str:
+    """One line per command."""
+    return _block(heading, summaries)
+
+
+def _more(command: "Command", brief: bool) -> Iterator[tuple[str, str]]:
+    if command.presets:
+        names = ", ".join(preset_names(command.presets))
+        yield "--preset NAME", f"start from a shipped config: {names} [default: {command.default_preset}]"
+    if command.config_files:
+        yield "--config FILE", "read keys from a YAML file; wins over the preset, and an option wins over both"
+        yield "--print_config", "print the resulting config as YAML and exit"
+    if brief:
+        yield "--help-all", "show all options, and more about each"
+    if command.presets:
+        yield "--help", "show this help; after --preset NAME with the defaults of that preset"
+
+
+def _usage(option: Option) -> str:
+    if option.positional:
+        name = option.key.upper()
+        return name if option.required else f"[{name} ...]"
+    return f"{option.name} {option.type_name.upper()}"
+
+
+def _text(option: Option, settings: Mapping[str, Setting], brief: bool) -> str:
+    text = _first_clause(option.text) if brief else option.text
+    notes = [] if option.is_flag else [option.type_name]
+    if option.key in settings:
+        notes.append(f"default: {_in_words(settings[option.key].word)}")
+    elif option.required:
+        notes.append("required")
+    elif not option.is_flag and option.default != ():
+        notes.append(f"default: {_in_words(option.default)}")
+    return f"{text} [{', '.join(notes)}]" if notes else text
+
+
+def _first_clause(text: str) -> str:
+    """Cut `text` at its first colon, semicolon or full stop outside parentheses, but keep the paper's value."""
+    clause = re.match(r"(?:\([^)]*\)|[^(;:.]|[;:.](?! ))*", text)[0]  # type: ignore[index]
+    paper = re.search(r"\((?:[^()]*; )?(paper: [^;()]*)[^()]*\)", text[len(clause) :])
+    return f"{clause} ({paper[1]})" if paper else clause
+
+
+def _in_words(value: object) -> str:
+    if value is None or value == "null":
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def _block(heading: str, rows: Iterable[tuple[str, str]]) -> str:
+    width = min(100, shutil.get_terminal_size((100, 0)).columns)
+    lines = [f"{heading}:"]
+    for name, text in rows:
+        wrapped = textwrap.wrap(text, width - INDENT, break_long_words=False, break_on_hyphens=False)
+        first = f"  {name}"
+        if len(first) > INDENT - 2:
+            lines.append(first)
+            first = ""
+        for line in wrapped:
+            lines.append(f"{first:{INDENT}}{line}")
+            first = ""
+    return "\n".join(lines)

@@ -1,0 +1,111 @@
+"""Options of a config dataclass: one per field, those of nested dataclasses with dotted keys (`loop.epochs`).
+
+The docstring under a field is its help text; under a nested dataclass it is the heading of that section.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from docstring_parser import parse_from_object
+
+from mgcc_dist.common.value_types import describe
+
+_METADATA = "argument"
+
+
+@dataclass(frozen=True)
+class Option:
+    key: str
+    """dotted: "loop.epochs" """
+    kind: Any
+    """its type; annotations name it in help"""
+    plain_kind: Any
+    """the same without annotations"""
+    default: Any
+    """dataclasses.MISSING if a value is required"""
+    text: str
+    """one line of help"""
+    argument: Mapping[str, Any]
+    """keywords of `add_argument`; {"positional": True} for what has no name on the command line"""
+
+    @property
+    def section(self) -> str:
+        """ "loop" for loop.epochs, "" at the top level."""
+        return self.key.rpartition(".")[0]
+
+    @property
+    def name(self) -> str:
+        """As a person types it: `--loop.epochs`, `--skip-bad`, `sweep`."""
+        if self.positional:
+            return self.key
+        return f"--{self.key if self.section else self.key.replace('_', '-')}"
+
+    @property
+    def positional(self) -> bool:
+        return bool(self.argument.get("positional"))
+
+    @property
+    def required(self) -> bool:
+        return self.default is dataclasses.MISSING
+
+    @property
+    def is_flag(self) -> bool:
+        return self.argument.get("action") == "store_true"
+
+    @property
+    def type_name(self) -> str:
+        return describe(self.kind)
+
+
+def argument(default: Any = dataclasses.MISSING, **keywords: Any) -> Any:
+    """A dataclass field that argparse should read in another way than `--name VALUE`.
+
+    Args:
+        default: no default makes the option required.
+        keywords: of `ArgumentParser.add_argument` (`nargs`, `action`, `const`), or `positional=True`.
+    """
+    return dataclasses.field(default=default, metadata={_METADATA: keywords})
+
+
+def flag() -> Any:
+    """A dataclass field that is False unless `--name` is given."""
+    return argument(False, action="store_true")
+
+
+def options_of(config_class: type, prefix: str = "") -> Iterator[Option]:
+    """All options, in the order of the fields, those of the top level first."""
+    kinds, plain_kinds = get_type_hints(config_class, include_extras=True), get_type_hints(config_class)
+    texts = _field_texts(config_class)
+    nested = []
+    for field in dataclasses.fields(config_class):
+        kind = plain_kinds[field.name]
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            nested.append((kind, f"{prefix}{field.name}."))
+            continue
+        yield Option(
+            prefix + field.name,
+            kinds[field.name],
+            kind,
+            field.default,
+            texts.get(field.name, ""),
+            field.metadata.get(_METADATA, {}),
+        )
+    for kind, longer in nested:
+        yield from options_of(kind, longer)
+
+
+def headings_of(config_class: type, prefix: str = "") -> dict[str, str]:
+    """The heading of each section: {"loop": "training", ...}; its key where the field has no docstring."""
+    texts, headings = _field_texts(config_class), {}
+    for name, kind in get_type_hints(config_class).items():
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            headings[prefix + name] = texts.get(name) or (prefix + name).replace(".", " ")
+            headings |= headings_of(kind, f"{prefix}{name}.")
+    return headings
+
+
+def _field_texts(config_class: type) -> dict[str, str]:
+    parsed = parse_from_object(config_class).params
+    return {each.arg_name: " ".join((each.description or "").split()) for each in parsed}

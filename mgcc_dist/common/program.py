@@ -1,0 +1,92 @@
+"""Programs: a command line, a config dataclass, and a function that runs it.
+
+    PROGRAM = Program("segment", __doc__, default=Command(SegmentConfig, run, "train a run", presets=...))
+    main = PROGRAM.main
+
+Modules that a program file imports at the top must not import torch: a typo or `--help` is then answered at once.
+`run` imports what it needs when it is called.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mgcc_dist.common.config import as_yaml, build, read_command_line
+from mgcc_dist.common.errors import SharedError, did_you_mean
+from mgcc_dist.common.help import command_help, list_commands
+from mgcc_dist.common.options import Option, options_of
+
+
+@dataclass(frozen=True)
+class Command:
+    """A program, or one of its subcommands."""
+
+    config: type
+    """dataclass whose fields are the options"""
+    run: Callable[[Any], None]
+    """gets an instance of it"""
+    summary: str
+    """one line, for a list of commands"""
+    description: str = ""
+    """what `--help` begins with; the summary if empty"""
+    presets: Path | None = None
+    """folder of the YAML files that `--preset` names"""
+    default_preset: str | None = None
+    common: tuple[str, ...] = ()
+    """keys of the options that `--help` shows; `--help-all` shows the others too. Empty: all"""
+    config_files: bool = False
+    """whether `--config` and `--print_config` are worth a line of help"""
+
+    @cached_property
+    def options(self) -> dict[str, Option]:
+        return {option.key: option for option in options_of(self.config)}
+
+    def main(self, name: str, argv: Sequence[str], more_help: str = "") -> None:
+        """Read the words `argv` and run; or print the help, if it is asked for or nothing required is given."""
+        options = self.options
+        line = read_command_line(options, argv, self.presets, self.default_preset)
+        lacks = not argv and any(option.required and option.key not in line.settings for option in options.values())
+        if lacks or line.asks_for in ("help", "help-all"):
+            print(command_help(name, self, line.settings, everything=line.asks_for == "help-all") + more_help)
+            return
+        config: Any = build(self.config, options, line)
+        if line.asks_for == "print_config":
+            print(as_yaml(config), end="")
+            return
+        self.run(config)
+
+
+@dataclass(frozen=True)
+class Program:
+    """One word of `mgcc`: a command, or several subcommands, or both."""
+
+    name: str
+    description: str
+    default: Command | None = None
+    """what runs when the first word is not the name of a subcommand"""
+    commands: Mapping[str, Command] = field(default_factory=dict)
+
+    def main(self, argv: Sequence[str] | None = None) -> None:
+        """Run the command that `argv` (default: the process's words) names.
+
+        Raises:
+            UserError: a word is wrong; the message says which, and the nearest that exists.
+        """
+        words = list(sys.argv[1:] if argv is None else argv)
+        first = words[0] if words else ""
+        if first in self.commands:
+            self.commands[first].main(f"mgcc {self.name} {first}", words[1:])
+        elif self.default and (not first or first.startswith("-") or not self.commands):
+            self.default.main(f"mgcc {self.name}", words, f"\n\n{self._list()}" if self.commands else "")
+        elif first in ("", "-h", "--help", "--help-all"):
+            print(f"usage: mgcc {self.name} COMMAND [options]\n\n{self.description.strip()}\n\n{self._list()}")
+        else:
+            hint = did_you_mean(first, self.commands) or f" Choose one of {', '.join(self.commands)}."
+            raise SharedError(f"{first}: unknown command.{hint}")
+
+    def _list(self) -> str:
+        heading = f"commands (mgcc {self.name} COMMAND --help)"
+        return list_commands(heading, ((name, command.summary) for name, command in self.commands.items()))
