@@ -42,7 +42,8 @@ setup(
         "accelerate>=1.10",
         "diffusers>=0.35",
         "webdataset>=1.0",
-        "jsonargparse[signatures]>=4.40",
+        "jsonargparse>=4.40",
+        "docstring-parser>=0.16",
         "safetensors>=0.5",
         "monai>=1.4",
         "scipy>=1.11",  # monai's surface distances need it and do not ask for it

@@ -21,6 +21,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from mgcc_dist.common.errors import SharedError, UserError, did_you_mean
 from mgcc_dist.common.files import write_text
+from mgcc_dist.common.log import LEVELS
 from mgcc_dist.common.options import Option, options_of
 from mgcc_dist.common.value_types import accepts_none, choices, describe_one
 
@@ -51,6 +52,7 @@ class CommandLine:
     """for argparse as they are: flags, options of several values"""
     positional: list[str] = field(default_factory=list)
     asks_for: Literal["run", "help", "help-all", "print_config"] = "run"
+    log_level: str | None = None
 
 
 def parse(
@@ -137,6 +139,8 @@ def read_command_line(
             line.asks_for = "help-all"
         elif key == "print_config":
             line.asks_for = "print_config"
+        elif key == "log_level":
+            line.log_level = take(f"one of {', '.join(LEVELS)}")
         elif name == "--config":
             files.append(Path(take("a file")))
         elif name == "--preset" and presets:
@@ -268,7 +272,7 @@ def _take(name: str, value: str | None, words: list[str], kind: str) -> str:
 
 def _suggestion(name: str, options: Mapping[str, Option], presets: Path | None) -> str:
     known = [option.name[2:] for option in options.values() if not option.positional]
-    known += ["help", "help-all", "config", *(["preset", "print_config"] if presets else [])]
+    known += ["help", "help-all", "log-level", "config", *(["preset", "print_config"] if presets else [])]
     return did_you_mean(name.lstrip("-"), known, "--") or " --help-all lists all options."
 
 

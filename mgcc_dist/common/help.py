@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from mgcc_dist.common.config import Setting, preset_names
+from mgcc_dist.common.log import LEVELS
 from mgcc_dist.common.options import Option, headings_of
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def _more(command: "Command", brief: bool) -> Iterator[tuple[str, str]]:
     if command.config_files:
         yield "--config FILE", "read keys from a YAML file; wins over the preset, and an option wins over both"
         yield "--print_config", "print the resulting config as YAML and exit"
+    yield "--log-level LEVEL", f"one of {', '.join(LEVELS)} [default: MGCC_LOG_LEVEL, else info]"
     if brief:
         yield "--help-all", "show all options, and more about each"
     if command.presets:

@@ -28,11 +28,12 @@ def configure_logging(level: str | None = None) -> None:
             everything that other ranks log.
 
     Raises:
-        UserError: MGCC_LOG_LEVEL is not one of LEVELS.
+        UserError: `level` or MGCC_LOG_LEVEL is not one of LEVELS.
     """
+    source = "--log-level" if level else VARIABLE
     level = (level or os.environ.get(VARIABLE) or "info").lower()
     if level not in LEVELS:
-        raise UserError(f"{VARIABLE}: {level!r} is not a log level. Use one of {', '.join(LEVELS)}.")
+        raise UserError(f"{source}: {level!r} is not a log level. Use one of {', '.join(LEVELS)}.")
     for handler in [each for each in PACKAGE.handlers if isinstance(each, _StderrHandler)]:
         PACKAGE.removeHandler(handler)
     PACKAGE.addHandler(_StderrHandler())

@@ -17,6 +17,7 @@ from typing import Any
 from mgcc_dist.common.config import as_yaml, build, read_command_line
 from mgcc_dist.common.errors import SharedError, did_you_mean
 from mgcc_dist.common.help import command_help, list_commands
+from mgcc_dist.common.log import configure_logging
 from mgcc_dist.common.options import Option, options_of
 
 
@@ -56,6 +57,7 @@ class Command:
         if line.asks_for == "print_config":
             print(as_yaml(config), end="")
             return
+        configure_logging(line.log_level)
         self.run(config)
 
 

@@ -1,12 +1,9 @@
 """Configs: what a wrong one says, what a preset gives, what is saved."""
 
-import dataclasses
-import re
-import typing
-
 import pytest
 import yaml
 
+from mgcc_dist import ldm, segment
 from mgcc_dist.common import config
 from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError
@@ -18,7 +15,7 @@ PROGRAMS = {"ldm": (LdmConfig, "demo"), "segment": (SegmentConfig, "mgcc_demo")}
 
 def parse(program, *argv):
     config_class, default = PROGRAMS[program]
-    return config.parse(config_class, program, "", CONFIGS / program, default, argv)
+    return config.parse(config_class, argv, CONFIGS / program, default)
 
 
 @pytest.mark.parametrize(
@@ -55,13 +52,13 @@ def test_an_unknown_key_in_a_file_is_named(tmp_path):
 def test_a_file_that_is_not_yaml_is_named(tmp_path, flag):
     path = tmp_path / "mine.yaml"
     path.write_text("loop: [")
-    with pytest.raises(UserError, match=r"mine\.yaml is not YAML"):
+    with pytest.raises(UserError, match=r"mine\.yaml: not valid YAML"):
         parse("segment", *flag.format(path).split())
 
 
-def test_what_stands_later_on_the_line_wins():
-    assert parse("segment", "--preset", "unet_busi", "--loop.epochs", "7").loop.epochs == 7
-    assert parse("segment", "--loop.epochs", "7", "--preset", "unet_busi").loop.epochs == 300
+def test_the_preset_is_applied_first_wherever_it_stands():
+    for words in ("--preset unet_busi --loop.epochs 7", "--loop.epochs 7 --preset unet_busi"):
+        assert parse("segment", *words.split()).loop.epochs == 7
     assert parse("segment").network.name == "mgcc"
     assert parse("segment", "--preset=unet_busi").network.name == "unet"
 
@@ -83,36 +80,14 @@ def test_numbers_are_plain_so_that_checkpoints_which_hold_them_load():
     assert {type(width) for width in parse("ldm").autoencoder.channels} == {int}
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", [ldm, segment])
 def test_print_config_is_a_config(capsys, program):
-    with pytest.raises(SystemExit) as exited:
-        parse(program, "--print_config")
-    assert exited.value.code == 0
+    program.main(["--print_config"])
     assert "loop" in str(yaml.safe_load(capsys.readouterr().out))
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_help_explains_every_field(capsys, program):
-    with pytest.raises(SystemExit):
-        parse(program, "--help")
-    printed = " ".join(capsys.readouterr().out.split())
-
-    def fields(config_class, prefix=""):
-        for field in dataclasses.fields(config_class):
-            kind = typing.get_type_hints(config_class)[field.name]
-            if dataclasses.is_dataclass(kind):
-                yield from fields(kind, f"{prefix}{field.name}.")
-            else:
-                yield f"--{prefix}{field.name}"
-
-    for name in fields(PROGRAMS[program][0]):
-        explained = printed.rsplit(f" {name} ", 1)[1].split(" --", 1)[0]
-        words = re.sub(r"\((required, )?type: .*", "", explained).split()[1:]  # without placeholder, type and default
-        assert len(words) > 1, f"{name}: {explained}"
-
-
 def test_a_missing_or_damaged_run_config_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"is not there; is .* a run folder"):
+    with pytest.raises(UserError, match=r"config\.yaml: not found\. Is .* a run folder"):
         config.load(SegmentConfig, tmp_path / "config.yaml")
     (tmp_path / "config.yaml").write_text("loop: [")
     with pytest.raises(UserError, match=r"config\.yaml"):
