@@ -114,7 +114,9 @@ PROGRAM = Program(
         "curate": Command(
             CurateConfig, curate_samples, "propose samples and write a page for selecting them", config_files=True
         ),
-        "apply": Command(ApplyConfig, apply_selection, "write the selected samples to a new shard folder", config_files=True),
+        "apply": Command(
+            ApplyConfig, apply_selection, "write the selected samples to a new shard folder", config_files=True
+        ),
     },
 )
 main = PROGRAM.main

@@ -45,7 +45,7 @@ def _possible_folders(sweep: Sweep, wanted: SweepRun, folders: Sequence[Path]) -
 def _check_config(sweep: Sweep, wanted: SweepRun, run: Run) -> None:
     """Raise UserError for the first key in which the run differs from the sweep; defaults of `segment` count too."""
     arguments = wanted.command()[2:]  # without -m mgcc_dist.segment
-    expected = flatten(as_plain(parse(SegmentConfig, arguments, CONFIGS / "segment"))
+    expected = flatten(as_plain(parse(SegmentConfig, arguments, CONFIGS / "segment")))
     actual = flatten(run.config)
     keys = sorted((expected.keys() | actual.keys()) - RESULT_NEUTRAL_KEYS)
     differing = [key for key in keys if expected.get(key) != actual.get(key)]
