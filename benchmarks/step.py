@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from mgcc_dist.common.distributed import seed_step
 from mgcc_dist.data.loader import ByteBatch
-from mgcc_dist.kernels.fuse import Choice, fuse
+from mgcc_dist.kernels.fuse import KernelDispatcher, fuse
 from mgcc_dist.kernels.upconv import upsample_conv
 from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.methods.registry import build
@@ -192,7 +192,7 @@ def implementations(network: nn.Module, settings: StepSettings, config: StepConf
 def recorded_choices(network: nn.Module) -> Iterator[Counter[str]]:
     """Yield a counter of the implementations that the dispatchers in `network` pick inside the context."""
     picked: Counter[str] = Counter()
-    dispatchers: list[Any] = [module for module in network.modules() if isinstance(module, Choice)]
+    dispatchers: list[Any] = [module for module in network.modules() if isinstance(module, KernelDispatcher)]
 
     def recording(pick: Callable[[Tensor], str]) -> Callable[[Tensor], str]:
         def recorded(x: Tensor) -> str:
@@ -203,12 +203,12 @@ def recorded_choices(network: nn.Module) -> Iterator[Counter[str]]:
         return recorded
 
     for module in dispatchers:
-        module.form_for = recording(module.form_for)
+        module.select = recording(module.select)
     try:
         yield picked
     finally:
         for module in dispatchers:
-            del module.form_for  # the instance's; the class's is visible again
+            del module.select  # the instance's; the class's is visible again
 
 
 class PhaseUpConv(UpConv):

@@ -1,13 +1,15 @@
-"""The ConvMixer layer's training backward, all but its matrix products; `convmixer_forward` has the forward.
+"""ConvMixer layer, training backward without the matrix products; `convmixer_forward` has the forward.
 
-All but the statistics is computed again, from z or x. Of the convolution's output m and a norm's normal output n:
+Everything except the statistics is recomputed from z or x. With conv = depthwise(x) + bias and x_hat the normalized
+value of a norm before gamma and beta:
 
-    g      = BN'(dy, n) GELU'(m)                       dbias, dgamma and dbeta are sums over the channel
-    dx     = dy + dtap + g convolved with the mirrored taps
-    dw     = the diagonals of g^T shift(x)
-    dz     = BN'(dx, n of z) GELU'(z + pre_bias)
+    g  = BN'(dy, x_hat) GELU'(conv)                    dbias, dgamma and dbeta are sums over the channel
+    dx = dy + dtap + g convolved with the mirrored kernel
+    dw = the diagonals of g^T shift(x)
+    dz = BN'(dx, x_hat of z) GELU'(z + pre_bias)
 
-with BN'(d, n) = gamma / sigma (d - mean(d) - n mean(d n)), means over all ranks. Forms as in the forward.
+where BN'(d, x_hat) = gamma / sigma (d - mean(d) - x_hat mean(d x_hat)), with means over all ranks. dtap is the gradient
+of x as an output of the stack. There is a resident and a staged kernel, as in the forward.
 """
 
 # mypy: disallow-untyped-defs=False
@@ -19,28 +21,37 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mgcc_dist.kernels.case import Case
-from mgcc_dist.kernels.convmixer_forward import mix
-from mgcc_dist.kernels.convmixer_launch import SHAPES, SIDES, WIDE, average_sums, make_case, plan, shape_of
-from mgcc_dist.kernels.convmixer_tile import (
-    depthwise,
-    depthwise_gradients,
-    elements,
-    gelu,
-    inner_planes,
-    load,
-    load_biased,
-    load_statistics,
-    norm_input_gradient,
-    outer_planes,
-    rows,
-    store_dweight,
-    store_sums,
-    through_norm_and_gelu,
+from mgcc_dist.kernels.compile_spec import CompileSpec
+from mgcc_dist.kernels.convmixer_forward import spatial_mix
+from mgcc_dist.kernels.convmixer_launch import (
+    PLANE_SIZES,
+    SPEC_LARGE_KERNEL,
+    SPEC_SHAPES,
+    average_sums,
+    cbhw_shape,
+    make_compile_spec,
+    plan_launch,
 )
-from mgcc_dist.kernels.targets import INTERPRETED, target_of
+from mgcc_dist.kernels.convmixer_tile import (
+    depthwise_conv,
+    depthwise_conv_backward,
+    gelu,
+    load_statistics,
+    load_tile,
+    load_tile_with_bias,
+    norm_gelu_backward,
+    norm_gelu_input_gradient,
+    planes_bchw,
+    planes_cbhw,
+    store_norm_gradients,
+    store_weight_gradient,
+    tile_offsets,
+    tile_rows,
+)
+from mgcc_dist.kernels.targets import INTERPRETED, device_target
 
-RESIDENT = 2048  # elements of a channel that fit in registers
+RESIDENT_ELEMENTS = 2048
+"""maximum elements per channel that `backward_resident` keeps in registers"""
 
 
 @triton.jit
@@ -49,57 +60,57 @@ def backward_resident(
     x_ptr, weight_ptr, bias_ptr, gamma_ptr, stats_ptr, dy_ptr, dtap_ptr, g_ptr,
     dz_ptr, dpre_bias_ptr, dpre_gamma_ptr, dpre_beta_ptr, pre_sums_ptr,
     dx_ptr, dweight_ptr, dbias_ptr, dgamma_ptr, dbeta_ptr, sums_ptr, count, pre_eps, eps, B, C,
-    NORM: tl.constexpr, TAP: tl.constexpr,
+    PRE_NORM: tl.constexpr, TAP_GRADIENT: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BB: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """From dy and, with TAP, from dtap, the gradient of x as an output: dz (NORM) or dx, and every parameter's.
+    """From dy, and with TAP_GRADIENT from dtap, compute dz (PRE_NORM) or dx, and the gradients of all parameters.
 
-    x is scratch with NORM, and g is: the gradient of the convolution's output.
+    g is scratch memory for the gradient of the convolution's output. With PRE_NORM, x is scratch memory too.
     """
     ACC: tl.constexpr = stats_ptr.dtype.element_ty
     c = tl.program_id(0)
-    image, h, inside = rows(0, B, H, BB)
-    x_plane = inner_planes(c, image, C, H, W)
-    x_at = elements(x_plane, h, W)
-    y_plane = outer_planes(c, image, B, H, W)
-    y_at = elements(y_plane, h, W)
-    if NORM:
+    image, h, valid = tile_rows(0, B, H, BB)
+    x_plane = planes_bchw(c, image, C, H, W)
+    x_offsets = tile_offsets(x_plane, h, W)
+    y_plane = planes_cbhw(c, image, B, H, W)
+    y_offsets = tile_offsets(y_plane, h, W)
+    if PRE_NORM:
         pre_mean, pre_rstd, pre_scale = load_statistics(pre_stats_ptr, pre_gamma_ptr, c, C, pre_eps, ACC)
-        z = load_biased(z_ptr, y_at, inside, pre_bias_ptr, c, ACC)
+        z = load_tile_with_bias(z_ptr, y_offsets, valid, pre_bias_ptr, c, ACC)
         x = (gelu(z) - pre_mean) * pre_scale + tl.load(pre_beta_ptr + c).to(ACC)
-        tl.store(x_ptr + x_at, x, mask=inside[:, None])
+        tl.store(x_ptr + x_offsets, x, mask=valid[:, None])
         tl.debug_barrier()
-    mixed = depthwise(x_ptr, x_plane, weight_ptr, bias_ptr, c, h, inside, H, W, K, BB, ACC, UPCAST)
+    conv = depthwise_conv(x_ptr, x_plane, weight_ptr, bias_ptr, c, h, valid, H, W, K, BB, ACC, UPCAST)
     mean, rstd, scale = load_statistics(stats_ptr, gamma_ptr, c, C, eps, ACC)
-    normal = (gelu(mixed) - mean) * rstd
-    dx = load(dy_ptr, y_at, inside, ACC)
+    x_hat = (gelu(conv) - mean) * rstd
+    dx = load_tile(dy_ptr, y_offsets, valid, ACC)
     dbeta = tl.sum(dx)
-    dgamma = tl.sum(dx * normal)
-    store_sums(dbeta_ptr, dgamma_ptr, sums_ptr, c, C, dbeta, dgamma)
-    g = through_norm_and_gelu(dx, mixed, normal, dbeta / count, dgamma / count, scale, inside)
+    dgamma = tl.sum(dx * x_hat)
+    store_norm_gradients(dbeta_ptr, dgamma_ptr, sums_ptr, c, C, dbeta, dgamma)
+    g = norm_gelu_backward(dx, conv, x_hat, dbeta / count, dgamma / count, scale, valid)
     tl.store(dbias_ptr + c, tl.sum(g))
     g = g.to(g_ptr.dtype.element_ty)
-    tl.store(g_ptr + y_at, g, mask=inside[:, None])
+    tl.store(g_ptr + y_offsets, g, mask=valid[:, None])
     tl.debug_barrier()
-    if TAP:
-        dx += load(dtap_ptr, x_at, inside, ACC)
+    if TAP_GRADIENT:
+        dx += load_tile(dtap_ptr, x_offsets, valid, ACC)
     dweight = tl.zeros((16, 16), ACC)
-    dx, dweight = depthwise_gradients(
-        dx, dweight, g, g_ptr, y_plane, x_ptr, x_plane, weight_ptr, c, h, inside, H, W, K, UPCAST
+    dx, dweight = depthwise_conv_backward(
+        dx, dweight, g, g_ptr, y_plane, x_ptr, x_plane, weight_ptr, c, h, valid, H, W, K, UPCAST
     )  # fmt: skip
-    store_dweight(dweight_ptr, c, dweight, K)
-    if NORM:
-        z = load_biased(z_ptr, y_at, inside, pre_bias_ptr, c, ACC)
-        normal = (gelu(z) - pre_mean) * pre_rstd
-        dx = tl.where(inside[:, None], dx, 0.0)
+    store_weight_gradient(dweight_ptr, c, dweight, K)
+    if PRE_NORM:
+        z = load_tile_with_bias(z_ptr, y_offsets, valid, pre_bias_ptr, c, ACC)
+        x_hat = (gelu(z) - pre_mean) * pre_rstd
+        dx = tl.where(valid[:, None], dx, 0.0)
         dbeta = tl.sum(dx)
-        dgamma = tl.sum(dx * normal)
-        store_sums(dpre_beta_ptr, dpre_gamma_ptr, pre_sums_ptr, c, C, dbeta, dgamma)
-        dz = through_norm_and_gelu(dx, z, normal, dbeta / count, dgamma / count, pre_scale, inside)
+        dgamma = tl.sum(dx * x_hat)
+        store_norm_gradients(dpre_beta_ptr, dpre_gamma_ptr, pre_sums_ptr, c, C, dbeta, dgamma)
+        dz = norm_gelu_backward(dx, z, x_hat, dbeta / count, dgamma / count, pre_scale, valid)
         tl.store(dpre_bias_ptr + c, tl.sum(dz))
-        tl.store(dz_ptr + y_at, dz, mask=inside[:, None])
+        tl.store(dz_ptr + y_offsets, dz, mask=valid[:, None])
     else:
-        tl.store(dx_ptr + x_at, dx, mask=inside[:, None])
+        tl.store(dx_ptr + x_offsets, dx, mask=valid[:, None])
 
 
 @triton.jit
@@ -108,110 +119,112 @@ def backward_staged(
     x_ptr, weight_ptr, bias_ptr, gamma_ptr, stats_ptr, dy_ptr, dtap_ptr, g_ptr,
     dz_ptr, dpre_bias_ptr, dpre_gamma_ptr, dpre_beta_ptr, pre_sums_ptr,
     dx_ptr, dweight_ptr, dbias_ptr, dgamma_ptr, dbeta_ptr, sums_ptr, count, pre_eps, eps, B, C,
-    NORM: tl.constexpr, TAP: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
+    PRE_NORM: tl.constexpr, TAP_GRADIENT: tl.constexpr, FIRST_STAGE: tl.constexpr, LAST_STAGE: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BB: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """What `backward_resident` does, in the stages FIRST to LAST of three, each over groups of BB images.
+    """Compute the same as `backward_resident` in stages FIRST_STAGE to LAST_STAGE of three, in groups of BB images.
 
-    0: the convolution again, which waits in g, and the sums of its norm; 1: g, dx, dweight, and the sums of the norm of
-    z; 2 (NORM): dz, in whose place dx has waited. A norm's sums [2,C] are dbeta and dgamma over all ranks, `count` the
-    values of a channel on all ranks.
+    Stage 0: the recomputed convolution, stored in g, and the sums of its norm. Stage 1: g, dx, dweight, and the sums of
+    the norm of z. Stage 2 (PRE_NORM): dz, in place of dx. The sums [2,C] of a norm are dbeta and dgamma over all ranks,
+    and `count` is the number of values per channel over all ranks.
     """
     ACC: tl.constexpr = stats_ptr.dtype.element_ty
     c = tl.program_id(0)
     mean, rstd, scale = load_statistics(stats_ptr, gamma_ptr, c, C, eps, ACC)
-    if NORM:
+    if PRE_NORM:
         pre_mean, pre_rstd, pre_scale = load_statistics(pre_stats_ptr, pre_gamma_ptr, c, C, pre_eps, ACC)
-    if FIRST == 0:
+    if FIRST_STAGE == 0:
         dbeta = tl.zeros((), ACC)
         dgamma = tl.zeros((), ACC)
         for start in range(0, B, BB):
-            image, h, inside = rows(start, B, H, BB)
-            x_plane = inner_planes(c, image, C, H, W)
-            x_at = elements(x_plane, h, W)
-            y_at = elements(outer_planes(c, image, B, H, W), h, W)
-            if NORM:
-                z = load_biased(z_ptr, y_at, inside, pre_bias_ptr, c, ACC)
+            image, h, valid = tile_rows(start, B, H, BB)
+            x_plane = planes_bchw(c, image, C, H, W)
+            x_offsets = tile_offsets(x_plane, h, W)
+            y_offsets = tile_offsets(planes_cbhw(c, image, B, H, W), h, W)
+            if PRE_NORM:
+                z = load_tile_with_bias(z_ptr, y_offsets, valid, pre_bias_ptr, c, ACC)
                 x = (gelu(z) - pre_mean) * pre_scale + tl.load(pre_beta_ptr + c).to(ACC)
-                tl.store(x_ptr + x_at, x, mask=inside[:, None])
+                tl.store(x_ptr + x_offsets, x, mask=valid[:, None])
                 tl.debug_barrier()
-            mixed = depthwise(x_ptr, x_plane, weight_ptr, bias_ptr, c, h, inside, H, W, K, BB, ACC, UPCAST)
-            tl.store(g_ptr + y_at, mixed, mask=inside[:, None])
-            dy = load(dy_ptr, y_at, inside, ACC)
+            conv = depthwise_conv(x_ptr, x_plane, weight_ptr, bias_ptr, c, h, valid, H, W, K, BB, ACC, UPCAST)
+            tl.store(g_ptr + y_offsets, conv, mask=valid[:, None])
+            dy = load_tile(dy_ptr, y_offsets, valid, ACC)
             dbeta += tl.sum(dy)
-            dgamma += tl.sum(dy * ((gelu(mixed) - mean) * rstd))
-        store_sums(dbeta_ptr, dgamma_ptr, sums_ptr, c, C, dbeta, dgamma)
+            dgamma += tl.sum(dy * ((gelu(conv) - mean) * rstd))
+        store_norm_gradients(dbeta_ptr, dgamma_ptr, sums_ptr, c, C, dbeta, dgamma)
         tl.debug_barrier()
-    if FIRST <= 1 and LAST >= 1:
+    if FIRST_STAGE <= 1 and LAST_STAGE >= 1:
         mean_dy = tl.load(sums_ptr + c) / count
-        mean_dy_normal = tl.load(sums_ptr + C + c) / count
+        mean_dy_x_hat = tl.load(sums_ptr + C + c) / count
         dbias = tl.zeros((), ACC)
         dweight = tl.zeros((16, 16), ACC)
         dbeta = tl.zeros((), ACC)
         dgamma = tl.zeros((), ACC)
         for start in range(0, B, BB):
-            image, h, inside = rows(start, B, H, BB)
-            x_plane = inner_planes(c, image, C, H, W)
-            x_at = elements(x_plane, h, W)
-            y_plane = outer_planes(c, image, B, H, W)
-            y_at = elements(y_plane, h, W)
-            dx = load(dy_ptr, y_at, inside, ACC)
-            mixed = load(g_ptr, y_at, inside, ACC)
+            image, h, valid = tile_rows(start, B, H, BB)
+            x_plane = planes_bchw(c, image, C, H, W)
+            x_offsets = tile_offsets(x_plane, h, W)
+            y_plane = planes_cbhw(c, image, B, H, W)
+            y_offsets = tile_offsets(y_plane, h, W)
+            dx = load_tile(dy_ptr, y_offsets, valid, ACC)
+            conv = load_tile(g_ptr, y_offsets, valid, ACC)
             tl.debug_barrier()
-            normal = (gelu(mixed) - mean) * rstd
-            g = through_norm_and_gelu(dx, mixed, normal, mean_dy, mean_dy_normal, scale, inside)
+            x_hat = (gelu(conv) - mean) * rstd
+            g = norm_gelu_backward(dx, conv, x_hat, mean_dy, mean_dy_x_hat, scale, valid)
             dbias += tl.sum(g)
             g = g.to(g_ptr.dtype.element_ty)
-            tl.store(g_ptr + y_at, g, mask=inside[:, None])
+            tl.store(g_ptr + y_offsets, g, mask=valid[:, None])
             tl.debug_barrier()
-            if TAP:
-                dx += load(dtap_ptr, x_at, inside, ACC)
-            dx, dweight = depthwise_gradients(
-                dx, dweight, g, g_ptr, y_plane, x_ptr, x_plane, weight_ptr, c, h, inside, H, W, K, UPCAST
+            if TAP_GRADIENT:
+                dx += load_tile(dtap_ptr, x_offsets, valid, ACC)
+            dx, dweight = depthwise_conv_backward(
+                dx, dweight, g, g_ptr, y_plane, x_ptr, x_plane, weight_ptr, c, h, valid, H, W, K, UPCAST
             )  # fmt: skip
-            if NORM:
-                z = load_biased(z_ptr, y_at, inside, pre_bias_ptr, c, ACC)
-                dx = tl.where(inside[:, None], dx, 0.0)
+            if PRE_NORM:
+                z = load_tile_with_bias(z_ptr, y_offsets, valid, pre_bias_ptr, c, ACC)
+                dx = tl.where(valid[:, None], dx, 0.0)
                 dbeta += tl.sum(dx)
                 dgamma += tl.sum(dx * ((gelu(z) - pre_mean) * pre_rstd))
-                tl.store(dz_ptr + y_at, dx, mask=inside[:, None])
+                tl.store(dz_ptr + y_offsets, dx, mask=valid[:, None])
             else:
-                tl.store(dx_ptr + x_at, dx, mask=inside[:, None])
-        store_dweight(dweight_ptr, c, dweight, K)
+                tl.store(dx_ptr + x_offsets, dx, mask=valid[:, None])
+        store_weight_gradient(dweight_ptr, c, dweight, K)
         tl.store(dbias_ptr + c, dbias)
-        if NORM:
-            store_sums(dpre_beta_ptr, dpre_gamma_ptr, pre_sums_ptr, c, C, dbeta, dgamma)
+        if PRE_NORM:
+            store_norm_gradients(dpre_beta_ptr, dpre_gamma_ptr, pre_sums_ptr, c, C, dbeta, dgamma)
         tl.debug_barrier()
-    if NORM and LAST == 2:
-        norm_input_gradient(
+    if PRE_NORM and LAST_STAGE == 2:
+        norm_gelu_input_gradient(
             z_ptr, pre_bias_ptr, pre_gamma_ptr, pre_stats_ptr, dz_ptr, dz_ptr, dpre_bias_ptr, pre_sums_ptr,
             count, pre_eps, c, B, C, True, H, W, BB, ACC,
         )  # fmt: skip
 
 
 class BackwardPlan(NamedTuple):
-    images: int
+    images_per_tile: int
     resident: bool
     options: dict[str, int]
     stages: tuple[tuple[int, int], ...]
-    """FIRST and LAST of each launch of the staged form"""
+    """FIRST_STAGE and LAST_STAGE of each launch of the staged kernel"""
 
 
-def plan_backward(batch: int, height: int, width: int, resident: int, norm: bool, target: str) -> BackwardPlan:
-    """As `plan`, with what keeps the staged form from spilling."""
-    images, fits, num_warps = plan(batch, height, width, resident)
+def plan_backward(batch: int, height: int, width: int, resident: int, pre_norm: bool, target: str) -> BackwardPlan:
+    """Return the launch like `plan_launch`, with the compiler options that keep the staged kernel from spilling."""
+    images, fits, num_warps = plan_launch(batch, height, width, resident)
     if fits:
         return BackwardPlan(images, True, {"num_warps": num_warps, "num_stages": 2}, ())
-    if target == "gfx942":  # masks and pointers fill its scalar registers: no pipeline, fewer rows, a launch a stage
-        images = max(images * min(SIDES) // width, 1)
-        stages = tuple((stage, stage) for stage in range(3 if norm else 2))
+    if (
+        target == "gfx942"
+    ):  # masks and pointers fill the scalar registers: no pipelining, fewer rows, one launch per stage
+        images = max(images * min(PLANE_SIZES) // width, 1)
+        stages = tuple((stage, stage) for stage in range(3 if pre_norm else 2))
         return BackwardPlan(images, False, {"num_warps": width // 4, "num_stages": 1}, stages)
-    # Without a limit of its own ptxas takes 168 registers and spills, to run three programs on a multiprocessor.
+    # Without maxnreg, ptxas limits itself to 168 registers, for three programs per multiprocessor, and spills.
     return BackwardPlan(images, False, {"num_warps": num_warps, "num_stages": 2, "maxnreg": 255}, ((0, 2),))
 
 
-@torch.library.custom_op("mgcc_dist::convmixer_mix_backward", mutates_args=())
-def mix_backward(
+@torch.library.custom_op("mgcc_dist::convmixer_spatial_mix_backward", mutates_args=())
+def spatial_mix_backward(
     dtap: Tensor | None,
     dy: Tensor,
     source: Tensor,
@@ -227,101 +240,115 @@ def mix_backward(
     eps: float,
     group: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dsource, dweight, [3,C] gradients of bias, gamma, beta, and the same of the norm before) of `mix`.
+    """Return (dsource, dweight, [3,C] gradients of bias, gamma and beta, and the same of the preceding norm).
 
-    `dtap` is the gradient of x as an output. The parameters' gradients are in the type of the statistics.
+    `dtap` is the gradient of x as an output. The parameter gradients have the dtype of the statistics.
     """
-    norm = pre_bias is not None
-    channels, batch, height, width = shape_of(source, norm)
-    launch = plan_backward(batch, height, width, 0 if group else RESIDENT, norm, target_of(source.device))
-    x = source.new_empty(batch, channels, height, width) if norm else source
+    pre_norm = pre_bias is not None
+    channels, batch, height, width = cbhw_shape(source, pre_norm)
+    target = device_target(source.device)
+    launch = plan_backward(batch, height, width, 0 if group else RESIDENT_ELEMENTS, pre_norm, target)
+    x = source.new_empty(batch, channels, height, width) if pre_norm else source
     g = torch.empty_like(dy)
-    dsource, dweight, dparameters, dpre = _new_gradients(source, weight, stats, norm)
+    dsource, dweight, dparameters, dpre = _new_gradients(source, weight, stats, pre_norm)
     sums, pre_sums = stats.new_empty(2, channels), stats.new_empty(2, channels)
-    values = batch * height * width
+    count = batch * height * width  # values per channel on this rank
 
-    def run(kernel, count: float, **stages: int) -> None:
+    def run(kernel, total_count: float, **stages: int) -> None:
         kernel[(channels,)](
             source, pre_bias, pre_gamma, pre_beta, pre_stats, x, weight, bias, gamma, stats, dy, dtap, g,
-            dsource, *(dpre if norm else (None, None, None)), pre_sums,
-            dsource, dweight, *dparameters, sums, count, pre_eps, eps, batch, channels,
-            NORM=norm, TAP=dtap is not None,
-            H=height, W=width, K=weight.shape[-1], BB=launch.images, UPCAST=INTERPRETED,
+            dsource, *(dpre if pre_norm else (None, None, None)), pre_sums,
+            dsource, dweight, *dparameters, sums, total_count, pre_eps, eps, batch, channels,
+            PRE_NORM=pre_norm, TAP_GRADIENT=dtap is not None,
+            H=height, W=width, K=weight.shape[-1], BB=launch.images_per_tile, UPCAST=INTERPRETED,
             **launch.options, **stages,
         )  # fmt: skip
 
     if launch.resident:
-        run(backward_resident, float(values))
+        run(backward_resident, float(count))
     elif not group:
         for first, last in launch.stages:
-            run(backward_staged, float(values), FIRST=first, LAST=last)
-    else:  # the sums are divided by the number of values where they are averaged
-        run(backward_staged, 1.0, FIRST=0, LAST=0)
-        average_sums(sums, values, group)
-        run(backward_staged, 1.0, FIRST=1, LAST=1)
-        if norm:
-            average_sums(pre_sums, values, group)
-            run(backward_staged, 1.0, FIRST=2, LAST=2)
+            run(backward_staged, float(count), FIRST_STAGE=first, LAST_STAGE=last)
+    else:  # average_sums divides by the count
+        run(backward_staged, 1.0, FIRST_STAGE=0, LAST_STAGE=0)
+        average_sums(sums, count, group)
+        run(backward_staged, 1.0, FIRST_STAGE=1, LAST_STAGE=1)
+        if pre_norm:
+            average_sums(pre_sums, count, group)
+            run(backward_staged, 1.0, FIRST_STAGE=2, LAST_STAGE=2)
     return dsource, dweight, dparameters, dpre
 
 
-@mix_backward.register_fake
+@spatial_mix_backward.register_fake
 def _(
     dtap, dy, source, pre_bias, pre_gamma, pre_beta, pre_stats, pre_eps, weight, bias, gamma, stats, eps, group
 ):  # fmt: skip
     return _new_gradients(source, weight, stats, pre_bias is not None)
 
 
-def _new_gradients(source: Tensor, weight: Tensor, stats: Tensor, norm: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _new_gradients(
+    source: Tensor, weight: Tensor, stats: Tensor, pre_norm: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     channels = weight.shape[0]
-    dpre = stats.new_empty(3 if norm else 0, channels)
+    dpre = stats.new_empty(3 if pre_norm else 0, channels)
     return torch.empty_like(source), stats.new_empty(weight.shape), stats.new_empty(3, channels), dpre
 
 
-def _save(ctx, inputs, output):
+def _setup_context(ctx, inputs, output):
     source, pre_bias, pre_gamma, pre_beta, ctx.pre_eps, weight, bias, gamma, _, ctx.eps, ctx.group = inputs
     _, _, pre_stats, stats = output
     ctx.save_for_backward(source, pre_bias, pre_gamma, pre_beta, pre_stats, weight, bias, gamma, stats)
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx, dx, dy, _dpre_stats, _dstats):
+def _backward(ctx, dx, dy, _dpre_stats, _dstats):
     source, pre_bias, pre_gamma, pre_beta, pre_stats, weight, bias, gamma, stats = ctx.saved_tensors
-    norm = pre_bias is not None
+    pre_norm = pre_bias is not None
     if dy is None:
-        dy = torch.zeros_like(source) if norm else torch.zeros_like(source.transpose(0, 1)).contiguous()
-    dsource, dweight, dparameters, dpre = mix_backward(
-        dx.contiguous() if norm and dx is not None else None, dy.contiguous(),
+        dy = torch.zeros_like(source) if pre_norm else torch.zeros_like(source.transpose(0, 1)).contiguous()
+    dsource, dweight, dparameters, dpre = spatial_mix_backward(
+        dx.contiguous() if pre_norm and dx is not None else None, dy.contiguous(),
         source, pre_bias, pre_gamma, pre_beta, pre_stats, ctx.pre_eps, weight, bias, gamma, stats, ctx.eps, ctx.group,
     )  # fmt: skip
-    of_norm = dparameters.to(gamma.dtype).unbind()
-    of_pre_norm = dpre.to(gamma.dtype).unbind() if norm else (None, None, None)
-    return dsource, *of_pre_norm, None, dweight.to(weight.dtype), *of_norm, None, None
+    norm_gradients = dparameters.to(gamma.dtype).unbind()
+    pre_norm_gradients = dpre.to(gamma.dtype).unbind() if pre_norm else (None, None, None)
+    return dsource, *pre_norm_gradients, None, dweight.to(weight.dtype), *norm_gradients, None, None
 
 
-mix.register_autograd(_differentiate, setup_context=_save)
+spatial_mix.register_autograd(_backward, setup_context=_setup_context)
 
 
-def cases(target: str) -> list[Case]:
-    """The backward of `convmixer_forward.cases`."""
+def compile_specs(target: str) -> list[CompileSpec]:
+    """Specs for the backward of `convmixer_forward.compile_specs`."""
     found = []
 
-    def add(name: str, side: int, batch: int, size: int, norm: bool, launch: BackwardPlan, stages: dict) -> None:
+    def add(name: str, side: int, batch: int, size: int, pre_norm: bool, launch: BackwardPlan, stages: dict) -> None:
         kernel = backward_resident if launch.resident else backward_staged
-        constants = {"NORM": norm, "TAP": norm, "H": side, "W": side, "K": size, "BB": launch.images, "UPCAST": False}
+        constants = {
+            "PRE_NORM": pre_norm,
+            "TAP_GRADIENT": pre_norm,
+            "H": side,
+            "W": side,
+            "K": size,
+            "BB": launch.images_per_tile,
+            "UPCAST": False,
+        }
         name = f"{name} bf16 {side}x{side} B{batch} k{size}"
-        products = stages.get("FIRST") != 2
-        found.append(make_case(name, kernel, batch, constants | stages, launch.options, tensor_cores=products))
+        products = stages.get("FIRST_STAGE") != 2
+        found.append(make_compile_spec(name, kernel, batch, constants | stages, launch.options, tensor_cores=products))
 
-    for side, batch, size, norm in (*((*shape, norm) for shape in SHAPES for norm in (True, False)), (*WIDE, True)):
-        name = "backward" if norm else "backward of a first layer"
-        launch = plan_backward(batch, side, side, RESIDENT, norm, target)
+    for side, batch, size, pre_norm in (
+        *((*shape, pre_norm) for shape in SPEC_SHAPES for pre_norm in (True, False)),
+        (*SPEC_LARGE_KERNEL, True),
+    ):
+        name = "backward" if pre_norm else "backward first layer"
+        launch = plan_backward(batch, side, side, RESIDENT_ELEMENTS, pre_norm, target)
         if launch.resident:
-            add(name, side, batch, size, norm, launch, {})
+            add(name, side, batch, size, pre_norm, launch, {})
         for first, last in launch.stages:
             stage = f" stage {first}" if first == last else ""
-            add(f"{name}{stage}", side, batch, size, norm, launch, {"FIRST": first, "LAST": last})
+            add(f"{name}{stage}", side, batch, size, pre_norm, launch, {"FIRST_STAGE": first, "LAST_STAGE": last})
     launch = plan_backward(8, 16, 16, 0, True, target)
     for part in (0, 1, 2):
-        add(f"backward stage {part}", 16, 8, 7, True, launch, {"FIRST": part, "LAST": part})
+        add(f"backward stage {part}", 16, 8, 7, True, launch, {"FIRST_STAGE": part, "LAST_STAGE": part})
     return found

@@ -1,6 +1,7 @@
-"""The ConvMixer layer by running statistics, in two kernels: each norm is a scale and a shift of a channel.
+"""ConvMixer layer with running statistics (evaluation), in two kernels. Each norm is a per-channel scale and shift.
 
-y = x + BN(GELU(depthwise(x) + bias)), and then x' = BN(GELU(weight y + bias)), a matrix product over all images
+y  = x + BN(GELU(depthwise(x) + bias))
+x' = BN(GELU(weight y + bias)), one matrix product over all images
 """
 
 # mypy: disallow-untyped-defs=False
@@ -10,45 +11,61 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mgcc_dist.kernels.case import Case
-from mgcc_dist.kernels.convmixer_launch import HALVES, SHAPES, TILE, WIDE, make_case, plan, shape_of
-from mgcc_dist.kernels.convmixer_tile import depthwise, elements, gelu, inner_planes, load, outer_planes, rows
+from mgcc_dist.kernels.compile_spec import CompileSpec
+from mgcc_dist.kernels.convmixer_launch import (
+    BF16_TENSORS,
+    SPEC_LARGE_KERNEL,
+    SPEC_SHAPES,
+    TILE_ELEMENTS,
+    cbhw_shape,
+    make_compile_spec,
+    plan_launch,
+)
+from mgcc_dist.kernels.convmixer_tile import (
+    depthwise_conv,
+    gelu,
+    load_tile,
+    planes_bchw,
+    planes_cbhw,
+    tile_offsets,
+    tile_rows,
+)
 from mgcc_dist.kernels.targets import INTERPRETED
 
 
 @triton.jit
-def depthwise_evaluation(
+def depthwise_kernel(
     x_ptr, weight_ptr, bias_ptr, gamma_ptr, beta_ptr, mean_ptr, variance_ptr, y_ptr, eps, B, C,
-    CHANNELS_OUTER: tl.constexpr,
+    CBHW: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, BB: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """y [C,B,H,W]; x is [C,B,H,W] if CHANNELS_OUTER, else [B,C,H,W]. Grid (C, groups of images)."""
+    """Compute y [C,B,H,W]; x is [C,B,H,W] if CBHW, else [B,C,H,W]. Grid: (C, groups of images)."""
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     c = tl.program_id(0)
-    image, h, inside = rows(tl.program_id(1) * BB, B, H, BB)
-    y_plane = outer_planes(c, image, B, H, W)
-    y_at = elements(y_plane, h, W)
-    if CHANNELS_OUTER:
-        x_plane, x_at = y_plane, y_at
+    image, h, valid = tile_rows(tl.program_id(1) * BB, B, H, BB)
+    y_plane = planes_cbhw(c, image, B, H, W)
+    y_offsets = tile_offsets(y_plane, h, W)
+    if CBHW:
+        x_plane, x_offsets = y_plane, y_offsets
     else:
-        x_plane = inner_planes(c, image, C, H, W)
-        x_at = elements(x_plane, h, W)
-    x = load(x_ptr, x_at, inside, ACC)
-    activated = gelu(depthwise(x_ptr, x_plane, weight_ptr, bias_ptr, c, h, inside, H, W, K, BB, ACC, UPCAST))
+        x_plane = planes_bchw(c, image, C, H, W)
+        x_offsets = tile_offsets(x_plane, h, W)
+    x = load_tile(x_ptr, x_offsets, valid, ACC)
+    activated = gelu(depthwise_conv(x_ptr, x_plane, weight_ptr, bias_ptr, c, h, valid, H, W, K, BB, ACC, UPCAST))
     scale = tl.load(gamma_ptr + c).to(ACC) / tl.sqrt(tl.load(variance_ptr + c).to(ACC) + eps)
     shift = tl.load(beta_ptr + c).to(ACC) - tl.load(mean_ptr + c).to(ACC) * scale
-    tl.store(y_ptr + y_at, activated * scale + shift + x, mask=inside[:, None])
+    tl.store(y_ptr + y_offsets, activated * scale + shift + x, mask=valid[:, None])
 
 
 @triton.jit
-def pointwise_evaluation(
+def pointwise_kernel(
     y_ptr, weight_ptr, bias_ptr, gamma_ptr, beta_ptr, mean_ptr, variance_ptr, x_ptr, eps, C, N,
-    CHANNELS_OUTER: tl.constexpr, HW: tl.constexpr,
+    CBHW: tl.constexpr, HW: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """x from weight [C,C] and y [C,N], N = B H W; x is [C,B,H,W] if CHANNELS_OUTER, else [B,C,H,W].
+    """Compute x' from weight [C,C] and y [C,N] with N = B H W; x' is [C,B,H,W] if CBHW, else [B,C,H,W].
 
-    Grid (tiles of rows, tiles of columns): programs that run together share the columns of y.
+    Grid: (tiles of rows, tiles of columns). Programs that run at the same time share the columns of y.
     """
     ACC: tl.constexpr = tl.float64 if y_ptr.dtype.element_ty == tl.float64 else tl.float32
     n = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -70,69 +87,70 @@ def pointwise_evaluation(
     mean = tl.load(mean_ptr + m, mask=m < C, other=0.0).to(ACC)
     shift = tl.load(beta_ptr + m, mask=m < C, other=0.0).to(ACC) - mean * scale
     x = gelu(accumulator + bias[:, None]) * scale[:, None] + shift[:, None]
-    columns = n if CHANNELS_OUTER else n // HW * C * HW + n % HW
-    x_at = m[:, None] * (N if CHANNELS_OUTER else HW) + columns[None, :]
-    tl.store(x_ptr + x_at, x, mask=(m < C)[:, None] & (n < N)[None, :])
+    columns = n if CBHW else n // HW * C * HW + n % HW
+    x_offsets = m[:, None] * (N if CBHW else HW) + columns[None, :]
+    tl.store(x_ptr + x_offsets, x, mask=(m < C)[:, None] & (n < N)[None, :])
 
 
 @torch.library.custom_op("mgcc_dist::convmixer_evaluate", mutates_args=())
-def evaluate(
+def evaluate_layer(
     x: Tensor,
     depthwise: list[Tensor],
     depthwise_eps: float,
     pointwise: list[Tensor],
     pointwise_eps: float,
-    channels_outer_in: bool,
-    channels_outer_out: bool,
+    input_cbhw: bool,
+    output_cbhw: bool,
 ) -> Tensor:
-    """One layer by its running statistics. x and the result are [B,C,H,W], or [C,B,H,W] where `channels_outer` says so.
+    """Run one layer with its running statistics. Input and output are [C,B,H,W] where the flags say so, else [B,C,H,W].
 
-    A list is weight, bias, gamma, beta, running mean and running variance; pointwise's weight has the type of x.
+    Each list holds weight, bias, gamma, beta, running mean and running variance. The pointwise weight has x's dtype.
     """
-    channels, batch, height, width = shape_of(x, channels_outer_in)
-    launch = plan(batch, height, width, TILE)
+    channels, batch, height, width = cbhw_shape(x, input_cbhw)
+    launch = plan_launch(batch, height, width, TILE_ELEMENTS)
     y = x.new_empty(channels, batch, height, width)
-    depthwise_evaluation[(channels, triton.cdiv(batch, launch.images))](
-        x, *depthwise, y, depthwise_eps, batch, channels, CHANNELS_OUTER=channels_outer_in,
-        H=height, W=width, K=depthwise[0].shape[-1], BB=launch.images, UPCAST=INTERPRETED,
+    depthwise_kernel[(channels, triton.cdiv(batch, launch.images_per_tile))](
+        x, *depthwise, y, depthwise_eps, batch, channels, CBHW=input_cbhw,
+        H=height, W=width, K=depthwise[0].shape[-1], BB=launch.images_per_tile, UPCAST=INTERPRETED,
         num_warps=launch.num_warps, num_stages=2,
     )  # fmt: skip
-    out = _new_output(x, channels_outer_in, channels_outer_out)
+    out = _new_output(x, input_cbhw, output_cbhw)
     columns = batch * height * width
-    tile = 128 if columns * channels >= 128 * 128 * 100 else 64  # enough tiles to occupy a hundred processors
-    pointwise_evaluation[(triton.cdiv(channels, tile), triton.cdiv(columns, tile))](
-        y, *pointwise, out, pointwise_eps, channels, columns, CHANNELS_OUTER=channels_outer_out, HW=height * width,
+    tile = 128 if columns * channels >= 128 * 128 * 100 else 64  # enough tiles to occupy a hundred multiprocessors
+    pointwise_kernel[(triton.cdiv(channels, tile), triton.cdiv(columns, tile))](
+        y, *pointwise, out, pointwise_eps, channels, columns, CBHW=output_cbhw, HW=height * width,
         BM=tile, BN=tile, BK=64 if x.element_size() == 2 else 32, UPCAST=INTERPRETED,
         **_pointwise_options(tile),
     )  # fmt: skip
     return out
 
 
-@evaluate.register_fake
-def _(x, depthwise, depthwise_eps, pointwise, pointwise_eps, channels_outer_in, channels_outer_out):
-    return _new_output(x, channels_outer_in, channels_outer_out)
+@evaluate_layer.register_fake
+def _(x, depthwise, depthwise_eps, pointwise, pointwise_eps, input_cbhw, output_cbhw):
+    return _new_output(x, input_cbhw, output_cbhw)
 
 
-def _new_output(x: Tensor, channels_outer_in: bool, channels_outer_out: bool) -> Tensor:
-    channels, batch, height, width = shape_of(x, channels_outer_in)
-    return x.new_empty((channels, batch, height, width) if channels_outer_out else (batch, channels, height, width))
+def _new_output(x: Tensor, input_cbhw: bool, output_cbhw: bool) -> Tensor:
+    channels, batch, height, width = cbhw_shape(x, input_cbhw)
+    return x.new_empty((channels, batch, height, width) if output_cbhw else (batch, channels, height, width))
 
 
 def _pointwise_options(tile: int) -> dict[str, int]:
     return {"num_warps": 8 if tile == 128 else 4, "num_stages": 3}
 
 
-def cases(target: str) -> list[Case]:
+def compile_specs(target: str) -> list[CompileSpec]:
+    """Specs for both kernels; the pointwise kernel in both of its tile sizes."""
     found = []
-    for side, batch, size in (*SHAPES, WIDE):
-        launch = plan(batch, side, side, TILE)
-        planes = {"H": side, "W": side, "K": size, "BB": launch.images, "UPCAST": False}
+    for side, batch, size in (*SPEC_SHAPES, SPEC_LARGE_KERNEL):
+        launch = plan_launch(batch, side, side, TILE_ELEMENTS)
+        planes = {"H": side, "W": side, "K": size, "BB": launch.images_per_tile, "UPCAST": False}
         options = {"num_warps": launch.num_warps, "num_stages": 2}
         name = f"evaluation depthwise bf16 {side}x{side} B{batch} k{size}"
-        found.append(make_case(name, depthwise_evaluation, batch, {"CHANNELS_OUTER": True} | planes, options))
+        found.append(make_compile_spec(name, depthwise_kernel, batch, {"CBHW": True} | planes, options))
     for tile in (128, 64):
-        blocks = {"CHANNELS_OUTER": True, "HW": 256, "BM": tile, "BN": tile, "BK": 64, "UPCAST": False}
+        blocks = {"CBHW": True, "HW": 256, "BM": tile, "BN": tile, "BK": 64, "UPCAST": False}
         name = f"evaluation pointwise bf16 16x16 tile {tile}"
-        options, halves = _pointwise_options(tile), HALVES | {"weight_ptr"}
-        found.append(make_case(name, pointwise_evaluation, 8, blocks, options, halves=halves))
+        options, bf16_tensors = _pointwise_options(tile), BF16_TENSORS | {"weight_ptr"}
+        found.append(make_compile_spec(name, pointwise_kernel, 8, blocks, options, bf16_tensors=bf16_tensors))
     return found

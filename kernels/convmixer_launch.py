@@ -1,8 +1,9 @@
-"""How the kernels of a ConvMixer layer are launched: shapes, tiles, and statistics that ranks share.
+"""Launch configuration of the ConvMixer kernels, and BatchNorm statistics across ranks.
 
-**Launch table.** A channel with at most so many elements stays in registers; more goes through in groups of images of
-TILE elements. There is a warp for every 512 elements of a tile, but 4 at least and 8 at most. It is a table and not an
-autotuner, so that the order of every sum, and with it every bit, depends on the shape and the GPU's kind alone.
+**Launch table.** A channel with few enough elements stays in registers; a larger one is processed in groups of images
+of TILE_ELEMENTS elements. Each 512 elements of a tile get one warp, with at least 4 and at most 8 warps. This is a
+table and not an autotuner, so that the order of every sum, and therefore every bit of the result, depends only on the
+shape and the kind of GPU.
 """
 
 from typing import Any, NamedTuple
@@ -12,47 +13,49 @@ import torch.distributed as dist
 import triton
 from torch import Tensor
 
-from mgcc_dist.kernels.case import Case
+from mgcc_dist.kernels.compile_spec import CompileSpec
 
-SIDES = (16, 32)  # of a plane: the height and width of a tensor-core tile, or of two
-TILE = 2048
+PLANE_SIZES = (16, 32)
+"""supported plane heights and widths: one or two tensor-core tiles"""
+TILE_ELEMENTS = 2048
 
 
-class Plan(NamedTuple):
-    images: int
-    """in a tile, a power of two"""
+class LaunchPlan(NamedTuple):
+    images_per_tile: int
+    """a power of two"""
     resident: bool
-    """whether that is the whole batch"""
+    """whether one tile holds the complete batch"""
     num_warps: int
 
 
-def plan(batch: int, height: int, width: int, resident: int) -> Plan:
-    """The launch of a kernel with a program a channel that can keep `resident` elements; deterministic in the shape."""
+def plan_launch(batch: int, height: int, width: int, resident: int) -> LaunchPlan:
+    """Return the launch of a kernel with one program per channel that can keep `resident` elements in registers."""
     plane = height * width
     images = triton.next_power_of_2(batch)
     fits = images * plane <= resident
     if not fits:
-        images = max(TILE // plane, 1)
-    return Plan(images, fits, min(max(images * plane // 512, 4), 8))
+        images = max(TILE_ELEMENTS // plane, 1)
+    return LaunchPlan(images, fits, min(max(images * plane // 512, 4), 8))
 
 
-def accumulator_type(x: Tensor) -> torch.dtype:
+def accumulator_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def shape_of(tensor: Tensor, channels_outer: bool) -> tuple[int, int, int, int]:
-    """C, B, H, W of a [C,B,H,W] or a [B,C,H,W] tensor."""
+def cbhw_shape(tensor: Tensor, is_cbhw: bool) -> tuple[int, int, int, int]:
+    """Return C, B, H, W of a [C,B,H,W] tensor (`is_cbhw`) or a [B,C,H,W] tensor."""
     first, second, height, width = tensor.shape
-    return (first, second, height, width) if channels_outer else (second, first, height, width)
+    return (first, second, height, width) if is_cbhw else (second, first, height, width)
 
 
-# Statistics across ranks.
+# BatchNorm statistics across ranks.
 
 
 def merge_statistics(counts: Tensor, means: Tensor, variances: Tensor) -> Tensor:
-    """[3,C] mean, biased and unbiased variance of R sets of values, from their counts [R,1], means and variances [R,C].
+    """Merge the statistics of R sets of values: counts [R,1], means [R,C] and biased variances [R,C].
 
-    The variance is that within the sets plus that of their means: no difference of large squares.
+    Returns [3,C]: mean, biased variance, unbiased variance. The variance is the variance within the sets plus that of
+    their means, without a difference of large squares.
     """
     total = counts.sum(0)
     mean = (counts * means).sum(0) / total
@@ -61,7 +64,7 @@ def merge_statistics(counts: Tensor, means: Tensor, variances: Tensor) -> Tensor
 
 
 def gather_statistics(stats: Tensor, count: int, group: str) -> None:
-    """Replaces stats [3,C] of this rank's `count` values a channel by those of the group."""
+    """Replace this rank's stats [3,C], over `count` values per channel, by the statistics of the group."""
     process_group = _resolve(group)
     mine = torch.cat([stats[:2].flatten(), stats.new_tensor([count])])
     gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size(process_group))]
@@ -72,7 +75,7 @@ def gather_statistics(stats: Tensor, count: int, group: str) -> None:
 
 
 def average_sums(sums: Tensor, count: int, group: str) -> None:
-    """Replaces this rank's sums [2,C] over its `count` values by the mean over all values of the group."""
+    """Replace this rank's sums [2,C], over `count` values per channel, by their mean over all values of the group."""
     everyone = torch.cat([sums.flatten(), sums.new_tensor([count])])
     dist.all_reduce(everyone, group=_resolve(group))
     sums.copy_((everyone[:-1] / everyone[-1]).view_as(sums))
@@ -82,31 +85,31 @@ def _resolve(group: Any) -> dist.ProcessGroup:
     return dist.distributed_c10d._resolve_process_group(group)
 
 
-# Compiled forms for the ledger.
+# Ahead-of-time compile specs.
 
-HALVES = frozenset({"z_ptr", "x_ptr", "y_ptr", "dy_ptr", "dtap_ptr", "g_ptr", "dz_ptr", "dx_ptr", "gradient_ptr"})
-SHAPES = ((16, 8, 7), (16, 64, 7), (32, 8, 7))
-"""side of the planes, batch, and size of the depthwise kernel"""
-WIDE = (16, 8, 13)
+BF16_TENSORS = frozenset({"z_ptr", "x_ptr", "y_ptr", "dy_ptr", "dtap_ptr", "g_ptr", "dz_ptr", "dx_ptr", "gradient_ptr"})
+SPEC_SHAPES = ((16, 8, 7), (16, 64, 7), (32, 8, 7))
+"""plane size, batch size, depthwise kernel size"""
+SPEC_LARGE_KERNEL = (16, 8, 13)
 
 
-def make_case(
+def make_compile_spec(
     name: str,
     kernel: Any,
     batch: int,
     constants: dict[str, Any],
     options: dict[str, int],
     *,
-    halves: frozenset[str] = HALVES,
+    bf16_tensors: frozenset[str] = BF16_TENSORS,
     tensor_cores: bool = True,
-) -> Case:
-    """Of 1024 channels, with the tensors `halves` in bf16 and the others in fp32."""
+) -> CompileSpec:
+    """Build a spec with 1024 channels: `bf16_tensors` are bf16 pointers, all other tensors fp32."""
     tensors = [argument for argument in kernel.arg_names if argument.endswith("_ptr")]
     values = {"C": 1024, "B": batch, "N": 256 * batch, "count": 256.0 * batch, "eps": 1e-5, "pre_eps": 1e-5}
-    return Case(
+    return CompileSpec(
         f"convmixer.{name}",
         kernel,
-        {argument: "*bf16" if argument in halves else "*fp32" for argument in tensors},
+        {argument: "*bf16" if argument in bf16_tensors else "*fp32" for argument in tensors},
         {argument: value for argument, value in values.items() if argument in kernel.arg_names},
         constants,
         options,

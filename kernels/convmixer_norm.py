@@ -1,6 +1,7 @@
-"""The norm that ends a run of ConvMixer layers in training: x [B,C,H,W] = BN(GELU(z + bias)) from z [C,B,H,W].
+"""The BatchNorm that ends a stack of ConvMixer layers in training: x [B,C,H,W] = BN(GELU(z + bias)) from z [C,B,H,W].
 
-One program a channel, forward and backward, in two stages each: what is summed over the batch, then what needs it.
+Forward and backward use one program per channel and two stages: the reductions over the batch, then their use. Saved
+for backward are z and the statistics [3,C].
 """
 
 # mypy: disallow-untyped-defs=False
@@ -10,92 +11,93 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mgcc_dist.kernels.case import Case
+from mgcc_dist.kernels.compile_spec import CompileSpec
 from mgcc_dist.kernels.convmixer_launch import (
-    SHAPES,
-    accumulator_type,
+    SPEC_SHAPES,
+    accumulator_dtype,
     average_sums,
     gather_statistics,
-    make_case,
-    plan,
+    make_compile_spec,
+    plan_launch,
 )
 from mgcc_dist.kernels.convmixer_tile import (
-    elements,
     gelu,
     gelu_statistics,
-    inner_planes,
-    load,
-    load_biased,
     load_statistics,
-    norm_input_gradient,
-    outer_planes,
-    rows,
-    store_sums,
+    load_tile,
+    load_tile_with_bias,
+    norm_gelu_input_gradient,
+    planes_bchw,
+    planes_cbhw,
+    store_norm_gradients,
+    tile_offsets,
+    tile_rows,
 )
 
 
 @triton.jit
-def norm_forward(
+def final_norm_forward_kernel(
     z_ptr, bias_ptr, gamma_ptr, beta_ptr, stats_ptr, x_ptr, eps, B, C,
-    FIRST: tl.constexpr, LAST: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BB: tl.constexpr,
+    FIRST_STAGE: tl.constexpr, LAST_STAGE: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BB: tl.constexpr,
 ):  # fmt: skip
-    """Stage 0 takes the statistics, stage 1 applies them."""
+    """Stage 0 computes the statistics, stage 1 applies them."""
     ACC: tl.constexpr = stats_ptr.dtype.element_ty
     c = tl.program_id(0)
-    if FIRST == 0:
+    if FIRST_STAGE == 0:
         gelu_statistics(z_ptr, bias_ptr, stats_ptr, c, B, C, H, W, BB, ACC)
         tl.debug_barrier()
-    if LAST == 1:
+    if LAST_STAGE == 1:
         mean, _rstd, scale = load_statistics(stats_ptr, gamma_ptr, c, C, eps, ACC)
         beta = tl.load(beta_ptr + c).to(ACC)
         for start in range(0, B, BB):
-            image, h, inside = rows(start, B, H, BB)
-            z_at = elements(outer_planes(c, image, B, H, W), h, W)
-            x_at = elements(inner_planes(c, image, C, H, W), h, W)
-            x = (gelu(load_biased(z_ptr, z_at, inside, bias_ptr, c, ACC)) - mean) * scale + beta
-            tl.store(x_ptr + x_at, x, mask=inside[:, None])
+            image, h, valid = tile_rows(start, B, H, BB)
+            z_offsets = tile_offsets(planes_cbhw(c, image, B, H, W), h, W)
+            x_offsets = tile_offsets(planes_bchw(c, image, C, H, W), h, W)
+            x = (gelu(load_tile_with_bias(z_ptr, z_offsets, valid, bias_ptr, c, ACC)) - mean) * scale + beta
+            tl.store(x_ptr + x_offsets, x, mask=valid[:, None])
 
 
 @triton.jit
-def norm_backward(
+def final_norm_backward_kernel(
     z_ptr, bias_ptr, gamma_ptr, stats_ptr, dx_ptr, dz_ptr, dbias_ptr, dgamma_ptr, dbeta_ptr, sums_ptr, count, eps, B, C,
-    FIRST: tl.constexpr, LAST: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BB: tl.constexpr,
+    FIRST_STAGE: tl.constexpr, LAST_STAGE: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BB: tl.constexpr,
 ):  # fmt: skip
-    """Stage 0 takes the sums, stage 1 (with those of all ranks) writes dz."""
+    """Stage 0 computes the sums, stage 1 uses them (after SyncBatchNorm: those of all ranks) to compute dz."""
     ACC: tl.constexpr = stats_ptr.dtype.element_ty
     c = tl.program_id(0)
-    if FIRST == 0:
+    if FIRST_STAGE == 0:
         mean, rstd, _scale = load_statistics(stats_ptr, gamma_ptr, c, C, eps, ACC)
         dbeta = tl.zeros((), ACC)
         dgamma = tl.zeros((), ACC)
         for start in range(0, B, BB):
-            image, h, inside = rows(start, B, H, BB)
-            z_at = elements(outer_planes(c, image, B, H, W), h, W)
-            x_at = elements(inner_planes(c, image, C, H, W), h, W)
-            z = load_biased(z_ptr, z_at, inside, bias_ptr, c, ACC)
-            dx = load(dx_ptr, x_at, inside, ACC)
+            image, h, valid = tile_rows(start, B, H, BB)
+            z_offsets = tile_offsets(planes_cbhw(c, image, B, H, W), h, W)
+            x_offsets = tile_offsets(planes_bchw(c, image, C, H, W), h, W)
+            z = load_tile_with_bias(z_ptr, z_offsets, valid, bias_ptr, c, ACC)
+            dx = load_tile(dx_ptr, x_offsets, valid, ACC)
             dbeta += tl.sum(dx)
             dgamma += tl.sum(dx * ((gelu(z) - mean) * rstd))
-        store_sums(dbeta_ptr, dgamma_ptr, sums_ptr, c, C, dbeta, dgamma)
+        store_norm_gradients(dbeta_ptr, dgamma_ptr, sums_ptr, c, C, dbeta, dgamma)
         tl.debug_barrier()
-    if LAST == 1:
-        norm_input_gradient(
+    if LAST_STAGE == 1:
+        norm_gelu_input_gradient(
             z_ptr, bias_ptr, gamma_ptr, stats_ptr, dx_ptr, dz_ptr, dbias_ptr, sums_ptr,
             count, eps, c, B, C, False, H, W, BB, ACC,
         )  # fmt: skip
 
 
-@torch.library.custom_op("mgcc_dist::convmixer_norm", mutates_args=())
-def norm(z: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, eps: float, group: str) -> tuple[Tensor, Tensor]:
-    """(x [B,C,H,W], its norm's statistics [3,C]) from z [C,B,H,W]; `group` as in `mix`."""
+@torch.library.custom_op("mgcc_dist::convmixer_final_norm", mutates_args=())
+def final_norm(z: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, eps: float, group: str) -> tuple[Tensor, Tensor]:
+    """Return x [B,C,H,W] and the statistics [3,C] of its norm, from z [C,B,H,W]; `group` as in `spatial_mix`."""
     channels, batch, height, width = z.shape
-    launch = plan(batch, height, width, 0)
+    launch = plan_launch(batch, height, width, 0)
     x, stats = _new_outputs(z)
 
     def run(first: int, last: int) -> None:
-        norm_forward[(channels,)](
+        final_norm_forward_kernel[(channels,)](
             z, bias, gamma, beta, stats, x, eps, batch, channels,
-            FIRST=first, LAST=last, H=height, W=width, BB=launch.images, num_warps=launch.num_warps,
+            FIRST_STAGE=first, LAST_STAGE=last, H=height, W=width, BB=launch.images_per_tile,
+            num_warps=launch.num_warps,
         )  # fmt: skip
 
     if not group:
@@ -107,68 +109,73 @@ def norm(z: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, eps: float, group
     return x, stats
 
 
-@norm.register_fake
+@final_norm.register_fake
 def _(z, bias, gamma, beta, eps, group):
     return _new_outputs(z)
 
 
 def _new_outputs(z: Tensor) -> tuple[Tensor, Tensor]:
     channels, batch, height, width = z.shape
-    return z.new_empty(batch, channels, height, width), z.new_empty(3, channels, dtype=accumulator_type(z))
+    return z.new_empty(batch, channels, height, width), z.new_empty(3, channels, dtype=accumulator_dtype(z))
 
 
-@torch.library.custom_op("mgcc_dist::convmixer_norm_backward", mutates_args=())
-def norm_gradients(
+@torch.library.custom_op("mgcc_dist::convmixer_final_norm_backward", mutates_args=())
+def final_norm_backward(
     dx: Tensor, z: Tensor, bias: Tensor, gamma: Tensor, stats: Tensor, eps: float, group: str
 ) -> tuple[Tensor, Tensor]:
-    """(dz, [3,C] gradients of bias, gamma, beta) of `norm`."""
+    """Return dz and the [3,C] gradients of bias, gamma and beta of `final_norm`."""
     channels, batch, height, width = z.shape
-    launch = plan(batch, height, width, 0)
+    launch = plan_launch(batch, height, width, 0)
     dz, dparameters = torch.empty_like(z), stats.new_empty(3, channels)
     sums = stats.new_empty(2, channels)
-    values = batch * height * width
+    count = batch * height * width  # values per channel on this rank
 
-    def run(count: float, first: int, last: int) -> None:
-        norm_backward[(channels,)](
-            z, bias, gamma, stats, dx, dz, *dparameters, sums, count, eps, batch, channels,
-            FIRST=first, LAST=last, H=height, W=width, BB=launch.images, num_warps=launch.num_warps,
+    def run(total_count: float, first: int, last: int) -> None:
+        final_norm_backward_kernel[(channels,)](
+            z, bias, gamma, stats, dx, dz, *dparameters, sums, total_count, eps, batch, channels,
+            FIRST_STAGE=first, LAST_STAGE=last, H=height, W=width, BB=launch.images_per_tile,
+            num_warps=launch.num_warps,
         )  # fmt: skip
 
     if not group:
-        run(float(values), 0, 1)
+        run(float(count), 0, 1)
         return dz, dparameters
     run(1.0, 0, 0)
-    average_sums(sums, values, group)
+    average_sums(sums, count, group)
     run(1.0, 1, 1)
     return dz, dparameters
 
 
-@norm_gradients.register_fake
+@final_norm_backward.register_fake
 def _(dx, z, bias, gamma, stats, eps, group):
     return torch.empty_like(z), stats.new_empty(3, z.shape[0])
 
 
-def _save(ctx, inputs, output):
+def _setup_context(ctx, inputs, output):
     z, bias, gamma, _, ctx.eps, ctx.group = inputs
     ctx.save_for_backward(z, bias, gamma, output[1])
 
 
-def _differentiate(ctx, dx, _dstats):
+def _backward(ctx, dx, _dstats):
     z, bias, gamma, stats = ctx.saved_tensors
-    dz, dparameters = norm_gradients(dx.contiguous(), z, bias, gamma, stats, ctx.eps, ctx.group)
+    dz, dparameters = final_norm_backward(dx.contiguous(), z, bias, gamma, stats, ctx.eps, ctx.group)
     return dz, *dparameters.to(gamma.dtype).unbind(), None, None
 
 
-norm.register_autograd(_differentiate, setup_context=_save)
+final_norm.register_autograd(_backward, setup_context=_setup_context)
 
 
-def cases(target: str) -> list[Case]:
+def compile_specs(target: str) -> list[CompileSpec]:
+    """Specs for the forward and backward, with both stages in one launch."""
     found = []
-    for side, batch, _ in SHAPES:
-        launch = plan(batch, side, side, 0)
-        constants = {"FIRST": 0, "LAST": 1, "H": side, "W": side, "BB": launch.images}
-        for name, kernel in (("norm forward", norm_forward), ("norm backward", norm_backward)):
+    for side, batch, _ in SPEC_SHAPES:
+        launch = plan_launch(batch, side, side, 0)
+        constants = {"FIRST_STAGE": 0, "LAST_STAGE": 1, "H": side, "W": side, "BB": launch.images_per_tile}
+        for name, kernel in (
+            ("norm forward", final_norm_forward_kernel),
+            ("norm backward", final_norm_backward_kernel),
+        ):
             name = f"{name} bf16 {side}x{side} B{batch}"
             options = {"num_warps": launch.num_warps}
-            found.append(make_case(name, kernel, batch, constants, options, tensor_cores=False))
+            found.append(make_compile_spec(name, kernel, batch, constants, options, tensor_cores=False))
     return found

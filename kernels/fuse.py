@@ -1,15 +1,16 @@
-"""Fused forms in place of a network's modules: `fuse(model)`. Same parameters, same state_dict keys, any mode.
+"""Replace a network's modules by fused implementations: `fuse(model)`.
 
-Which modules: those whose class is named UpConv, MSAG, ConvMixerLayer or ConvMixer and that have its parts. Each gets a
-`Choice` in its place, which owns its very submodules and decides at each call which form computes:
+Parameters, state_dict keys and modes stay the same. Modules are recognised by class name (UpConv, MSAG,
+ConvMixerLayer, ConvMixer) and submodules. Each is wrapped in a `KernelDispatcher` that shares its submodules and picks
+an implementation on every call:
 
-    "torch"   the up-convolution by phases; everything else is PyTorch in any case
-    "triton"  Triton's form where it can take the input, else as "torch", with one warning that says why
-    "auto"    a form only where measured.json has a row for this device, mode, dtype, layout and shape in which it is
-              at least as fast as the plain module; on a device without rows the plain one, and one warning says so
+    "torch"   the up-convolution as four phase convolutions; plain PyTorch for everything else
+    "triton"  the Triton kernel where it supports the input, else as "torch", with one warning that says why
+    "auto"    a fused implementation only where measured.json shows it is at least as fast as the plain module for this
+              device, mode, dtype, layout and shape; plain PyTorch on a device without rows, with one warning
 
-`kernels.bench --write-table` measures the rows. Deepcopies, DDP, converted SyncBN, autocast and torch.compile (without
-a break of its graph) see an ordinary module.
+`kernels.bench --write-table` measures the rows. A dispatcher works like any module with deepcopy, DDP, SyncBatchNorm
+conversion and autocast, and compiles without graph breaks.
 """
 
 import os
@@ -24,14 +25,22 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from mgcc_dist.kernels import upconv
-from mgcc_dist.kernels.measured import TABLE, Table, device_name, dtype_of, layout_of, mode_of, read_table, shape_of
+from mgcc_dist.kernels import TABLE_PATH, upconv
+from mgcc_dist.kernels.measured import (
+    Table,
+    device_name,
+    dtype_name,
+    layout_name,
+    mode_name,
+    read_table,
+    shape_key,
+)
 
 Kernels = Literal["auto", "torch", "triton"]
-Refusal = Callable[[nn.Module, Tensor], str | None]
-"""why a form can't take the place of a plain module for an input; None if it can"""
+UnsupportedReason = Callable[[nn.Module, Tensor], str | None]
+"""returns why an implementation cannot replace a plain module for an input, or None if it can"""
 
-# Operation and submodules by the class of the plain module.
+# Class name of the plain module -> operation and submodules.
 OPERATIONS = {
     "UpConv": ("upconv", {"conv", "norm"}),
     "MSAG": (
@@ -41,155 +50,164 @@ OPERATIONS = {
     "ConvMixerLayer": ("convmixer", {"depthwise", "depthwise_norm", "pointwise", "pointwise_norm"}),
 }
 TRITON = find_spec("triton") is not None
-# Its forms are in files that are imported only where they are wanted, as Triton may not be installed.
-TRITON_FILES = {"msag": "msag", "convmixer": "convmixer", "mixer": "convmixer"}
+# Modules with Triton kernels are imported on demand, because Triton is optional.
+TRITON_MODULES = {"msag": "msag", "convmixer": "convmixer", "mixer": "convmixer"}
 
 
-def fuse(model: nn.Module, kernels: Kernels = "auto", table: Path = TABLE) -> nn.Module:
-    """`model`, with a `Choice` in place of each module that has a fused form; `model` itself may be one."""
+def fuse(model: nn.Module, kernels: Kernels = "auto", table: Path = TABLE_PATH) -> nn.Module:
+    """Wrap each module that has a fused implementation in a dispatcher. Modifies `model` and returns it.
+
+    If `model` itself is such a module, its dispatcher is returned. A fused model can be fused again with other
+    settings.
+    """
     return _fused(model, _Policy(kernels, read_table(table) if kernels == "auto" else {}))
 
 
 def _fused(module: nn.Module, policy: "_Policy") -> nn.Module:
-    plain = module.forms["plain"] if isinstance(module, Choice) else module
+    plain = module.implementations["plain"] if isinstance(module, KernelDispatcher) else module
     operation = operation_of(plain)
     if operation:
-        return (RunChoice if operation == "mixer" else Choice)(plain, operation, policy)
+        return (ConvMixerDispatcher if operation == "mixer" else KernelDispatcher)(plain, operation, policy)
     for name, child in list(module.named_children()):
         setattr(module, name, _fused(child, policy))
     return module
 
 
 def operation_of(module: nn.Module) -> str | None:
-    """The operation that `module` is by its class's name and its parts; None for any other module."""
+    """Return the operation of `module` by class name and submodules; None if it has no fused implementation."""
     if type(module).__name__ == "ConvMixer":
         return "mixer" if {operation_of(layer) for layer in module.children()} == {"convmixer"} else None
     operation, parts = OPERATIONS.get(type(module).__name__, ("", set()))
     return operation if operation and parts == {name for name, _ in module.named_children()} else None
 
 
-def forms_of(operation: str, plain: nn.Module, triton: bool) -> dict[str, tuple[nn.Module, Refusal]]:
-    """What can take the place of `plain`, by name: "torch", and if asked and there "triton" and "triton ...".
+def fused_implementations(
+    operation: str, plain: nn.Module, triton: bool
+) -> dict[str, tuple[nn.Module, UnsupportedReason]]:
+    """Return the fused implementations of `plain` by name, each with its check.
 
-    "triton" is the form that is taken where none was measured.
+    Names are "torch" and, with `triton` and if Triton is installed, "triton". A gate also has "triton NAME" for each
+    way to compute it in evaluation; only the benchmark and "auto" use these.
     """
-    forms: dict[str, tuple[nn.Module, Refusal]] = {}
+    found: dict[str, tuple[nn.Module, UnsupportedReason]] = {}
     if operation == "upconv":
-        forms["torch"] = upconv.FusedUpConv.from_module(plain), upconv.supported
+        found["torch"] = upconv.FusedUpConv.from_module(plain), upconv.unsupported_reason
     if not (triton and TRITON):
-        return forms
+        return found
     if operation == "upconv":
-        return forms | {"triton": (upconv.FusedUpConv.from_module(plain, "triton"), upconv.triton_supported)}
-    kernels = import_module(f"mgcc_dist.kernels.{TRITON_FILES[operation]}")
+        fused_upconv = upconv.FusedUpConv.from_module(plain, "triton")
+        return found | {"triton": (fused_upconv, upconv.triton_unsupported_reason)}
+    kernels = import_module(f"mgcc_dist.kernels.{TRITON_MODULES[operation]}")
     if operation == "mixer":
-        return {"triton": (kernels.FusedConvMixer.from_module(plain), partial(_first_refusal, kernels.supported))}
+        check = partial(_first_unsupported_reason, kernels.unsupported_reason)
+        return {"triton": (kernels.FusedConvMixer.from_module(plain), check)}
     if operation == "convmixer":
-        return {"triton": (kernels.FusedConvMixerLayer.from_module(plain), kernels.supported)}
-    names = {"triton": None} | {f"triton {form}": form for form in kernels.EVALUATION_FORMS}
+        return {"triton": (kernels.FusedConvMixerLayer.from_module(plain), kernels.unsupported_reason)}
+    names = {"triton": None} | {f"triton {name}": name for name in kernels.EVALUATION_IMPLEMENTATIONS}
     return {
-        name: (kernels.FusedMSAG.from_module(plain, form), partial(kernels.supported, form=form))
-        for name, form in names.items()
+        name: (kernels.FusedMSAG.from_module(plain, how), partial(kernels.unsupported_reason, implementation=how))
+        for name, how in names.items()
     }
 
 
-def _first_refusal(of_layer: Refusal, run: nn.Module, x: Tensor) -> str | None:
-    for layer in run.children():
-        reason = of_layer(layer, x)
+def _first_unsupported_reason(check: UnsupportedReason, stack: nn.Module, x: Tensor) -> str | None:
+    for layer in stack.children():
+        reason = check(layer, x)
         if reason is not None:
             return reason
     return None
 
 
-def _missing(device: torch.device) -> str | None:
-    """Why no Triton kernel can run on `device`; None if one can."""
+def _triton_unavailable_reason(device: torch.device) -> str | None:
+    """Return why no Triton kernel can run on `device`, or None if one can."""
     if not TRITON:
         return "Triton is not installed"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"Triton's kernels need a GPU and the tensors are on {device.type}"
+        return f"Triton kernels need a GPU and the tensors are on {device.type}"
     return None
 
 
 class _Policy:
-    """What `fuse` was asked for; one for all modules of a model, so that nothing is said twice."""
+    """The arguments of `fuse`, shared by all dispatchers of a model so that each warning is given once."""
 
     def __init__(self, kernels: Kernels, table: Table) -> None:
         self.kernels = kernels
         self.table = table
-        self.said: set[str] = set()
+        self.warned: set[str] = set()
 
-    def say(self, what: str) -> None:
-        if not torch.compiler.is_compiling() and what not in self.said:
-            self.said.add(what)
-            warnings.warn(f"kernels {self.kernels}: {what}", stacklevel=2)
+    def warn_once(self, message: str) -> None:
+        if not torch.compiler.is_compiling() and message not in self.warned:
+            self.warned.add(message)
+            warnings.warn(f"kernels={self.kernels}: {message}", stacklevel=2)
 
 
-class Choice(nn.Module):
-    """A module of the network (`plain`) and its fused forms over the same submodules."""
+class KernelDispatcher(nn.Module):
+    """A module of the network ("plain") and its fused implementations, all over the same submodules."""
 
     def __init__(self, plain: nn.Module, operation: str, policy: _Policy) -> None:
         super().__init__()
         self.operation, self.policy = operation, policy
-        # In a dict, and so not submodules: their parameters are this module's, and have its names in state dicts.
-        self.forms = {"plain": plain}
+        # A dict hides the implementations from nn.Module, so that parameters keep the plain module's names.
+        self.implementations = {"plain": plain}
         self._modules = plain._modules
         self.training = plain.training
-        self.refusals: dict[str, Refusal] = {}
-        wants_triton = policy.kernels == "triton" or any(
-            row[0] == operation and row[1].startswith("triton") and ratio >= 1
+        self.checks: dict[str, UnsupportedReason] = {}
+        use_triton = policy.kernels == "triton" or any(
+            key[0] == operation and key[1].startswith("triton") and speedup >= 1
             for rows in policy.table.values()
-            for row, ratio in rows.items()
+            for key, speedup in rows.items()
         )
-        for name, (form, refusal) in forms_of(operation, plain, wants_triton).items():
-            form._modules = self._modules  # one dict, so that a part that is replaced later is so in every form
-            self.forms[name], self.refusals[name] = form, refusal
+        for name, (module, check) in fused_implementations(operation, plain, use_triton).items():
+            module._modules = self._modules  # one shared dict, so that replacing a submodule reaches all of them
+            self.implementations[name], self.checks[name] = module, check
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        for module in self.forms.values():
+        for module in self.implementations.values():
             module.train(mode)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.forms[self.form_for(x)](x)
+        return self.implementations[self.select(x)](x)
 
-    def form_for(self, x: Tensor) -> str:
-        """The form that computes x: "plain", or one of `forms_of`."""
+    def select(self, x: Tensor) -> str:
+        """Return the name of the implementation for x: "plain" or one of `fused_implementations`."""
         if self.policy.kernels == "auto":
-            return self._measured_form(x)
-        missing = _missing(x.device) if self.policy.kernels == "triton" else None
-        if missing:
-            self.policy.say(f"{missing}, so PyTorch runs")
-        for name in ("torch",) if missing else ("triton", "torch"):
-            if name in self.forms:
-                reason = self.refusals[name](self.forms["plain"], x)
+            return self._fastest_measured(x)
+        unavailable = _triton_unavailable_reason(x.device) if self.policy.kernels == "triton" else None
+        if unavailable:
+            self.policy.warn_once(f"{unavailable}; using PyTorch")
+        for name in ("torch",) if unavailable else ("triton", "torch"):
+            if name in self.implementations:
+                reason = self.checks[name](self.implementations["plain"], x)
                 if reason is None:
                     return name
-                self.policy.say(f"{self.operation}: {reason}, so PyTorch runs")
+                self.policy.warn_once(f"{self.operation}: {reason}; using PyTorch")
         return "plain"
 
-    def _measured_form(self, x: Tensor) -> str:
+    def _fastest_measured(self, x: Tensor) -> str:
         device = device_name(x.device)
         rows = self.policy.table.get(device)
         if rows is None:
-            how = "python -m mgcc_dist.kernels.bench --write-table measures it"
-            self.policy.say(f"nothing was measured on {device} ({how}), so PyTorch runs")
+            command = "python -m mgcc_dist.kernels.bench --write-table"
+            self.policy.warn_once(f"no measurements for {device}; using PyTorch. Run `{command}` to measure it.")
             return "plain"
-        key = mode_of(self), dtype_of(x), layout_of(x), shape_of(self, x)
-        best, highest = "plain", 1.0
-        for form, refusal in self.refusals.items():
-            ratio = rows.get((self.operation, form, *key), 0.0)
-            if ratio >= highest and refusal(self.forms["plain"], x) is None:
-                best, highest = form, ratio
-        return best
+        key = mode_name(self), dtype_name(x), layout_name(x), shape_key(self, x)
+        fastest, highest = "plain", 1.0
+        for name, check in self.checks.items():
+            speedup = rows.get((self.operation, name, *key), 0.0)
+            if speedup >= highest and check(self.implementations["plain"], x) is None:
+                fastest, highest = name, speedup
+        return fastest
 
     def extra_repr(self) -> str:
         return f"{self.operation}, kernels={self.policy.kernels}"
 
 
-class RunChoice(Choice):
-    """The same of a run of layers that others tap."""
+class ConvMixerDispatcher(KernelDispatcher):
+    """The dispatcher of a ConvMixer, whose intermediate outputs decoders tap."""
 
     def outputs(self, x: Tensor) -> list[Tensor]:
-        """What comes out of every layer."""
-        form: Any = self.forms[self.form_for(x)]
-        return form.outputs(x)
+        """Return the output of every layer."""
+        implementation: Any = self.implementations[self.select(x)]
+        return implementation.outputs(x)

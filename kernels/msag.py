@@ -1,7 +1,7 @@
-"""The multi-scale attention gate in fused kernels: operators with autograd, and the module that takes MSAG's place.
+"""The fused multi-scale attention gate: custom operators with autograd, and the module that replaces MSAG.
 
-The kernels and their launches are in msag_forward (training), msag_evaluation and msag_backward; msag_tile is what
-these share. FusedMSAG has MSAG's parameters and state_dict keys.
+The kernels and their launches are in msag_forward (training), msag_evaluation and msag_backward; msag_tile holds what
+they share. Those files state the maths, memory layout, saved tensors and bytes moved.
 """
 
 # mypy: disallow-untyped-defs=False
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mgcc_dist.kernels import msag_backward, msag_evaluation, msag_forward
-from mgcc_dist.kernels.autocast import computing_dtype
-from mgcc_dist.kernels.case import Case
-from mgcc_dist.kernels.msag_evaluation import EVALUATION_FORMS, one_kernel_channels
+from mgcc_dist.kernels.autocast import compute_dtype
+from mgcc_dist.kernels.compile_spec import CompileSpec
+from mgcc_dist.kernels.msag_evaluation import EVALUATION_IMPLEMENTATIONS, single_kernel_channels
 from mgcc_dist.kernels.msag_tile import statistics_dtype
-from mgcc_dist.kernels.targets import INTERPRETED, device_refusal, target_of
+from mgcc_dist.kernels.targets import INTERPRETED, device_target, unsupported_device_reason
 
 BRANCHES = ("pointwise", "ordinary", "dilated")
 PARTS = (*BRANCHES, "vote")
@@ -25,14 +25,14 @@ PARTS = (*BRANCHES, "vote")
 
 @torch.library.custom_op("mgcc_dist::msag_evaluate", mutates_args=())
 def msag_evaluate(
-    x: Tensor, weights: list[Tensor], w_vote: Tensor, norm: Tensor, vote_norm: Tensor, form: str
+    x: Tensor, weights: list[Tensor], w_vote: Tensor, norm: Tensor, vote_norm: Tensor, implementation: str
 ) -> Tensor:
-    """The gate by running statistics; see `msag_evaluation.evaluate`."""
-    return msag_evaluation.evaluate(x, weights, w_vote, norm, vote_norm, form)
+    """The gate with running statistics; see `msag_evaluation.evaluate`."""
+    return msag_evaluation.evaluate(x, weights, w_vote, norm, vote_norm, implementation)
 
 
 @msag_evaluate.register_fake
-def _(x, weights, w_vote, norm, vote_norm, form):
+def _(x, weights, w_vote, norm, vote_norm, implementation):
     return torch.empty_like(x)
 
 
@@ -40,8 +40,8 @@ def _(x, weights, w_vote, norm, vote_norm, form):
 def msag_train(
     x: Tensor, weights: list[Tensor], w_vote: Tensor, biases: Tensor, gammas: Tensor, betas: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gate by the batch's statistics; see `msag_forward.train`. Differentiable once, in y alone."""
-    return msag_forward.train(x, weights, w_vote, biases, gammas, betas, eps)
+    """The gate with batch statistics; see `msag_forward.train_forward`. Differentiable once, with respect to y only."""
+    return msag_forward.train_forward(x, weights, w_vote, biases, gammas, betas, eps)
 
 
 @msag_train.register_fake
@@ -67,7 +67,7 @@ def _(dy, x, weights, w_vote, u, v, norm, vote_norm):
     return torch.empty_like(x), dweights, torch.empty_like(w_vote), affine, torch.empty_like(affine)
 
 
-def keep_for_backward(ctx, inputs, output):
+def setup_context(ctx, inputs, output):
     x, weights, w_vote, biases, gammas, betas, _ = inputs
     _, u, v, norm, vote_norm = output
     ctx.save_for_backward(x, *weights, w_vote, u, v, norm, vote_norm)
@@ -76,104 +76,112 @@ def keep_for_backward(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def differentiate(ctx, dy, *_):
+def backward(ctx, dy, *_):
     if dy is None:
         return None, [None] * 3, None, None, None, None, None
     x, *weights, w_vote, u, v, norm, vote_norm = ctx.saved_tensors
     dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
     dx, dweights, dw_vote, dgammas, dbetas = msag_train_backward(dy, x, weights, w_vote, u, v, norm, vote_norm)
-    of_bias, of_gamma, of_beta = ctx.dtypes
+    bias_dtype, gamma_dtype, beta_dtype = ctx.dtypes
     return (
         dx,
         dweights,
         dw_vote,
-        torch.zeros_like(dbetas, dtype=of_bias),
-        dgammas.to(of_gamma),
-        dbetas.to(of_beta),
+        torch.zeros_like(dbetas, dtype=bias_dtype),
+        dgammas.to(gamma_dtype),
+        dbetas.to(beta_dtype),
         None,
     )
 
 
-msag_train.register_autograd(differentiate, setup_context=keep_for_backward)
+msag_train.register_autograd(backward, setup_context=setup_context)
 
 
-def supported(module: Any, x: Tensor, form: str | None = None) -> str | None:
-    """Why the kernels can't do `module` (an MSAG) on `x`, in evaluation by `form`; None if they can."""
+def unsupported_reason(module: Any, x: Tensor, implementation: str | None = None) -> str | None:
+    """Return why the kernels cannot run `module` (an MSAG) on `x`, or None if they can.
+
+    `implementation` is that of evaluation; it does not matter in training.
+    """
     norms = [getattr(module, f"{part}_norm") for part in PARTS]
-    others = {type(norm).__name__ for norm in norms if type(norm) is not nn.BatchNorm2d}
-    if others:
-        return f"a norm is {' or '.join(sorted(others))}, not BatchNorm2d"
+    other_norms = {type(norm).__name__ for norm in norms if type(norm) is not nn.BatchNorm2d}
+    if other_norms:
+        return f"a norm is {' or '.join(sorted(other_norms))}, not BatchNorm2d"
     if any(norm.running_mean is None or norm.weight is None for norm in norms):
         return "a norm has no running statistics or no weight"
     if len({(norm.eps, norm.momentum, norm.training) for norm in norms}) > 1 or norms[0].momentum is None:
-        return "its norms differ in eps, momentum or mode, or average their statistics without a momentum"
+        return "the norms differ in eps, momentum or mode, or have no momentum"
     if x.dim() != 4:
-        return f"its input has {x.dim()} dimensions, not 4"
+        return f"the input has {x.dim()} dimensions, not 4"
     batch, channels, height, width = x.shape
     if channels % 16 != 0:
-        return f"{channels} channels are no multiple of 16"
+        return f"the input has {channels} channels, not a multiple of 16"
     if x.numel() == 0 or height * width * channels >= 2**31:
-        return f"an input of shape {tuple(x.shape)}"
+        return f"the input shape {tuple(x.shape)} is empty or needs 64-bit offsets"
     if norms[0].training and batch * height * width == 1:
-        return "a single pixel has no variance"
-    dtype = computing_dtype(x)
+        return "the input has a single pixel, which has no variance"
+    dtype = compute_dtype(x)
     if (dtype == torch.float64 and not INTERPRETED) or not dtype.is_floating_point or dtype.itemsize < 2:
-        return f"dtype {dtype}"
+        return f"the dtype is {dtype}, but the kernels support bfloat16 and float16"
     if dtype == torch.float32 and x.device.type == "cuda":
-        return "dtype torch.float32 (the gate kernels spill registers in float32 on a GPU)"
+        return "the dtype is torch.float32, in which the gate kernels spill registers on a GPU"
     if module.vote.weight.device != x.device:
-        return f"its input is on {x.device} and its weights are on {module.vote.weight.device}"
-    if (reason := device_refusal(x.device)) is not None:
+        return f"the input is on {x.device} and the weights are on {module.vote.weight.device}"
+    if (reason := unsupported_device_reason(x.device)) is not None:
         return reason
-    offered = one_kernel_channels(target_of(x.device))
-    if form == "one_kernel" and not norms[0].training and channels not in offered:
-        return f"in one kernel the gate is for {', '.join(map(str, offered))} channels on this GPU, not {channels}"
+    allowed = single_kernel_channels(device_target(x.device))
+    if implementation == "single_kernel" and not norms[0].training and channels not in allowed:
+        return f"the single-kernel gate supports {', '.join(map(str, allowed))} channels on this GPU, not {channels}"
     needs_gradient = x.requires_grad or any(parameter.requires_grad for parameter in module.parameters())
     if not norms[0].training and torch.is_grad_enabled() and needs_gradient:
-        return "gradients in evaluation mode (is torch.no_grad() missing?)"
+        return "gradients are enabled in evaluation mode (use torch.no_grad() or torch.inference_mode())"
     return None
 
 
-class Evaluation(NamedTuple):
-    """What a gate computes with in evaluation."""
+class EvaluationWeights(NamedTuple):
+    """The cast weights and norm tables of a gate in evaluation."""
 
     weights: list[Tensor]
     vote: Tensor
     norm: Tensor
-    """[3,3C]: centre (running mean - bias), scale and shift of the branches"""
+    """[3,3C]: center (running mean - bias), scale and shift of the branches"""
     vote_norm: Tensor
     """[3,C]"""
 
 
 class FusedMSAG(nn.Module):
-    """MSAG (`models.blocks`) in fused kernels: same parameters, buffers and state_dict keys. Keeps the shape [B,C,H,W].
+    """MSAG (`models.blocks`) on fused kernels, with the same parameters, buffers and state_dict keys. Keeps [B,C,H,W].
 
-    Its output is channels-last. `form` is one of EVALUATION_FORMS, None for what the roofline favours.
-    What evaluation computes with is kept while the parameters are the same tensors in the same version; a write through
-    `.data` is not seen before the next call of train() or eval(). Raises ValueError where `supported` has a reason.
+    The output is channels-last. `implementation` is one of EVALUATION_IMPLEMENTATIONS, or None to choose by channels.
+    Evaluation weights are cached until a parameter or buffer changes. A write through `.data` is not detected until the
+    next call of train() or eval().
+
+    Raises:
+        ValueError: `unsupported_reason` has a reason for this input.
     """
 
     vote: nn.Conv2d
     vote_norm: nn.BatchNorm2d
 
-    def __init__(self, parts: dict[str, nn.Module], form: str | None = None) -> None:
+    def __init__(self, parts: dict[str, nn.Module], implementation: str | None = None) -> None:
         super().__init__()
-        if form not in (None, *EVALUATION_FORMS):
-            raise ValueError(f"no form {form!r} of the gate in evaluation; there are {', '.join(EVALUATION_FORMS)}")
+        if implementation not in (None, *EVALUATION_IMPLEMENTATIONS):
+            raise ValueError(
+                f"unknown gate implementation {implementation!r}. Choose from {', '.join(EVALUATION_IMPLEMENTATIONS)}"
+            )
         for name, part in parts.items():
             self.add_module(name, part)
-        self.form = form
-        self.kept: tuple[object, Evaluation] | None = None
+        self.implementation = implementation
+        self._cached: tuple[object, EvaluationWeights] | None = None
 
     @classmethod
-    def from_module(cls, module: Any, form: str | None = None) -> Self:
-        """In place of `module`, an MSAG, with its very convolutions and norms."""
-        fused = cls(dict(module.named_children()), form)
+    def from_module(cls, module: Any, implementation: str | None = None) -> Self:
+        """Create a FusedMSAG that shares the convolutions and norms of `module`, an MSAG."""
+        fused = cls(dict(module.named_children()), implementation)
         fused.training = module.training
         return fused
 
     def train(self, mode: bool = True) -> Self:
-        self.kept = None
+        self._cached = None
         return super().train(mode)
 
     def convolutions(self) -> list[Any]:
@@ -186,17 +194,17 @@ class FusedMSAG(nn.Module):
         *branches, vote = [convolution.weight.to(dtype) for convolution in self.convolutions()]
         return [weight.contiguous(memory_format=torch.channels_last) for weight in branches], vote.contiguous()
 
-    def for_evaluation(self, dtype: torch.dtype) -> Evaluation:
+    def evaluation_weights(self, dtype: torch.dtype) -> EvaluationWeights:
         if torch.compiler.is_compiling():
-            return self.make_for_evaluation(dtype)
+            return self._compute_evaluation_weights(dtype)
         tensors = itertools.chain(self.parameters(), self.buffers())
-        # Tensors made in inference mode have no version and can't be written to outside it.
+        # Inference tensors have no version counter, and cannot be modified outside inference mode.
         key = (dtype, *((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors))
-        if self.kept is None or self.kept[0] != key:
-            self.kept = key, self.make_for_evaluation(dtype)
-        return self.kept[1]
+        if self._cached is None or self._cached[0] != key:
+            self._cached = key, self._compute_evaluation_weights(dtype)
+        return self._cached[1]
 
-    def make_for_evaluation(self, dtype: torch.dtype) -> Evaluation:
+    def _compute_evaluation_weights(self, dtype: torch.dtype) -> EvaluationWeights:
         norms = self.norms()
         precision = statistics_dtype(dtype)
         bias = torch.cat([convolution.bias for convolution in self.convolutions()]).to(precision)
@@ -205,19 +213,21 @@ class FusedMSAG(nn.Module):
         scale = torch.cat([norm.weight for norm in norms]) * (variance + norms[0].eps).rsqrt()
         table = torch.stack([mean - bias, scale, torch.cat([norm.bias for norm in norms]).to(precision)])
         branches = 3 * self.vote.out_channels
-        return Evaluation(*self.cast_weights(dtype), table[:, :branches].contiguous(), table[:, branches:].contiguous())
+        return EvaluationWeights(
+            *self.cast_weights(dtype), table[:, :branches].contiguous(), table[:, branches:].contiguous()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        reason = supported(self, x, self.form)
+        reason = unsupported_reason(self, x, self.implementation)
         if reason is not None:
-            raise ValueError(f"the fused gate can't take this: {reason}")
-        dtype = computing_dtype(x)
+            raise ValueError(f"the fused gate does not support this input: {reason}")
+        dtype = compute_dtype(x)
         inputs = x.to(dtype).contiguous(memory_format=torch.channels_last)
         if self.vote_norm.training:
-            return self.by_batch_statistics(inputs).to(x.dtype)
-        return msag_evaluate(inputs, *self.for_evaluation(dtype), self.form or "auto").to(x.dtype)
+            return self._forward_training(inputs).to(x.dtype)
+        return msag_evaluate(inputs, *self.evaluation_weights(dtype), self.implementation or "auto").to(x.dtype)
 
-    def by_batch_statistics(self, x: Tensor) -> Tensor:
+    def _forward_training(self, x: Tensor) -> Tensor:
         norms = self.norms()
         y, _, _, norm, vote_norm = msag_train(
             x,
@@ -227,12 +237,12 @@ class FusedMSAG(nn.Module):
             torch.cat([norm.bias for norm in norms]),
             norms[0].eps,
         )
-        self.update_running_statistics(torch.cat([norm, vote_norm], dim=1), x.numel() // x.shape[1])
+        self._update_running_statistics(torch.cat([norm, vote_norm], dim=1), x.numel() // x.shape[1])
         return y
 
     @torch.no_grad()
-    def update_running_statistics(self, table: Tensor, pixels: int) -> None:
-        """As BatchNorm does, with the unbiased variance; `table` [5,4C] is that of `msag_forward.merge`."""
+    def _update_running_statistics(self, table: Tensor, pixels: int) -> None:
+        """Update like BatchNorm, with the unbiased variance; `table` [5,4C] is that of `launch_merge_moments`."""
         norms = self.norms()
         running = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
         mean, variance = table[0], table[4] * (pixels / (pixels - 1))
@@ -241,11 +251,11 @@ class FusedMSAG(nn.Module):
         torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
 
 
-def cases(target: str) -> list[Case]:
-    """Compiled forms for the ahead-of-time ledger: the gates of MGCC, in bfloat16."""
+def compile_specs(target: str) -> list[CompileSpec]:
+    """Specs for the ledger: the gates of MGCC in bfloat16."""
     return [
-        case
+        spec
         for channels in (64, 128, 256, 512)
         for file in (msag_forward, msag_evaluation, msag_backward)
-        for case in file.cases(channels, target)
+        for spec in file.compile_specs(channels, target)
     ]

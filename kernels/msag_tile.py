@@ -1,8 +1,9 @@
-"""What the kernels of the multi-scale attention gate share: blocks by channels and GPU, tiles, products, norms.
+"""Device functions, block sizes and compile specs shared by the kernels of the multi-scale attention gate.
 
-Tensors are channels-last: a row of memory is one pixel's C channels, so every convolution is a matrix product whose
-A tile is a shifted tile of pixels. Weights are read where they lie, [out, tap, in], in both directions. A norm is a
-table of rows, one value a channel: norm(u) = (u - centre) * scale + shift.
+Memory layout: tensors are channels-last. Each row of memory is one pixel's C channels, so every convolution is a matrix
+product whose A tile is a shifted tile of pixels. Weights are stored [out, tap, in] and read in that layout forward and
+backward. A norm is a table with one row per coefficient and one column per channel:
+norm(u) = (u - center) * scale + shift.
 """
 
 # mypy: disallow-untyped-defs=False
@@ -14,87 +15,92 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mgcc_dist.kernels.case import Case
+from mgcc_dist.kernels.compile_spec import CompileSpec
 from mgcc_dist.kernels.targets import INTERPRETED
 
 
-class Tiles(NamedTuple):
-    """Block sizes of the kernels that use tensor cores."""
+class TileConfig(NamedTuple):
+    """Block sizes of a tensor-core kernel."""
 
-    rows: int
-    """of pixels in a tile"""
-    columns: int
-    """of pixels in a tile"""
-    out: int
-    """output channels of a program"""
-    depth: int
-    """channels that one product sums over"""
-    warps: int
-    stages: int
+    tile_h: int
+    """pixel rows per tile"""
+    tile_w: int
+    """pixel columns per tile"""
+    block_n: int
+    """output channels per program"""
+    block_k: int
+    """reduction length per product"""
+    num_warps: int
+    num_stages: int
 
     @property
     def pixels(self) -> int:
-        return self.rows * self.columns
+        return self.tile_h * self.tile_w
 
     def options(self) -> dict[str, int]:
-        return {"num_warps": self.warps, "num_stages": self.stages}
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
-def dividing(channels: int, largest: int) -> int:
-    """The largest power of two up to `largest` that divides `channels`."""
+def power_of_two_divisor(channels: int, largest: int) -> int:
+    """Return the largest power of two up to `largest` that divides `channels`."""
     return min(channels & -channels, largest)
 
 
-def line(channels: int, dtype: torch.dtype) -> int:
-    """The depth of most products: channels in 128 bytes of a pixel."""
-    return dividing(channels, 128 // dtype.itemsize)
+def channel_block(channels: int, dtype: torch.dtype) -> int:
+    """Return the reduction block of most products: the channels in 128 bytes of a pixel."""
+    return power_of_two_divisor(channels, 128 // dtype.itemsize)
 
 
-def convolution_tiles(channels: int, dtype: torch.dtype, target: str) -> Tiles:
-    """256 pixels by 64 channels or 128 by 128: 64 accumulators a thread, and the least L2 traffic that these allow."""
-    out = dividing(channels, 128)
-    rows = 8 if out == 128 else 16
-    stages = 2 if target == "gfx942" and out < 128 else 3  # three take 80 of its 64 KiB of shared memory
-    return Tiles(rows, 16, out, line(channels, dtype), warps=8, stages=stages)
+def convolution_tiles(channels: int, dtype: torch.dtype, target: str) -> TileConfig:
+    """Return the blocks of the branch convolutions and the input gradient: 256 pixels x 64 channels or 128 x 128.
 
-
-def evaluation_tiles(channels: int, dtype: torch.dtype, target: str) -> Tiles:
-    """Of the one kernel: the accumulators [pixels, C] of the votes and [pixels, out] of a branch live together.
-
-    These depths are those without spills on sm_80.
+    Both have 64 accumulators per thread and the least L2 traffic possible with that.
     """
-    depth = line(channels, dtype) if channels == 128 else min(channels, 32)
-    stages = 2 if target == "sm_120" and channels == 128 else 3  # there, three spill
-    return Tiles(8, 16, min(channels, 64), depth, warps=8, stages=stages)
+    out = power_of_two_divisor(channels, 128)
+    rows = 8 if out == 128 else 16
+    stages = 2 if target == "gfx942" and out < 128 else 3  # three need 80 KiB of its 64 KiB shared memory
+    return TileConfig(rows, 16, out, channel_block(channels, dtype), num_warps=8, num_stages=stages)
 
 
-def vote_tiles(channels: int, dtype: torch.dtype, target: str) -> Tiles:
-    """The pixels of a tile are consecutive here."""
-    out = dividing(channels, 128)
-    if target == "gfx942" and out == 128:  # deeper, or in three stages, it spills
-        return Tiles(1, 128, out, line(channels, dtype) // 2, warps=8, stages=2)
-    return Tiles(1, 128, out, line(channels, dtype), warps=8, stages=3)
+def evaluation_tiles(channels: int, dtype: torch.dtype, target: str) -> TileConfig:
+    """Return the blocks of the single-kernel gate.
+
+    The accumulators of the votes [pixels, C] and of one branch [pixels, block_n] are live at the same time. With these
+    values of block_k they do not spill on sm_80.
+    """
+    depth = channel_block(channels, dtype) if channels == 128 else min(channels, 32)
+    stages = 2 if target == "sm_120" and channels == 128 else 3  # three stages spill there
+    return TileConfig(8, 16, min(channels, 64), depth, num_warps=8, num_stages=stages)
 
 
-def weight_tiles(channels: int, dtype: torch.dtype) -> Tiles:
-    """Of the vote's weight gradient: `columns` of the C outputs by `out` of the 3C inputs, `depth` pixels a product."""
-    block = dividing(channels, 128)
-    return Tiles(1, block, block, 128 // dtype.itemsize, warps=8, stages=3)
+def vote_tiles(channels: int, dtype: torch.dtype, target: str) -> TileConfig:
+    """Return the blocks of the vote and its input gradient. The pixels of a tile are consecutive in memory."""
+    out = power_of_two_divisor(channels, 128)
+    if target == "gfx942" and out == 128:  # a larger block_k or three stages spill
+        return TileConfig(1, 128, out, channel_block(channels, dtype) // 2, num_warps=8, num_stages=2)
+    return TileConfig(1, 128, out, channel_block(channels, dtype), num_warps=8, num_stages=3)
 
 
-def strip(channels: int) -> tuple[int, int]:
-    """Pixels and channels of an elementwise program: 4096 elements."""
-    out = dividing(channels, 128)
+def weight_tiles(channels: int, dtype: torch.dtype) -> TileConfig:
+    """Return the blocks of the vote's weight gradient: tile_w of C outputs by block_n of 3C inputs."""
+    block = power_of_two_divisor(channels, 128)
+    return TileConfig(1, block, block, 128 // dtype.itemsize, num_warps=8, num_stages=3)
+
+
+def elementwise_block(channels: int) -> tuple[int, int]:
+    """Return pixels and channels per program of an elementwise kernel: 4096 elements."""
+    out = power_of_two_divisor(channels, 128)
     return 4096 // out, out
 
 
-def plane_tiles(x: Tensor, tiles: Tiles) -> int:
+def count_tiles(x: Tensor, tiles: TileConfig) -> int:
+    """Return the number of tile_h x tile_w tiles over all images of x."""
     batch, _, height, width = x.shape
-    return batch * triton.cdiv(height, tiles.rows) * triton.cdiv(width, tiles.columns)
+    return batch * triton.cdiv(height, tiles.tile_h) * triton.cdiv(width, tiles.tile_w)
 
 
-def accumulator(dtype: torch.dtype) -> Any:
-    """Triton's type of sums: float32, and float64 for gradcheck in the interpreter."""
+def accumulator_type(dtype: torch.dtype) -> Any:
+    """Return Triton's accumulator type: float32, or float64 for gradcheck in the interpreter."""
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
@@ -102,8 +108,11 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def upcast(dtype: torch.dtype) -> bool:
-    """The interpreter multiplies the bit patterns of bfloat16 (triton issue 11584): there, products are in float32."""
+def needs_upcast(dtype: torch.dtype) -> bool:
+    """Return whether products need float32 operands: the interpreter multiplies bit patterns of bfloat16.
+
+    See triton issue 11584.
+    """
     return INTERPRETED and dtype == torch.bfloat16
 
 
@@ -117,26 +126,26 @@ def dot(a, b, acc, UPCAST: tl.constexpr):
 
 @triton.jit
 def tile_and_channels(C: tl.constexpr, BN: tl.constexpr):
-    """Of a program: its tile and output channels. Programs that share a tile are neighbours, so that it stays in L2."""
+    """Return the program's tile and output channels. Programs that share a tile are adjacent, for L2 reuse."""
     return tl.program_id(0) // (C // BN), tl.program_id(0) % (C // BN) * BN + tl.arange(0, BN)
 
 
 @triton.jit
-def strip_of_pixels(tile, pixels, BM: tl.constexpr):
-    """First pixel of a strip, the places of its pixels after that, and whether they are there."""
+def pixel_block(tile, pixels, BM: tl.constexpr):
+    """Return the first pixel of a block, the pixel indices relative to it, and their validity mask."""
     first = tile.to(tl.int64) * BM
     row = tl.arange(0, BM)
     return first, row, row < pixels - first
 
 
 @triton.jit
-def pixels_of_tile(tile, H, W, TH: tl.constexpr, TW: tl.constexpr):
-    """Image, rows and columns of a TH x TW tile; those of the last tiles may lie outside the plane."""
+def tile_pixels(tile, H, W, TH: tl.constexpr, TW: tl.constexpr):
+    """Return image, rows and columns of a TH x TW tile. Pixels of the last tiles can be outside the plane."""
     across = tl.cdiv(W, TW)
     down = tl.cdiv(H, TH)
-    place = tl.arange(0, TH * TW)
-    h = (tile // across) % down * TH + place // TW
-    w = tile % across * TW + place % TW
+    offsets = tl.arange(0, TH * TW)
+    h = (tile // across) % down * TH + offsets // TW
+    w = tile % across * TW + offsets % TW
     return (tile // (across * down)).to(tl.int64), h, w
 
 
@@ -145,9 +154,9 @@ def convolve(
     acc, x, weight, h, w, n, H, W, C: tl.constexpr, SIZE: tl.constexpr, DILATION: tl.constexpr, BK: tl.constexpr,
     TRANSPOSED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """acc [pixels, out] += the SIZE x SIZE convolution at pixels (h, w) of image `x`, for the output channels n.
+    """Add to acc [pixels, out] the SIZE x SIZE convolution of image `x` at pixels (h, w), for output channels n.
 
-    `weight` is [C, SIZE², C]: out, tap, in; TRANSPOSED is the gradient to the input: the other way, taps mirrored.
+    `weight` is [C, SIZE * SIZE, C]: out, tap, in. TRANSPOSED computes the input gradient, with mirrored taps.
     """
     blocks: tl.constexpr = C // BK
     for i in range(0, SIZE * SIZE * blocks):
@@ -170,34 +179,34 @@ def convolve(
 
 
 @triton.jit
-def normalized(value, norm, c, CHANNELS: tl.constexpr):
-    """value [pixels, c] by the first three rows of table `norm` [.., CHANNELS]."""
-    centre = tl.load(norm + c)
+def apply_norm(value, norm, c, CHANNELS: tl.constexpr):
+    """Normalize value [pixels, c] with the first three rows of table `norm` [.., CHANNELS]."""
+    center = tl.load(norm + c)
     scale = tl.load(norm + CHANNELS + c)
     shift = tl.load(norm + 2 * CHANNELS + c)
-    return (value - centre[None, :]) * scale[None, :] + shift[None, :]
+    return (value - center[None, :]) * scale[None, :] + shift[None, :]
 
 
 @triton.jit
-def gated(skip, value, norm, c, CHANNELS: tl.constexpr):
-    """skip (1 + sigmoid(norm(value)))."""
-    return skip + skip * tl.sigmoid(normalized(value, norm, c, CHANNELS))
+def apply_gate(skip, value, norm, c, CHANNELS: tl.constexpr):
+    """Return skip * (1 + sigmoid(norm(value)))."""
+    return skip + skip * tl.sigmoid(apply_norm(value, norm, c, CHANNELS))
 
 
-# Compiled forms for the ledger.
+# Ahead-of-time compile specs.
 
-HALVES = {"x", "u", "v", "y", "out", "weight", "w_pointwise", "w_ordinary", "w_dilated", "w_vote"}
-HALVES |= {"u_pointwise", "u_ordinary", "u_dilated", "dx", "dy", "du", "dv", "g"}
-SINGLES = {"norm", "vote_norm", "bias", "gamma", "beta", "partial", "counts", "sums"}
+BF16_TENSORS = {"x", "u", "v", "y", "out", "weight", "w_pointwise", "w_ordinary", "w_dilated", "w_vote"}
+BF16_TENSORS |= {"u_pointwise", "u_ordinary", "u_dilated", "dx", "dy", "du", "dv", "g"}
+FP32_TENSORS = {"norm", "vote_norm", "bias", "gamma", "beta", "partial", "counts", "sums"}
 
 
 def gate_pixels(channels: int) -> tuple[int, int]:
-    """Side and pixels of the paper's gate of `channels` for 8 images of 256x256."""
+    """Return side and number of pixels of the paper's gate with `channels` channels, for 8 images of 256x256."""
     side = 16384 // channels
     return side, 8 * side * side
 
 
-def make_case(
+def make_compile_spec(
     name: str,
     kernel: Any,
     channels: int,
@@ -205,13 +214,20 @@ def make_case(
     options: dict[str, int],
     *,
     tensor_cores: bool = True,
-    share: int = 0,
-) -> Case:
-    """In bfloat16, of the gate of `channels`; `share` is an argument of `vote_weight_gradient`."""
+    pixels_per_split: int = 0,
+) -> CompileSpec:
+    """Build a bfloat16 spec for the gate with `channels` channels."""
     side, pixels = gate_pixels(channels)
-    types = dict.fromkeys(HALVES, "*bf16") | dict.fromkeys(SINGLES, "*fp32")
-    values = {"H": side, "W": side, "pixels": pixels, "tiles": pixels // 128, "share": share, "eps": 1e-5}
-    return Case(
+    types = dict.fromkeys(BF16_TENSORS, "*bf16") | dict.fromkeys(FP32_TENSORS, "*fp32")
+    values = {
+        "H": side,
+        "W": side,
+        "pixels": pixels,
+        "tiles": pixels // 128,
+        "pixels_per_split": pixels_per_split,
+        "eps": 1e-5,
+    }
+    return CompileSpec(
         f"msag.{name} bf16 C{channels}",
         kernel,
         {argument: types[argument] for argument in kernel.arg_names if argument in types},

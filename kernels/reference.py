@@ -1,22 +1,22 @@
-"""The operations in plain PyTorch, in the precision of their input: in float64, what faster forms are compared with.
+"""The operations in plain PyTorch, in their input's precision. In float64 they are the oracles of the fused kernels.
 
-Tensors are [B,C,H,W]. BatchNorm takes the statistics of the batch, over B, H and W, with the biased variance, as
-torch's does in training; its running statistics are left to the caller.
+Tensors are [B,C,H,W]. BatchNorm uses batch statistics over B, H and W with the biased variance, like torch in training
+mode. Running statistics are left to the caller.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-EPSILON = 1e-5  # torch's default for BatchNorm
+EPS = 1e-5  # torch's default for BatchNorm
 
 
 def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """BatchNorm by the statistics of `x`; `gamma` and `beta` are [C]."""
+    """Apply BatchNorm with the batch statistics of `x`; `gamma` and `beta` are [C]."""
     mean = x.mean(dim=(0, 2, 3), keepdim=True)
     variance = (x - mean).square().mean(dim=(0, 2, 3), keepdim=True)
-    normal = (x - mean) * (variance + EPSILON).rsqrt()
-    return normal * gamma[None, :, None, None] + beta[None, :, None, None]
+    x_hat = (x - mean) * (variance + EPS).rsqrt()
+    return x_hat * gamma[None, :, None, None] + beta[None, :, None, None]
 
 
 def convmixer_layer(
@@ -30,11 +30,11 @@ def convmixer_layer(
 ) -> Tensor:
     """One ConvMixer layer (Eq. 3 and 4): x' = x + BN(GELU(depthwise(x))), then BN(GELU(pointwise(x'))).
 
-    `depthwise` is [C,1,K,K] with odd K, `pointwise` [C,C,1,1]; a norm is its (gamma, beta).
+    `depthwise` is [C,1,K,K] with odd K, `pointwise` is [C,C,1,1]; a norm is a (gamma, beta) pair.
     """
     channels, _, size, _ = depthwise.shape
-    mixed = F.conv2d(x, depthwise, depthwise_bias, padding=size // 2, groups=channels)
-    x = x + batch_norm(F.gelu(mixed), *depthwise_norm)
+    conv = F.conv2d(x, depthwise, depthwise_bias, padding=size // 2, groups=channels)
+    x = x + batch_norm(F.gelu(conv), *depthwise_norm)
     return batch_norm(F.gelu(F.conv2d(x, pointwise, pointwise_bias)), *pointwise_norm)
 
 
@@ -45,15 +45,15 @@ def msag(
 ) -> Tensor:
     """The multi-scale attention gate (Eq. 5 and 6, with the BatchNorm after the vote that Table VII implies).
 
-    `branches` are the pointwise, ordinary and dilated convolution, `vote` the one over all three; each is its (weight,
-    bias, gamma, beta), with weights [C,C,1,1], [C,C,3,3], [C,C,3,3] and [C,3C,1,1].
+    `branches` are the pointwise, ordinary and dilated convolutions, `vote` the 1x1 convolution over all three. Each is
+    (weight, bias, gamma, beta), with weights [C,C,1,1], [C,C,3,3], [C,C,3,3] and [C,3C,1,1].
     """
     scales = []
     for (weight, bias, gamma, beta), (padding, dilation) in zip(branches, ((0, 1), (1, 1), (2, 2)), strict=True):
         scales.append(batch_norm(F.conv2d(x, weight, bias, padding=padding, dilation=dilation), gamma, beta))
     weight, bias, gamma, beta = vote
-    voted = batch_norm(F.conv2d(torch.cat(scales, dim=1).relu(), weight, bias), gamma, beta)
-    return x + x * voted.sigmoid()
+    votes = batch_norm(F.conv2d(torch.cat(scales, dim=1).relu(), weight, bias), gamma, beta)
+    return x + x * votes.sigmoid()
 
 
 def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

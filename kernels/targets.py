@@ -1,7 +1,7 @@
-"""The GPUs that the kernels are compiled for ahead of time; on any other they refuse to run.
+"""GPU architectures that the kernels are compiled for ahead of time; other GPUs are not supported.
 
-Blocks and warps that fit one architecture spill registers, or shared memory, on another: tables in the kernel files
-choose them by these names, and `compile` holds each to what its ledger says.
+A block size that fits one architecture can spill registers or exceed shared memory on another. Tables in the kernel
+files choose block sizes by these names, and `compile --check` compares each architecture with its ledger.
 """
 
 import os
@@ -17,13 +17,13 @@ SHARED_BYTES = {
     "sm_120": 99 << 10,  # RTX 5090
     "gfx942": 64 << 10,  # MI300X
 }
-"""that a program may have"""
+"""maximum shared memory per program"""
 TARGETS = tuple(SHARED_BYTES)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def target_of(device: torch.device) -> str:
-    """The architecture of `device`, such as "sm_90"; what the interpreter runs on a CPU are the forms of sm_90."""
+def device_target(device: torch.device) -> str:
+    """Return the architecture of `device`, such as "sm_90". On a CPU, the interpreter uses the sm_90 configuration."""
     if device.type != "cuda":
         return "sm_90"
     if torch.version.hip:
@@ -32,10 +32,10 @@ def target_of(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
-def device_refusal(device: torch.device) -> str | None:
-    """Why the kernels can't run on `device`; None if they can."""
+def unsupported_device_reason(device: torch.device) -> str | None:
+    """Return why the kernels cannot run on `device`, or None if they can."""
     if device.type != "cuda":
-        return None if INTERPRETED else f"device {device.type}"
-    if target_of(device) not in TARGETS:
-        return f"the GPU is {target_of(device)}; the kernels were compiled and checked for {', '.join(TARGETS)}"
+        return None if INTERPRETED else f"the device is {device.type}, but Triton kernels need a GPU"
+    if device_target(device) not in TARGETS:
+        return f"the GPU is {device_target(device)}, but the kernels are compiled and checked for {', '.join(TARGETS)}"
     return None

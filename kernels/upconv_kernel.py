@@ -1,8 +1,9 @@
-"""The up-convolution's Triton form: an implicit GEMM that writes the four phases into their places.
+"""The up-convolution's Triton kernel: an implicit GEMM that writes each of the four phases to its output pixels.
 
-Rows are pixels of the small map (channels last), columns output channels, the inner axis 4 taps x C; one phase a
-program. Bias and ReLU are in the epilogue, and each output is written once. In bf16 it moves 2 (C H W + 4 O H W) bytes
-an image, plus weights, for 32 C O H W floating-point operations. For evaluation, with BN folded into the weights.
+GEMM rows are pixels of the low-resolution map (channels last), columns are output channels, and the reduction runs over
+4 taps x C. Each program computes one phase. Bias and ReLU are in the epilogue, and each output is written once. In bf16
+this moves 2 (C H W + 4 O H W) bytes per image, plus weights, for 32 C O H W floating-point operations. Evaluation only,
+with BatchNorm folded into the weights; nothing is saved for backward.
 """
 
 import torch
@@ -10,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mgcc_dist.kernels.case import Case
+from mgcc_dist.kernels.compile_spec import CompileSpec
 from mgcc_dist.kernels.targets import INTERPRETED
 
 
@@ -21,8 +22,8 @@ def phase_gemm(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """y[b,2i+p,2j+q,:] = ReLU(bias + sum over taps (r,s) of x[b,i+p-1+r,j+q-1+s,:] w[p,q,r,s,:,:]), channels last.
 
-    Grid: (pixels / BM, OUT / BN, 4 phases). C divides by BK, OUT by BN. UPCAST is for the interpreter, which multiplies
-    bfloat16 wrongly.
+    Grid: (pixels / BM, OUT / BN, 4 phases). BK divides C and BN divides OUT. UPCAST casts operands to float32 for the
+    interpreter, whose bfloat16 products are wrong.
     """
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     n = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -48,18 +49,18 @@ def phase_gemm(  # type: ignore[no-untyped-def]
             xs, ws = xs.to(tl.float32), ws.to(tl.float32)
         acc = tl.dot(xs, ws, acc, input_precision="ieee")
     acc = tl.maximum(acc + tl.load(bias_ptr + n)[None, :], 0.0)
-    place = ((b * 2 * H + 2 * i + p) * 2 * W + 2 * j + q).to(tl.int64)
-    tl.store(y_ptr + place[:, None] * OUT + n[None, :], acc.to(y_ptr.dtype.element_ty), mask=inside[:, None])
+    pixel_out = ((b * 2 * H + 2 * i + p) * 2 * W + 2 * j + q).to(tl.int64)
+    tl.store(y_ptr + pixel_out[:, None] * OUT + n[None, :], acc.to(y_ptr.dtype.element_ty), mask=inside[:, None])
 
 
 def _tile(channels: int, out: int) -> tuple[int, int, int, int]:
-    """BM, BN, BK and the number of warps."""
+    """Return BM, BN, BK and the number of warps."""
     return (128, 128, 64, 8) if out % 128 == 0 and channels % 64 == 0 else (128, min(64, out), min(32, channels), 4)
 
 
 @torch.library.custom_op("mgcc_dist::upconv_evaluate", mutates_args=())
 def upconv_evaluate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """ReLU(upsampled convolution) of x [B,C,H,W]: [B,O,2H,2W], channels last.
+    """Return ReLU(conv3x3(upsample(x))) of x [B,C,H,W] as [B,O,2H,2W], channels last.
 
     `weight` [2,2,2,2,C,O] (row parity, column parity, row tap, column tap) has x's dtype, `bias` [O] is float32.
     """
@@ -85,8 +86,8 @@ def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x.new_empty(shape).to(memory_format=torch.channels_last)
 
 
-def cases(target: str) -> list[Case]:
-    """The levels of the paper's decoder at 256x256, of a batch of 8."""
+def compile_specs(target: str) -> list[CompileSpec]:
+    """Specs for the decoder levels of the paper at 256x256, batch 8."""
     types = {"x_ptr": "*bf16", "w_ptr": "*bf16", "bias_ptr": "*fp32", "y_ptr": "*bf16"}
     found = []
     for channels, out, side in ((1024, 512, 16), (512, 256, 32), (256, 128, 64), (128, 64, 128)):
@@ -95,13 +96,6 @@ def cases(target: str) -> list[Case]:
         options = {"num_warps": warps, "num_stages": 3}
         sizes: dict[str, int | float] = {"B": 8, "H": side, "W": side}
         found.append(
-            Case(
-                f"upconv.evaluation bf16 {channels}->{out}",
-                phase_gemm,
-                types,
-                dict[str, int | float](sizes),
-                constants,
-                options,
-            )
+            CompileSpec(f"upconv.evaluation bf16 {channels}->{out}", phase_gemm, types, sizes, constants, options)
         )
     return found

@@ -1,4 +1,4 @@
-"""What does not need a clock: launches, bytes kept for backward, peak memory."""
+"""Costs other than time: kernel launches, bytes saved for backward, peak memory."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,23 +7,23 @@ from torch import Tensor
 
 
 def saved_bytes(forward: Callable[[], object], parameters: Iterable[Tensor]) -> int:
-    """Bytes that autograd keeps of `forward` for its backward, each storage once, parameters apart."""
+    """Return the bytes that autograd saves for backward, counting each storage once and leaving out parameters."""
     storages = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        alive = forward()  # so that no storage is used again
-    del alive
-    return sum(size for place, size in storages.items() if place not in own)
+    excluded = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = forward()  # keeps the graph alive, so that no storage is reused
+    del output
+    return sum(size for pointer, size in storages.items() if pointer not in excluded)
 
 
-def launches(call: Callable[[], object]) -> int:
-    """Kernels that one call starts on the GPU; copies and fills of memory are none."""
+def count_launches(call: Callable[[], object]) -> int:
+    """Return the number of kernels that one call launches on the GPU, without memory copies and fills."""
     call()
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -35,7 +35,7 @@ def launches(call: Callable[[], object]) -> int:
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """GPU memory at its highest during one call, beyond what was allocated before."""
+    """Return the peak GPU memory of one call, beyond what was allocated before it."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

@@ -1,4 +1,4 @@
-"""One workload: every candidate checked, counted and timed, and what of it belongs into the table that `auto` reads."""
+"""Measure one workload: check, count and time every variant, and derive the rows of the table that `auto` reads."""
 
 import gc
 import math
@@ -10,157 +10,161 @@ from typing import Any
 import torch
 
 from mgcc_dist.kernels.bench import counts
-from mgcc_dist.kernels.bench.candidates import COMPILE, ERROR, PLAIN, Calls, Candidate, error
 from mgcc_dist.kernels.bench.roofline import Roofline
-from mgcc_dist.kernels.bench.timing import at_least, clocks, figures, take_turns
+from mgcc_dist.kernels.bench.timing import alternate, conservative_speedup, median_and_quantiles, timers
+from mgcc_dist.kernels.bench.variants import COMPILE, MAX_ERROR, PLAIN, Runner, Variant, relative_error
 from mgcc_dist.kernels.bench.workloads import Workload
-from mgcc_dist.kernels.measured import KEY
+from mgcc_dist.kernels.measured import KEY_FIELDS
 
 Times = dict[str, dict[str, list[list[float]]]]
-"""clock -> candidate -> milliseconds by rounds"""
+"""timer -> variant -> milliseconds by round"""
 
 
 @dataclass(frozen=True)
 class Effort:
     rounds: int
     milliseconds: float
-    """of one candidate's turn by one clock"""
+    """per variant, timer and round"""
 
 
 @dataclass
-class Measured:
+class Measurement:
+    """What was measured of one workload."""
+
     workload: Workload
-    candidates: dict[str, Candidate]
+    variants: dict[str, Variant]
     times: dict[str, Times]
     """by direction"""
-    counted: dict[str, dict[str, float]]
-    """candidate -> figures"""
+    counts: dict[str, dict[str, float]]
+    """variant -> error, saved and peak memory, launches"""
     not_run: dict[str, str]
-    """candidate, and what of it, -> why"""
+    """variant, and which part of it -> reason"""
 
 
-def measure(workload: Workload, candidates: list[Candidate], device: torch.device, effort: Effort) -> Measured:
-    """Whatever a candidate throws is noted, and the others go on."""
-    measured = Measured(workload, {}, {}, {}, {})
-    sets = _input_sets(workload, device)
-    reference = _result(Calls(workload.module(device), workload.inputs(1, "contiguous", device), workload))
-    calls: dict[str, Calls] = {}
-    for candidate in candidates:
-        inputs = workload.inputs(sets, candidate.layout, device)
-        one = Calls(candidate.module, inputs, workload)
+def measure(workload: Workload, variants: list[Variant], device: torch.device, effort: Effort) -> Measurement:
+    """Check, count and time `variants` in alternation. A variant that raises is recorded and skipped."""
+    measurement = Measurement(workload, {}, {}, {}, {})
+    sets = _num_input_sets(workload, device)
+    expected = _outputs(Runner(workload.module(device), workload.inputs(1, "contiguous", device), workload))
+    runners: dict[str, Runner] = {}
+    for variant in variants:
+        runner = Runner(variant.module, workload.inputs(sets, variant.layout, device), workload)
         try:
-            wrong = max(error(ours, right) for ours, right in zip(_result(one), reference, strict=True))
-            if not wrong <= ERROR[workload.dtype]:
-                raise ArithmeticError(f"its result is off by {wrong:.2g}")
-            measured.counted[candidate.name] = {"error": float(f"{wrong:.2g}"), **_count(one, candidate.form, device)}
+            error = max(relative_error(ours, right) for ours, right in zip(_outputs(runner), expected, strict=True))
+            if not error <= MAX_ERROR[workload.dtype]:
+                raise ArithmeticError(f"relative error of the result is {error:.2g}")
+            counted = _count(runner, variant.implementation, device)
+            measurement.counts[variant.name] = {"error": float(f"{error:.2g}"), **counted}
         except Exception as failure:
-            measured.not_run[candidate.name] = _why(failure)
+            measurement.not_run[variant.name] = _message(failure)
         else:
-            calls[candidate.name] = one
-            measured.candidates[candidate.name] = candidate
+            runners[variant.name] = runner
+            measurement.variants[variant.name] = variant
     for direction in ("forward", "backward", "both") if workload.training else ("forward",):
-        measured.times[direction] = {}
-        for clock_name, clock in clocks(device, direction, effort.milliseconds).items():
-            ready = {}
-            for name, one in calls.items():
+        measurement.times[direction] = {}
+        for timer_name, timer in timers(device, direction, effort.milliseconds).items():
+            rounds = {}
+            for name, runner in runners.items():
                 try:
-                    ready[name] = clock(getattr(one, direction), sets)
+                    rounds[name] = timer(getattr(runner, direction), sets)
                 except Exception as failure:
-                    measured.not_run[f"{name} {direction} {clock_name}"] = _why(failure)
-            measured.times[direction][clock_name] = take_turns(ready, effort.rounds)
-            for one in calls.values():
-                one.kept.clear()
-    del calls
+                    measurement.not_run[f"{name} {direction} {timer_name}"] = _message(failure)
+            measurement.times[direction][timer_name] = alternate(rounds, effort.rounds)
+            for runner in runners.values():
+                runner.saved_outputs.clear()
+    del runners
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return measured
+    return measurement
 
 
-def _result(calls: Calls) -> tuple[torch.Tensor, ...]:
-    """The output, and in training the gradient of the input."""
-    y = calls.forward(0)
-    return (y, calls.both(0)[0]) if calls.workload.training else (y,)
+def _outputs(runner: Runner) -> tuple[torch.Tensor, ...]:
+    """Return the output, and in training also the input gradient."""
+    y = runner.forward(0)
+    return (y, runner.both(0)[0]) if runner.workload.training else (y,)
 
 
-def _count(calls: Calls, form: str, device: torch.device) -> dict[str, float]:
+def _count(runner: Runner, implementation: str, device: torch.device) -> dict[str, float]:
     counted: dict[str, float] = {}
-    call: Callable[[], object] = partial(calls.both if calls.workload.training else calls.forward, 0)
-    if calls.workload.training and not form.startswith(COMPILE):  # whose graph depends on who hooks into it
-        kept = counts.saved_bytes(partial(calls.forward, 0), calls.module.parameters())
-        counted["saved_mib"] = round(kept / 2**20, 3)
+    call: Callable[[], object] = partial(runner.both if runner.workload.training else runner.forward, 0)
+    if runner.workload.training and not implementation.startswith(COMPILE):  # hooks would change its graph
+        saved = counts.saved_bytes(partial(runner.forward, 0), runner.module.parameters())
+        counted["saved_mib"] = round(saved / 2**20, 3)
     if device.type == "cuda":
-        counted["launches"] = counts.launches(call)
+        counted["launches"] = counts.count_launches(call)
         counted["peak_mib"] = round(counts.peak_bytes(call) / 2**20, 3)
     return counted
 
 
-def _input_sets(workload: Workload, device: torch.device) -> int:
-    """So many that a call finds none of its input in the cache, when they take turns."""
+def _num_input_sets(workload: Workload, device: torch.device) -> int:
+    """Return enough input sets that, in alternation, none is still in the cache when it is used again."""
     if device.type == "cpu":
         return 2 if workload.input_bytes > 2**23 else 4
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     return min(max(4 * cache // workload.input_bytes, 4), 64)
 
 
-def _why(failure: Exception) -> str:
+def _message(failure: Exception) -> str:
     return f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
 
 
-def as_row(measured: Measured, roofline: Roofline) -> dict[str, Any]:
-    """{direction: {candidate: {clock: figures}}}, with floors, counts and what was not run beside it.
+def as_row(measurement: Measurement, roofline: Roofline) -> dict[str, Any]:
+    """Return {direction: {variant: {timer: metrics}}}, with the minimum times, counts, and what was not run.
 
-    Figures are the median, its 20 and 80 % quantiles, the share of the roofline, and how many times as fast a candidate
-    was as the best plain module and the best torch.compile by that clock.
+    Metrics are the median, the 20% and 80% quantiles, the share of the roofline, and the speedup over the fastest plain
+    module and the fastest torch.compile by that timer (`ratio_to_best_...`).
     """
-    workload = measured.workload
-    row: dict[str, Any] = {"floor_ms": {}, "counts": measured.counted}
-    for direction, times in measured.times.items():
+    workload = measurement.workload
+    row: dict[str, Any] = {"floor_ms": {}, "counts": measurement.counts}
+    for direction, times in measurement.times.items():
         directions = ("forward", "backward") if direction == "both" else (direction,)
         floor = roofline.floor([phase for each in directions for phase in workload.phases(each)], workload.dtype)
         row["floor_ms"][direction] = round(floor, 5)
-        row[direction] = {name: {} for name in measured.candidates}
-        for clock, by_candidate in times.items():
-            medians = {name: figures(rounds)[0] for name, rounds in by_candidate.items()}
-            for name, rounds in by_candidate.items():
-                middle, low, high = (round(ms, 5) for ms in figures(rounds))
-                row[direction][name][clock] = {
-                    "ms": middle,
+        row[direction] = {name: {} for name in measurement.variants}
+        for timer, by_variant in times.items():
+            medians = {name: median_and_quantiles(rounds)[0] for name, rounds in by_variant.items()}
+            for name, rounds in by_variant.items():
+                median, low, high = (round(ms, 5) for ms in median_and_quantiles(rounds))
+                row[direction][name][timer] = {
+                    "ms": median,
                     "ms_20_80": [low, high],
                     "roofline_share": round(floor / medians[name], 6),
                     **{
-                        f"ratio_to_best_{base}": round(min(others) / medians[name], 3)
-                        for base in (PLAIN, COMPILE)
-                        if (others := [ms for other, ms in medians.items() if other.startswith(base)])
+                        f"ratio_to_best_{baseline}": round(min(others) / medians[name], 3)
+                        for baseline in (PLAIN, COMPILE)
+                        if (others := [ms for other, ms in medians.items() if other.startswith(baseline)])
                     },
                 }
-    return row | ({"not_run": measured.not_run} if measured.not_run else {})
+    return row | ({"not_run": measurement.not_run} if measurement.not_run else {})
 
 
-def merge(measured: Measured, more: Measured) -> None:
-    """Put what was measured later of the same workload beside it."""
-    measured.candidates |= more.candidates
-    measured.counted |= more.counted
-    measured.not_run |= more.not_run
+def add_variants(measurement: Measurement, more: Measurement) -> None:
+    """Add variants of the same workload that were measured later."""
+    measurement.variants |= more.variants
+    measurement.counts |= more.counts
+    measurement.not_run |= more.not_run
     for direction, times in more.times.items():
-        for clock, by_candidate in times.items():
-            measured.times[direction][clock] |= by_candidate
+        for timer, by_variant in times.items():
+            measurement.times[direction][timer] |= by_variant
 
 
-def table_rows(measured: Measured) -> list[dict[str, Any]]:
-    """A row for each form, as `kernels/measured.py` has them; `plain` is its faster layout by that clock."""
-    workload, rows = measured.workload, []
-    times = measured.times["both" if workload.training else "forward"]
-    for name, candidate in measured.candidates.items():
-        if candidate.form.startswith((PLAIN, COMPILE)):
+def table_rows(measurement: Measurement) -> list[dict[str, Any]]:
+    """Return a row of `kernels/measured.py` for each fused variant; its baseline is the faster plain layout."""
+    workload, rows = measurement.workload, []
+    times = measurement.times["both" if workload.training else "forward"]
+    for name, variant in measurement.variants.items():
+        if variant.implementation.startswith((PLAIN, COMPILE)):
             continue
-        ratios = []
-        for by_candidate in times.values():
-            plain = [rounds for other, rounds in by_candidate.items() if other.startswith(PLAIN)]
-            if name in by_candidate and plain:
-                ratios.append(at_least(min(plain, key=lambda rounds: figures(rounds)[0]), by_candidate[name]))
-        if ratios:
-            key = workload.op, candidate.form, workload.mode, workload.precision, candidate.layout, workload.shape
-            named = dict(zip(KEY, key, strict=True))
-            rows.append(named | {"batch": workload.batch, "ratio": math.floor(1000 * min(ratios)) / 1000})
+        speedups = []
+        for by_variant in times.values():
+            plain = [rounds for other, rounds in by_variant.items() if other.startswith(PLAIN)]
+            if name in by_variant and plain:
+                fastest = min(plain, key=lambda rounds: median_and_quantiles(rounds)[0])
+                speedups.append(conservative_speedup(fastest, by_variant[name]))
+        if speedups:
+            mode, dtype = workload.mode, workload.precision
+            key = workload.op, variant.implementation, mode, dtype, variant.layout, workload.shape
+            fields = dict(zip(KEY_FIELDS, key, strict=True))
+            rows.append(fields | {"batch": workload.batch, "speedup": math.floor(1000 * min(speedups)) / 1000})
     return rows

@@ -1,4 +1,4 @@
-"""What is measured: one module of the paper's networks, at one input, in one mode; and the least it must do."""
+"""Benchmark workloads: one module of the paper's networks with one input and mode, and its minimum FLOPs and bytes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from mgcc_dist.models.blocks import MSAG, ConvMixer, ConvMixerLayer, UpConv
 
-OPERATIONS = ("upconv", "msag", "convmixer", "mixer")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 Shape = tuple[int, ...]
 Phase = tuple[float, float]
@@ -20,12 +19,12 @@ Phase = tuple[float, float]
 class Workload:
     op: str
     shape: Shape
-    """as `measured.shape_of` has it"""
+    """as in `measured.shape_key`"""
     batch: int
     dtype: torch.dtype
-    """float32, or what autocast computes in with parameters in float32"""
+    """float32, or the autocast dtype over float32 parameters"""
     training: bool
-    """forward and backward by the batch's statistics; else forward alone, without gradients, by running ones"""
+    """forward and backward with batch statistics; else forward without gradients, with running statistics"""
 
     @property
     def name(self) -> str:
@@ -42,15 +41,15 @@ class Workload:
     def module(self, device: torch.device) -> nn.Module:
         torch.manual_seed(0)
         channels, _, _, *sizes = self.shape
-        made = {"upconv": UpConv, "msag": MSAG, "convmixer": ConvMixerLayer, "mixer": ConvMixer}
-        return made[self.op](channels, *sizes).to(device).train(self.training)
+        created = {"upconv": UpConv, "msag": MSAG, "convmixer": ConvMixerLayer, "mixer": ConvMixer}
+        return created[self.op](channels, *sizes).to(device).train(self.training)
 
     def inputs(self, count: int, layout: str, device: torch.device) -> list[Tensor]:
-        """`count` inputs as an earlier convolution would leave them, the same whatever the layout."""
+        """Return `count` inputs like those an earlier convolution would produce, equal for all layouts."""
         generator = torch.Generator(device).manual_seed(0)
         size = self.batch, *self.shape[:3]
-        made = [torch.randn(size, generator=generator, device=device).to(self.dtype) for _ in range(count)]
-        return [x.to(memory_format=LAYOUTS[layout]).requires_grad_(self.training) for x in made]
+        created = [torch.randn(size, generator=generator, device=device).to(self.dtype) for _ in range(count)]
+        return [x.to(memory_format=LAYOUTS[layout]).requires_grad_(self.training) for x in created]
 
     @property
     def input_bytes(self) -> int:
@@ -58,10 +57,10 @@ class Workload:
         return self.batch * channels * height * width * self.dtype.itemsize
 
     def phases(self, direction: str) -> list[Phase]:
-        """What must be done one after another, as a norm waits for all pixels: `direction` is forward or backward.
+        """Return the FLOPs and bytes of phases that must run one after another, because a norm needs all pixels first.
 
-        Multiply-adds count as two operations. Each phase reads its inputs and writes its outputs once. In backward,
-        what lies between convolutions is computed again and not read.
+        `direction` is "forward" or "backward". A multiply-add counts as two operations. Each phase reads its inputs and
+        writes its outputs once. In backward, values between convolutions are recomputed, not read.
         """
         channels, height, width, *sizes = self.shape
         pixels, size = self.batch * height * width, self.dtype.itemsize
@@ -70,14 +69,14 @@ class Workload:
         if self.op == "upconv":
             out, flops = 4 * pixels * sizes[0] * size, 32.0 * pixels * channels * sizes[0]
             weight = 9 * channels * sizes[0] * size
-            if backward:  # the norm's sums over dy and u; both gradients of the convolution
+            if backward:  # reductions of the norm over dy and u; both gradients of the convolution
                 return [(0, 2 * out), (2 * flops, 2 * out + 2 * plane + 2 * weight)]
             first = (flops, plane + out + weight)
             return [first, (0, 2 * out)] if self.training else [first]
         if self.op == "msag":
             convolutions, vote = 38.0 * pixels * channels**2, 6.0 * pixels * channels**2
             weight = channels**2 * size
-            if backward:  # 26 passes: those of msag_backward, which shares every read that it can
+            if backward:  # the 26 passes of msag_backward, which shares all reads it can
                 return [(2 * (convolutions + vote), 26 * plane + 44 * weight)]
             if not self.training:
                 return [(convolutions + vote, 2 * plane + 22 * weight)]
@@ -91,7 +90,7 @@ class Workload:
 
 
 def levels(widths: tuple[int, ...], size: int) -> list[tuple[Shape, Shape]]:
-    """Shapes of the up-convolution and the gate of every level of a decoder for images of `size`, deep first."""
+    """Return the shapes of up-convolution and gate on each decoder level for images of `size`, deepest first."""
     found: list[tuple[Shape, Shape]] = []
     for n, (wide, deep) in enumerate(pairwise(widths)):
         side = size >> n
@@ -106,10 +105,10 @@ DEMO = (16, 32, 64, 128), 64  # configs/segment/mgcc_demo.yaml
 
 
 def on_gpu(dtypes: list[torch.dtype], quick: bool) -> Iterator[Workload]:
-    """The paper's network at its batch of 8, and a larger kernel and batch.
+    """Yield the GPU workloads: the paper's network at its batch size of 8, a larger kernel and a larger batch.
 
-    Training comes before evaluation, and in each one workload per operation, the level with most bytes, before the
-    others. Quick takes only these.
+    Training comes before evaluation. In each, the largest workload per operation comes first; `quick` yields only
+    these.
     """
     *upconvs, upconv = [("upconv", up, 8) for up, _ in levels(*PAPER)]
     *gates, gate = [("msag", gate, 8) for _, gate in levels(*PAPER)]
@@ -122,8 +121,10 @@ def on_gpu(dtypes: list[torch.dtype], quick: bool) -> Iterator[Workload]:
 
 
 def on_cpu(dtypes: list[torch.dtype], quick: bool) -> Iterator[Workload]:
-    """Up-convolutions of the paper's network (one image, evaluation alone) and of the small networks; then, for their
-    layouts and dtypes, the paper's gates and mixer."""
+    """Yield the CPU workloads: up-convolutions of the paper's network and the small networks, then gates and mixer.
+
+    The paper's up-convolutions run on one image, in evaluation only. Gates and mixer compare layouts and dtypes.
+    """
     for widths, size in [DEMO] if quick else [DEMO, SMALL, QUARTER, PAPER]:
         for dtype in dtypes:
             for up, _ in levels(widths, size):

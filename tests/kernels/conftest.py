@@ -1,11 +1,10 @@
-"""Tests marked `interpreted` run their Triton kernels through Triton's interpreter, on a CPU.
+"""Tests marked `interpreted` run their Triton kernels in Triton's interpreter, on a CPU.
 
-Triton decides when it is imported whether `@triton.jit` interprets or compiles, for the whole process. So this process
-never sets TRITON_INTERPRET: here kernels compile (test_compile, tests with -m gpu) and the rest of the suite has the
-Triton that its users have. The selected `interpreted` tests run in one child, a pytest that has TRITON_INTERPRET=1 from
-the start, and their outcomes and failure texts are reported here as their own. A test file imports kernels at its top
-as usual; fixtures of an interpreted test are set up in both processes. `TRITON_INTERPRET=1 pytest FILE` runs without
-the child, for a debugger.
+Triton decides at import, for the whole process, whether `@triton.jit` interprets or compiles. This process never sets
+TRITON_INTERPRET, so its kernels compile (test_compile, tests with -m gpu) and all other tests see Triton as users do.
+The selected `interpreted` tests run in one child pytest process with TRITON_INTERPRET=1. Their outcomes and failure
+texts are reported here as if they had run here. Test files import kernels at the top as usual; fixtures of an
+interpreted test are set up in both processes. To debug, run `TRITON_INTERPRET=1 pytest FILE`, without a child.
 """
 
 import json
@@ -16,13 +15,13 @@ import sys
 import pytest
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-CHANNEL = "MGCC_TEST_REPORTS"  # number of the file descriptor to which the child writes its reports
+CHANNEL = "MGCC_TEST_REPORTS"  # file descriptor on which the child sends its reports
 
 child = pytest.StashKey["Child"]()
 
 
 class Child:
-    """A pytest under the interpreter, and the reports that came from it so far."""
+    """A pytest process with TRITON_INTERPRET=1, and the reports received from it so far."""
 
     def __init__(self, config, nodes):
         self.reports = {}
@@ -39,13 +38,16 @@ class Child:
         self.lines = os.fdopen(reader, encoding="utf-8")
 
     def outcome(self, node):
-        """("passed", "failed" or "skipped", and why), once the child has it."""
+        """Wait for a test; return ("passed", "failed" or "skipped", reason)."""
         while node not in self.reports:
             line = self.lines.readline()
             if not line:
-                return "failed", f"the pytest with TRITON_INTERPRET=1 ended early, exit code {self.process.wait()}"
-            name, outcome, why = json.loads(line)
-            self.reports[name] = outcome, why
+                return (
+                    "failed",
+                    f"the pytest process with TRITON_INTERPRET=1 exited early with code {self.process.wait()}",
+                )
+            name, outcome, reason = json.loads(line)
+            self.reports[name] = outcome, reason
         return self.reports[node]
 
     def stop(self):
@@ -55,25 +57,25 @@ class Child:
 
 
 def pytest_runtest_logreport(report):
-    """In the child: tell the parent of each test that was called, or that failed or was skipped before it was."""
+    """In the child: send the parent the outcome of each test, or of a setup that failed or was skipped."""
     if CHANNEL in os.environ and (report.when == "call" or (report.when == "setup" and not report.passed)):
-        why = report.longrepr[2] if report.skipped else report.longreprtext
-        os.write(int(os.environ[CHANNEL]), (json.dumps([report.nodeid, report.outcome, why]) + "\n").encode())
+        reason = report.longrepr[2] if report.skipped else report.longreprtext
+        os.write(int(os.environ[CHANNEL]), (json.dumps([report.nodeid, report.outcome, reason]) + "\n").encode())
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
     if INTERPRETED or not pyfuncitem.get_closest_marker("interpreted"):
-        return None  # pytest calls it
+        return None  # pytest runs it
     stash = pyfuncitem.config.stash
     if child not in stash:
         marked = [item.nodeid for item in pyfuncitem.session.items if item.get_closest_marker("interpreted")]
         stash[child] = Child(pyfuncitem.config, marked)
-    outcome, why = stash[child].outcome(pyfuncitem.nodeid)
+    outcome, reason = stash[child].outcome(pyfuncitem.nodeid)
     if outcome == "failed":
-        pytest.fail(why, pytrace=False)
+        pytest.fail(reason, pytrace=False)
     if outcome == "skipped":
-        pytest.skip(why)
+        pytest.skip(reason)
     return True
 
 

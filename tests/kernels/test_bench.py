@@ -1,4 +1,4 @@
-"""The benchmark's rows, figures and table on a CPU; what only a GPU has is stood for by stubs."""
+"""The benchmark's results and table on a CPU; CUDA is replaced by stubs."""
 
 import json
 from types import SimpleNamespace
@@ -9,10 +9,10 @@ import torch
 from benchmarks.compare import figures as figures_of_file
 from mgcc_dist.kernels import measured as table
 from mgcc_dist.kernels.bench import __main__ as program
-from mgcc_dist.kernels.bench import candidates, counts, timing, workloads
-from mgcc_dist.kernels.bench.candidates import Calls, compiled, eager_and_fused
-from mgcc_dist.kernels.bench.measure import Effort, as_row, measure, merge, table_rows
+from mgcc_dist.kernels.bench import counts, run, timing, variants, workloads
+from mgcc_dist.kernels.bench.measure import Effort, add_variants, as_row, measure, table_rows
 from mgcc_dist.kernels.bench.table import write_table
+from mgcc_dist.kernels.bench.variants import Runner, compiled_variants, plain_and_fused
 from mgcc_dist.kernels.bench.workloads import Workload
 from mgcc_dist.kernels.fuse import fuse
 from mgcc_dist.models.blocks import UpConv
@@ -26,30 +26,30 @@ def workload(op="upconv", shape=(8, 4, 4, 4), dtype=torch.float32, training=Fals
 
 
 def measured_briefly(each):
-    return measure(each, eager_and_fused(each, CPU, triton=False)[0], CPU, BRIEF)
+    return measure(each, plain_and_fused(each, CPU, triton=False)[0], CPU, BRIEF)
 
 
 @pytest.fixture
 def tiny_run(monkeypatch, tmp_path):
-    """`bench` on two tiny workloads, with a table in a scratch folder."""
+    """Run the benchmark on two tiny workloads, with a table in a temporary folder."""
     monkeypatch.setattr(workloads, "on_cpu", lambda dtypes, quick: [workload(), workload(training=True)])
-    monkeypatch.setattr(program, "TABLE", tmp_path / "measured.json")
+    monkeypatch.setattr(program, "TABLE_PATH", tmp_path / "measured.json")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     return lambda *words: program.main(["--quick", "--dtypes", "float32", *map(str, words)])
 
 
-def test_without_a_gpu_it_says_so_and_writes_cpu_rows_a_picture_and_a_table(tiny_run, tmp_path, capsys):
+def test_benchmark_on_a_cpu_writes_results_plot_and_table(tiny_run, tmp_path, capsys):
     result, picture = tmp_path / "b.json", tmp_path / "b.png"
     tiny_run("--json", result, "--png", picture, "--write-table")
-    assert capsys.readouterr().out.startswith("bench: no GPU here")
+    assert capsys.readouterr().out.startswith("bench: no GPU found")
     content = json.loads(result.read_text())
     assert list(content["rows"]) == ["upconv 8x4x4x4 B2 float32 evaluation", "upconv 8x4x4x4 B2 float32 training"]
-    names = {f"{form} {layout}" for form in ("plain", "torch") for layout in workloads.LAYOUTS}
+    names = {f"{name} {layout}" for name in ("plain", "torch") for layout in workloads.LAYOUTS}
     for row, directions in zip(content["rows"].values(), (["forward"], ["forward", "backward", "both"]), strict=True):
         assert list(row["floor_ms"]) == directions
         for direction in directions:
             assert set(row[direction]) == names
-            found = [figures for by_clock in row[direction].values() for figures in by_clock.values()]
+            found = [figures for by_timer in row[direction].values() for figures in by_timer.values()]
             assert len(found) == len(names)
             assert all(each["ms_20_80"][0] <= each["ms"] <= each["ms_20_80"][1] for each in found)
             assert all(each["roofline_share"] > 0 for each in found)
@@ -59,66 +59,68 @@ def test_without_a_gpu_it_says_so_and_writes_cpu_rows_a_picture_and_a_table(tiny
     assert {"versions", "commit", "processor", "threads", "load", "roofline", "command"} <= content.keys()
     assert picture.read_bytes().startswith(b"\x89PNG")
     rows = table.read_rows(tmp_path / "measured.json")
-    keys = {(row["form"], row["mode"], row["layout"]) for row in rows}
+    keys = {(row["implementation"], row["mode"], row["layout"]) for row in rows}
     assert keys == {("torch", mode, each) for mode in ("evaluation", "training") for each in workloads.LAYOUTS}
     assert {row["device"] for row in rows} == {table.CPU}
 
 
 @torch.no_grad()
-def test_auto_follows_the_rows_that_were_written(tmp_path):
+def test_auto_follows_the_written_rows(tmp_path):
     path, measured = tmp_path / "measured.json", measured_briefly(workload())
     x = torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last)
     for milliseconds, expected in ((0.5, "torch"), (1.0, "torch"), (1.01, "plain")):
-        measured.times["forward"] = {"clock": {name: [[1.0]] * 5 for name in measured.candidates}}
-        measured.times["forward"]["clock"]["torch channels_last"] = [[milliseconds]] * 5
+        measured.times["forward"] = {"timer": {name: [[1.0]] * 5 for name in measured.variants}}
+        measured.times["forward"]["timer"]["torch channels_last"] = [[milliseconds]] * 5
         write_table(path, table_rows(measured), table.CPU, {})
-        assert fuse(UpConv(8, 4), "auto", path).eval().form_for(x) == expected
+        assert fuse(UpConv(8, 4), "auto", path).eval().select(x) == expected
 
 
-def test_a_ratio_is_to_the_faster_layout_and_by_the_clock_that_favours_the_form_least():
+def test_speedup_is_over_the_faster_layout_by_the_least_favourable_timer():
     measured = measured_briefly(workload())
     one = {"plain contiguous": [[4.0]], "plain channels_last": [[3.0]], "torch contiguous": [[2.0]]}
     measured.times["forward"] = {"first": one, "second": one | {"torch contiguous": [[2.5]]}}
     (row,) = table_rows(measured)
-    assert (row["layout"], row["ratio"]) == ("contiguous", 1.2)
+    assert (row["layout"], row["speedup"]) == ("contiguous", 1.2)
 
 
-def test_a_ratio_is_reached_in_four_rounds_of_five():
+def test_speedup_is_reached_in_four_rounds_of_five():
     base = [[3.0], [2.0], [1.0], [3.0], [3.0], [3.0]]
-    assert timing.at_least(base, [[1.0]] * 6) == 2.0
-    assert timing.figures([[1.0, 2.0], [3.0, 4.0, 5.0, 100.0]]) == [3.5, 2.0, 5.0]
+    assert timing.conservative_speedup(base, [[1.0]] * 6) == 2.0
+    assert timing.median_and_quantiles([[1.0, 2.0], [3.0, 4.0, 5.0, 100.0]]) == [3.5, 2.0, 5.0]
 
 
-def test_candidates_take_turns_and_each_begins_a_round():
+def test_variants_alternate_and_each_starts_a_round():
     order = []
     rounds = {name: lambda name=name: order.append(name) or [1.0] for name in "abc"}
-    assert timing.take_turns(rounds, 3) == {name: [[1.0]] * 3 for name in "abc"}
+    assert timing.alternate(rounds, 3) == {name: [[1.0]] * 3 for name in "abc"}
     assert "".join(order) == "abcbcacab"
 
 
-def test_a_table_keeps_what_was_not_measured_again_and_reads_the_least_over_batches(tmp_path):
+def test_table_keeps_other_rows_and_reads_the_lowest_speedup_over_batches(tmp_path):
     path = tmp_path / "measured.json"
-    row = {"op": "upconv", "form": "torch", "mode": "training", "dtype": "float32", "layout": "contiguous"}
+    row = {"op": "upconv", "implementation": "torch", "mode": "training", "dtype": "float32", "layout": "contiguous"}
     row |= {"shape": [1, 2, 3, 4]}
-    write_table(path, [row | {"batch": batch, "ratio": batch} for batch in (1, 2, 8)], "A", {"date": "then"})
-    write_table(path, [row | {"batch": 1, "ratio": 0.5}], "B", {})
-    write_table(path, [row | {"batch": 1, "ratio": 3}], "A", {"date": "now"})
-    assert table.read_table(path) == {device: {table.key_of(row): ratio} for device, ratio in (("A", 2), ("B", 0.5))}
+    write_table(path, [row | {"batch": batch, "speedup": batch} for batch in (1, 2, 8)], "A", {"date": "then"})
+    write_table(path, [row | {"batch": 1, "speedup": 0.5}], "B", {})
+    write_table(path, [row | {"batch": 1, "speedup": 3}], "A", {"date": "now"})
+    assert table.read_table(path) == {
+        device: {table.row_key(row): speedup} for device, speedup in (("A", 2), ("B", 0.5))
+    }
     assert json.loads(path.read_text())["devices"]["A"] == {"date": "now"}
 
 
-def test_a_wrong_or_failing_candidate_is_named_and_gets_no_time():
+def test_wrong_or_failing_variant_is_reported_and_not_timed():
     each = workload(training=True)
-    found, _ = eager_and_fused(each, CPU, triton=False)
-    wrong, failing = (one for one in found if one.form == "torch")
+    found, _ = plain_and_fused(each, CPU, triton=False)
+    wrong, failing = (one for one in found if one.implementation == "torch")
     right = wrong.module.forward
     wrong.module.forward = lambda x: 1.5 * right(x)
     failing.module.forward = lambda x: x.no_such_thing()
     measured = measure(each, found, CPU, BRIEF)
-    assert "off by" in measured.not_run[wrong.name]
+    assert "relative error of the result" in measured.not_run[wrong.name]
     assert "no_such_thing" in measured.not_run[failing.name]
-    (by_candidate,) = measured.times["both"].values()
-    assert set(by_candidate) == {"plain contiguous", "plain channels_last"}
+    (by_variant,) = measured.times["both"].values()
+    assert set(by_variant) == {"plain contiguous", "plain channels_last"}
     assert table_rows(measured) == []
 
 
@@ -128,7 +130,7 @@ def test_a_benchmark_that_fails_keeps_the_results_and_table_of_earlier_workloads
             raise RuntimeError("out of memory")
         return measure(each, *args)
 
-    monkeypatch.setattr(program, "measure", fail_on_training)
+    monkeypatch.setattr(run, "measure", fail_on_training)
     with pytest.raises(RuntimeError, match="out of memory"):
         tiny_run("--json", tmp_path / "b.json", "--write-table", tmp_path / "own_table.json")
     assert list(json.loads((tmp_path / "b.json").read_text())["rows"]) == ["upconv 8x4x4x4 B2 float32 evaluation"]
@@ -136,16 +138,16 @@ def test_a_benchmark_that_fails_keeps_the_results_and_table_of_earlier_workloads
     assert not (tmp_path / "measured.json").exists()
 
 
-def test_what_comes_after_the_time_is_listed(tiny_run, tmp_path, capsys):
+def test_workloads_skipped_for_lack_of_time_are_listed(tiny_run, tmp_path, capsys):
     tiny_run("--seconds", "-1", "--json", tmp_path / "b.json")
     content = json.loads((tmp_path / "b.json").read_text())
     assert content["rows"] == {}
     assert len(content["not_run"]) == 2
-    assert "give more --seconds" in capsys.readouterr().out
+    assert "increase --seconds" in capsys.readouterr().out
 
 
-def test_floors_are_those_of_the_roofline_by_hand():
-    def microseconds(*words, direction="forward", training=True):  # of an H100: 800 TFLOP/s, 3 TB/s
+def test_minimum_times_match_a_calculation_by_hand():
+    def microseconds(*words, direction="forward", training=True):  # on an H100: 800 TFLOP/s, 3 TB/s
         phases = Workload(*words, torch.bfloat16, training).phases(direction)
         return 1e6 * sum(max(flops / 800e12, moved / 3e12) for flops, moved in phases)
 
@@ -156,23 +158,23 @@ def test_floors_are_those_of_the_roofline_by_hand():
     assert microseconds(*gate, training=False) == pytest.approx(118, abs=1)
     assert microseconds(*gate) == pytest.approx(102 + 89.5 + 67, abs=1)
     assert microseconds(*gate, direction="backward") == pytest.approx(582, abs=1)
-    # 16 multiply-adds for four outputs, not 36.
+    # 16 multiply-adds per four outputs, not 36.
     one_gemm = 2 * 16 * (8 * 16 * 16) * 1024 * 512 / 800e6
     assert microseconds("upconv", (1024, 16, 16, 512), 8, training=False) == pytest.approx(one_gemm)
 
 
-def test_shapes_are_those_that_fuse_looks_up():
+def test_workload_shapes_match_the_lookup_of_fuse():
     for make in (workloads.on_cpu, workloads.on_gpu):
         for each in make([torch.float32], quick=True):
             small = Workload(each.op, (16, 2, 2, *each.shape[3:]), 1, each.dtype, each.training)
             (x,) = small.inputs(1, "channels_last", CPU)
-            assert table.shape_of(small.module(CPU), x) == small.shape
-            assert table.layout_of(x) == "channels_last"
+            assert table.shape_key(small.module(CPU), x) == small.shape
+            assert table.layout_name(x) == "channels_last"
 
 
 def test_autocast_workloads_have_half_precision_inputs_and_float32_weights():
     half = workload(dtype=torch.bfloat16, training=True)
-    one = Calls(half.module(CPU), half.inputs(2, "contiguous", CPU), half)
+    one = Runner(half.module(CPU), half.inputs(2, "contiguous", CPU), half)
     assert one.forward(1).dtype == torch.bfloat16
     gradients = one.backward(1)
     assert [g.dtype for g in gradients] == [torch.bfloat16, *(p.dtype for p in one.parameters)]
@@ -182,48 +184,48 @@ def test_autocast_workloads_have_half_precision_inputs_and_float32_weights():
 
 @pytest.mark.interpreted
 @pytest.mark.parametrize(
-    ("op", "shape", "training", "forms"),
+    ("op", "shape", "training", "implementations"),
     [
         ("upconv", (16, 4, 4, 16), False, {"torch", "triton"}),
         ("mixer", (2, 16, 16, 3, 1), True, {"triton"}),
-        ("msag", (16, 4, 4), False, {"triton one_kernel", "triton two_kernels", "triton library_and_tail"}),
+        ("msag", (16, 4, 4), False, {"triton single_kernel", "triton two_kernels", "triton aten_convolutions"}),
     ],
 )
-def test_triton_forms_are_checked_and_timed_in_their_modes(op, shape, training, forms):
+def test_triton_implementations_are_checked_and_timed_in_their_modes(op, shape, training, implementations):
     each = workload(op, shape, training=training, batch=1)
-    found, refused = eager_and_fused(each, CPU, triton=True)
-    assert refused == {}
+    found, unsupported = plain_and_fused(each, CPU, triton=True)
+    assert unsupported == {}
     measured = measure(each, found, CPU, Effort(rounds=1, milliseconds=0))
     assert measured.not_run == {}
-    assert {row["form"] for row in table_rows(measured)} == forms
+    assert {row["implementation"] for row in table_rows(measured)} == implementations
 
 
-def test_what_a_form_refuses_is_given_with_its_reason():
-    found, refused = eager_and_fused(workload(training=True), CPU, triton=True)
-    assert {one.form for one in found} == {"plain", "torch"}
-    assert "evaluation without gradients" in refused["triton contiguous"]
+def test_unsupported_implementation_is_listed_with_its_reason():
+    found, unsupported = plain_and_fused(workload(training=True), CPU, triton=True)
+    assert {one.implementation for one in found} == {"plain", "torch"}
+    assert "evaluation without gradients" in unsupported["triton contiguous"]
 
 
-def test_compiled_candidates_are_added_beside_the_others(monkeypatch):
+def test_compiled_variants_are_added_to_the_others(monkeypatch):
     each = workload()
-    made = compiled(each, CPU)  # Inductor refuses a word that it does not know
-    assert [one.name for one in made] == [
+    compiled = compiled_variants(each, CPU)  # Inductor rejects unknown options
+    assert [one.name for one in compiled] == [
         "compile default channels_last",
         "compile max-autotune channels_last",
         "compile forced-layout contiguous",
     ]
-    monkeypatch.setattr(candidates, "COMPILED", (("eager", "contiguous", {"backend": "eager"}),))
+    monkeypatch.setattr(variants, "COMPILED", (("eager", "contiguous", {"backend": "eager"}),))
     measured = measured_briefly(each)
-    merge(measured, measure(each, compiled(each, CPU), CPU, BRIEF))
+    add_variants(measured, measure(each, compiled_variants(each, CPU), CPU, BRIEF))
     row = as_row(measured, SimpleNamespace(floor=lambda phases, dtype: 1.0))
     assert "compile eager contiguous" in row["forward"]
-    for by_clock in row["forward"].values():
-        assert all(found["ratio_to_best_compile"] > 0 for found in by_clock.values())
-    assert {each["form"] for each in table_rows(measured)} == {"torch"}
+    for by_timer in row["forward"].values():
+        assert all(found["ratio_to_best_compile"] > 0 for found in by_timer.values())
+    assert {each["implementation"] for each in table_rows(measured)} == {"torch"}
 
 
 class Stub:
-    """Stands for CUDA's streams, graphs and events; every interval takes a millisecond."""
+    """Replaces CUDA streams, graphs and events; every interval is one millisecond."""
 
     def __init__(self, *_, **__):
         pass
@@ -251,37 +253,37 @@ class Stub:
 
 
 @pytest.fixture
-def stubs_of_cuda(monkeypatch):
+def cuda_stubs(monkeypatch):
     for name in ("Stream", "CUDAGraph", "Event", "stream", "graph", "current_stream", "synchronize"):
         monkeypatch.setattr(torch.cuda, name, Stub)
 
 
 @pytest.mark.parametrize(("cold", "captured"), [(True, [*range(4)] * 5), (False, [0] * 20)])
-def test_a_graph_holds_twenty_calls_on_inputs_in_turn_or_on_one(cold, captured, stubs_of_cuda):
+def test_cuda_graph_captures_twenty_calls_on_alternating_inputs_or_on_one(cold, captured, cuda_stubs):
     seen = []
-    one_round = timing.replay(0.2, cold)(seen.append, 4)
+    one_round = timing.cuda_graph_timer(0.2, cold)(seen.append, 4)
     assert seen[4:] == captured
     assert one_round() == [1 / 20] * 3
 
 
-def test_do_bench_gets_every_input_in_turn(monkeypatch):
+def test_do_bench_alternates_between_inputs(monkeypatch):
     seen = []
     monkeypatch.setattr("triton.testing.do_bench", lambda call, **words: [call() or 2.0 for _ in range(3)])
-    one_round = timing.events(5.0)(seen.append, 2)
+    one_round = timing.cuda_event_timer(5.0)(seen.append, 2)
     assert one_round() + one_round() == [2.0] * 6
     assert seen == [0, 1, 0, 1, 0, 1]
 
 
-def test_launches_are_kernels_and_not_copies(monkeypatch, stubs_of_cuda):
+def test_launches_count_kernels_and_not_copies(monkeypatch, cuda_stubs):
     cuda, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
     events = [("gemm", cuda), ("Memcpy DtoD", cuda), ("Memset (Device)", cuda), ("aten::mm", cpu), ("relu", cuda)]
     Stub.events = staticmethod(lambda: [SimpleNamespace(name=name, device_type=kind) for name, kind in events])
     monkeypatch.setattr(torch.profiler, "profile", Stub)
-    assert counts.launches(lambda: None) == 2
+    assert counts.count_launches(lambda: None) == 2
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_every_clock_and_count_is_there(tmp_path):
+def test_gpu_results_have_every_timer_and_count(tmp_path):
     program.main(["--op", "upconv", "--quick", "--json", str(tmp_path / "b.json")])
     for row in json.loads((tmp_path / "b.json").read_text())["rows"].values():
         assert all(name.startswith("triton") for name in row.get("not_run", ()))

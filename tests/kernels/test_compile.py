@@ -1,4 +1,4 @@
-"""Kernels compile ahead of time as the ledger says, and the check sees what it is there to see."""
+"""Kernels compile ahead of time with the resource usage of the ledger, and the check reports regressions."""
 
 import json
 import os
@@ -11,135 +11,150 @@ import torch
 
 pytest.importorskip("triton")
 
-from mgcc_dist.kernels import compile as program
-from mgcc_dist.kernels import targets
+from mgcc_dist.kernels import aot, targets
 
-compiles = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
+compiles = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter does not compile")
+has_ledger = pytest.mark.skipif(not aot.LEDGER_PATH.is_file(), reason=f"{aot.LEDGER_PATH.name} does not exist")
 
-FORM = "upconv.evaluation bf16 128->64"
-# One of each kind that compiles within seconds: all forms are `python -m mgcc_dist.kernels.compile --check`.
-SAMPLE = (FORM, "convmixer.forward bf16 16x16 B8 k7", "msag.vote with gate bf16 C64", "msag.gate sums bf16 C512")
-FIGURES = {"registers": 100, "stack_bytes": 0, "spills": 0, "shared_bytes": 64, "tensor_core": 8, "vector_loads": 4}
+SPEC = "upconv.evaluation bf16 128->64"
+# One of each kind that compiles within seconds; `python -m mgcc_dist.kernels.compile --check` compiles all.
+SAMPLE = (
+    SPEC,
+    "convmixer.forward bf16 16x16 B8 k7",
+    "msag.vote with gate bf16 C64",
+    "msag.gate gradient sums bf16 C512",
+)
+USAGE = {"registers": 100, "stack_bytes": 0, "spills": 0, "shared_bytes": 64, "tensor_core": 8, "vector_loads": 4}
 
 
-def problems(changes, before=FIGURES):
-    return program.problems(program.all_cases("sm_90")[FORM], "sm_90", FIGURES | changes, before)
+def problems(changes, ledger_entry=USAGE):
+    return aot.problems(aot.all_specs("sm_90")[SPEC], "sm_90", USAGE | changes, ledger_entry)
 
 
 @compiles
-@pytest.mark.skipif(not program.LEDGER.is_file(), reason=f"{program.LEDGER.name} is not there: another Triton")
+@has_ledger
 @pytest.mark.parametrize("target", targets.TARGETS)
-@pytest.mark.parametrize("form", SAMPLE)
-def test_form_compiles_as_the_ledger_says(form, target, tmp_path, monkeypatch):
-    monkeypatch.setattr("triton.knobs.cache.dir", str(tmp_path))  # so that it does compile
-    case = program.all_cases(target)[form]
-    entry = program.build(case, target)
-    assert program.problems(case, target, entry, program.read_ledger()[form][target]) == []
+@pytest.mark.parametrize("name", SAMPLE)
+def test_kernel_compiles_with_the_usage_of_the_ledger(name, target, tmp_path, monkeypatch):
+    monkeypatch.setattr("triton.knobs.cache.dir", str(tmp_path))  # an empty cache, so that it compiles
+    spec = aot.all_specs(target)[name]
+    entry = aot.build(spec, target)
+    assert aot.problems(spec, target, entry, aot.read_ledger()[name][target]) == []
 
 
 @compiles
-@pytest.mark.parametrize("kernel", ["forward", "forward of a first layer", "backward", "backward of a first layer"])
+@pytest.mark.parametrize("kernel", ["forward", "forward first layer", "backward", "backward first layer"])
 def test_training_kernels_compile_for_a_batch_of_one(kernel):
     """Triton makes an integer argument of value 1 a compile-time constant."""
-    case = program.all_cases("sm_90")[f"convmixer.{kernel} bf16 16x16 B8 k7"]
-    program.build(replace(case, scalars=case.scalars | {"B": 1}), "sm_90")
+    spec = aot.all_specs("sm_90")[f"convmixer.{kernel} bf16 16x16 B8 k7"]
+    aot.build(replace(spec, scalars=spec.scalars | {"B": 1}), "sm_90")
 
 
 @compiles
-def test_spill_is_seen_in_machine_code():
-    case = program.all_cases("sm_80")[FORM]
-    crowded = replace(case, options={"num_warps": 1, "num_stages": 1})  # 256 accumulators a thread
-    entry = program.build(crowded, "sm_80")
-    assert "spills: must be 0" in "".join(program.problems(crowded, "sm_80", entry, None))
+def test_spills_are_counted_in_the_machine_code():
+    spec = aot.all_specs("sm_80")[SPEC]
+    large_tile = replace(spec, options={"num_warps": 1, "num_stages": 1})  # 256 accumulators per thread
+    entry = aot.build(large_tile, "sm_80")
+    assert "spills: expected 0" in "".join(aot.problems(large_tile, "sm_80", entry, None))
 
 
-@pytest.mark.skipif(not program.LEDGER.is_file(), reason=f"{program.LEDGER.name} is not there: another Triton")
-def test_ledger_holds_every_form_of_every_target_and_nothing_that_spills():
-    ledger = program.read_ledger()
-    forms = {(name, target) for target in targets.TARGETS for name in program.all_cases(target)}
-    assert {(name, target) for name, entries in ledger.items() for target in entries} == forms
-    for name, target in forms:
-        assert program.problems(program.all_cases(target)[name], target, ledger[name][target], None) == []
+@has_ledger
+def test_ledger_has_every_spec_of_every_target_without_spills():
+    ledger = aot.read_ledger()
+    expected = {(name, target) for target in targets.TARGETS for name in aot.all_specs(target)}
+    assert {(name, target) for name, entries in ledger.items() for target in entries} == expected
+    for name, target in expected:
+        assert aot.problems(aot.all_specs(target)[name], target, ledger[name][target], None) == []
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({}, None),
         ({"registers": 110}, None),
-        ({"registers": 111}, "registers: was 100, is 111"),
-        ({"spills": 3}, "spills: must be 0, is 3"),
+        ({"registers": 111}, "registers: was 100, now 111"),
+        ({"spills": 3}, "spills: expected 0, got 3"),
         ({"stack_bytes": 8}, "8 bytes of stack"),
-        ({"tensor_core": 0}, "tensor_core: must be there, is 0"),
-        ({"shared_bytes": 65}, "shared_bytes: was 64, is 65"),
-        ({"vector_loads": 3}, "vector_loads: was 4, is 3"),
+        ({"tensor_core": 0}, "tensor_core: expected at least 1 instruction, got 0"),
+        ({"shared_bytes": 65}, "shared_bytes: was 64, now 65"),
+        ({"vector_loads": 3}, "vector_loads: was 4, now 3"),
     ],
 )
-def test_check_tells_a_spill_a_missing_tensor_core_and_a_regression(changes, said):
+def test_problems_are_spills_missing_tensor_cores_and_regressions(changes, message):
     found = problems(changes)
-    assert len(found) == (said is not None)
-    assert (said or "") in "".join(found)
+    assert len(found) == (message is not None)
+    assert (message or "") in "".join(found)
 
 
-def test_more_shared_memory_than_a_program_may_have_is_told_without_a_ledger():
+def test_too_much_shared_memory_is_a_problem_without_a_ledger_entry():
     limit = targets.SHARED_BYTES["sm_90"]
-    assert problems({"shared_bytes": limit}, before=None) == []
-    assert f"at most {limit}, is {limit + 1}" in problems({"shared_bytes": limit + 1}, before=None)[0]
+    assert problems({"shared_bytes": limit}, ledger_entry=None) == []
+    assert f"at most {limit}, got {limit + 1}" in problems({"shared_bytes": limit + 1}, ledger_entry=None)[0]
 
 
 @pytest.fixture
 def ledgers(tmp_path, monkeypatch):
-    """A folder of ledgers for the test alone."""
-    monkeypatch.setattr(program, "LEDGERS", tmp_path)
-    monkeypatch.setattr(program, "LEDGER", tmp_path / f"triton-{program.triton.__version__}.json")
+    """A temporary folder of ledgers."""
+    monkeypatch.setattr(aot, "LEDGER_DIR", tmp_path)
+    monkeypatch.setattr(aot, "LEDGER_PATH", tmp_path / f"triton-{aot.triton.__version__}.json")
     return tmp_path
 
 
-def test_written_ledger_is_read_back_and_another_version_s_absence_is_told(ledgers):
-    program.write_ledger({"b": {"sm_90": FIGURES}, "a": {"sm_80": FIGURES, "sm_90": FIGURES}})
-    assert program.read_ledger() == {"a": {"sm_80": FIGURES, "sm_90": FIGURES}, "b": {"sm_90": FIGURES}}
-    program.LEDGER.rename(ledgers / "triton-1.2.3.json")
-    with pytest.raises(FileNotFoundError, match=r"has no ledger \(there are: 1\.2\.3\).*--write"):
-        program.read_ledger()
+def test_ledger_is_read_back_and_a_missing_version_is_reported(ledgers):
+    aot.write_ledger({"b": {"sm_90": USAGE}, "a": {"sm_80": USAGE, "sm_90": USAGE}})
+    assert aot.read_ledger() == {"a": {"sm_80": USAGE, "sm_90": USAGE}, "b": {"sm_90": USAGE}}
+    aot.LEDGER_PATH.rename(ledgers / "triton-1.2.3.json")
+    with pytest.raises(FileNotFoundError, match=r"no ledger for this version \(existing: 1\.2\.3\).*--write"):
+        aot.read_ledger()
 
 
 @compiles
-def test_program_writes_checks_and_fails_on_a_worse_figure(tmp_path):
-    """On a copy of the package, so that the ledger here stays."""
+def test_write_then_check_fails_on_a_regression_and_an_unknown_kernel(tmp_path):
+    """Runs with a temporary ledger, so that the repository's stays unchanged."""
     launcher = tmp_path / "run.py"
     launcher.write_text(
         "import sys, pathlib\n"
-        "from mgcc_dist.kernels import compile as program\n"
-        f"program.LEDGERS = pathlib.Path({str(tmp_path)!r})\n"
-        "program.LEDGER = program.LEDGERS / 'triton-here.json'\n"
-        "program.TARGETS = ('sm_90',)\n"
+        "from mgcc_dist.kernels import aot, compile as program\n"
+        f"aot.LEDGER_DIR = pathlib.Path({str(tmp_path)!r})\n"
+        "aot.LEDGER_PATH = aot.LEDGER_DIR / 'triton-here.json'\n"
+        "aot.TARGETS = ('sm_90',)\n"
         "if __name__ == '__main__':\n    program.main()\n"
     )
 
-    def run(*words):
-        words = ("--only", "msag.gate bf16 C64", "--jobs", "1", "--cache", str(tmp_path / "cache"), *words)
-        done = subprocess.run([sys.executable, launcher, *words], capture_output=True, text=True, check=False)
+    def run(*options):
+        options = ("--only", "msag.gate bf16 C64", "--jobs", "1", "--cache", str(tmp_path / "cache"), *options)
+        done = subprocess.run([sys.executable, launcher, *options], capture_output=True, text=True, check=False)
         return done.returncode, done.stdout + done.stderr
 
-    code, said = run("--write")
-    assert code == 0, said
-    assert "compile: 1/1" in said
+    code, message = run("--write")
+    assert code == 0, message
+    assert "compile: 1/1" in message
     file = tmp_path / "triton-here.json"
     written = json.loads(file.read_text())
-    entry = written["forms"]["msag.gate bf16 C64"]["sm_90"]
+    entry = written["kernels"]["msag.gate bf16 C64"]["sm_90"]
     better = entry | {"vector_loads": entry["vector_loads"] + 1}
-    file.write_text(json.dumps({"forms": {"msag.gate bf16 C64": {"sm_90": better}, "msag.gate bf16 C64 gone": {}}}))
-    code, said = run("--check")
+    file.write_text(json.dumps({"kernels": {"msag.gate bf16 C64": {"sm_90": better}, "msag.gate bf16 C64 gone": {}}}))
+    code, message = run("--check")
     assert code == 1
-    assert f"msag.gate bf16 C64, sm_90, vector_loads: was {better['vector_loads']}, is {entry['vector_loads']}" in said
-    assert "msag.gate bf16 C64 gone is in the ledger, but no such form" in said
-    assert "compile: 1 compiled, 2 problems" in said
+    change = f"was {better['vector_loads']}, now {entry['vector_loads']}"
+    assert f"msag.gate bf16 C64, sm_90, vector_loads: {change}" in message
+    assert "msag.gate bf16 C64 gone: in the ledger, but there is no such kernel" in message
+    assert "compile: 1 compiled, 2 problems" in message
 
 
-def test_a_gpu_without_a_ledger_column_is_refused(monkeypatch):
+def test_gpu_outside_the_targets_is_unsupported(monkeypatch):
     device = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.version, "hip", None)
-    assert "sm_75" in targets.device_refusal(device)
+    assert "sm_75" in targets.unsupported_device_reason(device)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert targets.device_refusal(device) is None
+    assert targets.unsupported_device_reason(device) is None
+
+
+@pytest.mark.parametrize("program", ["compile", "bench"])
+def test_help_imports_neither_torch_nor_triton(program):
+    command = [sys.executable, "-X", "importtime", "-m", f"mgcc_dist.kernels.{program}", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in imported
+    assert not imported & {"torch", "triton", "numpy", "matplotlib"}

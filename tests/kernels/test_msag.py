@@ -1,4 +1,4 @@
-"""The fused gate equals MSAG in float64: outputs, gradients, running statistics; through Triton's interpreter."""
+"""The fused gate matches MSAG in float64: outputs, gradients, running statistics; in Triton's interpreter."""
 
 import copy
 
@@ -10,19 +10,19 @@ from torch.overrides import TorchFunctionMode
 pytest.importorskip("triton")
 
 from mgcc_dist.kernels import msag, msag_forward
-from mgcc_dist.kernels.msag import EVALUATION_FORMS, FusedMSAG, supported
+from mgcc_dist.kernels.msag import EVALUATION_IMPLEMENTATIONS, FusedMSAG, unsupported_reason
 from mgcc_dist.models.blocks import MSAG
 
 interpreted = pytest.mark.interpreted
 
 # Relative error in the norm. The interpreter truncates to bfloat16, so its errors are twice those of a GPU.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-# A ReLU's gradient jumps at 0, so a rounded u near 0 takes the other side: one pixel of few hundred shows.
+# The gradient of ReLU jumps at 0. A rounded u near 0 can change sides, which is visible with few hundred pixels.
 GRADIENT_TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 3e-2, torch.bfloat16: 6e-2}
 
 
 def gate_and_reference(channels, dtype, seed=0):
-    """A gate whose norms do something, and its copy in float64; the parameters are numbers of `dtype`."""
+    """Return a gate whose norms are not the identity, with parameters of `dtype`, and its copy in float64."""
     torch.manual_seed(seed)
     gate = MSAG(channels)
     for norm in (gate.pointwise_norm, gate.ordinary_norm, gate.dilated_norm, gate.vote_norm):
@@ -34,25 +34,25 @@ def gate_and_reference(channels, dtype, seed=0):
     return gate, copy.deepcopy(gate).double()
 
 
-def picture(shape, dtype, seed=1):
+def random_input(shape, dtype, seed=1):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def error(ours, theirs):
+def relative_error(ours, theirs):
     return ((ours.double() - theirs.double()).norm() / theirs.double().norm()).item()
 
 
 @interpreted
-@pytest.mark.parametrize("form", EVALUATION_FORMS)
+@pytest.mark.parametrize("implementation", EVALUATION_IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", [(2, 16, 9, 17), (1, 32, 5, 3)], ids=str)
 @torch.no_grad()
-def test_evaluation_equals_the_module_s_in_float64(form, dtype, shape):
+def test_evaluation_matches_the_plain_module(implementation, dtype, shape):
     gate, reference = gate_and_reference(shape[1], dtype)
-    x = picture(shape, dtype)
-    ours = FusedMSAG.from_module(gate.eval(), form)(x)
+    x = random_input(shape, dtype)
+    ours = FusedMSAG.from_module(gate.eval(), implementation)(x)
     assert ours.dtype == dtype
-    assert error(ours, reference.eval()(x.double())) < TOLERANCE[dtype]
+    assert relative_error(ours, reference.eval()(x.double())) < TOLERANCE[dtype]
 
 
 @interpreted
@@ -65,29 +65,32 @@ def test_evaluation_equals_the_module_s_in_float64(form, dtype, shape):
     ],
     ids=str,
 )
-def test_training_step_equals_the_module_s_in_float64(dtype, shape):
+def test_training_step_matches_the_plain_module(dtype, shape):
     gate, reference = gate_and_reference(shape[1], dtype)
     fused = FusedMSAG.from_module(gate)
-    ours, theirs = picture(shape, dtype).requires_grad_(), picture(shape, dtype).double().clone().requires_grad_()
-    upstream = picture(shape, dtype, seed=2)
+    ours, theirs = (
+        random_input(shape, dtype).requires_grad_(),
+        random_input(shape, dtype).double().clone().requires_grad_(),
+    )
+    grad_output = random_input(shape, dtype, seed=2)
     y, expected = fused(ours), reference(theirs)
-    y.backward(upstream)
-    expected.backward(upstream.double())
+    y.backward(grad_output)
+    expected.backward(grad_output.double())
     tolerance = GRADIENT_TOLERANCE[dtype]
     if shape[0] * shape[2] * shape[3] == 2:
-        tolerance = 1e-2  # two values a channel are ±1 after a norm: their gradients cancel but for its epsilon
-    assert error(y, expected) < TOLERANCE[dtype]
-    assert error(ours.grad, theirs.grad) < tolerance
+        tolerance = 1e-2  # two values per channel are ±1 after a norm, so their gradients cancel except for epsilon
+    assert relative_error(y, expected) < TOLERANCE[dtype]
+    assert relative_error(ours.grad, theirs.grad) < tolerance
     parameters = dict(reference.named_parameters())
     for name, parameter in fused.named_parameters():
-        if name in {f"{part}.bias" for part in msag.PARTS}:  # a norm takes off what a bias adds
+        if name in {f"{part}.bias" for part in msag.PARTS}:  # a norm removes a bias, so its gradient is zero
             assert not parameter.grad.any()
             torch.testing.assert_close(parameters[name].grad, torch.zeros_like(parameters[name]), rtol=0, atol=1e-11)
         else:
-            assert error(parameter.grad, parameters[name].grad) < tolerance, name
+            assert relative_error(parameter.grad, parameters[name].grad) < tolerance, name
     buffers = dict(reference.named_buffers())
     for name, buffer in fused.named_buffers():
-        assert error(buffer, buffers[name]) < TOLERANCE[dtype], name
+        assert relative_error(buffer, buffers[name]) < TOLERANCE[dtype], name
 
 
 @interpreted
@@ -95,7 +98,7 @@ def test_gradcheck():
     gate, _ = gate_and_reference(16, torch.float64)
     fused = FusedMSAG.from_module(gate)
     weights, vote = fused.cast_weights(torch.float64)
-    inputs = [picture((2, 16, 3, 4), torch.float64).to(memory_format=torch.channels_last), *weights, vote]
+    inputs = [random_input((2, 16, 3, 4), torch.float64).to(memory_format=torch.channels_last), *weights, vote]
     inputs += [torch.cat([getattr(gate, f"{part}_norm").weight for part in msag.PARTS])]
     inputs += [torch.cat([getattr(gate, f"{part}_norm").bias for part in msag.PARTS])]
     inputs = [tensor.detach().requires_grad_() for tensor in inputs]
@@ -108,23 +111,23 @@ def test_gradcheck():
 
 
 @interpreted
-def test_large_mean_with_tiny_variance_keeps_its_digits():
-    """E[u²] - E[u]² in float32 has no digit left here."""
-    value = 1000 + 0.01 * picture((300, 16), torch.float64)
+def test_variance_does_not_cancel_when_the_mean_is_large():
+    """E[u²] - E[u]² in float32 would have no correct digit here."""
+    value = 1000 + 0.01 * random_input((300, 16), torch.float64)
     partial, counts = torch.empty(3, 2, 16), torch.tensor([128.0, 128.0, 44.0])
     for tile, rows in zip(partial, value.split(128), strict=True):
         tile[0], tile[1] = rows.mean(0), (rows - rows.mean(0)).square().sum(0)
-    norm = msag_forward.merge(partial, counts, torch.ones(16), torch.zeros(16), 300, eps=0.0)
+    norm = msag_forward.launch_merge_moments(partial, counts, torch.ones(16), torch.zeros(16), 300, eps=0.0)
     torch.testing.assert_close(norm[4].double(), value.var(0, unbiased=False), rtol=2e-2, atol=0)
     gate, reference = gate_and_reference(16, torch.float32)
-    x = picture((2, 16, 6, 9), torch.float32) * 0.01 + 10
+    x = random_input((2, 16, 6, 9), torch.float32) * 0.01 + 10
     y, expected = FusedMSAG.from_module(gate)(x), reference(x.double())
     eager = copy.deepcopy(reference).float()(x)
-    assert error(y, expected) < max(2e-6, 1.5 * error(eager, expected))
+    assert relative_error(y, expected) < max(2e-6, 1.5 * relative_error(eager, expected))
 
 
 class NaNInNewTensors(TorchFunctionMode):
-    """What a kernel leaves unwritten shows."""
+    """Fills new tensors with NaN, so that elements a kernel does not write are visible."""
 
     poisoned = 0
 
@@ -137,17 +140,17 @@ class NaNInNewTensors(TorchFunctionMode):
 
 
 @interpreted
-def test_every_element_is_written_and_two_runs_agree_bit_by_bit():
+def test_kernels_write_every_element_and_are_bit_reproducible():
     gate, _ = gate_and_reference(16, torch.float32)
     tensors = []
     for mode in (torch.no_grad(), NaNInNewTensors()):
         with mode:
-            x = picture((2, 16, 9, 18), torch.float32).contiguous(memory_format=torch.channels_last)
+            x = random_input((2, 16, 9, 18), torch.float32).contiguous(memory_format=torch.channels_last)
             fused = FusedMSAG.from_module(copy.deepcopy(gate))
             weights, vote = fused.cast_weights(torch.float32)
             vectors = [torch.linspace(0.5, 1.5, 64), torch.linspace(0.5, 1.5, 64), torch.linspace(-1, 1, 64)]
             weights = [weight.detach() for weight in weights]
-            y, *kept = msag_forward.train(x, weights, vote.detach(), *vectors, 1e-5)
+            y, *kept = msag_forward.train_forward(x, weights, vote.detach(), *vectors, 1e-5)
             gradients = msag.msag_backward.backward(torch.ones_like(x), x, weights, vote.detach(), *kept)
             dx, dweights, *others = gradients
             tensors.append([y, *kept, dx, *dweights, *others])
@@ -159,10 +162,10 @@ def test_every_element_is_written_and_two_runs_agree_bit_by_bit():
 
 @interpreted
 @torch.no_grad()
-def test_evaluation_sees_new_weights_and_new_statistics():
+def test_cached_weights_follow_changed_parameters_and_statistics():
     gate, _ = gate_and_reference(16, torch.float32)
     fused = FusedMSAG.from_module(gate.eval())
-    x = picture((1, 16, 4, 4), torch.float32)
+    x = random_input((1, 16, 4, 4), torch.float32)
     for change in (
         lambda: gate.vote.weight.mul_(2),
         lambda: gate.dilated_norm.running_var.fill_(3),
@@ -176,38 +179,38 @@ def test_evaluation_sees_new_weights_and_new_statistics():
 
 
 @interpreted
-def test_autocast_computes_in_its_dtype_and_gives_gradients_in_the_parameters():
+def test_autocast_computes_in_bf16_and_returns_fp32_gradients():
     gate, reference = gate_and_reference(16, torch.float32)
     fused = FusedMSAG.from_module(gate)
-    x = picture((2, 16, 6, 5), torch.float32)
+    x = random_input((2, 16, 6, 5), torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         y = fused(x)
     y.sum().backward()
     assert y.dtype == torch.float32
-    assert 1e-5 < error(y, reference(x.double())) < 8e-3
+    assert 1e-5 < relative_error(y, reference(x.double())) < 8e-3
     assert {parameter.grad.dtype for parameter in fused.parameters()} == {torch.float32}
 
 
 @interpreted
-def test_operators_are_what_torch_compile_expects():
+def test_custom_ops_pass_opcheck():
     gate, _ = gate_and_reference(16, torch.float32)
     fused = FusedMSAG.from_module(gate)
     weights, vote = fused.cast_weights(torch.float32)
     weights, vote = [weight.detach().requires_grad_() for weight in weights], vote.detach().requires_grad_()
-    x = picture((2, 16, 3, 5), torch.float32).to(memory_format=torch.channels_last).requires_grad_()
+    x = random_input((2, 16, 3, 5), torch.float32).to(memory_format=torch.channels_last).requires_grad_()
     vectors = [torch.rand(64, requires_grad=True) for _ in range(3)]
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(msag.msag_train, (x, weights, vote, *vectors, 1e-5), test_utils=checks)
     norm = torch.rand(3, 48), torch.rand(3, 16)
     plain = x.detach(), [weight.detach() for weight in weights], vote.detach()
-    torch.library.opcheck(msag.msag_evaluate, (*plain, *norm, "one_kernel"), test_utils=checks)
+    torch.library.opcheck(msag.msag_evaluate, (*plain, *norm, "single_kernel"), test_utils=checks)
 
 
 @interpreted
-def test_whole_step_under_torch_compile():
+def test_torch_compile_fullgraph_gives_the_same_step():
     gate, _ = gate_and_reference(16, torch.float32)
     fused, compiled = FusedMSAG.from_module(copy.deepcopy(gate)), FusedMSAG.from_module(gate)
-    x = picture((2, 16, 3, 5), torch.float32)
+    x = random_input((2, 16, 3, 5), torch.float32)
     fused(x).square().sum().backward()
     torch.compile(compiled, backend="aot_eager", fullgraph=True)(x).square().sum().backward()
     for ours, theirs in zip(compiled.parameters(), fused.parameters(), strict=True):
@@ -216,7 +219,7 @@ def test_whole_step_under_torch_compile():
         torch.testing.assert_close(ours, theirs)
 
 
-def test_state_dict_goes_both_ways_and_parameters_are_shared():
+def test_fused_gate_shares_parameters_and_state_dict_keys():
     gate = MSAG(16)
     fused = FusedMSAG.from_module(gate)
     assert list(fused.state_dict()) == list(gate.state_dict())
@@ -230,54 +233,56 @@ def test_state_dict_goes_both_ways_and_parameters_are_shared():
         (24, (1, 24, 4, 4), None, "24 channels"),
         (16, (1, 16, 1, 1), None, "single pixel"),
         (16, (16, 4, 4), None, "3 dimensions"),
-        (16, (1, 16, 4, 4), lambda gate: gate.eval(), "gradients in evaluation"),
+        (16, (1, 16, 4, 4), lambda gate: gate.eval(), "gradients are enabled"),
         (16, (1, 16, 4, 4), lambda gate: gate.vote_norm.eval(), "differ"),
         (16, (1, 16, 4, 4), lambda gate: setattr(gate, "vote_norm", torch.nn.SyncBatchNorm(16)), "SyncBatchNorm"),
         (16, (1, 16, 4, 4), None, None),
     ],
 )
-def test_reason_is_given_for_what_the_kernels_cannot_do(channels, shape, change, reason):
+def test_unsupported_reasons(channels, shape, change, reason):
     gate = MSAG(channels)
     if change is not None:
         change(gate)
-    found = supported(gate, torch.zeros(shape))
+    found = unsupported_reason(gate, torch.zeros(shape))
     assert found is None if reason is None else reason in found
 
 
-def test_float32_is_not_supported_on_a_gpu():
+def test_float32_is_unsupported_on_a_gpu():
     gate = MSAG(16)
     with FakeTensorMode():
         single, half = (torch.zeros(1, 16, 4, 4, dtype=dtype, device="cuda") for dtype in (torch.float32, torch.half))
-        assert "float32" in supported(gate, single)
-        assert "weights are on cpu" in supported(gate, half)
+        assert "float32" in unsupported_reason(gate, single)
+        assert "weights are on cpu" in unsupported_reason(gate, half)
 
 
-def test_a_cpu_is_not_supported_without_the_interpreter():
-    assert supported(MSAG(16), torch.zeros(1, 16, 4, 4)) == "device cpu"
+def test_cpu_without_interpreter_is_unsupported():
+    assert unsupported_reason(MSAG(16), torch.zeros(1, 16, 4, 4)) == "the device is cpu, but Triton kernels need a GPU"
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("channels", "size"), [(64, 256), (128, 128), (256, 64), (512, 32), (64, 37)])
-def test_error_on_a_gpu_is_at_most_one_and_a_half_times_eager_s(channels, size, dtype):
+def test_gpu_error_is_close_to_that_of_eager(channels, size, dtype):
     gate, reference = gate_and_reference(channels, dtype)
     gate, reference = gate.cuda(), reference.cuda()
-    x = picture((2, channels, size, size), dtype).cuda().contiguous(memory_format=torch.channels_last)
-    upstream = picture(x.shape, dtype, seed=2).cuda()
+    x = random_input((2, channels, size, size), dtype).cuda().contiguous(memory_format=torch.channels_last)
+    grad_output = random_input(x.shape, dtype, seed=2).cuda()
 
-    def step(module, x, upstream):
+    def step(module, x, grad_output):
         x = x.detach().clone().requires_grad_()
         y = module(x)
-        gradients = torch.autograd.grad(y, [x, *(p for n, p in module.named_parameters() if p.dim() > 1)], upstream)
+        gradients = torch.autograd.grad(y, [x, *(p for n, p in module.named_parameters() if p.dim() > 1)], grad_output)
         return [y, *gradients]
 
-    exact = step(copy.deepcopy(reference), x.double(), upstream.double())
-    eager = step(copy.deepcopy(gate), x, upstream)
-    ours = step(FusedMSAG.from_module(copy.deepcopy(gate)), x, upstream)
+    exact = step(copy.deepcopy(reference), x.double(), grad_output.double())
+    eager = step(copy.deepcopy(gate), x, grad_output)
+    ours = step(FusedMSAG.from_module(copy.deepcopy(gate)), x, grad_output)
     for fused, plain, right in zip(ours, eager, exact, strict=True):
-        assert error(fused, right) <= 1.5 * error(plain, right)
+        assert relative_error(fused, right) <= 1.5 * relative_error(plain, right)
     with torch.no_grad():
         right, plain = reference.eval()(x.double()), gate.eval()(x)
-        for form in EVALUATION_FORMS:
-            if form != "one_kernel" or channels <= 128:
-                assert error(FusedMSAG.from_module(gate, form)(x), right) <= 1.5 * error(plain, right), form
+        for implementation in EVALUATION_IMPLEMENTATIONS:
+            if implementation != "single_kernel" or channels <= 128:
+                assert relative_error(FusedMSAG.from_module(gate, implementation)(x), right) <= 1.5 * relative_error(
+                    plain, right
+                ), implementation

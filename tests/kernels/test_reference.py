@@ -1,4 +1,4 @@
-"""The references are the networks' own modules, with the parameters as arguments."""
+"""The references compute the same as the networks' own modules, with the parameters as arguments."""
 
 import torch
 
@@ -7,7 +7,7 @@ from mgcc_dist.models.blocks import MSAG, ConvMixerLayer
 
 
 def randomized(module):
-    """In float64 and training mode, with norms that do something."""
+    """Randomize a module whose norms then are not the identity; return it in float64 and training mode."""
     torch.manual_seed(0)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -18,7 +18,7 @@ def norm(layer):
     return layer.weight, layer.bias
 
 
-def test_convmixer_layer_is_the_network_s_in_training():
+def test_convmixer_layer_matches_the_network_module():
     layer = randomized(ConvMixerLayer(6, kernel_size=5))
     x = torch.randn(3, 6, 7, 9, dtype=torch.float64)
     ours = reference.convmixer_layer(
@@ -33,13 +33,13 @@ def test_convmixer_layer_is_the_network_s_in_training():
     torch.testing.assert_close(ours, layer(x), rtol=1e-12, atol=1e-12)
 
 
-def test_msag_is_the_network_s_in_training():
+def test_msag_matches_the_network_module():
     gate = randomized(MSAG(4))
     x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
 
-    def part(name):
+    def arguments(name):
         convolution = getattr(gate, name)
         return convolution.weight, convolution.bias, *norm(getattr(gate, f"{name}_norm"))
 
-    ours = reference.msag(x, [part("pointwise"), part("ordinary"), part("dilated")], part("vote"))
+    ours = reference.msag(x, [arguments("pointwise"), arguments("ordinary"), arguments("dilated")], arguments("vote"))
     torch.testing.assert_close(ours, gate(x), rtol=1e-12, atol=1e-12)

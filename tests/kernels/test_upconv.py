@@ -1,4 +1,4 @@
-"""The phase-wise up-convolution equals upsampling and convolving, values and gradients, at any size."""
+"""The phase up-convolution equals upsampling and convolution, in values and gradients, at any size."""
 
 import copy
 
@@ -6,12 +6,18 @@ import pytest
 import torch
 
 from mgcc_dist.kernels import reference
-from mgcc_dist.kernels.upconv import FusedUpConv, phase_weights, supported, triton_supported, upsample_conv
+from mgcc_dist.kernels.upconv import (
+    FusedUpConv,
+    phase_weights,
+    triton_unsupported_reason,
+    unsupported_reason,
+    upsample_conv,
+)
 from mgcc_dist.models.blocks import UpConv
 
 
 def block(channels, out, seed=0):
-    """A plain block in evaluation mode whose norm does something."""
+    """Return a plain block in evaluation mode whose norm is not the identity."""
     torch.manual_seed(seed)
     module = UpConv(channels, out).eval()
     for tensor in (module.norm.weight, module.norm.bias, module.norm.running_mean):
@@ -23,7 +29,7 @@ def block(channels, out, seed=0):
 @pytest.mark.parametrize("size", [(1, 1), (1, 4), (3, 5), (8, 8), (7, 16)])
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_phase_wise_form_is_exact_with_its_gradients(size, with_bias, layout):
+def test_phase_convolutions_and_gradients_are_exact(size, with_bias, layout):
     torch.manual_seed(0)
     x = torch.randn(2, 3, *size, dtype=torch.float64).to(memory_format=layout)
     weight = torch.randn(4, 3, 3, 3, dtype=torch.float64)
@@ -38,7 +44,7 @@ def test_phase_wise_form_is_exact_with_its_gradients(size, with_bias, layout):
         torch.testing.assert_close(mine, expected, rtol=1e-11, atol=1e-11)
 
 
-def test_kernels_of_the_phases_have_the_layout_of_the_weight():
+def test_phase_weights_keep_the_memory_format():
     for layout in (torch.contiguous_format, torch.channels_last):
         kernels = phase_weights(torch.randn(4, 3, 3, 3).to(memory_format=layout))
         assert kernels.shape == (2, 2, 4, 3, 2, 2)
@@ -46,7 +52,7 @@ def test_kernels_of_the_phases_have_the_layout_of_the_weight():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_module_is_the_plain_one_in_training_and_evaluation(training):
+def test_fused_module_matches_the_plain_one(training):
     plain = block(3, 4).double().train(training)
     fused = FusedUpConv.from_module(copy.deepcopy(plain))
     x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
@@ -57,7 +63,7 @@ def test_module_is_the_plain_one_in_training_and_evaluation(training):
 
 
 @torch.no_grad()
-def test_evaluation_sees_every_change_of_weights_and_statistics():
+def test_cached_weights_follow_every_change_of_parameters_and_statistics():
     plain = block(2, 3)
     fused = FusedUpConv.from_module(plain)
     x = torch.randn(1, 2, 4, 4)
@@ -75,7 +81,7 @@ def test_evaluation_sees_every_change_of_weights_and_statistics():
         torch.testing.assert_close(fused(x), plain(x))
 
 
-def test_autocast_folds_in_float32_and_is_as_near_to_float64_as_the_plain_block():
+def test_autocast_folds_in_float32_and_is_as_accurate_as_the_plain_block():
     plain = block(32, 16)
     fused, exact = FusedUpConv.from_module(plain), copy.deepcopy(plain).double()
     x = torch.randn(2, 32, 8, 8)
@@ -95,11 +101,11 @@ def test_autocast_folds_in_float32_and_is_as_near_to_float64_as_the_plain_block(
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
 @pytest.mark.parametrize("shape", [(1, 16, 32, 3, 5), (2, 64, 16, 9, 8)])
 @torch.no_grad()
-def test_triton_form_against_float64(dtype, tolerance, shape):
+def test_triton_kernel_matches_float64(dtype, tolerance, shape):
     batch, channels, out, height, width = shape
     plain = block(channels, out)
     x = torch.randn(batch, channels, height, width).to(dtype)
-    assert triton_supported(plain, x) is None
+    assert triton_unsupported_reason(plain, x) is None
     right = copy.deepcopy(plain).double()(x.double())
     ours = FusedUpConv.from_module(plain, "triton")(x)
     assert ours.dtype == dtype
@@ -110,7 +116,7 @@ def test_triton_form_against_float64(dtype, tolerance, shape):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @torch.no_grad()
-def test_triton_form_on_a_gpu_is_as_near_to_float64_as_eager(dtype):
+def test_triton_kernel_on_a_gpu_is_as_accurate_as_eager(dtype):
     plain = block(128, 64).cuda()
     x = torch.randn(3, 128, 31, 17, device="cuda").to(dtype)
     right = copy.deepcopy(plain).double()(x.double())
@@ -118,12 +124,13 @@ def test_triton_form_on_a_gpu_is_as_near_to_float64_as_eager(dtype):
     assert (ours.double() - right).norm() <= 1.5 * (theirs.double() - right).norm()
 
 
-def test_what_is_not_supported_is_said():
+def test_unsupported_reasons():
     x = torch.randn(1, 4, 2, 2)
     module = block(4, 4)
-    assert supported(module, x) is None
-    assert "gradients" in triton_supported(module, x)
+    assert unsupported_reason(module, x) is None
+    assert "gradients" in triton_unsupported_reason(module, x)
     with torch.no_grad():
-        assert "float64" in triton_supported(module, x.double()) or "device cpu" in triton_supported(module, x)
+        reason = triton_unsupported_reason(module, x.double())
+        assert "float64" in reason or "device is cpu" in reason
     module.conv = torch.nn.Conv2d(4, 4, 5, padding=2)
-    assert "3x3" in supported(module, x)
+    assert "3x3" in unsupported_reason(module, x)
