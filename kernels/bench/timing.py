@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 
@@ -83,7 +83,7 @@ def cuda_event_timer(milliseconds: float) -> Timer:
     return prepare
 
 
-def capture_graph(calls: list[Callable[[], object]], warm_up: int = 3) -> torch.cuda.CUDAGraph:
+def capture_graph(calls: Sequence[Callable[[], object]], warm_up: int = 3) -> torch.cuda.CUDAGraph:
     """Capture `calls` in one CUDA graph, after running the first `warm_up` of them (cyclically) on a side stream."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

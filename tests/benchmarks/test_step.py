@@ -113,7 +113,7 @@ def test_auto_kernels_are_unsupported_where_all_of_them_are_plain(stubs, monkeyp
     plain = functools.partial(fuse, table=tmp_path / "none.json")
     monkeypatch.setattr(step_module, "fuse", plain)
     with (
-        pytest.warns(UserWarning, match="measured"),
+        pytest.warns(UserWarning, match="no measurements"),
         pytest.raises(Unsupported, match="lists no faster kernel for this device"),
     ):
         package_step(StepSettings(auto_kernels=True), TOY)
