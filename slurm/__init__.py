@@ -1,1 +1,1 @@
-"""Dispatch of a sweep's runs, to Slurm or on one machine; `testbed/` is a real two-node Slurm for trials and tests."""
+"""Run sweeps on a Slurm cluster or on one machine. `testbed/` is a two-node Slurm on one machine for tests."""

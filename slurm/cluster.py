@@ -1,4 +1,4 @@
-"""What Slurm says of itself and of jobs."""
+"""Query Slurm and control jobs with its command-line tools."""
 
 import os
 import re
@@ -8,114 +8,114 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.slurm.resources import Resources, minutes
+from mgcc_dist.slurm.resources import Resources, to_minutes
 
 
 @dataclass(frozen=True)
-class Queued:
+class QueueEntry:
     state: str
     """PENDING, RUNNING, REQUEUED, ..."""
     node: str
     reason: str
-    """why it is pending"""
+    """why the job is pending"""
 
 
-def queue() -> dict[str, Queued]:
-    """This user's jobs that are not over, each array member by itself, by id: "12", "13_0"."""
-    lines = _output("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%N|%r").splitlines()
+def queue() -> dict[str, QueueEntry]:
+    """Return this user's jobs in the queue by id, one entry per array task: "12", "13_0"."""
+    lines = _run("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%N|%r").splitlines()
     rows = (line.split("|") for line in lines)
-    return {job: Queued(state, node, reason) for job, state, node, reason in rows}
+    return {job: QueueEntry(state, node, reason) for job, state, node, reason in rows}
 
 
-def ended(jobs: Iterable[str]) -> dict[str, str]:
-    """State of jobs that are over ("FAILED", "CANCELLED by 0", "NODE_FAIL", ...); empty without accounting."""
+def final_states(jobs: Iterable[str]) -> dict[str, str]:
+    """Return the states of finished jobs ("FAILED", "CANCELLED by 0", "NODE_FAIL", ...); {} without accounting."""
     jobs = list(jobs)
     if not jobs:
         return {}
-    bases = sorted({job.partition("_")[0] for job in jobs})
+    job_ids = ",".join(sorted({job.partition("_")[0] for job in jobs}))
     try:
-        text = _output(
-            "sacct", "--noheader", "--allocations", "--parsable2", "-o", "JobID,State", "-j", ",".join(bases)
-        )
+        text = _run("sacct", "--noheader", "--allocations", "--parsable2", "-o", "JobID,State", "-j", job_ids)
     except UserError:
         return {}
     return dict(line.split("|") for line in text.splitlines() if "|" in line)
 
 
 def cancel(jobs: list[str]) -> None:
-    """End jobs, pending or running."""
-    _output("scancel", *jobs)
+    """Cancel pending and running jobs."""
+    _run("scancel", *jobs)
 
 
 def requeue(job: str) -> None:
     """Put a running job back into the queue."""
-    _output("scontrol", "requeue", job)
+    _run("scontrol", "requeue", job)
 
 
 def is_this_job_running() -> bool:
-    """Whether this process is in a job that Slurm neither ends (scancel, the time limit) nor has requeued."""
+    """Return whether this process is in a Slurm job that is neither ending (scancel, time limit) nor requeued."""
     job = os.environ.get("SLURM_JOB_ID")
     if not job or os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
         return False
-    return "JobState=RUNNING" in _output("scontrol", "show", "job", "-o", job)
+    return "JobState=RUNNING" in _run("scontrol", "show", "job", "-o", job)
 
 
-def largest_array() -> int:
-    """How many members an array may have."""
-    match = re.search(r"MaxArraySize\s*=\s*(\d+)", _output("scontrol", "show", "config"))
+def max_array_size() -> int:
+    """Return the largest number of tasks that the site allows in a job array."""
+    match = re.search(r"MaxArraySize\s*=\s*(\d+)", _run("scontrol", "show", "config"))
     return int(match.group(1)) if match else 1000
 
 
-def check(wanted: Resources) -> None:
-    """Raise UserError where the partition is not there or ends jobs sooner than asked for."""
-    shown = [_pairs(line) for line in _output("scontrol", "show", "partition", "-o").splitlines()]
-    partitions = {each["PartitionName"]: each for each in shown}
-    name = wanted.partition or next((key for key, each in partitions.items() if each.get("Default") == "YES"), None)
-    if name is None:
-        raise UserError(f"no partition is the default; give one of {', '.join(partitions)} in a cluster file")
-    for each in name.split(","):
-        if each not in partitions:
-            raise UserError(f"partition {each!r} is not known to Slurm; there are {', '.join(partitions)}")
-        limit = partitions[each].get("MaxTime", "UNLIMITED")
-        if limit != "UNLIMITED" and wanted.minutes > minutes(limit):
-            raise UserError(f"time {wanted.time} is over the limit {limit} of partition {each}")
+def check_partition(requested: Resources) -> None:
+    """Raise UserError if the partition does not exist or its time limit is below the requested time."""
+    lines = [_parse_pairs(line) for line in _run("scontrol", "show", "partition", "-o").splitlines()]
+    partitions = {pairs["PartitionName"]: pairs for pairs in lines}
+    known = ", ".join(partitions)
+    default = next((name for name, pairs in partitions.items() if pairs.get("Default") == "YES"), None)
+    names = requested.partition or default
+    if names is None:
+        raise UserError(f"partition: this cluster has no default. Set one of {known} in a cluster file.")
+    for name in names.split(","):
+        if name not in partitions:
+            raise UserError(f"partition: {name!r} does not exist. Choose from: {known}.")
+        limit = partitions[name].get("MaxTime", "UNLIMITED")
+        if limit != "UNLIMITED" and requested.minutes > to_minutes(limit):
+            raise UserError(f"time: {requested.time} exceeds the limit {limit} of partition {name}")
 
 
-def check_script(text: str) -> None:
-    """Raise UserError with Slurm's words where it would never start a job of this script."""
-    tested = subprocess.run(
-        ["sbatch", "--test-only"], input=text, capture_output=True, text=True, check=False, timeout=60
-    )
+def check_accepted(requested: Resources) -> None:
+    """Raise UserError with Slurm's message if `sbatch --test-only` rejects a job with these resources."""
+    command = ["sbatch", "--test-only", *requested.sbatch_options(), "--wrap=true"]
+    tested = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     if tested.returncode:
-        said = " ".join(tested.stderr.split())
-        raise UserError(f"Slurm would not take the job: {said.removeprefix('allocation failure: ')}")
+        message = " ".join(tested.stderr.split()).removeprefix("allocation failure: ")
+        raise UserError(f"Slurm rejects the resources ({requested}): {message}")
 
 
-def is_local_alive(pid: str) -> bool:
-    """Whether submitit's controller of a local job is running on this machine."""
+def is_local_job_running(pid: str) -> bool:
+    """Return whether submitit's controller process of a local job is running on this machine."""
     try:
         return b"submitit" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
 
 
-def _output(*command: str) -> str:
-    """Standard output of one of Slurm's commands.
+def _run(*command: str) -> str:
+    """Run a Slurm command and return its standard output.
 
     Raises:
-        UserError: it is not installed, fails, or takes more than a minute.
+        UserError: the command is not installed, fails, or takes longer than a minute.
     """
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=os.environ)
     except FileNotFoundError as error:
-        raise UserError(f"{command[0]} is not there: is this a Slurm cluster? --cluster local needs none") from error
+        message = "command not found. Run on a Slurm login node, or use --cluster local, which needs no Slurm."
+        raise UserError(f"{command[0]}: {message}") from error
     except subprocess.TimeoutExpired as error:
-        raise UserError(f"{command[0]} gave no answer within a minute; is slurmctld up?") from error
+        raise UserError(f"{command[0]}: no answer within a minute. Check that slurmctld is up.") from error
     if done.returncode:
         raise UserError(f"{' '.join(command[:3])}: {' '.join(done.stderr.split())}")
     return done.stdout
 
 
-def _pairs(line: str) -> dict[str, str]:
-    """`Key=value Key=value` as scontrol -o prints it."""
+def _parse_pairs(line: str) -> dict[str, str]:
+    """Parse a line of `Key=value Key=value`, as `scontrol -o` prints it."""
     return dict(word.split("=", 1) for word in line.split() if "=" in word)

@@ -1,39 +1,38 @@
-"""The last words of a batch script: `python -m mgcc_dist.slurm.retry CODE FOLDER` after a step that ended with CODE.
+"""The last command of the batch script: `python -m mgcc_dist.slurm.retry CODE FOLDER`, with srun's exit code.
 
-A step that crashed (a rank was killed, the GPU or the network failed) is tried again from its last checkpoint; as often
-as `attempts` says without progress. Wrong settings are not: the same would come of them.
+Requeues a job that crashed (a killed rank, a failed GPU or network), so that it resumes from its last checkpoint, up to
+`attempts` times without progress. Jobs with invalid settings are not requeued, since they would fail again.
 """
 
 import sys
 from pathlib import Path
 
-from submitit import JobEnvironment
-from submitit.core.utils import DelayedSubmission, JobPaths
+from submitit import JobEnvironment, SlurmJob
 
 from mgcc_dist.slurm import cluster
-from mgcc_dist.slurm.shared import SharedPrograms
-from mgcc_dist.slurm.task import Program, attempts_of
+from mgcc_dist.slurm.packing import PackedPrograms
+from mgcc_dist.slurm.worker import Program, read_attempts
 
 
 def main(code: int, folder: Path) -> None:
-    if code == 0 or not cluster.is_this_job_running():  # it is requeued already, or cancelled
+    if code == 0 or not cluster.is_this_job_running():  # already requeued, or cancelled
         return
-    job = JobEnvironment()
-    program = DelayedSubmission.load(JobPaths(folder, job.job_id).submitted_pickle).function
-    assert isinstance(program, (Program, SharedPrograms))
-    if [each for each in program.left() if _has_attempts(each, code)]:
-        cluster.requeue(job.job_id)
+    job = JobEnvironment().job_id
+    submitted = SlurmJob(folder, job).submission().function
+    assert isinstance(submitted, (Program, PackedPrograms))
+    if [program for program in submitted.unfinished() if _has_attempts_left(program, code)]:
+        cluster.requeue(job)
 
 
-def _has_attempts(program: Program, code: int) -> bool:
-    sofar = attempts_of(program.folder)
-    if sofar.get("hopeless"):
+def _has_attempts_left(program: Program, code: int) -> bool:
+    previous = read_attempts(program.folder)
+    if previous.get("hopeless"):
         return False
-    said = f"slurm: ended with code {code}, attempt {sofar['attempts']} of {program.attempts} from step {sofar['step']}"
-    again = sofar["attempts"] < program.attempts
-    more = "requeued" if again else "given up; `python -m mgcc_dist.slurm resume` starts it again"
-    print(f"{said}: {more}", file=sys.stderr)
-    return again
+    retry = previous["attempts"] < program.max_attempts
+    action = "requeued" if retry else "giving up. Fix the cause, then run `mgcc slurm resume SWEEP`."
+    attempt = f"attempt {previous['attempts']} of {program.max_attempts} from step {previous['step']}"
+    print(f"slurm: exit code {code}, {attempt}: {action}", file=sys.stderr)
+    return retry
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where each task of a sweep stands, by its product, Slurm's queue, its metrics and log; quick, since without torch."""
+"""State of each task of a sweep, from its output, Slurm's queue, its metrics and its log. Does not import torch."""
 
 import json
 import re
@@ -9,27 +9,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 from mgcc_dist.common.files import read_json, write_json
 from mgcc_dist.common.sweep_file import slug
 from mgcc_dist.slurm import cluster
-from mgcc_dist.slurm.plan import Task
+from mgcc_dist.slurm.job_graph import Task
 
-ORDER = ("done", "running", "pending", "failed", "missing")
-PROGRESS = re.compile(r"^.*?\d+%\|.*?\|.*?\[.*?\]")
-"""a progress bar; an error may follow it on its line"""
-TAIL = 4096
-"""bytes at the end of a log or metrics file that are looked at"""
+STATES = ("done", "running", "pending", "failed", "missing")
+WAITING_STATES = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING")
+"""Slurm's states of jobs that have not started"""
+PROGRESS_BAR = re.compile(r"^.*?\d+%\|.*?\|.*?\[.*?\]")
+"""may be followed by an error on the same line"""
+TAIL_BYTES = 4096
+"""read from the end of a log or metrics file"""
+COLUMNS = ("run", "state", "step", "epoch", "remaining", "node", "job", "reason")
 
 
 @dataclass
 class Registry:
-    """OUT/jobs.json: which job carries out which task, and where the sweep was submitted to."""
+    """OUT/jobs.json: the job of each task, and where the sweep was submitted to."""
 
     path: Path
     cluster: str = "slurm"
     cluster_file: str | None = None
     jobs: dict[str, str] | None = None
-    """task -> id of its latest job"""
+    """task name -> id of its latest job"""
 
     @classmethod
     def read(cls, out: Path) -> "Registry":
@@ -45,80 +50,83 @@ class Registry:
 
 
 @dataclass(frozen=True)
-class State:
+class TaskStatus:
     task: Task
-    kind: str
-    """one of ORDER"""
+    state: str
+    """one of STATES"""
     job: str = ""
-    note: str = ""
-    """why it is pending, how it failed"""
+    reason: str = ""
+    """why the task is pending, or how it failed"""
     node: str = ""
     step: int | None = None
     epoch: float | None = None
     remaining: float | None = None
-    """seconds to the end of training, at the pace so far"""
+    """estimated seconds until training ends"""
 
 
-def states_of(tasks: Iterable[Task], registry: Registry) -> list[State]:
-    """Asks Slurm once for what is queued and, if tasks have failed, once for how."""
+def query(tasks: Iterable[Task], registry: Registry) -> list[TaskStatus]:
+    """Return the status of all tasks, with one call of squeue and, if tasks have failed, one of sacct."""
     tasks, jobs = list(tasks), registry.jobs or {}
     submitted = [task for task in tasks if task.name in jobs and not task.is_done]
-    queued: Mapping[str, cluster.Queued] = {}
+    queued: Mapping[str, cluster.QueueEntry] = {}
     if submitted and registry.cluster == "slurm":
         queued = cluster.queue()
     elif submitted:
         ids = (jobs[task.name] for task in submitted)
-        queued = {job: cluster.Queued("RUNNING", "", "") for job in ids if cluster.is_local_alive(job)}
-    gone = [jobs[task.name] for task in submitted if jobs[task.name] not in queued]
-    how = cluster.ended(gone) if registry.cluster == "slurm" else {}
-    return [_state(task, jobs.get(task.name, ""), queued, how) for task in tasks]
+        queued = {job: cluster.QueueEntry("RUNNING", "", "") for job in ids if cluster.is_local_job_running(job)}
+    ended = [jobs[task.name] for task in submitted if jobs[task.name] not in queued]
+    final_states = cluster.final_states(ended) if registry.cluster == "slurm" else {}
+    return [_task_status(task, jobs.get(task.name, ""), queued, final_states) for task in tasks]
 
 
-def _state(task: Task, job: str, queued: Mapping[str, cluster.Queued], how: Mapping[str, str]) -> State:
-    # Looked at anew: what left the queue since may have finished.
+def _task_status(
+    task: Task, job: str, queued: Mapping[str, cluster.QueueEntry], final_states: Mapping[str, str]
+) -> TaskStatus:
     entry = queued.get(job)
-    if task.is_done and (task.run or not entry):  # a run's job may go on with others; a report is made again
-        return State(task, "done", job)
+    # Check the output again: a task that has left the queue since may have finished. The job of a finished run can
+    # still be running packed runs, but a report with a job in the queue is being rebuilt.
+    if task.is_done and (task.run or not entry):
+        return TaskStatus(task, "done", job)
     if not job:
-        return State(task, "missing")
+        return TaskStatus(task, "missing")
     if entry is None:
-        return State(task, "failed", job, note=how.get(job, "").split(" ")[0].lower())
-    if entry.state in ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING"):
-        return State(task, "pending", job, note=entry.reason)
-    return State(task, "running", job, node=entry.node, **progress(task))
+        return TaskStatus(task, "failed", job, reason=final_states.get(job, "").split(" ")[0].lower())
+    if entry.state in WAITING_STATES:
+        return TaskStatus(task, "pending", job, reason=entry.reason)
+    return TaskStatus(task, "running", job, node=entry.node, **read_progress(task))
 
 
-def progress(task: Task) -> dict[str, Any]:
-    """Step, epoch and remaining seconds of a task that trains, by its newest row of metrics; {} before the first."""
+def read_progress(task: Task) -> dict[str, Any]:
+    """Return step, epoch and remaining seconds of a training task from its latest metrics; {} before the first."""
     rows = []
-    for line in tail(task.makes.parent / "metrics.jsonl").splitlines():
+    for line in read_tail(task.output.parent / "metrics.jsonl").splitlines():
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:  # cut short at either end
+        except json.JSONDecodeError:  # the first and the last line may be incomplete
             continue
     timed = [row for row in rows if "seconds" in row]
     if not timed:
         return {}
     row = timed[-1]
-    shown: dict[str, Any] = {"step": row["step"], "epoch": row["epoch"]}
-    if task.run and (total := task.run.training_length()):
-        unit, number = total
-        done = row["epoch" if unit == "epochs" else "step"] / number
-        shown["remaining"] = row["seconds"] * max(0, 1 - done) / done if done else None
-    return shown
+    progress: dict[str, Any] = {"step": row["step"], "epoch": row["epoch"]}
+    if task.run and (length := task.run.training_length()):
+        unit, total = length
+        fraction = row["epoch" if unit == "epochs" else "step"] / total
+        progress["remaining"] = row["seconds"] * max(0, 1 - fraction) / fraction if fraction else None
+    return progress
 
 
-def tail(path: Path) -> str:
-    """The last TAIL bytes of a text file; "" when it is not there."""
+def read_tail(path: Path) -> str:
+    """Return the last TAIL_BYTES of a text file; "" if the file does not exist."""
     if not path.is_file():
         return ""
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL))
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
         return file.read().decode(errors="replace")
 
 
-def logs_of(registry: Registry) -> dict[str, list[Path]]:
-    """Log files by job, of all its ranks, standard output before standard error."""
+def find_logs(registry: Registry) -> dict[str, list[Path]]:
+    """Return the log files of all ranks by job, standard output before standard error."""
     logs: dict[str, list[Path]] = {}
     for path in registry.logs.glob("*_log.*"):
         job = path.name.rpartition("_log.")[0].rpartition("_")[0]
@@ -126,62 +134,68 @@ def logs_of(registry: Registry) -> dict[str, list[Path]]:
     return {job: sorted(paths, key=lambda path: (path.suffix != ".out", path.name)) for job, paths in logs.items()}
 
 
-def own(logs: Iterable[Path], task: Task) -> list[Path]:
-    """Of the logs of a task's job those of the task: all, unless it is one of several runs that share the job."""
-    logs = list(logs)
-    return [path for path in logs if path.stem.endswith(f"_{slug(task.name)}_log")] or logs
+def select_logs(job_logs: Iterable[Path], task: Task) -> list[Path]:
+    """Return the task's logs among its job's: the log of a packed run, otherwise all."""
+    job_logs = list(job_logs)
+    return [path for path in job_logs if path.stem.endswith(f"_{slug(task.name)}_log")] or job_logs
 
 
-def last_words(logs: Iterable[Path], lines: int = 3) -> list[str]:
-    """The last lines that a failed job wrote to standard error; Slurm's own only where the program said nothing."""
-    notes: list[str] = []
+def final_log_lines(logs: Iterable[Path], count: int = 3) -> list[str]:
+    """Return the last lines of standard error; Slurm's own messages only if the program wrote nothing."""
+    from_slurm: list[str] = []
     for path in logs:
         if path.suffix != ".err":
             continue
-        said = [words for line in tail(path).splitlines() if (words := PROGRESS.sub("", line).strip())]
-        own = [line for line in said if not line.startswith(("srun:", "slurmstepd"))]
-        if own:
-            return own[-lines:]
-        notes += said
-    return notes[-lines:]
+        lines = [text for line in read_tail(path).splitlines() if (text := PROGRESS_BAR.sub("", line).strip())]
+        from_program = [line for line in lines if not line.startswith(("srun:", "slurmstepd"))]
+        if from_program:
+            return from_program[-count:]
+        from_slurm += lines
+    return from_slurm[-count:]
 
 
-def table(states: list[State], registry: Registry) -> str:
-    """One line a task, with the last words of those that failed, and a count."""
-    rows = [["run", "state", "step", "epoch", "remaining", "node", "job", ""]]
-    for state in states:
-        step = "" if state.step is None else str(state.step)
-        epoch = "" if state.epoch is None else f"{state.epoch:.1f}"
-        remaining = "" if state.remaining is None else clock(state.remaining)
-        rows.append([state.task.name, state.kind, step, epoch, remaining, state.node, state.job, state.note])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    shown, logs = lines[:1], logs_of(registry)
-    for state, line in zip(states, lines[1:], strict=True):
-        shown.append(line)
-        if state.kind == "failed":
-            shown += [f"    {words}" for words in last_words(own(logs.get(state.job, ()), state.task))]
-    return "\n".join([*shown, summary(states)])
+def format_table(statuses: list[TaskStatus], registry: Registry) -> str:
+    """Format one line per task, with the final log lines of failed ones, and a summary."""
+    rows = [
+        [
+            status.task.name,
+            status.state,
+            "" if status.step is None else str(status.step),
+            "" if status.epoch is None else f"{status.epoch:.1f}",
+            "" if status.remaining is None else format_duration(status.remaining),
+            *(status.node, status.job, status.reason),
+        ]
+        for status in statuses
+    ]
+    align = ("left", "left", "right", "right", "right", "left", "left", "left")
+    table = tabulate(rows, COLUMNS, tablefmt="plain", colalign=align, disable_numparse=True)
+    header, *task_lines = (line.rstrip() for line in table.splitlines())
+    lines, logs = [header], find_logs(registry)
+    for status, task_line in zip(statuses, task_lines, strict=True):
+        lines.append(task_line)
+        if status.state == "failed":
+            lines += [f"    {line}" for line in final_log_lines(select_logs(logs.get(status.job, ()), status.task))]
+    return "\n".join([*lines, summarize(statuses)])
 
 
-def summary(states: Iterable[State]) -> str:
-    """`9 tasks: 6 done, 2 running, 1 failed`"""
-    counts = Counter(state.kind for state in states)
-    counted = ", ".join(f"{counts[kind]} {kind}" for kind in ORDER if counts[kind])
-    return f"{counts.total()} tasks: {counted}"
+def summarize(statuses: Iterable[TaskStatus]) -> str:
+    """Return `9 tasks: 6 done, 2 running, 1 failed`."""
+    counts = Counter(status.state for status in statuses)
+    per_state = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    return f"{counts.total()} tasks: {per_state}"
 
 
-def clock(seconds: float) -> str:
-    """`3:05:00`"""
+def format_duration(seconds: float) -> str:
+    """Format seconds as `3:05:00`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def watch(tasks: list[Task], registry: Registry, seconds: float) -> list[State]:
-    """Show the table again and again until nothing is pending or running; the last states."""
+def watch(tasks: list[Task], registry: Registry, interval: float) -> list[TaskStatus]:
+    """Print the table every `interval` seconds until no task is pending or running; return the last statuses."""
     while True:
-        states = states_of(tasks, registry)
-        print(f"\033[2J\033[H{table(states, registry)}", flush=True)
-        if not any(state.kind in ("pending", "running") for state in states):
-            return states
-        time.sleep(seconds)
+        statuses = query(tasks, registry)
+        print(f"\033[2J\033[H{format_table(statuses, registry)}", flush=True)
+        if not any(status.state in ("pending", "running") for status in statuses):
+            return statuses
+        time.sleep(interval)

@@ -1,6 +1,7 @@
-"""Submitting: jobs into Slurm's queue by submitit, or one task after the other on this machine."""
+"""Submit a sweep's jobs to Slurm with submitit, or run its tasks on this machine."""
 
 import fcntl
+import logging
 import os
 import shlex
 import signal
@@ -13,189 +14,191 @@ from typing import IO, Any
 
 import submitit
 from submitit.helpers import environment_variables
-from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
-from tqdm import tqdm
 
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.common.sweep_file import Sweep, slug
 from mgcc_dist.slurm import cluster
-from mgcc_dist.slurm.plan import REPORT, Job, Task, dependency, jobs_of
-from mgcc_dist.slurm.shared import SharedPrograms
-from mgcc_dist.slurm.status import Registry, State, last_words, logs_of, own
-from mgcc_dist.slurm.task import ATTEMPTS, Program
+from mgcc_dist.slurm.job_graph import REPORT, Job, Task, build_jobs, dependency_option
+from mgcc_dist.slurm.packing import PackedPrograms
+from mgcc_dist.slurm.status import Registry, TaskStatus, final_log_lines, find_logs, select_logs
+from mgcc_dist.slurm.worker import ATTEMPTS_FILE, Program
+
+logger = logging.getLogger(__name__)
 
 LOCK = ".submitting"
-"""holds the id of the process that submits the sweep, and is locked by it"""
-NO_LIMIT = 10 * 365 * 24 * 60
-"""minutes: the time limits of a cluster are not of this machine"""
+"""holds the id of the process that submits the sweep, which also locks it"""
+NO_TIME_LIMIT = 10 * 365 * 24 * 60
+"""minutes; a cluster's time limits do not apply to this machine"""
+POLL_SECONDS = 0.2
 
 
-def wanted(states: list[State], again: bool) -> list[Task]:
-    """The tasks to start: those that never were and, with `again`, those that failed; the report after any run."""
-    chosen: dict[str, Task] = {}
-    dead = {state.task.name for state in states if state.kind == "failed" and not again}
-    for state in states:
-        task = state.task
+def select_tasks(statuses: list[TaskStatus], retry_failed: bool) -> list[Task]:
+    """Return the tasks to start: missing ones and, with `retry_failed`, failed ones; the report after any run."""
+    selected: dict[str, Task] = {}
+    blocked = {status.task.name for status in statuses if status.state == "failed" and not retry_failed}
+    for status in statuses:
+        task = status.task
+        is_startable = status.state == "missing" or (retry_failed and status.state == "failed")
         if task.name == REPORT:
-            runs = any(each in chosen for each in task.after)
-            if runs or state.kind == "missing" or (again and state.kind == "failed"):
-                chosen[task.name] = task
-        elif dead & set(task.after):
-            dead.add(task.name)
-        elif state.kind == "missing" or (again and state.kind == "failed"):
-            chosen[task.name] = task
-    return list(chosen.values())
+            if is_startable or any(name in selected for name in task.depends_on):
+                selected[task.name] = task
+        elif blocked & set(task.depends_on):
+            blocked.add(task.name)
+        elif is_startable:
+            selected[task.name] = task
+    return list(selected.values())
 
 
-def to_slurm(sweep: Sweep, tasks: list[Task], states: list[State], registry: Registry) -> list[Job]:
-    """Submit `tasks`; each job's ids are in the registry before the next is submitted.
+def submit_to_slurm(sweep: Sweep, tasks: list[Task], statuses: list[TaskStatus], registry: Registry) -> list[Job]:
+    """Submit `tasks`; the ids of each job are saved in the registry before the next job is submitted.
 
     Raises:
-        UserError: Slurm would not start a job, or does not take it.
+        UserError: Slurm rejects a job.
     """
-    waiting = [state.task.name for state in states if state.kind in ("pending", "running")]
-    jobs = jobs_of(tasks, waiting, cluster.largest_array(), sweep.name)
-    for shape in {repr(job.resources): job for job in jobs}.values():
-        cluster.check(shape.resources)
-        cluster.check_script(script(shape, registry.logs, None))
-    ids = registry.jobs = registry.jobs or {}
-    numbers: dict[str, str] = {}
+    waiting = [status.task.name for status in statuses if status.state in ("pending", "running")]
+    jobs = build_jobs(tasks, waiting, cluster.max_array_size(), sweep.name)
+    for requested in {repr(job.resources): job.resources for job in jobs}.values():
+        cluster.check_partition(requested)
+        cluster.check_accepted(requested)
+    task_ids = registry.jobs = registry.jobs or {}
+    job_ids: dict[str, str] = {}
     for job in jobs:
-        for part in (part for task in job.tasks for part in task.parts):
-            (part.folder / ATTEMPTS).unlink(missing_ok=True)
-        executor = SlurmExecutor(registry.logs, max_num_timeout=10_000)  # `attempts` is what ends a run
-        executor.update_parameters(**parameters(job, registry.logs, dependency(job, ids, numbers)))
-        try:
-            submitted = executor.submit_array([program(task, registry.logs) for task in job.tasks])
-        except submitit.core.utils.FailedJobError as error:
-            raise UserError(f"Slurm did not take {job.name}: {' '.join(str(error).split())}") from error
-        ids |= {part.name: j.job_id for task, j in zip(job.tasks, submitted, strict=True) for part in task.parts}
-        numbers[job.name] = submitted[0].job_id.partition("_")[0]
+        for subtask in (subtask for task in job.tasks for subtask in task.subtasks):
+            (subtask.folder / ATTEMPTS_FILE).unlink(missing_ok=True)
+        submitted = submit_job(job, registry.logs, dependency_option(job, task_ids, job_ids))
+        for task, task_id in zip(job.tasks, submitted, strict=True):
+            task_ids |= dict.fromkeys((subtask.name for subtask in task.subtasks), task_id)
+        job_ids[job.name] = submitted[0].partition("_")[0]
         registry.save()
     return jobs
 
 
-def locally(tasks: list[Task], registry: Registry, parallel: int) -> list[Task]:
-    """Carry `tasks` out on this machine, `parallel` at a time, in order; those that failed are returned.
+def submit_job(job: Job, logs: Path, dependency: str | None) -> list[str]:
+    """Submit one job or array with sbatch and return the id of each task.
 
     Raises:
-        KeyboardInterrupt: by Ctrl-C or `cancel`, once what was running has saved itself.
+        UserError: sbatch fails.
     """
-    ids = registry.jobs = registry.jobs or {}
-    open_, running, failed = list(tasks), dict[int, tuple[Task, Any]](), list[Task]()
-    bar = tqdm(total=len(tasks), unit="task", desc="tasks", dynamic_ncols=True)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a shell's background jobs are deaf to SIGINT
+    retry = f"{shlex.quote(sys.executable)} -m mgcc_dist.slurm.retry $code {shlex.quote(str(logs))}"
+    parameters = job.resources.executor_parameters() | ({"dependency": dependency} if dependency else {})
     try:
-        while open_ or running:
+        executor = submitit.SlurmExecutor(logs, max_num_timeout=10_000)  # `attempts` limits the restarts instead
+        executor.update_parameters(**parameters, job_name=job.name, teardown=["code=$?", retry, "exit $code"])
+        submitted = executor.submit_array([make_program(task, logs) for task in job.tasks])
+    except RuntimeError as error:  # the public base class of submitit's errors
+        raise UserError(f"Slurm rejected {job.name}: {' '.join(str(error).split())}") from error
+    return [each.job_id for each in submitted]
+
+
+def run_locally(tasks: list[Task], registry: Registry, parallel: int) -> list[Task]:
+    """Run `tasks` on this machine in the order of their dependencies, `parallel` at a time; return the failed ones.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C or `cancel`, after the running tasks have saved.
+    """
+    task_ids = registry.jobs = registry.jobs or {}
+    waiting, running, failed = list(tasks), dict[int, tuple[Task, submitit.Job]](), list[Task]()
+    bar = ProgressBar(len(tasks), "tasks", "tasks")
+    # `cancel` sends SIGTERM, because background jobs of a shell ignore SIGINT.
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while waiting or running:
             for slot, (task, job) in list(running.items()):
                 if job.done():
                     del running[slot]
                     bar.update()
-                    for part in (part for part in task.parts if not part.is_done):
-                        failed.append(part)
-                        said = last_words(own(logs_of(registry).get(job.job_id, ()), part))
-                        bar.write("\n    ".join([f"{part.name} failed", *said]))
-            lost = {task.name for task in failed}
-            for task in [task for task in open_ if lost & set(task.after) and not task.even_if_failed]:
-                open_.remove(task)
-                failed += task.parts
-                lost |= {part.name for part in task.parts}
+                    for subtask in (subtask for subtask in task.subtasks if not subtask.is_done):
+                        failed.append(subtask)
+                        lines = final_log_lines(select_logs(find_logs(registry).get(job.job_id, ()), subtask))
+                        logger.error("%s", "\n    ".join([f"{subtask.name} failed", *lines]))
+            failed_names = {task.name for task in failed}
+            for task in [task for task in waiting if failed_names & set(task.depends_on) and not task.after_any]:
+                waiting.remove(task)
+                failed += task.subtasks
+                failed_names |= {subtask.name for subtask in task.subtasks}
                 bar.update()
-                bar.write(f"{task.name} is left out: what it waits for failed")
-            busy = [*open_, *(task for task, _ in running.values())]
-            unfinished = {part.name for task in busy for part in task.parts}
+                logger.error("%s skipped: a task that it depends on failed", task.name)
+            unfinished_tasks = [*waiting, *(task for task, _ in running.values())]
+            unfinished = {subtask.name for task in unfinished_tasks for subtask in task.subtasks}
             free = parallel - len(running)
-            for task in [task for task in open_ if not unfinished & set(task.after)][:free]:
-                open_.remove(task)
+            for task in [task for task in waiting if not unfinished & set(task.depends_on)][:free]:
+                waiting.remove(task)
                 slot = next(slot for slot in range(parallel) if slot not in running)
-                for part in task.parts:
-                    (part.folder / ATTEMPTS).unlink(missing_ok=True)
-                job = _start_here(task, registry, slot)
+                for subtask in task.subtasks:
+                    (subtask.folder / ATTEMPTS_FILE).unlink(missing_ok=True)
+                job = _start_local_job(task, registry, slot)
                 running[slot] = task, job
-                ids |= dict.fromkeys((part.name for part in task.parts), job.job_id)
+                task_ids |= dict.fromkeys((subtask.name for subtask in task.subtasks), job.job_id)
                 registry.save()
-            time.sleep(0.2)
+            time.sleep(POLL_SECONDS)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
         for _, job in running.values():
-            os.kill(int(job.job_id), signal.SIGTERM)  # handed on to the ranks, which save and end
-        for _, job in running.values():
-            job._process.wait()
+            os.kill(int(job.job_id), signal.SIGTERM)  # forwarded to the ranks, which save and exit
+        while not all(job.done() for _, job in running.values()):
+            time.sleep(POLL_SECONDS)
         bar.close()
     return failed
 
 
-def in_process(tasks: list[Task], registry: Registry) -> list[Task]:
-    """Carry `tasks` out in this process, one after the other, for a debugger; an error ends it."""
+def run_in_process(tasks: list[Task], registry: Registry) -> list[Task]:
+    """Run `tasks` one after another in this process, for a debugger; the first error is raised."""
     executor = submitit.DebugExecutor(registry.logs)
     for task in tasks:
         print(f"slurm: {task.name}", flush=True)
-        (task.folder / ATTEMPTS).unlink(missing_ok=True)
-        executor.submit(program(task, registry.logs)).result()
+        (task.folder / ATTEMPTS_FILE).unlink(missing_ok=True)
+        executor.submit(make_program(task, registry.logs)).result()
     return []
 
 
-def program(task: Task, logs: Path) -> Program | SharedPrograms:
-    parts = {
-        slug(part.name): Program(part.command, part.folder, part.makes, part.resources.attempts) for part in task.parts
+def make_program(task: Task, logs: Path) -> Program | PackedPrograms:
+    programs = {
+        slug(subtask.name): Program(subtask.command, subtask.folder, subtask.output, subtask.resources.attempts)
+        for subtask in task.subtasks
     }
-    return SharedPrograms(parts, logs) if task.members else next(iter(parts.values()))
+    return PackedPrograms(programs, logs) if task.packed else next(iter(programs.values()))
 
 
-def parameters(job: Job, logs: Path, after: str | None) -> dict[str, Any]:
-    """Of submitit's Slurm executor."""
-    retry = f"{shlex.quote(sys.executable)} -m mgcc_dist.slurm.retry $code {shlex.quote(str(logs))}"
-    settings = {**job.resources.sbatch(), "job_name": job.name, "teardown": ["code=$?", retry, "exit $code"]}
-    return settings | ({"dependency": after} if after else {})
-
-
-def script(job: Job, logs: Path, after: str | None) -> str:
-    """The text that sbatch gets."""
-    settings = parameters(job, logs, after)
-    if len(job.tasks) > 1:
-        settings["map_count"] = len(job.tasks)
-    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(logs))}"
-    return _make_sbatch_string(command=command, folder=logs, **settings)
-
-
-def describe(jobs: list[Job]) -> str:
-    """Every job with its resources, what it waits for and its commands."""
+def describe_jobs(jobs: list[Job]) -> str:
+    """Format every job with its resources, dependencies and commands."""
     lines = []
     for job in jobs:
-        many = f", array of {len(job.tasks)}, {min(len(job.tasks), job.resources.parallel)} at a time"
-        lines.append(f"{job.name}: {job.resources}{many if len(job.tasks) > 1 else ''}")
-        if job.matches:
-            lines.append(f"  after {job.matches}, member by member")
-        elif job.after:
-            shown = ", ".join(job.after[:4]) + (f" and {len(job.after) - 4} more" if len(job.after) > 4 else "")
-            lines.append(f"  after {shown}{', even if they fail' if job.tasks[0].even_if_failed else ''}")
+        array = f", array of {len(job.tasks)}, {min(len(job.tasks), job.resources.parallel)} at a time"
+        lines.append(f"{job.name}: {job.resources}{array if len(job.tasks) > 1 else ''}")
+        if job.corresponds_to:
+            lines.append(f"  after the corresponding array task of {job.corresponds_to}")
+        elif job.depends_on:
+            more = f" and {len(job.depends_on) - 4} more" if len(job.depends_on) > 4 else ""
+            condition = ", even if they fail" if job.tasks[0].after_any else ""
+            lines.append(f"  after {', '.join(job.depends_on[:4])}{more}{condition}")
         for task in job.tasks:
-            lines += [f"  {task.name}: {len(task.members)} runs side by side"] if task.members else []
-            lines += [f"  {part.name}: python {' '.join(part.command)}" for part in task.parts]
+            lines += [f"  {task.name}: {len(task.packed)} runs on one GPU"] if task.packed else []
+            lines += [f"  {subtask.name}: python {' '.join(subtask.command)}" for subtask in task.subtasks]
     return "\n".join(lines)
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """One submission of a sweep at a time.
+def submission_lock(out: Path) -> Iterator[None]:
+    """Allow one submission of a sweep at a time.
 
     Raises:
-        UserError: another is under way.
+        UserError: another process is submitting the sweep.
     """
     out.mkdir(parents=True, exist_ok=True)
     with (out / LOCK).open("a+") as file:
         if not _lock(file):
-            raise UserError(f"{out} is being submitted by another process; wait for it")
+            raise UserError(f"{out}: being submitted by another process. Wait until it has finished.")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
 
 
-def stop_local(out: Path, jobs: list[str]) -> None:
-    """End a sweep that runs on this machine: by the process that submits it or, if that is gone, its jobs.
+def cancel_local(out: Path, jobs: list[str]) -> None:
+    """Stop a sweep on this machine: signal the process that submits it or, if that has exited, its jobs.
 
-    Not both: the second SIGTERM would end a run before it has saved itself.
+    Never both: a second SIGTERM would end a run before it has saved.
     """
     with suppress(FileNotFoundError), (out / LOCK).open("a+") as file:
         if not _lock(file):
@@ -215,31 +218,35 @@ def _lock(file: IO[str]) -> bool:
     return True
 
 
-def outdated(sweep: Sweep) -> list[str]:
-    """A line for every run folder that an earlier config of a run has left."""
+def describe_outdated_folders(sweep: Sweep) -> list[str]:
+    """Return one line per run folder that was written under an earlier config of its run."""
     lines = []
-    wanted = {(run.folder.parent, run.seed): run.folder.name for run in sweep.runs}
+    current = {(run.folder.parent, run.seed): run.folder.name for run in sweep.runs}
     for parent in dict.fromkeys(run.folder.parent for run in sweep.runs):
         for folder in sorted(parent.glob("seed_*-*")):
             seed = folder.name.removeprefix("seed_").partition("-")[0]
-            name = wanted.get((parent, int(seed))) if seed.isdigit() else None
+            name = current.get((parent, int(seed))) if seed.isdigit() else None
             if name and name != folder.name:
-                was = "finished" if (folder / "result.json").is_file() else "unfinished"
-                lines.append(f"{folder}: {was}, of another config; it stays and does not count, {name} does")
+                state = "finished" if (folder / "result.json").is_file() else "unfinished"
+                lines.append(f"{folder}: {state}, but with another config; ignored in favour of {name}")
     return lines
 
 
-def _start_here(task: Task, registry: Registry, slot: int) -> Any:
-    asks = task.resources
+def _start_local_job(task: Task, registry: Registry, slot: int) -> Any:
+    requested = task.resources
     executor = submitit.LocalExecutor(registry.logs)
-    gpus = tuple(range(slot * asks.gpus, (slot + 1) * asks.gpus))
+    gpus = tuple(range(slot * requested.gpus, (slot + 1) * requested.gpus))
     executor.update_parameters(
-        timeout_min=NO_LIMIT, tasks_per_node=asks.tasks_per_node, gpus_per_node=asks.gpus, visible_gpus=gpus
+        timeout_min=NO_TIME_LIMIT,
+        tasks_per_node=requested.tasks_per_node,
+        gpus_per_node=requested.gpus,
+        visible_gpus=gpus,
     )
-    # Deaf to Ctrl-C, which a terminal sends to all: the ranks hear it themselves, and of `locally` by SIGTERM.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A terminal sends Ctrl-C to all processes. submitit's controller must ignore it: the ranks receive it themselves,
+    # and `run_locally` sends the controller SIGTERM.
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with environment_variables(**asks.environment):
-            return executor.submit(program(task, registry.logs))
+        with environment_variables(**requested.environment):
+            return executor.submit(make_program(task, registry.logs))
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)

@@ -13,22 +13,22 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slurm: runs on the Slurm of slurm/testbed (root on Debian or Ubuntu)")
 
 
-def answers(port):
+def is_in_use(port):
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def free_base_port():
-    """The first of five free ports."""
+    """Return the first of five free ports."""
     for base in range(17300, 19300, 5):
-        if not any(answers(port) for port in range(base, base + 5)):
+        if not any(is_in_use(port) for port in range(base, base + 5)):
             return base
     pytest.skip("no free ports for a Slurm")
 
 
 @pytest.fixture(scope="session")
 def slurm_up(tmp_path_factory):
-    """A two-node Slurm, up for the session; SLURM_CONF points at it."""
+    """Start a two-node Slurm for the session, with SLURM_CONF set; return its state folder."""
     if os.geteuid() != 0:
         pytest.skip("the Slurm testbed needs root")
     if not Path("/etc/debian_version").exists():
@@ -50,5 +50,5 @@ def slurm_up(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def phantom_data(tmp_path_factory):
-    """Shards and a split of phantoms of 32x32 (sweep_files.write_data)."""
+    """Write shards and a split of 32x32 phantoms (sweep_files.write_data); return their folder."""
     return write_data(tmp_path_factory.mktemp("phantom_data"))

@@ -1,4 +1,4 @@
-"""The dispatcher's command line, and jobs of the testbed looked at and disturbed."""
+"""Run `mgcc_dist.slurm` commands, and observe and signal jobs of the testbed."""
 
 import re
 import subprocess
@@ -13,35 +13,35 @@ from mgcc_dist.common.files import read_json
 from mgcc_dist.train.metrics_logger import read_rows
 
 
-def dispatch(command: str, sweep: Path, *words: str, code: int = 0) -> str:
-    """What `python -m mgcc_dist.slurm COMMAND SWEEP ...` prints; it must end with `code`."""
-    asked = [sys.executable, "-m", "mgcc_dist.slurm", command, str(sweep), *words]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=300)
+def dispatch(command: str, sweep: Path, *options: str, code: int = 0) -> str:
+    """Run `python -m mgcc_dist.slurm COMMAND SWEEP ...`, check its exit code and return its output."""
+    arguments = [sys.executable, "-m", "mgcc_dist.slurm", command, str(sweep), *options]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 def slurm(*command: str) -> str:
-    """What a command of Slurm prints, whatever its exit code: a job may have left the queue meanwhile."""
+    """Return a Slurm command's output, whatever its exit code: the job may have left the queue in the meantime."""
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
 
 
 def queue() -> dict[str, tuple[str, str]]:
-    """State and reason of every job that is not over."""
+    """Return state and reason of every job in the queue."""
     return {job: (state, reason) for job, state, reason, _ in _queue()}
 
 
 def _queue() -> list[list[str]]:
-    """Also when each job was submitted or, later, requeued."""
+    """Return id, state, reason and the time of submission or requeue of every job in the queue."""
     return [line.split("|") for line in slurm("squeue", "-h", "--array", "-o", "%i|%T|%r|%V").splitlines()]
 
 
 def until(condition: Callable[[], Any], seconds: float = 240, meanwhile: Callable[[], Any] = lambda: None) -> Any:
-    """Wait for `condition`, and give what it gives; `meanwhile` is called now and then."""
-    begin = last = time.monotonic()
+    """Wait until `condition` is true and return its value; call `meanwhile` every half second."""
+    start = last = time.monotonic()
     while not (result := condition()):
         now = time.monotonic()
-        assert now < begin + seconds, "waited in vain"
+        assert now < start + seconds, "timed out"
         if now > last + 0.5:
             last = now
             meanwhile()
@@ -50,15 +50,14 @@ def until(condition: Callable[[], Any], seconds: float = 240, meanwhile: Callabl
 
 
 def until_in_slurm(condition: Callable[[], Any], seconds: float = 240) -> Any:
-    """Wait for `condition`; requeued jobs start without most of Slurm's two minutes of delay."""
-    return until(condition, seconds, hurry)
+    """Wait until `condition` is true; skip most of Slurm's two-minute delay of requeued jobs."""
+    return until(condition, seconds, start_requeued_jobs)
 
 
-def hurry() -> None:
-    """Let requeued jobs start.
+def start_requeued_jobs() -> None:
+    """Let requeued jobs start two seconds after the requeue.
 
-    Not at once: a node refuses what is started in the second in which it was told to end the job ("Job credential
-    revoked"), and Slurm then calls the job failed.
+    A job that starts in the same second in which its node was told to end it fails with "Job credential revoked".
     """
     before = datetime.now() - timedelta(seconds=2)
     for job, state, reason, since in _queue():
@@ -67,24 +66,24 @@ def hurry() -> None:
 
 
 def job_of(out: Path, task: str) -> str:
-    """Id of the latest job of the one task of a sweep whose name begins so."""
+    """Return the id of the latest job of the only task whose name starts with `task`."""
     (job,) = [job for name, job in read_json(out / "jobs.json")["jobs"].items() if name.startswith(task)]
     return job
 
 
 def restarts(job: str) -> int:
-    """How often Slurm has started a job again that it still knows."""
+    """Return how often Slurm has restarted a job; 0 once it has forgotten the job."""
     match = re.search(r" Restarts=(\d+)", slurm("scontrol", "show", "job", "-o", job))
     return int(match.group(1)) if match else 0
 
 
-def notify(job: str, number: str) -> None:
-    """Send a job a signal after which it is requeued.
+def send_signal(job: str, signal: str) -> None:
+    """Send a job a signal and wait until it is requeued.
 
-    scancel tries again, for a minute, while a job is on its way back into the queue; so it is stopped then.
+    scancel repeats the signal for a minute while the job is being requeued, so stop it then.
     """
     before = restarts(job)
-    sending = subprocess.Popen(["scancel", f"--signal={number}", job])
+    sending = subprocess.Popen(["scancel", f"--signal={signal}", job])
     try:
         until(lambda: restarts(job) > before)
     finally:
@@ -93,11 +92,11 @@ def notify(job: str, number: str) -> None:
 
 
 def last_step(run: Path) -> int:
-    """The newest row's; 0 before the first."""
+    """Return the step of the latest row of metrics; 0 before the first."""
     rows = read_rows(run / "metrics.jsonl")
     return rows[-1]["step"] if rows else 0
 
 
-def over(*jobs: str) -> bool:
+def have_ended(*jobs: str) -> bool:
     waiting = queue()
     return not any(job in waiting for job in jobs)

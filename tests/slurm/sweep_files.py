@@ -1,4 +1,4 @@
-"""Sweep files at a toy size, for the dispatcher's tests."""
+"""Write small sweep files for the tests of `mgcc_dist.slurm`."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ SUPERVISED = {
 
 
 def write_sweep(folder: Path, name: str = "tiny", **changes) -> Path:
-    """U-Net and MGCC x three seeds on 24 phantoms of 16x16, four steps each; shards and split are made before."""
+    """Write a sweep of U-Net and MGCC x three seeds, four steps each, on 24 phantoms of 16x16 that steps prepare."""
     shards, split = folder / "shards", folder / "split.json"
     content = {
         "title": "Toy",
@@ -51,7 +51,7 @@ def write_sweep(folder: Path, name: str = "tiny", **changes) -> Path:
 
 
 def write_data(folder: Path, size: int = 32) -> Path:
-    """40 phantoms in FOLDER/shards, and FOLDER/split.json."""
+    """Write 40 phantoms into FOLDER/shards, and FOLDER/split.json."""
     shards = write_shards(Phantoms(count=40, seed=0, size=size), folder / "shards")
     split = make_split(shards.records, seed=0, validation=10, labeled=15, grouped=False, name="split")
     write_split(folder / "split.json", split)
@@ -59,7 +59,7 @@ def write_data(folder: Path, size: int = 32) -> Path:
 
 
 def write_ready_sweep(folder: Path, data: Path, name: str, steps: int = 30, image_size: int = 32, **changes) -> Path:
-    """The toy sweep on the data of `write_data`, without steps before the runs; a row a step."""
+    """Write the sweep on the data of `write_data`, without preparation steps; metrics are logged at every step."""
     content = yaml.safe_load(write_sweep(folder, name).read_text())
     defaults = content["defaults"]
     defaults["data"] |= {"shards": str(data / "shards"), "split": str(data / "split.json"), "image_size": image_size}
@@ -68,7 +68,7 @@ def write_ready_sweep(folder: Path, data: Path, name: str, steps: int = 30, imag
 
 
 def write_two_node_sweep(folder: Path, data: Path, name: str) -> Path:
-    """MGCC, and a diffusion model that nothing needs, each a job of two nodes with a rank on each."""
+    """Write a sweep of MGCC and an independent diffusion model, each a two-node job with one rank per node."""
     config, ldm = folder / "ldm.yaml", folder / name / "ldm"
     config.write_text(toy_ldm.config(steps=30, checkpoint_every=7))
     step = {

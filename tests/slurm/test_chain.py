@@ -1,4 +1,4 @@
-"""Table III's chain, from raw images to the report, in one submit."""
+"""The pipeline of Table III, from raw images to the report, in one submission."""
 
 from collections import Counter
 from pathlib import Path
@@ -15,7 +15,7 @@ from mgcc_dist.data.phantom import draw
 
 pytestmark = pytest.mark.slurm
 
-# The demo preset's programs and networks at a toy length.
+# The demo preset's programs and networks, with few steps.
 LDM = (
     "ldm --preset demo --data.image_size 32 --data.workers 0 --autoencoder.loop.steps 6 --denoiser.loop.steps 6 "
     "--sampling.count 8 --sampling.steps 3 --quality.neighbours 2"
@@ -27,7 +27,7 @@ SEGMENT = {
 
 
 def write_busi(folder: Path, count: int, size: int) -> Path:
-    """Phantoms as image files in BUSI's layout."""
+    """Write phantoms as image files in BUSI's layout."""
     numbers: Counter[str] = Counter()
     for index in range(count):
         phantom = draw(0, index, size)
@@ -39,14 +39,14 @@ def write_busi(folder: Path, count: int, size: int) -> Path:
     return folder
 
 
-def test_one_submit_leads_from_raw_images_over_a_diffusion_model_to_the_report(slurm_up, tmp_path):
+def test_one_submission_runs_the_pipeline_from_raw_images_to_the_report(slurm_up, tmp_path):
     raw = write_busi(tmp_path / "Dataset_BUSI_with_GT", count=40, size=32)
     text = (CONFIGS / "sweeps" / "table_3_demo.yaml").read_text()
     text = text.replace("shards phantom --count 400 --size 64", f"shards busi --root {raw} --size 32")
     text = text.replace("ldm --preset demo", LDM).replace("out/", f"{tmp_path}/")
-    asks = {"cpus": 1, "memory_gb": 2, "environment": {"OMP_NUM_THREADS": "1"}}
+    resources = {"cpus": 1, "memory_gb": 2, "environment": {"OMP_NUM_THREADS": "1"}}
     sweep = tmp_path / "chain.yaml"
-    sweep.write_text(yaml.safe_dump(yaml.safe_load(text) | {"seeds": [1], "defaults": SEGMENT, "resources": asks}))
+    sweep.write_text(yaml.safe_dump(yaml.safe_load(text) | {"seeds": [1], "defaults": SEGMENT, "resources": resources}))
 
     assert "10 tasks submitted in 9 jobs" in dispatch("submit", sweep)
     assert "10 tasks: 10 done" in dispatch("status", sweep, "--watch", "--every", "0.5")
@@ -55,4 +55,6 @@ def test_one_submit_leads_from_raw_images_over_a_diffusion_model_to_the_report(s
     assert "synthetic" not in counts["U-Net"]
     assert counts["MGCC"]["synthetic"] == counts["MT"]["synthetic"] == 8
     ldm = tmp_path / "table_3_demo" / "ldm_1"
-    assert all((ldm / made).is_file() for made in ("samples/index.json", "quality/quality.json", "audit/audit.json"))
+    assert all(
+        (ldm / output).is_file() for output in ("samples/index.json", "quality/quality.json", "audit/audit.json")
+    )

@@ -1,4 +1,4 @@
-"""Ten kills of four kinds at random moments of a sweep; every run ends once, as if nothing had been."""
+"""Ten kills of four kinds at random moments of a sweep; every run finishes once, with the results of a quiet sweep."""
 
 import functools
 import os
@@ -11,7 +11,18 @@ from pathlib import Path
 
 import psutil
 import pytest
-from jobs import dispatch, hurry, job_of, last_step, notify, over, queue, restarts, until, until_in_slurm
+from jobs import (
+    dispatch,
+    have_ended,
+    job_of,
+    last_step,
+    queue,
+    restarts,
+    send_signal,
+    start_requeued_jobs,
+    until,
+    until_in_slurm,
+)
 from same_run import assert_same_run
 from sweep_files import SUPERVISED, write_ready_sweep
 
@@ -22,21 +33,22 @@ pytestmark = pytest.mark.slurm
 
 STEPS = 100
 LATEST = 60
-"""after this step of a run nobody kills it, so that each kill finds it alive"""
+"""runs are not killed after this step, so that each kill finds its run alive"""
 KINDS = ["USR2"] * 3 + ["TERM"] * 3 + ["KILL"] * 3 + ["slurmd"]
 
 
 def rank_of(job: str, logs: Path) -> psutil.Process | None:
-    """The process that trains in the newest start of an array's member, if it is there."""
-    array, _, member = job.partition("_")
+    """Return the training process of the latest start of an array task, if it is running."""
+    array, _, index = job.partition("_")
     wanted = {
         "SLURM_ARRAY_JOB_ID": array,
-        "SLURM_ARRAY_TASK_ID": member,
+        "SLURM_ARRAY_TASK_ID": index,
         "SLURM_RESTART_COUNT": str(restarts(job) or ""),
     }
     for process in psutil.process_iter():
         try:
-            if process.cmdline()[1:] == ["-u", "-m", "submitit.core._submit", str(logs)]:
+            command = process.cmdline()
+            if command[1:3] == ["-u", "-m"] and command[-1] == str(logs):  # submitit's entry point
                 environment = process.environ()
                 if all(environment.get(key, "") == value for key, value in wanted.items()):
                     return process
@@ -46,7 +58,7 @@ def rank_of(job: str, logs: Path) -> psutil.Process | None:
 
 
 def restart_slurmd(state: Path, meanwhile: Callable[[], object]) -> None:
-    """Stop the daemon of node n1, whose jobs go on without it, and start it again."""
+    """Stop the daemon of node n1, whose jobs keep running, and start it again."""
     daemon = psutil.Process(int((state / "pid" / "slurmd-n1").read_text()))
     daemon.terminate()
     daemon.wait(30)
@@ -54,10 +66,10 @@ def restart_slurmd(state: Path, meanwhile: Callable[[], object]) -> None:
     subprocess.run(["slurmd", "-N", "n1"], check=True, env=os.environ | {"PATH": f"{os.environ['PATH']}:/usr/sbin"})
 
 
-def test_ten_kills_at_random_moments_lose_nothing_and_count_nothing_twice(slurm_up, phantom_data, tmp_path):
+def test_ten_random_kills_lose_no_step_and_repeat_none(slurm_up, phantom_data, tmp_path):
     rows = {"U-Net": SUPERVISED, "MGCC": {}}
-    asks = {"cpus": 1, "parallel": 2, "attempts": 5, "environment": {"OMP_NUM_THREADS": "1"}}
-    changes = {"steps": STEPS, "seeds": [1, 2], "rows": rows, "resources": asks, "image_size": 16}
+    resources = {"cpus": 1, "parallel": 2, "attempts": 5, "environment": {"OMP_NUM_THREADS": "1"}}
+    changes = {"steps": STEPS, "seeds": [1, 2], "rows": rows, "resources": resources, "image_size": 16}
     sweep, quiet = (write_ready_sweep(tmp_path, phantom_data, name, **changes) for name in ("killed", "quiet"))
     undisturbed = subprocess.Popen(
         [sys.executable, "-m", "mgcc_dist.slurm", "submit", str(quiet), "--cluster", "debug"],
@@ -69,27 +81,27 @@ def test_ten_kills_at_random_moments_lose_nothing_and_count_nothing_twice(slurm_
     out = tmp_path / "killed"
     runs = {job_of(out, str(run.folder.relative_to(out))): run.folder for run in read_sweep(sweep).runs}
     chance = random.Random(3)
-    # While it starts (0), or after some steps.
+    # During start-up (0), or after some steps.
     kills = [(kind, max(0, chance.randint(-4, 10))) for kind in chance.sample(KINDS, len(KINDS))]
-    least = dict.fromkeys(runs, 0)  # how often each must have been started again; after slurmd's stop it may be more
+    least = dict.fromkeys(runs, 0)  # minimum restarts; a stopped slurmd may add more
 
     def victim(steps: int) -> tuple[str, psutil.Process] | None:
-        """A run that started since its last kill and has made `steps` steps since."""
+        """Return a run that has restarted since its last kill and has trained for `steps` steps since."""
         for job in chance.sample(sorted(runs), len(runs)):
-            began[job] = min(began.get(job, STEPS), last_step(runs[job]))
-            if not began[job] + steps <= last_step(runs[job]) <= LATEST or restarts(job) < least[job]:
+            first_step[job] = min(first_step.get(job, STEPS), last_step(runs[job]))
+            if not first_step[job] + steps <= last_step(runs[job]) <= LATEST or restarts(job) < least[job]:
                 continue
             if (process := rank_of(job, out / "jobs")) and queue().get(job, ("",))[0] == "RUNNING":
                 return job, process
         return None
 
-    def go_on() -> None:
-        hurry()
-        assert not over(*runs), f"the sweep ended too soon, after {least}"
+    def keep_running() -> None:
+        start_requeued_jobs()
+        assert not have_ended(*runs), f"the sweep ended too early, after {least}"
 
     for kind, steps in kills:
-        began: dict[str, int] = {}
-        job, process = until(lambda steps=steps: victim(steps), meanwhile=go_on)
+        first_step: dict[str, int] = {}
+        job, process = until(lambda steps=steps: victim(steps), meanwhile=keep_running)
         if not steps:
             time.sleep(chance.uniform(0, 2))
         if kind == "slurmd":
@@ -103,11 +115,11 @@ def test_ten_kills_at_random_moments_lose_nothing_and_count_nothing_twice(slurm_
         if kind == "KILL":
             process.kill()
         else:
-            notify(job, kind)
+            send_signal(job, kind)
 
-    until_in_slurm(lambda: over(job_of(out, "report")))
-    said, _ = undisturbed.communicate(timeout=300)
-    assert undisturbed.returncode == 0, said
+    until_in_slurm(lambda: have_ended(job_of(out, "report")))
+    output, _ = undisturbed.communicate(timeout=300)
+    assert undisturbed.returncode == 0, output
     assert all(restarts(job) >= times for job, times in least.items())
     assert "5 tasks: 5 done" in dispatch("status", sweep)
     assert "4 of 4 runs are finished" in dispatch("logs", sweep, "report")

@@ -1,4 +1,4 @@
-"""The same sweep on one machine, without Slurm."""
+"""A sweep on one machine, without Slurm."""
 
 import subprocess
 import sys
@@ -13,17 +13,17 @@ from mgcc_dist.common.sweep_file import read_sweep
 pytestmark = pytest.mark.e2e
 
 
-def test_local_and_debug_carry_the_same_sweep_out(phantom_data, tmp_path):
+def test_local_and_debug_give_the_same_runs(phantom_data, tmp_path):
     local, debug = (write_ready_sweep(tmp_path, phantom_data, name, steps=3, seeds=[1]) for name in ("local", "debug"))
     assert "3 of 3 tasks are done" in dispatch("submit", local, "--cluster", "local", "--parallel", "2")
     assert "3 of 3 tasks are done" in dispatch("submit", debug, "--cluster", "debug")
-    for one, other in zip(read_sweep(local).runs, read_sweep(debug).runs, strict=True):
-        assert_same_run(one.folder, other.folder)
+    for first, second in zip(read_sweep(local).runs, read_sweep(debug).runs, strict=True):
+        assert_same_run(first.folder, second.folder)
     assert "3 tasks: 3 done" in dispatch("status", local)
     assert "nothing to submit" in dispatch("submit", local)
 
 
-def test_a_failure_is_told_and_what_waits_for_it_is_left_out(phantom_data, tmp_path):
+def test_a_failure_is_reported_and_its_dependents_are_skipped(phantom_data, tmp_path):
     makes = str(tmp_path / "never")
     step = {"run": f"shards split --root nowhere --out {makes}", "makes": makes}
     sweep = write_ready_sweep(
@@ -35,13 +35,13 @@ def test_a_failure_is_told_and_what_waits_for_it_is_left_out(phantom_data, tmp_p
         reference=None,
         datasets={"Phantom": {"prepare": {"split": step}}},
     )
-    said = dispatch("submit", sweep, "--cluster", "local", code=1)
-    assert "prepare/phantom/split failed\n    shards: nowhere" in said
-    assert "is left out: what it waits for failed" in said
-    assert "0 of 3 tasks are done" in said
+    output = dispatch("submit", sweep, "--cluster", "local", code=1)
+    assert "prepare/phantom/split failed\n    shards: nowhere" in output
+    assert "skipped: a task that it depends on failed" in output
+    assert "0 of 3 tasks are done" in output
 
 
-def test_cancel_stops_a_local_sweep_which_resume_takes_up_again(phantom_data, tmp_path):
+def test_cancel_stops_a_local_sweep_and_resume_continues_it(phantom_data, tmp_path):
     changes = {"seeds": [1, 2], "rows": {"U-Net": SUPERVISED}, "reference": None}
     sweep = write_ready_sweep(tmp_path, phantom_data, "local", steps=100_000, **changes)
     first, second = (run.folder for run in read_sweep(sweep).runs)
@@ -52,16 +52,16 @@ def test_cancel_stops_a_local_sweep_which_resume_takes_up_again(phantom_data, tm
             stderr=subprocess.STDOUT,
             text=True,
         )
-        sofar = last_step(first)
+        previous = last_step(first)
         try:
-            until(lambda sofar=sofar: last_step(first) >= sofar + 3)
-            assert "is being submitted by another process" in dispatch("submit", sweep, code=2)
+            until(lambda previous=previous: last_step(first) >= previous + 3)
+            assert "being submitted by another process" in dispatch("submit", sweep, code=2)
         finally:
             assert "1 tasks cancelled" in dispatch("cancel", sweep)
-        said, _ = submitting.communicate(timeout=120)
-        assert submitting.returncode == 130, said
-        assert "goes on from the checkpoints" in said
+        output, _ = submitting.communicate(timeout=120)
+        assert submitting.returncode == 130, output
+        assert "to resume from the checkpoints" in output
         stopped = last_step(first)
         assert (first / "checkpoints" / f"step-{stopped:08d}").is_dir()
         assert not second.exists()
-    assert f"from step {sofar} of 100000" in dispatch("logs", sweep, "phantom/u-net/seed_1")
+    assert f"from step {previous} of 100000" in dispatch("logs", sweep, "phantom/u-net/seed_1")

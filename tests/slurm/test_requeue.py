@@ -1,24 +1,22 @@
-"""Jobs of two nodes that Slurm tells to go, at any step, end as if nothing had been."""
+"""Preempted jobs requeue and resume, with the results of undisturbed ones."""
 
 import random
 import re
 
 import pytest
-from jobs import dispatch, job_of, last_step, notify, over, restarts, slurm, until, until_in_slurm
+from jobs import dispatch, have_ended, job_of, last_step, restarts, send_signal, slurm, until, until_in_slurm
 from same_run import assert_same_run
 from sweep_files import write_ready_sweep, write_two_node_sweep
 
 from mgcc_dist.common.sweep_file import read_sweep
-from mgcc_dist.slurm.task import ATTEMPTS, attempts_of
+from mgcc_dist.slurm.worker import ATTEMPTS_FILE, read_attempts
 
 pytestmark = pytest.mark.slurm
 
 STAGES = ("autoencoder", "denoiser")
 
 
-def test_two_ranks_on_two_nodes_signalled_and_requeued_end_in_the_same_losses_and_weights(
-    slurm_up, phantom_data, tmp_path
-):
+def test_requeued_two_node_jobs_have_the_same_losses_and_weights_as_undisturbed_ones(slurm_up, phantom_data, tmp_path):
     quiet, noisy = (write_two_node_sweep(tmp_path, phantom_data, name) for name in ("quiet", "noisy"))
     for sweep in (quiet, noisy):
         dispatch("submit", sweep)
@@ -30,10 +28,10 @@ def test_two_ranks_on_two_nodes_signalled_and_requeued_end_in_the_same_losses_an
     while waiting:
         reached = until_in_slurm(lambda: [job for job, step in waiting.items() if last_step(signalled[job]) >= step])
         for job in reached:
-            notify(job, "USR2")
+            send_signal(job, "USR2")
             del waiting[job]
     ends = [job_of(folder, task) for folder in (out, expected) for task in ("prepare", "report")]
-    until_in_slurm(lambda: over(*ends))
+    until_in_slurm(lambda: have_ended(*ends))
 
     for job, run in signalled.items():
         log = (out / "jobs" / f"{job}_0_log.out").read_text()
@@ -43,26 +41,26 @@ def test_two_ranks_on_two_nodes_signalled_and_requeued_end_in_the_same_losses_an
         assert_same_run(run, expected / run.relative_to(out))
 
 
-def test_a_job_told_to_go_before_it_trains_is_requeued_and_that_is_no_attempt(slurm_up, phantom_data, tmp_path):
+def test_a_job_signalled_before_training_is_requeued_and_does_not_use_an_attempt(slurm_up, phantom_data, tmp_path):
     sweep = write_ready_sweep(tmp_path, phantom_data, "early", steps=2, seeds=[1])
     runs = read_sweep(sweep).runs
     dispatch("submit", sweep)
     out = tmp_path / "early"
     jobs = [job_of(out, str(run.folder.relative_to(out))) for run in runs]
     for job, run, number in zip(jobs, runs, ("TERM", "USR2"), strict=True):
-        until_in_slurm((run.folder / ATTEMPTS).is_file)  # then it imports torch
-        notify(job, number)
-        assert attempts_of(run.folder)["attempts"] == 0
-    until_in_slurm(lambda: over(job_of(out, "report")))
+        until_in_slurm((run.folder / ATTEMPTS_FILE).is_file)  # written before it imports torch
+        send_signal(job, number)
+        assert read_attempts(run.folder)["attempts"] == 0
+    until_in_slurm(lambda: have_ended(job_of(out, "report")))
     for job, run in zip(jobs, runs, strict=True):
         assert (run.folder / "result.json").is_file()
-        assert attempts_of(run.folder)["attempts"] == 1
+        assert read_attempts(run.folder)["attempts"] == 1
         assert restarts(job) == 1
 
 
-def test_a_job_that_another_preempts_saves_itself_makes_room_and_goes_on(slurm_up, phantom_data, tmp_path):
-    asks = {"cpus": 4, "nodes": 2, "environment": {"OMP_NUM_THREADS": "1"}}  # all that there is
-    changes = {"seeds": [1], "rows": {"MGCC": {}}, "resources": asks, "steps": 100_000}
+def test_a_preempted_job_saves_releases_its_nodes_and_resumes(slurm_up, phantom_data, tmp_path):
+    resources = {"cpus": 4, "nodes": 2, "environment": {"OMP_NUM_THREADS": "1"}}  # the complete cluster
+    changes = {"seeds": [1], "rows": {"MGCC": {}}, "resources": resources, "steps": 100_000}
     sweep = write_ready_sweep(tmp_path, phantom_data, "preempted", **changes)
     out, run = tmp_path / "preempted", read_sweep(sweep).runs[0].folder
     dispatch("submit", sweep)

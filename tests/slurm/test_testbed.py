@@ -26,7 +26,7 @@ def test_a_submitit_array_completes_and_is_accounted(slurm_up, tmp_path):
     jobs = executor.map_array(math.sqrt, [0, 1, 4, 9])
     assert [job.result() for job in jobs] == [0, 1, 2, 3]
     array = jobs[0].job_id.split("_")[0]
-    deadline = time.monotonic() + 30  # accounting follows the jobs by some seconds
+    deadline = time.monotonic() + 30  # accounting lags behind by a few seconds
     while (states := output("sacct", "-nX", "-j", array, "-o", "State")) != ["COMPLETED"] * 4:
         assert time.monotonic() < deadline, states
         time.sleep(0.5)

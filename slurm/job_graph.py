@@ -1,0 +1,207 @@
+"""Build a sweep's task graph and group the tasks into Slurm jobs and job arrays."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mgcc_dist.common.sweep_file import Sweep, SweepRun, SweepStep, slug
+from mgcc_dist.slurm.resources import Resources, merge_resources, preset_defaults
+
+REPORT = "report"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A node of the task graph: a preparation step, a run, several packed runs, or the report."""
+
+    name: str
+    """unique in the sweep: "busi/u-net/seed_1-0c2f3a4b", "prepare/busi/ldm-denoiser-split_1", "report", ..."""
+    kind: str
+    """only tasks of the same kind share an array"""
+    command: list[str]
+    """arguments after `python`"""
+    folder: Path
+    """holds the file that counts the attempts"""
+    output: Path
+    """the file whose existence marks the task as done"""
+    resources: Resources
+    depends_on: tuple[str, ...] = ()
+    """names of other tasks"""
+    after_any: bool = False
+    """start even if a dependency failed (Slurm's afterany)"""
+    run: SweepRun | None = None
+    packed: tuple["Task", ...] = ()
+    """runs that share this task's GPU; the task then has no command of its own"""
+
+    @property
+    def subtasks(self) -> tuple["Task", ...]:
+        """The packed runs, or the task itself."""
+        return self.packed or (self,)
+
+    @property
+    def is_done(self) -> bool:
+        return all(subtask.output.is_file() for subtask in self.subtasks)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of sbatch: a task, or an array of tasks with the same dependencies and resources."""
+
+    name: str
+    tasks: list[Task]
+    depends_on: tuple[str, ...] = ()
+    """names of tasks that all tasks of this job depend on"""
+    corresponds_to: str = ""
+    """name of an earlier job: array task k depends on that job's array task k (Slurm's aftercorr)"""
+
+    @property
+    def resources(self) -> Resources:
+        return self.tasks[0].resources
+
+
+def build_tasks(sweep: Sweep, path: Path, cluster: dict[str, Any], cluster_name: str) -> list[Task]:
+    """Build all tasks of the sweep file `path`: steps, runs and report, each after its dependencies.
+
+    Raises:
+        UserError: a resource is unknown or has a value of the wrong type.
+    """
+
+    def resources(command: list[str], source: str, keys: dict[str, Any]) -> Resources:
+        layers = [("presets.yaml", preset_defaults(command)), (cluster_name, cluster), (source, keys)]
+        return merge_resources(layers)
+
+    tasks: list[Task] = []
+    for step in sweep.steps:
+        command = step.command()
+        tasks.append(
+            Task(
+                name=f"prepare/{step.name}",
+                kind=step.kind,
+                command=command,
+                folder=sweep.out / "prepare" / step.name,
+                output=step.output,
+                resources=resources(command, f"{path}: prepare {step.name}", step.resources),
+                depends_on=find_dependencies(command, sweep.steps, step),
+            )
+        )
+    for run in sweep.runs:
+        command = run.command()
+        tasks.append(
+            Task(
+                name=str(run.folder.relative_to(sweep.out)),
+                kind="runs",
+                command=command,
+                folder=run.folder,
+                output=run.folder / "result.json",
+                resources=resources(command, f"{path}: {run.row} on {run.dataset}", run.resources),
+                depends_on=find_dependencies(command, sweep.steps),
+                run=run,
+            )
+        )
+    page = sweep.out / "report.html"
+    command = ["-m", "mgcc_dist.report", "--sweep", str(path), "--out", str(page)]
+    report = Task(
+        name=REPORT,
+        kind=REPORT,
+        command=command,
+        folder=sweep.out / REPORT,
+        output=page,
+        resources=resources(command, "report", {}),
+        depends_on=tuple(task.name for task in tasks if task.run),
+        after_any=True,
+    )
+    return [*tasks, report]
+
+
+def find_dependencies(command: list[str], steps: list[SweepStep], step: SweepStep | None = None) -> tuple[str, ...]:
+    """Return the tasks whose outputs appear in a command; `step`, if given, depends on its chain's previous step."""
+    if not steps:
+        return ()
+    paths = {Path(text) for argument in command for text in re.split(r'[\s"=,\[\]]+', argument) if text}
+    earlier = steps[: steps.index(step)] if step else steps
+    if step and (previous := [other for other in earlier if other.chain == step.chain]):
+        return (f"prepare/{previous[-1].name}",)
+    last_of_chain = {other.chain: f"prepare/{other.name}" for other in steps}
+    used = [other.chain for other in earlier if other.output in paths or paths & set(other.output.parents)]
+    return tuple(last_of_chain[chain] for chain in dict.fromkeys(used))
+
+
+def pack_runs(tasks: list[Task]) -> list[Task]:
+    """Pack runs with equal resources and dependencies into tasks of `runs_per_gpu` runs; keep other tasks."""
+    packable: dict[tuple[str, tuple[str, ...]], list[Task]] = {}
+    for task in tasks:
+        if task.run and task.resources.runs_per_gpu > 1:
+            packable.setdefault((repr(task.resources), task.depends_on), []).append(task)
+    replacements: dict[str, Task | None] = {}
+    for group in packable.values():
+        size = group[0].resources.runs_per_gpu
+        for first, *more in (group[i : i + size] for i in range(0, len(group), size)):
+            replacements |= dict.fromkeys((task.name for task in more), None)
+            replacements[first.name] = replace(
+                first,
+                name=f"{first.name} and {len(more)} more" if more else first.name,
+                packed=(first, *more) if more else (),
+                resources=first.resources.for_packed_runs(1 + len(more)),
+            )
+    return [packed for task in tasks if (packed := replacements.get(task.name, task))]
+
+
+def build_jobs(tasks: list[Task], waiting: Iterable[str], max_array_size: int, prefix: str) -> list[Job]:
+    """Group `tasks` into as few jobs as possible; tasks can also depend on `waiting`, which were submitted earlier."""
+    present = {subtask.name for task in tasks for subtask in task.subtasks} | set(waiting)
+    ancestors: dict[str, set[str]] = {}  # direct and indirect dependencies
+    for task in tasks:
+        indirect = set(task.depends_on).union(*(ancestors.get(name, ()) for name in task.depends_on))
+        ancestors |= dict.fromkeys((subtask.name for subtask in task.subtasks), indirect)
+    groups: dict[tuple[str, str], list[Task]] = {}
+    for task in tasks:
+        groups.setdefault((task.kind, repr(task.resources)), []).append(task)
+    jobs: list[Job] = []
+    for (kind, _), members in groups.items():
+        direct = [_reduce([name for name in task.depends_on if name in present], ancestors) for task in members]
+        corresponding = _corresponding_job(direct, jobs) if 1 < len(members) <= max_array_size else None
+        by_dependencies: dict[tuple[str, ...], list[Task]] = {}
+        for task, names in zip(members, direct, strict=True):
+            by_dependencies.setdefault(() if corresponding else names, []).append(task)
+        for names, array in by_dependencies.items():
+            for start in range(0, len(array), max_array_size):
+                name = f"{prefix}-{slug(kind)}-{len(jobs) + 1}"
+                jobs.append(Job(name, array[start : start + max_array_size], names, corresponding or ""))
+    return jobs
+
+
+def dependency_option(job: Job, task_ids: Mapping[str, str], job_ids: Mapping[str, str]) -> str | None:
+    """Return sbatch's --dependency.
+
+    Args:
+        task_ids: task name -> Slurm id of the job or array task that runs it: "12" or "12_3"
+        job_ids: name of a submitted job -> its Slurm id
+    """
+    if job.corresponds_to:
+        return f"aftercorr:{job_ids[job.corresponds_to]}"
+    if not job.depends_on:
+        return None
+    needed = {task_ids[name] for name in job.depends_on}
+    arrays: dict[str, set[str]] = {}
+    for task_id in task_ids.values():
+        arrays.setdefault(task_id.partition("_")[0], set()).add(task_id)
+    # Name an array by its base id if all its tasks are needed.
+    shortened = {base if arrays[base] <= needed else each for each in needed for base in [each.partition("_")[0]]}
+    kind = "afterany" if job.tasks[0].after_any else "afterok"
+    return ":".join([kind, *sorted(shortened, key=_sort_key)])
+
+
+def _reduce(names: list[str], ancestors: Mapping[str, set[str]]) -> tuple[str, ...]:
+    """Drop dependencies that another of `names` already depends on (transitive reduction)."""
+    return tuple(name for name in names if not any(name in ancestors.get(other, ()) for other in names))
+
+
+def _corresponding_job(dependencies: list[tuple[str, ...]], jobs: list[Job]) -> str | None:
+    """Return the name of the job whose k-th task is the only dependency of the k-th of these tasks, if any."""
+    return next((job.name for job in jobs if [(task.name,) for task in job.tasks] == dependencies), None)
+
+
+def _sort_key(task_id: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in task_id.split("_"))

@@ -1,0 +1,110 @@
+"""The code that runs inside a Slurm job: one program of the package, in the process that Slurm starts and signals."""
+
+import runpy
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from submitit import JobEnvironment
+from submitit.helpers import DelayedSubmission
+
+from mgcc_dist.common.errors import EXIT_STOPPED, EXIT_USER_ERROR
+from mgcc_dist.common.files import read_json, write_json
+from mgcc_dist.slurm import cluster
+
+ATTEMPTS_FILE = "attempts.json"
+PREEMPTION_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+"""sent by Slurm before the time limit and at preemption"""
+
+
+class Program:
+    """A program as a submitit callable: called on every rank, and requeued through `checkpoint` on rank 0.
+
+    While the program trains, it handles preemption signals itself: it saves on all ranks and exits with EXIT_STOPPED.
+    At any other time rank 0 exits at once; files are written by rename, so none is left half-written. In both cases
+    rank 0 then requeues the job, unless Slurm has already done so or is ending the job for good.
+    """
+
+    def __init__(self, command: list[str], folder: Path, output: Path, max_attempts: int) -> None:
+        self.command = command
+        self.folder = folder
+        self.output = output
+        self.max_attempts = max_attempts
+
+    def __call__(self) -> None:
+        is_rank_0 = JobEnvironment().global_rank == 0
+        # submitit's handler; the other ranks keep it, where it does nothing
+        requeue = signal.getsignal(signal.SIGUSR2)
+
+        def leave() -> None:
+            for number in PREEMPTION_SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            undo_attempt(self.folder)
+            if callable(requeue) and cluster.is_this_job_running():
+                requeue(signal.SIGUSR2, None)  # exits this process
+
+        def leave_at_once(number: int, _frame: FrameType | None) -> None:
+            leave()
+            sys.exit(128 + number)
+
+        if is_rank_0:
+            for number in PREEMPTION_SIGNALS:
+                signal.signal(number, leave_at_once)
+            record_attempt(self.folder, self.output, self.max_attempts)
+        module, *arguments = self.command[1:]
+        sys.argv = [module, *arguments]
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as exit:
+            if is_rank_0 and exit.code == EXIT_USER_ERROR:
+                give_up(self.folder)
+            if is_rank_0 and exit.code == EXIT_STOPPED:
+                leave()
+            if is_rank_0 or exit.code != EXIT_STOPPED:
+                raise
+
+    def checkpoint(self) -> DelayedSubmission:
+        return DelayedSubmission(self)
+
+    def unfinished(self) -> list["Program"]:
+        """Return the programs that another start of the job would run."""
+        return [self]
+
+
+def record_attempt(folder: Path, output: Path, max_attempts: int) -> None:
+    """Count a start in FOLDER/attempts.json; the count restarts when there is a newer checkpoint than last time.
+
+    Raises:
+        SystemExit: this start would exceed `max_attempts` without progress.
+    """
+    steps = (int(path.name.removeprefix("step-")) for path in output.parent.glob("checkpoints/step-*"))
+    step = max(steps, default=0)
+    previous = read_attempts(folder)
+    attempts = (previous["attempts"] if previous["step"] == step else 0) + 1
+    if attempts > max_attempts:
+        print(
+            f"{folder}: giving up after {max_attempts} attempts without progress (step {step}). Fix the cause, then "
+            "run `mgcc slurm resume SWEEP`.",
+            file=sys.stderr,
+        )
+        give_up(folder)
+        sys.exit(EXIT_USER_ERROR)
+    write_json(folder / ATTEMPTS_FILE, {"attempts": attempts, "step": step})
+
+
+def read_attempts(folder: Path) -> dict[str, int]:
+    """Return the number of starts without progress and their step; "hopeless" is set if another start cannot help."""
+    path = folder / ATTEMPTS_FILE
+    return read_json(path) if path.is_file() else {"attempts": 0, "step": 0}
+
+
+def undo_attempt(folder: Path) -> None:
+    """Subtract the current start from the count: a preemption is not a failure."""
+    previous = read_attempts(folder)
+    write_json(folder / ATTEMPTS_FILE, previous | {"attempts": max(0, previous["attempts"] - 1)})
+
+
+def give_up(folder: Path) -> None:
+    """Mark a program as not worth another start: its settings are invalid, or all attempts are used."""
+    write_json(folder / ATTEMPTS_FILE, read_attempts(folder) | {"hopeless": True})

@@ -1,0 +1,182 @@
+"""From a sweep to jobs: dependencies, arrays, resources and the sbatch script. Needs no Slurm."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from sweep_files import write_sweep
+
+from mgcc_dist.common.config import CONFIGS
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.sweep_file import read_sweep
+from mgcc_dist.slurm import job_graph, resources, submit
+from mgcc_dist.slurm.job_graph import Job
+
+GOLDEN = Path(__file__).parent / "golden"
+LDM = {
+    "run": "ldm --preset demo --data.shards {folder}/shards --data.split {folder}/split.json --sampling.seed {{seed}} "
+    "--out {folder}/ldm_{{seed}} --until {{stage}}",
+    "makes": {
+        "autoencoder": "{folder}/ldm_{{seed}}/autoencoder/result.json",
+        "denoiser": "{folder}/ldm_{{seed}}/denoiser/result.json",
+        "samples": "{folder}/ldm_{{seed}}/samples/index.json",
+        "gallery": "{folder}/ldm_{{seed}}/gallery.png",
+    },
+}
+
+
+def tasks_of(path, **cluster):
+    return job_graph.build_tasks(read_sweep(path), path, cluster, "cluster.yaml")
+
+
+def with_ldm(folder):
+    """Write the sweep with a diffusion model per seed; MGCC depends on its samples, U-Net does not."""
+    path = write_sweep(folder)
+    ldm = {
+        "run": LDM["run"].format(folder=folder),
+        "makes": {stage: output.format(folder=folder) for stage, output in LDM["makes"].items()},
+    }
+    prepare = read(path)["datasets"]["Phantom"]["prepare"] | {"ldm": ldm}
+    rows = read(path)["rows"] | {"MGCC": {"data": {"synthetic": f"{folder}/ldm_{{seed}}/samples"}}}
+    return write_sweep(folder, datasets={"Phantom": {"prepare": prepare}}, rows=rows)
+
+
+def read(path):
+    return yaml.safe_load(path.read_text())
+
+
+def test_a_run_depends_only_on_the_last_stages_that_produce_its_data(tmp_path):
+    depends_on = {task.name: task.depends_on for task in tasks_of(with_ldm(tmp_path))}
+    data = ("prepare/phantom/shards", "prepare/phantom/split")
+    unet, mgcc = (
+        next(key for key in depends_on if key.startswith(f"phantom/{row}/seed_2")) for row in ("u-net", "mgcc")
+    )
+    assert depends_on[unet] == data
+    assert depends_on[mgcc] == (*data, "prepare/phantom/ldm-gallery-seed_2")
+    assert depends_on["prepare/phantom/split"] == data[:1]
+    assert depends_on["prepare/phantom/ldm-autoencoder-seed_3"] == data
+    assert depends_on["prepare/phantom/ldm-denoiser-seed_3"] == ("prepare/phantom/ldm-autoencoder-seed_3",)
+    assert set(depends_on["report"]) == {
+        name for name in depends_on if "/seed_" in name and not name.startswith("prepare")
+    }
+
+
+def test_stages_depend_task_by_task_and_runs_only_on_their_own_split(tmp_path):
+    jobs = job_graph.build_jobs(tasks_of(with_ldm(tmp_path)), [], 1000, "x")
+    by_kind = {}
+    for job in jobs:
+        by_kind.setdefault(job.tasks[0].kind, []).append(job)
+    autoencoder, denoiser = by_kind["ldm autoencoder"][0], by_kind["ldm denoiser"][0]
+    assert [len(by_kind[f"ldm {stage}"]) for stage in LDM["makes"]] == [1, 1, 1, 1]
+    assert (len(autoencoder.tasks), denoiser.corresponds_to) == (3, autoencoder.name)
+    assert sorted(len(job.tasks) for job in by_kind["runs"]) == [
+        1,
+        1,
+        1,
+        3,
+    ]  # one per split for MGCC, one array for U-Net
+    ids, numbers = {}, {}
+    for number, job in enumerate(jobs, 10):
+        numbers[job.name] = str(number)
+        array = len(job.tasks) > 1
+        ids |= {task.name: f"{number}_{k}" if array else str(number) for k, task in enumerate(job.tasks)}
+    options = {job.name: job_graph.dependency_option(job, ids, numbers) for job in jobs}
+    assert options[denoiser.name] == f"aftercorr:{numbers[autoencoder.name]}"
+    assert options[autoencoder.name] == "afterok:11"  # the split, which depends on the shards
+    gallery = numbers[by_kind["ldm gallery"][0].name]
+    per_split = {options[job.name] for job in by_kind["runs"] if len(job.tasks) == 1}
+    assert per_split == {f"afterok:{gallery}_{k}" for k in range(3)}
+    runs = ":".join(numbers[job.name] for job in by_kind["runs"])
+    assert options[jobs[-1].name] == f"afterany:{runs}"
+
+
+def test_the_demo_of_table_3_becomes_thirteen_jobs():
+    jobs = job_graph.build_jobs(tasks_of(CONFIGS / "sweeps" / "table_3_demo.yaml"), [], 1000, "x")
+    assert [(job.tasks[0].kind, len(job.tasks), bool(job.corresponds_to)) for job in jobs] == [
+        ("shards", 1, False),
+        ("split", 3, False),
+        *((f"ldm {stage}", 3, True) for stage in LDM["makes"]),
+        *(("runs", 1, False), ("runs", 2, False)) * 3,
+        ("report", 1, False),
+    ]
+
+
+def test_arrays_are_split_at_the_maximum_size(tmp_path):
+    tasks = [task for task in tasks_of(write_sweep(tmp_path, seeds=list(range(1, 12)))) if task.run]
+    assert [len(job.tasks) for job in job_graph.build_jobs(tasks, [], 10, "x")] == [10, 10, 2]
+
+
+@pytest.fixture
+def fake_slurm(tmp_path, monkeypatch):
+    """Put an sbatch that accepts every script as job 12, and an srun, on the PATH."""
+    for name, line in (("sbatch", "echo Submitted batch job 12"), ("srun", "")):
+        command = tmp_path / "bin" / name
+        command.parent.mkdir(exist_ok=True)
+        command.write_text(f"#!/bin/sh\n{line}\n")
+        command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+
+
+def test_the_sbatch_script_matches_the_golden_file(tmp_path, fake_slurm):
+    """Review changes of the script, then copy the new text into the golden file."""
+    job = Job("tiny-runs-3", [task for task in tasks_of(write_sweep(tmp_path), **CLUSTER) if task.run])
+    assert submit.submit_job(job, tmp_path / "jobs", "afterok:11:12") == [f"12_{index}" for index in range(6)]
+    text = (tmp_path / "jobs" / "12_submission.sh").read_text()
+    text = text.replace(str(tmp_path), "OUT").replace(sys.executable, "PYTHON")
+    assert text == (GOLDEN / "array.sbatch").read_text()
+    # `sbatch --test-only` checks the same options that the script sets.
+    options = {shlex.split(line)[1] for line in text.splitlines() if line.startswith("#SBATCH")}
+    assert set(job.resources.sbatch_options()) <= options
+
+
+CLUSTER = {
+    "partition": "gpu",
+    "account": "lab",
+    "qos": "scavenger",
+    "constraint": "a100|h100",
+    "exclude": "n[7-8]",
+    "nodes": 2,
+    "gpus": 4,
+    "tasks_per_node": 4,
+    "parallel": 5,
+    "setup": ["module load cuda"],
+    "extra": {"reservation": "mri", "exclusive": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("time", "minutes"), [("90", 90), ("1:30:00", 90), ("2:30", 3), ("1-0", 1440), ("1-01:30", 1530), ("0:00:30", 1)]
+)
+def test_time_limits_are_parsed_like_slurm_s(time, minutes):
+    assert resources.to_minutes(time) == minutes
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"gpu": 1}, r"x\.yaml: unknown resource 'gpu'\. Known resources: partition, account"),
+        ({"time": 3600}, "time must be a string in quotes"),
+        ({"time": "soon"}, "'soon' is not a time limit"),
+        ({"gpus": "one"}, "gpus must be an integer, got 'one'"),
+        ({"nodes": 0}, "nodes must be at least 1, got 0"),
+        ({"nodes": True}, "nodes must be an integer, got True"),
+        ({"setup": "module load cuda"}, "setup must be a list"),
+    ],
+)
+def test_invalid_resources_are_rejected_with_source_and_key(keys, message):
+    with pytest.raises(UserError, match=message):
+        resources.merge_resources([("x.yaml", keys)])
+
+
+def test_the_sweep_overrides_the_cluster_file_which_overrides_the_preset(tmp_path):
+    rows = {"MGCC": {"resources": {"cpus": 7}}}
+    (run,) = [task for task in tasks_of(write_sweep(tmp_path, seeds=[1], rows=rows), cpus=5, gpus=2) if task.run]
+    assert (run.resources.cpus, run.resources.gpus, run.resources.memory_gb) == (7, 2, 1)
+
+
+@pytest.mark.parametrize("name", ["one_gpu_partition", "preemptible", "eight_gpu_nodes", "cpu_only"])
+def test_shipped_cluster_files_are_valid(name):
+    assert resources.merge_resources([(name, resources.load_cluster_file(name))]).partition
