@@ -174,8 +174,8 @@ def test_selection_by_keyboard_and_mouse_is_applied_to_the_shards(page, curated,
         ({"accepted": "synthetic-000001"}, "json: damaged"),
         ({"rejected": None}, "json: damaged"),
         ({"samples": None}, "json: damaged"),
-        ({"version": 2}, "has version 2; this program reads version 1"),
-        ({"format": "x"}, "is no file of mgcc-dist selection"),
+        ({"version": 2}, "has version 2, not 1"),
+        ({"format": "x"}, "is not a mgcc-dist selection file"),
     ],
 )
 def test_a_selection_that_does_not_match_the_samples_is_refused_and_nothing_is_written(run, change, message):
