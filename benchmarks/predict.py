@@ -28,6 +28,7 @@ from mgcc_dist.common.files import write_json
 from mgcc_dist.data.images import read_grey, resize_image
 from mgcc_dist.inference.loading import load_predictor
 from mgcc_dist.inference.predictor import NetworkInput, Predictor
+from mgcc_dist.kernels.bench.timing import capture_graph, median_cuda_ms
 from mgcc_dist.kernels.fuse import fuse
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.models.registry import build_network
@@ -77,24 +78,7 @@ def graph_milliseconds(network: nn.Module, size: int, precision: torch.dtype) ->
         with torch.autocast("cuda", precision, enabled=precision != torch.float32):
             return network(image)
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            forward()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        forward()
-    times = []
-    for _ in range(100):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return round(statistics.median(times), 3)
+    return round(median_cuda_ms(capture_graph([forward]).replay, repeats=100), 3)
 
 
 def main() -> None:

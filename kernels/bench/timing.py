@@ -108,6 +108,11 @@ def elapsed_ms(call: Callable[[], object]) -> float:
     return start.elapsed_time(end)
 
 
+def median_cuda_ms(call: Callable[[], object], repeats: int, warm_up: int = 3) -> float:
+    """Return the median milliseconds of `call` between CUDA events, after `warm_up` calls that do not count."""
+    return statistics.median([elapsed_ms(call) for _ in range(warm_up + repeats)][warm_up:])
+
+
 def cuda_graph_timer(milliseconds: float, cold: bool) -> Timer:
     """Time the replay of a CUDA graph of at least 20 calls.
 

@@ -5,6 +5,7 @@ upsampling. The table lists the operations that fvcore does not count. The paper
 multiply-accumulate is two floating-point operations. Latency is measured on this machine, which the table names.
 """
 
+import functools
 import os
 import platform
 import statistics
@@ -20,6 +21,7 @@ from mgcc_dist.common.config import flatten, parse
 from mgcc_dist.common.environment import processor
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.sweep_file import Sweep, as_arguments
+from mgcc_dist.kernels.bench.timing import capture_graph, median_cuda_ms
 from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.methods.registry import build
 from mgcc_dist.models.config import NetworkConfig
@@ -122,27 +124,12 @@ def _latency_cpu(network: nn.Module, image: Tensor) -> dict[str, float]:
 
 def _latency_cuda(network: nn.Module, image: Tensor) -> dict[str, float]:
     """Time eager calls and CUDA graph replays, which exclude the Python overhead, with CUDA events."""
-    stream = torch.cuda.Stream()  # capture needs a warm-up on a side stream
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            network(image)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        network(image)
-
-    def median_ms(run: nn.Module | torch.cuda.CUDAGraph) -> float:
-        times = []
-        for _ in range(WARM_UP + REPEATS[image.device.type]):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            run(image) if isinstance(run, nn.Module) else run.replay()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end))
-        return statistics.median(times[WARM_UP:])
-
-    return {"eager": median_ms(network), "CUDA graph": median_ms(graph)}
+    call, repeats = functools.partial(network, image), REPEATS["cuda"]
+    graph = capture_graph([call], WARM_UP)
+    return {
+        "eager": median_cuda_ms(call, repeats, WARM_UP),
+        "CUDA graph": median_cuda_ms(graph.replay, repeats, WARM_UP),
+    }
 
 
 def efficiency_section(measured: Efficiency) -> ReportSection:

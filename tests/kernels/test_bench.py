@@ -266,6 +266,14 @@ def test_cuda_graph_captures_twenty_calls_on_alternating_inputs_or_on_one(cold, 
     assert one_round() == [1 / 20] * 3
 
 
+def test_median_excludes_the_warm_up_calls(cuda_stubs, monkeypatch):
+    intervals = iter([100.0, 100.0, 1.0, 2.0, 9.0])
+    monkeypatch.setattr(Stub, "elapsed_time", lambda self, end: next(intervals))
+    called = []
+    assert timing.median_cuda_ms(lambda: called.append(1), repeats=3, warm_up=2) == 2.0
+    assert len(called) == 5
+
+
 def test_do_bench_alternates_between_inputs(monkeypatch):
     seen = []
     monkeypatch.setattr("triton.testing.do_bench", lambda call, **words: [call() or 2.0 for _ in range(3)])
