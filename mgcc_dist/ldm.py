@@ -11,6 +11,7 @@ folder, for `mgcc_dist.segment --data.synthetic`), `quality/` (metrics against t
 (near-copies of training images) and `gallery.png`. Rerun the same command to resume.
 """
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,8 @@ from mgcc_dist.common.config import CONFIGS, load, save
 from mgcc_dist.common.errors import run_program
 from mgcc_dist.common.program import Command, Program
 from mgcc_dist.diffusion.config import AutoencoderConfig, DataConfig, DenoiserConfig, SamplingConfig
+
+logger = logging.getLogger("mgcc_dist.ldm")
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def run(config: LdmConfig) -> None:
 
     out = Path(config.out)
     accelerator = create_accelerator(config.autoencoder.loop.precision)
-    accelerator.print(f"ldm: {describe(accelerator)}")
+    logger.info("ldm: %s", describe(accelerator))
     if accelerator.is_main_process:
         save(config, out / "config.yaml")
 
@@ -88,7 +91,7 @@ def apply_selection(config: ApplyConfig) -> None:
     from mgcc_dist.data import selection
 
     kept = selection.apply_selection(Path(config.selection), Path(config.samples), Path(config.out))
-    print(f"apply: {kept} selected images -> {config.out}")
+    logger.info("apply: %d selected images -> %s", kept, config.out)
 
 
 PROGRAM = Program(

@@ -20,6 +20,7 @@ rebuilds it.
 
 import csv
 import io
+import logging
 import shutil
 import sys
 from collections import Counter
@@ -34,14 +35,16 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from PIL import Image
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from mgcc_dist.common.config import HelpFormatter
 from mgcc_dist.common.errors import UserError, run_program
 from mgcc_dist.common.files import read_json, replacing, write_bytes, write_json
+from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.images import SUFFIXES, BadFile, read_grey, resize_image
 from mgcc_dist.data.workers import load_in_order
 from mgcc_dist.inference.predictor import THRESHOLD, NetworkInput, Predictor, load
+
+logger = logging.getLogger("mgcc_dist.predict")
 
 MASKS, OVERLAYS, PREDICTIONS, SKIPPED, CONTENTS = "masks", "overlays", "predictions.csv", "skipped.csv", "predict.json"
 CONTOUR = (255, 90, 78)
@@ -74,7 +77,7 @@ def predict(arguments: Namespace) -> None:
     chunks = [files[start : start + arguments.batch] for start in range(0, len(files), arguments.batch)]
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
-    with tqdm(total=len(files), desc="predict", unit="image", disable=None) as bar:
+    with ProgressBar(len(files), "predict", "images") as bar:
         read = partial(_read, arguments.images, chunks, predictor.image_size, arguments.skip_bad)
         for loaded, bad in load_in_order(read, range(len(chunks)), arguments.workers):
             probabilities = predictor.probabilities([pixels for _, pixels in loaded])
@@ -93,10 +96,10 @@ def predict(arguments: Namespace) -> None:
 
     if skipped:
         _write_csv(arguments.out / SKIPPED, skipped)
-        print(f"predict: skipped {len(skipped)} files, see {arguments.out / SKIPPED}")
+        logger.warning("predict: skipped %d files, see %s", len(skipped), arguments.out / SKIPPED)
     _write_csv(arguments.out / PREDICTIONS, rows)
     lesions = sum(row["lesion"] == "yes" for row in rows)
-    print(f"predict: {len(rows)} images, {lesions} with a lesion -> {arguments.out / PREDICTIONS}")
+    logger.info("predict: %d images, %d with a lesion -> %s", len(rows), lesions, arguments.out / PREDICTIONS)
 
 
 def list_images(folder: Path, out: Path) -> list[Path]:

@@ -7,6 +7,7 @@ Writes `best/model.safetensors` and `last/model.safetensors` (read by `mgcc pred
 of every validation image (read by `mgcc report`). Rerun the same command to resume.
 """
 
+import logging
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,8 @@ from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import run_program
 from mgcc_dist.common.program import Command, Program
 from mgcc_dist.methods.segment_config import SegmentConfig
+
+logger = logging.getLogger("mgcc_dist.segment")
 
 
 def run(config: SegmentConfig) -> None:
@@ -32,9 +35,9 @@ def run(config: SegmentConfig) -> None:
     accelerator = create_accelerator(config.loop.precision, config.loop.accumulation)
     folder = Path(config.out)
     open_run_folder(folder, config, accelerator)
-    accelerator.print(f"segment: {describe(accelerator)}")
+    logger.info("segment: %s", describe(accelerator))
     if is_finished(folder):
-        accelerator.print(f"segment: {folder / 'result.json'} already exists; nothing to do")
+        logger.info("segment: %s already exists; nothing to do", folder / "result.json")
         return
 
     data = ShardFolder.open(Path(config.data.shards), verify=accelerator.is_local_main_process)
@@ -63,7 +66,7 @@ def run(config: SegmentConfig) -> None:
     }
     write_result(folder, result, accelerator)
     iou = best["summary"]["corrected"]["iou"]
-    accelerator.print(f"segment: IoU {100 * iou:.2f} % at the best step -> {folder / 'result.json'}")
+    logger.info("segment: IoU %.2f %% at the best step -> %s", 100 * iou, folder / "result.json")
 
 
 PROGRAM = Program(

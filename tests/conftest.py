@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mgcc_dist.common.log import PACKAGE
 from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.readers.registry import Phantoms, busi
 
@@ -34,6 +35,15 @@ def torch_extensions(tmp_path_factory):
         shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
         patch.setenv("TORCH_EXTENSIONS_DIR", str(shared / "torch_extensions"))
         yield
+
+
+@pytest.fixture(autouse=True)
+def logging_restored():
+    """Undo what a test does to the package's logger, for example by calling a program's `main`."""
+    before = PACKAGE.handlers[:], PACKAGE.level, PACKAGE.propagate
+    yield
+    PACKAGE.handlers[:], PACKAGE.propagate = before[0], before[2]
+    PACKAGE.setLevel(before[1])
 
 
 @pytest.fixture(scope="session")

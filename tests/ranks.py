@@ -1,4 +1,4 @@
-"""Programs on real ranks, started as users start them, by torchrun or `accelerate launch`: gloo, one thread each."""
+"""Start programs on real ranks as users do, by torchrun or `accelerate launch`: gloo, one thread each."""
 
 import os
 import subprocess
@@ -9,11 +9,11 @@ from pathlib import Path
 import psutil
 
 REPOSITORY = Path(__file__).parents[1]
-DEADLINE = 600  # seconds, for a machine that does much else
+DEADLINE = 600  # seconds, enough for a busy machine
 
 
 def torchrun(ranks: int) -> list[str]:
-    """The launcher that finds a free port by itself; one rank needs none."""
+    """Return the words that start torchrun on a free port; none for one rank."""
     return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
 
 
@@ -22,15 +22,15 @@ def accelerate(*options: str) -> list[str]:
 
 
 def start(launcher: Sequence[str], words: Sequence[str], **variables: str) -> subprocess.Popen:
-    """Begin `words`, a script or `-m` and a module with what follows, under `launcher` with some environment variables.
+    """Start `words` (a script, or `-m` and a module, and arguments) under `launcher` with these environment variables.
 
-    What is importable here is importable there, and no GPU is seen.
+    The process imports from the same paths as this one, and sees no GPU.
     """
-    fixed = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    fixed = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     fixed["PYTHONPATH"] = os.pathsep.join(sys.path)
     return subprocess.Popen(
         [sys.executable, *launcher, *map(str, words)],
-        cwd=REPOSITORY,  # to which the files of launch/ name theirs
+        cwd=REPOSITORY,  # paths in the files of launch/ are relative to it
         env=os.environ | fixed | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -40,11 +40,11 @@ def start(launcher: Sequence[str], words: Sequence[str], **variables: str) -> su
 
 
 def run(launcher: Sequence[str], words: Sequence[str], **variables: str) -> subprocess.CompletedProcess[str]:
-    """The same to its end, whatever its exit code; nothing of it outlives the deadline."""
+    """Run the same to its end, whatever its exit code. Kill all of its processes at the deadline."""
     process = start(launcher, words, **variables)
     try:
         output, errors = process.communicate(timeout=DEADLINE)
-    except BaseException:  # of a launcher that is killed, the ranks would live on
+    except BaseException:  # the ranks survive a launcher that is killed
         for one in [*psutil.Process(process.pid).children(recursive=True), process]:
             one.kill()
         raise
@@ -52,7 +52,15 @@ def run(launcher: Sequence[str], words: Sequence[str], **variables: str) -> subp
 
 
 def finish(launcher: Sequence[str], words: Sequence[str], **variables: str) -> str:
-    """The same, which must succeed; what it printed."""
-    done = run(launcher, words, **variables)
+    """Run the same, which must succeed, and return what it printed to stdout."""
+    return _checked(run(launcher, words, **variables)).stdout
+
+
+def finish_log(launcher: Sequence[str], words: Sequence[str], **variables: str) -> str:
+    """Run the same, which must succeed, and return its log."""
+    return _checked(run(launcher, words, **variables)).stderr
+
+
+def _checked(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return done.stdout
+    return done

@@ -1,4 +1,4 @@
-"""Whether two run folders are of one run: the same rows and the same weights, bit for bit."""
+"""Compare two run folders: the same rows and the same weights, bit for bit."""
 
 from pathlib import Path
 from typing import Any

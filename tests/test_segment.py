@@ -111,7 +111,7 @@ def test_external_data_set_without_masks_is_refused(data):
         counts_of(configured(data, "--data.external", json.dumps([str(data[1])])))
 
 
-def test_run_writes_a_result_and_loadable_networks(data, tmp_path, capsys):
+def test_run_writes_a_result_and_loadable_networks(data, tmp_path, caplog):
     steps = ["--loop.epochs", "null", "--loop.steps", "3", "--out", tmp_path]
     config = configured(data, *steps)
     run(config)
@@ -126,8 +126,9 @@ def test_run_writes_a_result_and_loadable_networks(data, tmp_path, capsys):
         assert network(torch.zeros(1, 1, 32, 32)).shape == (1, 1, 32, 32)
     for weights in ("best", "last"):
         assert np.ptp(np.asarray(Image.open(tmp_path / weights / "gallery.png"))) > 0
-    capsys.readouterr()
-    run(config)
-    assert "nothing to do" in capsys.readouterr().out
+    with caplog.at_level("INFO"):
+        caplog.clear()
+        run(config)
+    assert "nothing to do" in caplog.text
     with pytest.raises(UserError, match=r"holds a run with loop\.seed = 0, not 1"):
         run(configured(data, *steps, "--loop.seed", "1"))

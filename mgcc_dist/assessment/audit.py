@@ -34,6 +34,7 @@ from mgcc_dist.assessment.features import FeatureExtractor
 from mgcc_dist.assessment.similarity import FeatureSimilarity, apply_alignment, describe_alignment, pixel_similarity
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_json, replacing, write_json
+from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.augment import symmetry
 from mgcc_dist.data.datasets import SampleDataset
 from mgcc_dist.data.duplicates import thumbnail
@@ -198,14 +199,16 @@ def _nearest_in_pixels(
     shards: ShardFolder, thumbnails: Tensor, size: int, accelerator: Accelerator
 ) -> list[tuple[float, int, int]]:
     """Return, per synthetic image, similarity, index and alignment of the nearest training image."""
-    mine = list(range(len(shards)))[accelerator.process_index :: accelerator.num_processes]
+    assigned = list(range(len(shards)))[accelerator.process_index :: accelerator.num_processes]
     rows = []
-    for start in range(0, len(mine), BLOCK_SIZE):
-        block = mine[start : start + BLOCK_SIZE]
-        similarity, alignment = pixel_similarity([_read_square(shards, i, size) for i in block], thumbnails)
-        best, nearest = similarity.max(dim=1)
-        best_alignment = alignment.gather(1, nearest[:, None])[:, 0]
-        rows += list(zip(block, best.tolist(), nearest.tolist(), best_alignment.tolist(), strict=True))
+    with ProgressBar(len(assigned), "comparing with training images", "images") as bar:
+        for start in range(0, len(assigned), BLOCK_SIZE):
+            block = assigned[start : start + BLOCK_SIZE]
+            similarity, alignment = pixel_similarity([_read_square(shards, i, size) for i in block], thumbnails)
+            best, nearest = similarity.max(dim=1)
+            best_alignment = alignment.gather(1, nearest[:, None])[:, 0]
+            rows += list(zip(block, best.tolist(), nearest.tolist(), best_alignment.tolist(), strict=True))
+            bar.update(len(block))
     return [(value, j, alignment) for _, value, j, alignment in sorted(gather_object(rows))]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of
+from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.datasets import SampleDataset
 from mgcc_dist.data.loader import EvalLoader
 from mgcc_dist.diffusion import autoencoder
@@ -46,9 +47,11 @@ class FeatureExtractor:
         rank, world = accelerator.process_index, accelerator.num_processes
         loader = EvalLoader(source, BATCH_SIZE, self.image_size, rank=rank, world=world, workers=0)
         network, rows = self.network.to(accelerator.device), []
-        for batch in loader.batches():
-            features = self._validated(network(batch.to(accelerator.device).images), len(batch.keys))
-            rows += list(zip(batch.offsets.tolist(), features.double().cpu().numpy(), strict=True))
+        with ProgressBar(len(range(rank, len(source), world)), "extracting features", "images") as bar:
+            for batch in loader.batches():
+                features = self._validated(network(batch.to(accelerator.device).images), len(batch.keys))
+                rows += list(zip(batch.offsets.tolist(), features.double().cpu().numpy(), strict=True))
+                bar.update(len(batch.keys))
         return np.stack([features for _, features in sorted(gather_object(rows), key=lambda row: row[0])])
 
     def _validated(self, features: Any, images: int) -> Tensor:

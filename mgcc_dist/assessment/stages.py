@@ -3,6 +3,7 @@
 A stage is skipped if its result already exists.
 """
 
+import logging
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -13,19 +14,22 @@ from mgcc_dist.assessment.config import AuditConfig, CurateConfig, QualityConfig
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.diffusion.images import ImageData
 
+logger = logging.getLogger(__name__)
+
 
 def evaluate_quality(config: QualityConfig, images: ImageData, out: Path, accelerator: Accelerator) -> None:
     """Compare the samples with the validation images and write the report to `quality/`."""
     folder = out / "quality"
     if not config.enabled:
-        accelerator.print("quality: skipped (quality.enabled is false)")
+        logger.info("quality: skipped (quality.enabled is false)")
         return
     extractor = features.load(config.encoder, out / "pipeline" / "vqvae", images.size)
     if quality.is_finished(config, extractor, images, out / "samples", folder):
-        accelerator.print(f"quality: {folder / 'quality.json'} already exists")
+        logger.info("quality: %s already exists", folder / "quality.json")
         return
     report = quality.evaluate(config, extractor, images, out / "samples", folder, accelerator)
-    accelerator.print(f"{quality.markdown_report(report)}quality: report -> {folder / 'quality.json'}")
+    accelerator.print(quality.markdown_report(report), end="")
+    logger.info("quality: report -> %s", folder / "quality.json")
 
 
 def audit_samples(
@@ -34,22 +38,22 @@ def audit_samples(
     """Search the samples for copies of training images, write the report to `audit/`, and drop copies on request."""
     folder = out / "audit"
     if not config.enabled:
-        accelerator.print("audit: skipped (audit.enabled is false)")
+        logger.info("audit: skipped (audit.enabled is false)")
         return
     extractor = features.load(encoder, out / "pipeline" / "vqvae", images.size) if encoder else None
     if audit.is_finished(config, extractor, images, out / "samples", folder):
-        accelerator.print(f"audit: {folder / 'audit.json'} already exists")
+        logger.info("audit: %s already exists", folder / "audit.json")
         return
     report = audit.audit(config, extractor, images, out / "samples", folder, accelerator)
     threshold = f"similarity above {report['threshold']:.2f}"
     if extractor:
         threshold += f" in pixels or {report['features']['threshold']:.2f} in features"
     else:
-        accelerator.print("audit: comparing pixels only (quality.encoder names no trained network)")
+        logger.info("audit: comparing pixels only (quality.encoder names no trained network)")
     action = "dropped" if config.drop_copies else "listed; pass --audit.drop_copies true to remove them"
-    accelerator.print(
-        f"audit: {len(report['near_copies'])} of {report['synthetic']['images']} samples are near-copies of training "
-        f"images ({threshold}), {action} -> {folder}"
+    logger.info(
+        "audit: %d of %d samples are near-copies of training images (%s), %s -> %s",
+        *(len(report["near_copies"]), report["synthetic"]["images"], threshold, action, folder),
     )
 
 
@@ -57,11 +61,11 @@ def save_gallery(images: ImageData, out: Path, accelerator: Accelerator) -> None
     """Draw `gallery.png`, and redraw it if the samples are newer."""
     path, samples = out / "gallery.png", out / "samples"
     if path.is_file() and path.stat().st_mtime >= (samples / "index.json").stat().st_mtime:
-        accelerator.print(f"gallery: {path} already exists")
+        logger.info("gallery: %s already exists", path)
     elif accelerator.is_main_process:
         vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vqvae")
         gallery.save_gallery(images.val_examples(8), vae, ShardFolder.open(samples), path)
-        print(f"gallery: picture -> {path}")
+        logger.info("gallery: picture -> %s", path)
     accelerator.wait_for_everyone()
 
 

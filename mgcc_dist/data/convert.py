@@ -8,10 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import write_json
+from mgcc_dist.common.progress import track
 from mgcc_dist.data.images import BadFile, resize_image, resize_mask
 from mgcc_dist.data.readers.reader import Reader
 from mgcc_dist.data.records import INDEX, ShardFolder, read_index, write_index, write_shard
@@ -57,7 +56,7 @@ def write_shards(
 def _samples(reader: Reader, size: int | None, skipped: list[BadFile] | None) -> Iterator[Sample]:
     """The samples with their groups, resized; bad ones go to `skipped` if there is such a list."""
     groups = reader.groups()
-    for i in tqdm(range(len(reader)), desc=f"writing {reader.dataset}", unit="image", disable=None):
+    for i in track(range(len(reader)), f"writing {reader.dataset} shards", "images"):
         try:
             sample = reader[i]
         except BadFile as bad:

@@ -5,6 +5,7 @@ the previous shard. Shards are written atomically, each followed by its entry fo
 computes only the missing ones; index.json is written last. `request.json` describes what the folder is made from.
 """
 
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,12 +14,14 @@ from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from tqdm import tqdm
 
 from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.errors import DISK_FULL, EXIT_STOPPED, UserError
 from mgcc_dist.common.files import read_json, write_json
+from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.common.signals import StopSignal
+
+logger = logging.getLogger(__name__)
 
 ENTRIES = "entries"
 REQUEST = "request.json"
@@ -48,7 +51,7 @@ def write_shards_distributed(
     folder: Path,
     request: dict[str, Any],
     shards: Sequence[tuple[str, range]],
-    compute: Callable[[range, tqdm], Items],
+    compute: Callable[[range, ProgressBar], Items],
     write: Callable[[Path, Items], dict[str, Any]],
     write_index: Callable[[list[dict[str, Any]]], None],
     task: str,
@@ -74,7 +77,7 @@ def write_shards_distributed(
     missing = broadcast_object_list([missing])[0]
     rank, world = accelerator.process_index, accelerator.num_processes
     assigned = [shards[number] for number in missing[rank::world]]
-    accelerator.print(f"{task}: {len(missing)} of {len(shards)} shards missing -> {folder}", flush=True)
+    logger.info("%s: %d of %d shards missing -> %s", task, len(missing), len(shards), folder)
 
     def write_with_entry(name: str, items: Items) -> None:
         _explain_full_disk(folder, task, lambda: write_json(_entry_file(folder, name), write(folder / name, items)))
@@ -82,12 +85,10 @@ def write_shards_distributed(
     with (
         StopSignal() as stop,
         ThreadPoolExecutor(1) as writer,
-        tqdm(
+        ProgressBar(
             total=sum(len(indices) for _, indices in assigned),
-            desc=f"{task} (rank {rank} of {world})" if world > 1 else task,
-            unit="image",
-            disable=not accelerator.is_main_process,
-            dynamic_ncols=True,
+            description=f"{task} (rank {rank} of {world})" if world > 1 else task,
+            unit="images",
         ) as bar,
     ):
         pending: Future[None] | None = None
@@ -97,7 +98,7 @@ def write_shards_distributed(
             pending = writer.submit(write_with_entry, assigned[turn][0], items) if items is not None else None
             if stop.received_on_any_rank():
                 _wait_for(pending)
-                accelerator.print(f"{task}: stopped by a signal. Rerun the same command to resume.")
+                logger.info("%s: stopped by a signal. Rerun the same command to resume.", task)
                 raise SystemExit(EXIT_STOPPED)
         _wait_for(pending)
     if accelerator.is_main_process:

@@ -10,6 +10,7 @@ written by all ranks together (`data/shard_writer.py`). Training reads the laten
 
 import hashlib
 import json
+import logging
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,8 +25,8 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors.torch import load, save
 from torch import Tensor
 from torch.utils.data import Subset
-from tqdm import tqdm
 
+from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.augment import MIRROR, symmetry
 from mgcc_dist.data.datasets import SampleDataset
 from mgcc_dist.data.images import resize_image
@@ -42,6 +43,8 @@ from mgcc_dist.data.records import (
 from mgcc_dist.data.sample import RecordInfo, Sample
 from mgcc_dist.data.shard_writer import is_complete, write_shards_distributed
 from mgcc_dist.diffusion.images import ImageData
+
+logger = logging.getLogger(__name__)
 
 PER_SHARD = 256
 
@@ -166,7 +169,7 @@ def encode(
     for name, (source, mirror) in parts.items():
         request = _request(vae_sha256, images, source, mirror)
         if is_complete(folder / name, request, "latents"):
-            accelerator.print(f"latents: {folder / name / 'index.json'} already exists")
+            logger.info("latents: %s already exists", folder / name / "index.json")
         else:
             _encode(vae.to(accelerator.device), images, source, batch, folder / name, request, accelerator)
     train, val = (LatentFolder.open(folder / name, verify=accelerator.is_local_main_process) for name in parts)
@@ -204,7 +207,7 @@ def _encode(
 
 @torch.no_grad()
 def _encode_records(
-    vae: AutoencoderKL, source: SampleDataset, size: int, mirror: bool, batch: int, items: range, bar: tqdm
+    vae: AutoencoderKL, source: SampleDataset, size: int, mirror: bool, batch: int, items: range, bar: ProgressBar
 ) -> list[dict[str, Any]]:
     """Return the records of the images with indices `items`."""
     records = []

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from tqdm import tqdm
 
+from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.records import write_index, write_shard
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.shard_writer import is_complete, write_shards_distributed
@@ -42,7 +42,7 @@ def sample(config: SamplingConfig, pipeline: Path, folder: Path, accelerator: Ac
     sampler = Sampler(model, config.sampler, config.steps, config.guidance, bf16, config.compile, accelerator.device)
     names, counts = list(model.classes), list(model.classes.values())
 
-    def generate(items: range, bar: tqdm) -> list[Sample]:
+    def generate(items: range, bar: ProgressBar) -> list[Sample]:
         samples = []
         for start in range(0, len(items), config.batch):
             indices = list(items[start : start + config.batch])

@@ -1,5 +1,6 @@
 """The training and sampling stages of `mgcc_dist.ldm`. A stage is skipped if its result already exists."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from mgcc_dist.train.loop import Task, TrainState, fit
 from mgcc_dist.train.metrics_logger import read_rows
 from mgcc_dist.train.run_folder import is_finished, open_run_folder, write_result
 from mgcc_dist.train.weights import count_parameters
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def train_autoencoder(config: AutoencoderConfig, data: DataConfig, images: Image
     accelerator = create_accelerator(loop.precision, loop.accumulation)
     open_run_folder(folder, AutoencoderRun(data, config), accelerator)
     if is_finished(folder):
-        accelerator.print(f"autoencoder: {folder / 'result.json'} already exists")
+        logger.info("autoencoder: %s already exists", folder / "result.json")
         return
     set_seed(loop.seed)
     task = AutoencoderTask(config, images, accelerator)
@@ -107,7 +110,7 @@ def train_denoiser(config: DenoiserConfig, data: DataConfig, images: ImageData, 
     accelerator = create_accelerator(loop.precision, loop.accumulation)
     open_run_folder(folder, DenoiserRun(data, config, encoded.autoencoder), accelerator)
     if is_finished(folder):
-        accelerator.print(f"denoiser: {folder / 'result.json'} already exists")
+        logger.info("denoiser: %s already exists", folder / "result.json")
         return
     set_seed(loop.seed)
     task = DenoiserTask(config, encoded, accelerator)
@@ -123,12 +126,12 @@ def save_pipeline(config: DenoiserConfig, encoded: LatentData, out: Path, accele
         "denoiser": sha256_of(out / "denoiser" / "last" / "model.safetensors"),
     }
     if pipeline.is_up_to_date(source, folder):
-        accelerator.print(f"pipeline: {folder} already exists")
+        logger.info("pipeline: %s already exists", folder)
     elif accelerator.is_main_process:
         vae = autoencoder.load_pretrained(out / "autoencoder" / "vae")
         unet = denoiser.load(config, encoded, out / "denoiser" / "last")
         pipeline.save(vae, unet, denoiser.build_scheduler(config), encoded.classes, source, folder)
-        print(f"pipeline: diffusers pipeline -> {folder}")
+        logger.info("pipeline: diffusers pipeline -> %s", folder)
     accelerator.wait_for_everyone()
 
 
@@ -136,10 +139,10 @@ def generate_samples(config: SamplingConfig, out: Path, accelerator: Accelerator
     """Generate the synthetic images in `samples/`."""
     folder = out / "samples"
     if sampling.is_finished(config, out / "pipeline", folder, accelerator):
-        accelerator.print(f"samples: {folder / 'index.json'} already exists")
+        logger.info("samples: %s already exists", folder / "index.json")
         return
     sampling.sample(config, out / "pipeline", folder, accelerator)
-    accelerator.print(f"samples: {config.count} synthetic images -> {folder}")
+    logger.info("samples: %d synthetic images -> %s", config.count, folder)
 
 
 def _write_result(

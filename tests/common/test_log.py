@@ -28,9 +28,7 @@ def log_one_of_each():
         ("0", "error", []),
     ],
 )
-def test_a_line_has_time_and_rank_and_other_ranks_show_warnings_only(
-    rank, level, shown, monkeypatch, capfd, logging_restored
-):
+def test_a_line_has_time_and_rank_and_other_ranks_show_warnings_only(rank, level, shown, monkeypatch, capfd):
     monkeypatch.setenv("RANK", rank)
     if level:
         monkeypatch.setenv("MGCC_LOG_LEVEL", level)
@@ -45,14 +43,14 @@ def test_a_line_has_time_and_rank_and_other_ranks_show_warnings_only(
     assert [(line[1], line[2]) for line in lines] == [(rank, one) for one in shown]
 
 
-def test_a_level_that_is_given_wins_over_the_environment(monkeypatch, capfd, logging_restored):
+def test_a_level_that_is_given_wins_over_the_environment(monkeypatch, capfd):
     monkeypatch.setenv("MGCC_LOG_LEVEL", "error")
     configure_logging("info")
     log_one_of_each()
     assert "a step" in capfd.readouterr().err
 
 
-def test_an_unknown_level_in_the_environment_ends_a_program_in_one_line(monkeypatch, capfd, logging_restored):
+def test_an_unknown_level_in_the_environment_ends_a_program_in_one_line(monkeypatch, capfd):
     monkeypatch.setenv("MGCC_LOG_LEVEL", "loud")
     with pytest.raises(SystemExit) as ended:
         run_program("shards", log_one_of_each)
@@ -62,6 +60,6 @@ def test_an_unknown_level_in_the_environment_ends_a_program_in_one_line(monkeypa
     )
 
 
-def test_importing_the_library_shows_no_log_lines(capfd, logging_restored):
+def test_importing_the_library_shows_no_log_lines(capfd):
     logger.info("a step")
     assert capfd.readouterr().err == ""

@@ -44,7 +44,7 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def lines(capfd, logging_restored):
+def lines(capfd):
     """The log lines so far, without time, rank and level."""
     configure_logging()
 
@@ -116,7 +116,7 @@ def test_a_resumed_bar_computes_its_rate_from_this_start_only(clock, lines):
 
 
 @pytest.mark.parametrize("variables", [{"RANK": "1"}, {"MGCC_LOG_LEVEL": "warning"}])
-def test_other_ranks_and_quiet_programs_show_no_progress(variables, monkeypatch, capfd, clock, logging_restored):
+def test_other_ranks_and_quiet_programs_show_no_progress(variables, monkeypatch, capfd, clock):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     configure_logging()

@@ -6,8 +6,10 @@ from pathlib import Path
 from tiny_ldm import SAMPLING
 
 from mgcc_dist.common.distributed import create_accelerator, describe
+from mgcc_dist.common.log import configure_logging
 from mgcc_dist.diffusion import sampling
 
+configure_logging()
 accelerator = create_accelerator()
 accelerator.print(describe(accelerator))
 sampling.sample(SAMPLING, Path(sys.argv[1]), Path(sys.argv[2]), accelerator)

@@ -1,4 +1,4 @@
-"""A killed run, started again, ends in the same losses and the same weights, bit for bit: two real ranks, CPU, fp32."""
+"""A killed run that is resumed ends in the same losses and weights, bit for bit: two real ranks, CPU, fp32."""
 
 import json
 import os
@@ -19,28 +19,29 @@ from mgcc_dist.train.metrics_logger import read_rows
 
 
 def start(words: list[str], count: int) -> subprocess.Popen:
-    """Begin a program of the package on `count` ranks."""
+    """Start a program of the package on `count` ranks."""
     return ranks.start(ranks.torchrun(count), ["-m", *words])
 
 
 def finish(words: list[str], count: int) -> str:
-    return ranks.finish(ranks.torchrun(count), ["-m", *words])
+    """Run it to its end and return its log."""
+    return ranks.finish_log(ranks.torchrun(count), ["-m", *words])
 
 
 def wait_for_step(process: subprocess.Popen, metrics: Path, step: int) -> None:
-    """Return when `metrics` holds a row of `step` or later."""
+    """Wait until `metrics` has a row of `step` or later."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         rows = read_rows(metrics)
         if rows and rows[-1]["step"] >= step:
             return
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     raise AssertionError(f"{metrics} did not reach step {step}")
 
 
 def kill(launcher: subprocess.Popen, number: signal.Signals) -> None:
-    """Send `number` to the launcher; SIGKILL to its ranks as well, which it could not pass on."""
+    """Send the signal to the launcher; SIGKILL also to its ranks, because the launcher can't forward it."""
     started = psutil.Process(launcher.pid).children(recursive=True)
     for process in [launcher, *(started if number == signal.SIGKILL else [])]:
         process.send_signal(number)
@@ -70,24 +71,23 @@ def segment(phantom: Path, out: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole_segmentation(phantom) -> Path:
-    """A run that nothing disturbed."""
-    assert "world size 2" in finish(segment(phantom, phantom / "whole"), 2)
-    return phantom / "whole"
+def full_segmentation(phantom) -> Path:
+    """An uninterrupted run."""
+    assert "world size 2" in finish(segment(phantom, phantom / "full"), 2)
+    return phantom / "full"
 
 
 @pytest.mark.multiprocess
 @pytest.mark.e2e
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_segmentation_killed_at_a_random_step_resumes_bit_exactly(tmp_path, phantom, whole_segmentation, number):
-    expected, run = whole_segmentation, tmp_path / "killed"
+def test_segmentation_killed_at_a_random_step_resumes_bit_exactly(tmp_path, phantom, full_segmentation, number):
+    expected, run = full_segmentation, tmp_path / "killed"
     process = start(segment(phantom, run), 2)
     wait_for_step(process, run / "metrics.jsonl", random.Random(number).choice([2, 4, 6, 8]))
     kill(process, number)
     assert not (run / "result.json").exists()
 
-    output = finish(segment(phantom, run), 2)
-    assert "from step" in output
+    assert "from step" in finish(segment(phantom, run), 2)
     assert_same_run(run, expected)
     assert result_of(run) == result_of(expected)
 
@@ -95,8 +95,8 @@ def test_segmentation_killed_at_a_random_step_resumes_bit_exactly(tmp_path, phan
 @pytest.mark.multiprocess
 @pytest.mark.e2e
 @pytest.mark.parametrize(("number", "stage"), [(signal.SIGTERM, "autoencoder"), (signal.SIGKILL, "denoiser")])
-def test_generation_killed_at_a_random_step_resumes_bit_exactly(tmp_path, whole_ldm, number, stage):
-    config, expected = whole_ldm
+def test_generation_killed_at_a_random_step_resumes_bit_exactly(tmp_path, full_ldm, number, stage):
+    config, expected = full_ldm
     out = tmp_path / "killed"
     command = ["mgcc_dist.ldm", "--config", str(config), "--out", str(out)]
     process = start(command, 2)
@@ -112,13 +112,13 @@ def test_generation_killed_at_a_random_step_resumes_bit_exactly(tmp_path, whole_
 
 
 @pytest.fixture(scope="module")
-def whole_ldm(tmp_path_factory) -> tuple[Path, Path]:
-    """A config of the generative stage, and the folder of a run of it that nothing disturbed."""
+def full_ldm(tmp_path_factory) -> tuple[Path, Path]:
+    """A config of the generative program, and the folder of an uninterrupted run of it."""
     folder = tmp_path_factory.mktemp("ldm")
     config = folder / "ldm.yaml"
     config.write_text(toy_ldm.config(steps=14, checkpoint_every=3))
-    finish(["mgcc_dist.ldm", "--config", str(config), "--out", str(folder / "whole")], 2)
-    return config, folder / "whole"
+    finish(["mgcc_dist.ldm", "--config", str(config), "--out", str(folder / "full")], 2)
+    return config, folder / "full"
 
 
 def result_of(run: Path) -> dict:
@@ -134,6 +134,6 @@ def test_a_signal_saves_and_exits_with_its_own_code(tmp_path, phantom, number):
     process = start(segment(phantom, tmp_path), 1)
     wait_for_step(process, tmp_path / "metrics.jsonl", 2)
     os.kill(process.pid, number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == EXIT_STOPPED, output
-    assert "stopped by a signal at step" in output
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == EXIT_STOPPED, log
+    assert "stopped by a signal at step" in log

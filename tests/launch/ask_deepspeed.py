@@ -1,6 +1,6 @@
-"""Prints, as JSON, what DeepSpeed makes of its files argv[1:], by name; started by test_configs.py.
+"""Print, as JSON, how DeepSpeed reads the files argv[1:], by name. test_configs.py runs it.
 
-A process of its own, because to import DeepSpeed changes the process.
+A separate process, because importing DeepSpeed changes the process.
 """
 
 import json
@@ -13,7 +13,7 @@ read = {}
 for path in map(Path, sys.argv[1:]):
     settings = json.loads(path.read_text())
     assert settings["gradient_clipping"] == "auto"
-    # As Accelerate and the training loop fill in what is "auto"; a rank alone sees a world of one.
+    # The values that Accelerate and the training loop set for "auto"; one process sees a world size of one.
     settings |= {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 1, "gradient_clipping": 1.0}
     settings["train_batch_size"] = 4
     config = DeepSpeedConfig(settings)
@@ -21,6 +21,6 @@ for path in map(Path, sys.argv[1:]):
     read[path.name] = {
         "stage": int(zero.stage),
         "bf16": config.bfloat16_config.enabled,
-        "offload": [where and str(where.device) for where in (zero.offload_optimizer, zero.offload_param)],
+        "offload": [target and str(target.device) for target in (zero.offload_optimizer, zero.offload_param)],
     }
 print(json.dumps(read))

@@ -1,4 +1,4 @@
-"""The files of launch/: read as `accelerate launch` and DeepSpeed read them, and started as far as gloo can.
+"""The files of launch/, as `accelerate launch` and DeepSpeed read them, and started with gloo where that is possible.
 
 test_zero.py starts the ZeRO files.
 """
@@ -26,11 +26,11 @@ WORLD_SIZE = Path(__file__).with_name("world_size.py")
         ("one_gpu", 1, 1, "no"),
         ("8gpu_ddp_bf16", 1, 8, "bf16"),
         ("4x8gpu_ddp_bf16", 4, 32, "bf16"),
-        *((name, 1, 8, "no") for name in ZERO),  # DeepSpeed's file says bf16
+        *((name, 1, 8, "no") for name in ZERO),  # bf16 is set in DeepSpeed's file
     ],
 )
-def test_accelerate_reads_from_the_file_what_its_name_says(name, machines, processes, precision, monkeypatch):
-    monkeypatch.chdir(ranks.REPOSITORY)  # to which the files name DeepSpeed's
+def test_accelerate_reads_the_settings_in_the_file_name(name, machines, processes, precision, monkeypatch):
+    monkeypatch.chdir(ranks.REPOSITORY)  # paths in the files are relative to it
     words = ["--config_file", str(CONFIGS / f"{name}.yaml"), "-m", "mgcc_dist.ldm"]
     read, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
     assert (read.num_machines, read.num_processes, read.mixed_precision) == (machines, processes, precision)
@@ -50,17 +50,17 @@ def test_every_file_is_tested():
     assert {f"launch/deepspeed/{path.name}" for path in (LAUNCH / "deepspeed").iterdir()} == set(ZERO.values())
 
 
-def test_deepspeed_reads_from_the_files_what_their_names_say():
+def test_deepspeed_reads_the_settings_in_the_file_names():
     pytest.importorskip("deepspeed")
     printed = ranks.finish([], [Path(__file__).with_name("ask_deepspeed.py"), *ZERO.values()])
     read = json.loads(printed.splitlines()[-1])
-    assert {name: (of["stage"], of["offload"]) for name, of in read.items()} == {
+    assert {name: (file["stage"], file["offload"]) for name, file in read.items()} == {
         "zero1.json": (1, [None, None]),
         "zero2.json": (2, [None, None]),
         "zero3.json": (3, [None, None]),
         "zero3_offload.json": (3, ["cpu", "cpu"]),
     }
-    assert all(of["bf16"] for of in read.values())
+    assert all(file["bf16"] for file in read.values())
 
 
 @pytest.mark.multiprocess
@@ -71,21 +71,21 @@ def test_cpu_2ranks_starts_two_gloo_ranks():
 
 
 @pytest.mark.multiprocess
-def test_the_file_of_several_machines_joins_two_launchers():
-    """Two machines of one rank each stand for four of eight."""
+def test_the_file_for_several_machines_joins_two_launchers():
+    """Two machines with one rank each, instead of four with eight."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    of_two = ["--config_file", str(CONFIGS / "4x8gpu_ddp_bf16.yaml"), "--num_machines", "2", "--num_processes", "2"]
-    launcher = [*ranks.accelerate(*of_two), "--main_process_port", port, "--machine_rank"]
+    options = ["--config_file", str(CONFIGS / "4x8gpu_ddp_bf16.yaml"), "--num_machines", "2", "--num_processes", "2"]
+    launcher = [*ranks.accelerate(*options), "--main_process_port", port, "--machine_rank"]
     other = ranks.start([*launcher, "1"], [WORLD_SIZE], ACCELERATE_USE_CPU="true")
     printed = ranks.finish([*launcher, "0"], [WORLD_SIZE], ACCELERATE_USE_CPU="true")
-    of_other, errors = other.communicate(timeout=60)
+    other_printed, errors = other.communicate(timeout=60)
     assert other.returncode == 0, errors
-    assert (printed, of_other) == ("rank 0 of 2 gloo cpu\n", "rank 1 of 2 gloo cpu\n")
+    assert (printed, other_printed) == ("rank 0 of 2 gloo cpu\n", "rank 1 of 2 gloo cpu\n")
 
 
-def test_the_memory_table_is_what_its_command_prints():
+def test_the_memory_table_matches_the_output_of_its_command():
     pytest.importorskip("deepspeed")
     text = (LAUNCH / "README.md").read_text()
     [command] = re.findall(r"    python - <<'END'\n(.*?)    END\n", text, re.DOTALL)

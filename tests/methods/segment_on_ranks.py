@@ -10,6 +10,7 @@ import sys
 
 from mgcc_dist.common.config import CONFIGS, parse
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.log import configure_logging
 from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.segment import run
 
@@ -19,6 +20,7 @@ TINY = """
 --method.teacher_start 0 --loop.epochs null --loop.steps 2 --loop.learning_rate 0.02 --loop.log_every 1
 """
 
+configure_logging()
 shards, split, out, *pairs = sys.argv[1:]
 for pair in pairs:
     method, network = pair.split(":")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import REPOSITORY, finish, torchrun
+from ranks import REPOSITORY, run, torchrun
 from safetensors.torch import load_file
 
 from mgcc_dist.data.splits import make_split, write_split
@@ -29,9 +29,10 @@ def data(tmp_path_factory, phantom_shards):
 def train(data, out, pairs=PAIRS, **environment):
     """Two steps of every method on two ranks: the losses by method, and the lines that name those refused."""
     program = Path(__file__).with_name("segment_on_ranks.py")
-    printed = finish(torchrun(2), [program, *data, out, *pairs], **environment)
-    assert printed.count("world size 2") == len(pairs)
-    refused = [line for line in printed.splitlines() if " refused: " in line]
+    done = run(torchrun(2), [program, *data, out, *pairs], **environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("world size 2") == len(pairs)
+    refused = [line for line in done.stdout.splitlines() if " refused: " in line]
     losses = {}
     for pair in pairs:
         if any(line.startswith(pair) for line in refused):

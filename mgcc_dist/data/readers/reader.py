@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from mgcc_dist.common.files import sha256_of
+from mgcc_dist.common.progress import track
 from mgcc_dist.data import duplicates
 from mgcc_dist.data.images import BadFile, read_grey, read_mask
 from mgcc_dist.data.sample import Sample, is_key
@@ -106,7 +106,7 @@ class ImageFiles:
         if len(patients) == len(self.items):
             return patients
         keys, thumbnails = [], []
-        for item in tqdm(self.items, desc="looking for near-duplicates", unit="image", disable=None):
+        for item in track(self.items, "searching near-duplicates", "images"):
             try:
                 thumbnails.append(duplicates.thumbnail(read_grey(item.image)))
                 keys.append(item.key)
