@@ -51,11 +51,11 @@ def read_versioned(path: Path, kind: str, version: int, remedy: str) -> dict[str
     try:
         content = read_json(path)
     except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({error}); {remedy}") from error
+        raise UserError(f"{path}: is not JSON ({error}). {remedy}") from error
     if not isinstance(content, dict) or content.get("format") != kind:
-        raise UserError(f"{path}: is not a {kind} file; {remedy}")
+        raise UserError(f"{path}: is not a {kind} file. {remedy}")
     if content.get("version") != version:
-        raise UserError(f"{path}: has version {content.get('version')}, not {version}; {remedy}")
+        raise UserError(f"{path}: has version {content.get('version')}, not {version}. {remedy}")
     return content
 
 

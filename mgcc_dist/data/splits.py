@@ -113,7 +113,7 @@ def read_split(path: Path) -> Split:
     """
     if not path.is_file():
         raise UserError(f"{path} is not there; write it with `python -m mgcc_dist.shards split`")
-    content = read_versioned(path, FORMAT, VERSION, "write one with `python -m mgcc_dist.shards split`")
+    content = read_versioned(path, FORMAT, VERSION, "Write one with `mgcc shards split`.")
     for part in PARTS:
         keys = content.get(part)
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):

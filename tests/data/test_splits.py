@@ -138,7 +138,7 @@ def test_a_split_file_that_is_missing_or_no_json_is_named(tmp_path):
     with pytest.raises(UserError, match=r"mine\.json is not there"):
         read_split(tmp_path / "mine.json")
     (tmp_path / "mine.json").write_text("{")
-    with pytest.raises(UserError, match=r"mine\.json is not JSON"):
+    with pytest.raises(UserError, match=r"mine\.json: is not JSON"):
         read_split(tmp_path / "mine.json")
 
 
