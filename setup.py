@@ -58,6 +58,7 @@ setup(
         "numpy>=2.0",
         "PyYAML>=6.0",
     ],
+    entry_points={"console_scripts": ["mgcc = mgcc_dist.cli:main"]},
     extras_require={
         "kernels": ["triton>=3.2"],
         "slurm": ["submitit>=1.5"],

@@ -26,13 +26,13 @@ from torch import nn
 from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.files import write_json
 from mgcc_dist.data.images import read_grey, resize_image
+from mgcc_dist.inference.folder import list_images
 from mgcc_dist.inference.loading import load_predictor
 from mgcc_dist.inference.predictor import NetworkInput, Predictor
 from mgcc_dist.kernels.bench.timing import capture_graph, median_cuda_ms
 from mgcc_dist.kernels.fuse import fuse
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.models.registry import build_network
-from mgcc_dist.predict import list_images
 
 Pass = Callable[[list[NetworkInput]], list[np.ndarray]]
 

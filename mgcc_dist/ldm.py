@@ -20,6 +20,7 @@ from mgcc_dist.assessment.config import ApplyConfig, AuditConfig, CurateConfig, 
 from mgcc_dist.common.config import CONFIGS, load, save
 from mgcc_dist.common.errors import run_program
 from mgcc_dist.common.program import Command, Program
+from mgcc_dist.common.value_types import Folder
 from mgcc_dist.diffusion.config import AutoencoderConfig, DataConfig, DenoiserConfig, SamplingConfig
 
 logger = logging.getLogger("mgcc_dist.ldm")
@@ -33,7 +34,7 @@ class LdmConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
-    out: str = "out/ldm"
+    out: Folder = "out/ldm"
     """output folder"""
     until: Literal["autoencoder", "denoiser", "samples", "gallery"] = "gallery"
     """last stage to run, for clusters that run the stages as separate jobs; `gallery` includes quality and audit"""

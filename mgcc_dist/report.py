@@ -8,158 +8,41 @@ standard deviation. Prints the main table and the path of the page.
 paired tests. `--efficiency` measures the networks of Table VII. Both can also be written as .md, .tex and .csv.
 """
 
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-
-from jsonargparse import ArgumentError, ArgumentParser
-from tabulate import tabulate
+from dataclasses import dataclass
 
 from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError, run_program
-from mgcc_dist.common.files import write_text
-from mgcc_dist.common.sweep_file import read_sweep
-from mgcc_dist.reporting import efficiency, formats
-from mgcc_dist.reporting.efficiency import Efficiency
-from mgcc_dist.reporting.page import render_page
-from mgcc_dist.reporting.runs import RunCollection, find_runs, group_runs
-from mgcc_dist.reporting.tables import ResultTable, build_table
-from mgcc_dist.reporting.views import ReportSection, format_run_count, sweep_section
+from mgcc_dist.common.options import argument
+from mgcc_dist.common.program import Command, Program
+from mgcc_dist.common.value_types import FilePath, FolderPath
 
 TABLE_7 = CONFIGS / "sweeps" / "table_7.yaml"
 
-# Metrics of the printed table: heading, path in a run's summary, scale. The page has more.
-COLUMNS: list[tuple[str, tuple[str, ...], float]] = [
-    ("IoU", ("corrected", "iou"), 100),
-    ("F1", ("corrected", "f1"), 100),
-    ("lesion IoU", ("lesion", "iou"), 100),
-    ("specificity", ("specificity",), 100),
-    ("HD95 px", ("hd95",), 1),
-]
-
 
 @dataclass(frozen=True)
-class Report:
-    found: RunCollection = field(default_factory=RunCollection)
-    tables: list[ResultTable] = field(default_factory=list)
-    measured: Efficiency | None = None
-
-    @property
-    def sections(self) -> list[ReportSection]:
-        sections = [sweep_section(table) for table in self.tables]
-        return [*sections, efficiency.efficiency_section(self.measured)] if self.measured else sections
-
-    def to_csv(self) -> str:
-        rows = [row for table in self.tables for row in formats.csv_rows(table)]
-        return formats.to_csv([*rows, *(efficiency.csv_rows(self.measured) if self.measured else ())])
+class ReportConfig:
+    runs: tuple[FolderPath, ...] = argument((), positional=True, nargs="*")
+    """folders to search for runs, at any depth; without any, the `out` of the sweeps"""
+    sweep: tuple[FilePath, ...] = argument((), nargs="+")
+    """sweep files whose tables to build"""
+    efficiency: FilePath | None = argument(None, nargs="?", const=TABLE_7)
+    """measure the networks of a sweep file; without a file, those of table_7.yaml"""
+    out: tuple[FilePath, ...] = argument((), action="append")
+    """output file, report.html if not given; the suffix sets the format: .html, .md, .tex, .csv. Repeatable"""
 
 
-FORMATS: dict[str, Callable[[Report], str]] = {
-    ".html": lambda report: render_page(report.found, report.sections),
-    ".md": lambda report: formats.to_markdown(report.sections),
-    ".tex": lambda report: formats.to_latex(report.sections),
-    ".csv": Report.to_csv,
-}
+def run(config: ReportConfig) -> None:
+    """Build the report and write it to all outputs."""
+    from mgcc_dist.reporting.report import write_report
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser(prog="report", description=__doc__, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument(
-        "runs", nargs="*", type=str, help="folders to search for runs, at any depth (default: `out` of the sweeps)"
-    )
-    parser.add_argument("--sweep", nargs="+", type=str, default=[], help="sweep files whose tables to build")
-    parser.add_argument(
-        "--efficiency",
-        nargs="?",
-        const=str(TABLE_7),
-        type=str,
-        help="measure the networks of a sweep file (default: table_7.yaml)",
-    )
-    parser.add_argument(
-        "--out",
-        action="append",
-        type=str,
-        help=f"output file; the suffix sets the format: {', '.join(FORMATS)}. Repeatable (default: report.html)",
-    )
     try:
-        given = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
-        folders, sweeps, outs = (list(map(Path, paths or ())) for paths in (given.runs, given.sweep, given.out))
-        run(folders, sweeps, outs, Path(given.efficiency) if given.efficiency else None)
-    except ArgumentError as error:
-        raise UserError(" ".join(error.message.split())) from error
+        write_report(config.runs, config.sweep, config.out, config.efficiency)
     except OSError as error:
         raise UserError(str(error)) from error
 
 
-def run(
-    folders: Sequence[Path], sweep_files: Sequence[Path], outs: Sequence[Path], efficiency_sweep: Path | None
-) -> None:
-    """Build the report, print the main table, and write the report to `outs`.
-
-    Raises:
-        UserError: there are no runs to report, a config.yaml or result.json is damaged, a run's config differs from its
-            sweep's, or the suffix of an output file is unknown.
-    """
-    if not (folders or sweep_files or efficiency_sweep):
-        raise UserError("nothing to report. Pass folders of runs, --sweep FILE or --efficiency.")
-    if not outs and (folders or sweep_files):
-        outs = [Path("report.html")]
-    for out in outs:
-        if out.suffix not in FORMATS:
-            raise UserError(f"{out}: unknown format {out.suffix!r}. Use one of: {', '.join(FORMATS)}.")
-        if out.suffix != ".html" and not (sweep_files or efficiency_sweep):
-            raise UserError(f"{out}: {out.suffix} holds only sweep tables. Add --sweep FILE or --efficiency.")
-
-    sweeps = [read_sweep(path) for path in sweep_files]
-    folders = folders or [sweep.out for sweep in sweeps if sweep.out.is_dir()]
-    found = find_runs(folders) if folders else RunCollection()
-    tables = [build_table(sweep, found, folders) for sweep in sweeps]
-    report = Report(found, tables, efficiency.measure_sweep(read_sweep(efficiency_sweep)) if efficiency_sweep else None)
-    written = {out: FORMATS[out.suffix](report) for out in outs}
-    for out, content in written.items():
-        write_text(out, content)
-    if folders:
-        print(main_table(found))
-    for table in tables:
-        print(coverage(table))
-    if report.measured:
-        print(formats.to_text(efficiency.efficiency_section(report.measured)))
-    for out in outs:
-        print(f"report: {out}")
-
-
-def coverage(table: ResultTable) -> str:
-    """Format how many of a sweep's runs are finished and which rows lack runs."""
-    results = [(dataset, row, result) for dataset, rows in table.results.items() for row, result in rows.items()]
-    finished = sum(len(result.finished) for *_, result in results)
-    expected = sum(result.expected for *_, result in results)
-    lines = [f"{table.sweep.name}: {finished} of {expected} runs are finished"]
-    lines += [f"  {row} on {dataset}: {format_run_count(result)}" for dataset, row, result in results if result.missing]
-    return "\n".join(lines)
-
-
-def main_table(found: RunCollection) -> str:
-    """Format the main table as plain text, followed by the unfinished runs."""
-    lines = []
-    if groups := group_runs(found.segmentation):
-        headings = ["method", "labeled", "unlabeled", *(heading for heading, _, _ in COLUMNS), "runs"]
-        rows = [
-            [
-                *(group.method, group.count("labeled"), group.count("unlabeled")),
-                *(group.score("best", *path, scale=scale) for _, path, scale in COLUMNS),
-                group.names,
-            ]
-            for group in groups
-        ]
-        align = ("left", *["right"] * (len(headings) - 2), "left")
-        lines.append(tabulate(rows, headings, tablefmt="simple", colalign=align, disable_numparse=True))
-        lines.append("Validation images at the best step, corrected protocol, in percent.")
-        if any("*" in row[2] for row in rows):
-            lines.append("* includes synthetic images")
-    lines += [f"unfinished: {run.name}" for run in found.unfinished]
-    return "\n".join(lines or ["no segmentation runs found"])
-
+PROGRAM = Program("report", __doc__, Command(ReportConfig, run, "report finished runs", __doc__))
+main = PROGRAM.main
 
 if __name__ == "__main__":
     run_program("report", main)

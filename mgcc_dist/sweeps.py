@@ -14,36 +14,41 @@ mgcc_dist/common/sweep_file.py describes the file format.
 
 import shlex
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
-
-from mgcc_dist.common.errors import UserError, run_program
+from mgcc_dist.common.errors import UserError, did_you_mean, run_program
+from mgcc_dist.common.options import argument
+from mgcc_dist.common.program import Command, Program
 from mgcc_dist.common.sweep_file import read_sweep
+from mgcc_dist.common.value_types import FilePath, Name
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser(prog="sweeps", description=__doc__, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("sweep", type=str, help="sweep file")
-    parser.add_argument("--datasets", type=str, nargs="+", default=[], help="print only runs on these data sets")
-    parser.add_argument("--rows", type=str, nargs="+", default=[], help="print only these rows")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="print only these seeds")
-    try:
-        chosen = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
-    except ArgumentError as error:
-        raise UserError(" ".join(error.message.split())) from error
-    sweep = read_sweep(Path(chosen.sweep))
+@dataclass(frozen=True)
+class SweepConfig:
+    sweep: FilePath = argument(positional=True)
+    """sweep file"""
+    datasets: tuple[Name, ...] = argument((), nargs="+")
+    """print only runs on these data sets"""
+    rows: tuple[Name, ...] = argument((), nargs="+")
+    """print only these rows"""
+    seeds: tuple[int, ...] = argument((), nargs="+")
+    """print only these seeds"""
+
+
+def run(config: SweepConfig) -> None:
+    """Print one command per preparation step and per selected run."""
+    sweep = read_sweep(config.sweep)
     known: dict[str, list[Any]] = {
         "datasets": list(sweep.columns),
         "rows": list(sweep.rows),
         "seeds": sorted({run.seed for run in sweep.runs}),
     }
+    chosen = {key: getattr(config, key) for key in known}
     for key, names in known.items():
         if unknown := [name for name in chosen[key] if name not in names]:
-            choices = ", ".join(map(str, names))
-            raise UserError(f"--{key}: {unknown[0]!r} is not in {chosen.sweep}. Choose from: {choices}.")
+            hint = did_you_mean(str(unknown[0]), map(str, names)) or f" Choose from: {', '.join(map(str, names))}."
+            raise UserError(f"--{key}: {unknown[0]!r} is not in {config.sweep}.{hint}")
     for step in sweep.steps:
         print(shlex.join([sys.executable, *step.command()]))
     for run in sweep.runs:
@@ -51,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if all(value in (chosen[key] or known[key]) for key, value in values.items()):
             print(shlex.join([sys.executable, *run.command()]))
 
+
+PROGRAM = Program("sweep", __doc__, Command(SweepConfig, run, "print the commands of a sweep", __doc__))
+main = PROGRAM.main
 
 if __name__ == "__main__":
     run_program("sweeps", main)

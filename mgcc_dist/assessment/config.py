@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from mgcc_dist.common.value_types import PositiveInt, UnitInterval
+from mgcc_dist.common.value_types import File, FileOrFolder, Folder, PositiveInt, UnitInterval
 
 
 @dataclass(frozen=True)
 class QualityConfig:
     enabled: bool = True
     """compare the synthetic images with the real validation images"""
-    encoder: str | None = None
+    encoder: FileOrFolder | None = None
     """feature extractor for quality, audit and curation: folder of a trained segmentation run, its model.safetensors,
     or a TorchScript file that maps [B,1,S,S] in [-1,1] to [B,D] (loading it executes code: only use files that you
     trust). null uses the encoder of the diffusion model's own autoencoder; the audit then compares pixels only"""
@@ -32,7 +32,7 @@ class AuditConfig:
 
 @dataclass(frozen=True)
 class CurateConfig:
-    out: str
+    out: Folder
     """folder of a finished `mgcc_dist.ldm` run; page.html and proposal.json are written to OUT/curation/"""
     count: PositiveInt = 725
     """number of images to propose (paper: 725 for BUSI)"""
@@ -42,9 +42,9 @@ class CurateConfig:
 
 @dataclass(frozen=True)
 class ApplyConfig:
-    selection: str
+    selection: File
     """selection.json, as saved by the page of `curate`"""
-    samples: str
+    samples: Folder
     """shard folder of the samples to select from, such as OUT/samples; it is not changed"""
-    out: str
+    out: Folder
     """shard folder to write, for `mgcc_dist.segment --data.synthetic`"""

@@ -23,7 +23,7 @@ from mgcc_dist.common.errors import SharedError, UserError, did_you_mean
 from mgcc_dist.common.files import write_text
 from mgcc_dist.common.log import LEVELS
 from mgcc_dist.common.options import Option, options_of
-from mgcc_dist.common.value_types import accepts_none, choices, describe_one
+from mgcc_dist.common.value_types import accepts_none, choices
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 Config = TypeVar("Config")
@@ -153,10 +153,11 @@ def read_command_line(
                 line.words.append(word.replace(name, option.name, 1))
                 while words and not _is_option(words[0]) and not equals:
                     line.words.append(words.pop(0))
-            elif "action" in option.argument:
-                line.words.append(f"{option.name}={take(describe_one(option.kind))}")
+            elif option.repeatable:
+                earlier = json.loads(own[key].word) if key in own else []
+                own[key] = Setting(json.dumps([*earlier, take(option.expected)]))
             else:
-                own[key] = Setting(take(describe_one(option.kind)))
+                own[key] = Setting(take(option.expected))
         elif any(other.startswith(f"{key}.") for other in options):
             own |= _settings(_yaml(take("a mapping of keys"), name), options, None, f"{key}.")
         else:
@@ -200,7 +201,10 @@ def build(config_class: type[Config], options: Mapping[str, Option], line: Comma
         values = vars(parser.parse_args(words).as_flat())
     except (ArgumentError, ValueError, TypeError) as error:
         raise SharedError(_explain(error, options, line)) from error
-    if missing := [option for option in options.values() if option.required and values[option.key] in (None, [])]:
+    for option in options.values():
+        if "nargs" in option.argument and values[option.key] in (None, []) and not option.required:
+            values[option.key] = option.default
+    if missing := [option for option in options.values() if option.required and values[option.key] is None]:
         names = ", ".join(f"{option.name} ({option.type_name})" for option in missing)
         raise SharedError(f"{names}: required")
     try:
@@ -212,15 +216,19 @@ def build(config_class: type[Config], options: Mapping[str, Option], line: Comma
 def _add(parser: ArgumentParser, option: Option) -> None:
     keywords = {key: value for key, value in option.argument.items() if key != "positional"}
     kind, default = option.plain_kind, option.default
-    if "nargs" in keywords or keywords.get("action") == "append":
+    if option.positional:
+        keywords = {"nargs": "?"} | keywords
+    if option.repeatable:  # `read_command_line` has made one list of them
+        del keywords["action"]
+    if "nargs" in keywords:
         kind = next(iter(getattr(kind, "__args__", ())), kind)  # of tuple[X, ...] and X | None argparse reads X
     if option.required:
         kind, default = kind | None, None
-    elif keywords.get("nargs") in ("+", "*") or keywords.get("action") == "append":
-        default = list(default)
     if not option.is_flag:
         keywords["type"] = kind
-    parser.add_argument(option.name, default=default, **keywords)
+    if "nargs" not in keywords:  # `build` fills in the defaults of those
+        keywords["default"] = default
+    parser.add_argument(option.name, **keywords)
 
 
 def _instance(config_class: type[Config], values: Mapping[str, Any], prefix: str) -> Config:
@@ -320,7 +328,7 @@ def _explain(error: Exception, options: Mapping[str, Option], line: CommandLine)
     values = [setting.word] if setting else _given(option, line)
     where = f"{setting.file}: " if setting and setting.file else ""
     suggestion = did_you_mean(values[-1], choices(option.kind)) if values else ""
-    message = f"{where}{option.key}: expected {describe_one(option.kind)}, got {' '.join(map(repr, values))}"
+    message = f"{where}{option.key}: expected {option.expected}, got {' '.join(map(repr, values))}"
     return f"{message}.{suggestion}" if suggestion else message
 
 

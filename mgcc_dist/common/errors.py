@@ -35,10 +35,14 @@ def run_program(program: str, main: Callable[[], None]) -> None:
     try:
         configure_logging()
         main()
+        sys.stdout.flush()
     except UserError as error:
         if rank == "0" or not isinstance(error, SharedError):
             print(f"{prefix}: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+    except BrokenPipeError:  # as in `mgcc sweep FILE | head`: nobody reads the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise

@@ -74,7 +74,7 @@ def _text(option: Option, settings: Mapping[str, Setting], brief: bool) -> str:
         notes.append(f"default: {_in_words(settings[option.key].word)}")
     elif option.required:
         notes.append("required")
-    elif not option.is_flag and option.default != ():
+    elif not option.is_flag:
         notes.append(f"default: {_in_words(option.default)}")
     return f"{text} [{', '.join(notes)}]" if notes else text
 
@@ -87,7 +87,7 @@ def _first_clause(text: str) -> str:
 
 
 def _in_words(value: object) -> str:
-    if value is None or value == "null":
+    if value in (None, (), "null", "[]"):
         return "none"
     if isinstance(value, bool):
         return str(value).lower()

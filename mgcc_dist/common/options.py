@@ -6,11 +6,11 @@ The docstring under a field is its help text; under a nested dataclass it is the
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from docstring_parser import parse_from_object
 
-from mgcc_dist.common.value_types import describe
+from mgcc_dist.common.value_types import describe, describe_one
 
 _METADATA = "argument"
 
@@ -55,8 +55,24 @@ class Option:
         return self.argument.get("action") == "store_true"
 
     @property
+    def takes_several(self) -> bool:
+        """Whether it is given as several words, not as one list."""
+        return self.argument.get("nargs") in ("+", "*") or self.repeatable
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether each time that it is given adds a value."""
+        return self.argument.get("action") == "append"
+
+    @property
     def type_name(self) -> str:
-        return describe(self.kind)
+        kind = next(iter(get_args(self.kind)), None) if self.takes_several else None
+        return describe(kind, several=True) if kind else describe(self.kind)
+
+    @property
+    def expected(self) -> str:
+        """What to give, with an article: "a positive integer", "files"."""
+        return self.type_name if self.takes_several else describe_one(self.kind)
 
 
 def argument(default: Any = dataclasses.MISSING, **keywords: Any) -> Any:

@@ -17,6 +17,9 @@ else:
 # What an annotation says is the type's name in help and errors.
 Folder = Annotated[str, "folder"]
 File = Annotated[str, "file"]
+FileOrFolder = Annotated[str, "file or folder"]
+FileOrName = Annotated[str, "file or name"]
+Name = Annotated[str, "name"]
 FolderPath = Annotated[Path, "folder"]
 FilePath = Annotated[Path, "file"]
 

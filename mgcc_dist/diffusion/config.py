@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mgcc_dist.common.value_types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
+from mgcc_dist.common.value_types import (
+    FileOrName,
+    Folder,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    UnitInterval,
+)
 from mgcc_dist.train.config import LoopConfig
 
 Solver = Literal["ddim", "dpm_solver++"]
@@ -11,12 +19,12 @@ Solver = Literal["ddim", "dpm_solver++"]
 
 @dataclass(frozen=True)
 class DataConfig:
-    shards: str | None = None
+    shards: Folder | None = None
     """shard folder of real images, written by `python -m mgcc_dist.shards`; null generates phantom images in
     OUT/phantom"""
     phantom: NonNegativeInt = 0
     """number of phantom images to generate when `shards` is null"""
-    split: str | None = None
+    split: FileOrName | None = None
     """split file, or the name of a split that ships with the package, such as busi_random_1. Its labeled and unlabeled
     images are the training set, its validation images the validation set; null creates a 70/30 split in
     OUT/split.json"""

@@ -6,10 +6,12 @@ from typing import Literal
 from mgcc_dist.common.value_types import NonNegativeInt, PositiveFloat, UnitInterval
 from mgcc_dist.train.schedules import Ramp
 
+MethodName = Literal["supervised", "mean_teacher", "uamt", "dct", "cps", "ctbct", "cct", "mgcc", "cutmix_teacher"]
+
 
 @dataclass(frozen=True)
 class MethodConfig:
-    name: str = "mgcc"
+    name: MethodName = "mgcc"
     """training method: supervised (labeled images only, any network); mean_teacher, uamt, dct, cps (any network without
     auxiliary decoders); ctbct (network unet, trained with a Swin-UNet); cct (network cct); mgcc (network mgcc);
     cutmix_teacher (network mgcc or cct)"""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mgcc_dist.common.value_types import NonNegativeInt, PositiveInt
+from mgcc_dist.common.value_types import FileOrName, Folder, NonNegativeInt, PositiveInt
 from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.train.config import LoopConfig
@@ -11,19 +11,19 @@ from mgcc_dist.train.config import LoopConfig
 
 @dataclass(frozen=True)
 class DataConfig:
-    shards: str
+    shards: Folder
     """shard folder of the labeled data set, written by `mgcc shards`"""
-    split: str
+    split: FileOrName
     """split file, or the name of a shipped split such as busi_random_1"""
     labels: Literal["half", "all"] = "half"
     """training images that keep their labels: the half marked in the split (Tables I to III) or all (Table IV)"""
     unlabeled: bool = True
     """train on the training images without labels as unlabeled images (with labels: all there are none)"""
-    synthetic: str | None = None
+    synthetic: Folder | None = None
     """shard folder of synthetic images, added to the unlabeled images (Tables III and IV)"""
-    similar: tuple[str, ...] = ()
+    similar: tuple[Folder, ...] = ()
     """shard folders of other data sets, whose images are all added to the unlabeled images (Table II)"""
-    external: tuple[str, ...] = ()
+    external: tuple[Folder, ...] = ()
     """shard folders of other labeled data sets, on which the trained network is also scored; never trained on"""
     image_size: PositiveInt = 256
     """side of the square that images are stretched to, in pixels (paper: 256)"""
@@ -38,12 +38,14 @@ class DataConfig:
 @dataclass(frozen=True)
 class SegmentConfig:
     data: DataConfig
+    """data"""
     loop: LoopConfig
+    """training"""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     kernels: Literal["auto", "torch", "triton"] = "auto"
     """implementation of up-convolutions, gates and ConvMixer layers. triton: Triton kernels where supported; torch:
     PyTorch, up-convolutions by phases; auto: whichever a benchmark on this device showed to be at least as fast as the
     plain module"""
-    out: str = "out/segment"
+    out: Folder = "out/segment"
     """run folder"""

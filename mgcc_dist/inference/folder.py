@@ -1,0 +1,205 @@
+"""Segment all images of a folder: the work of `mgcc predict`."""
+
+import csv
+import io
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import read_json, replacing, write_bytes, write_json
+from mgcc_dist.common.progress import ProgressBar
+from mgcc_dist.data.images import SUFFIXES, BadFile, read_grey, resize_image
+from mgcc_dist.data.workers import load_in_order
+from mgcc_dist.inference.config import PredictConfig
+from mgcc_dist.inference.predictor import THRESHOLD, NetworkInput, Predictor, load
+
+logger = logging.getLogger("mgcc_dist.predict")
+
+MASKS, OVERLAYS, PREDICTIONS, SKIPPED, CONTENTS = "masks", "overlays", "predictions.csv", "skipped.csv", "predict.json"
+CONTOUR = (255, 90, 78)
+
+
+Loaded = tuple[Path, NetworkInput]  # a file below the folder of images, and its pixels
+
+
+def predict_folder(config: PredictConfig) -> None:
+    """Segment a folder of images.
+
+    Raises:
+        UserError: `run` holds no trained network, `images` no image or an unreadable one, or `out` other files.
+    """
+    predictor = load(config.run, config.weights, precision=config.precision, kernels=config.kernels)
+    names = output_names(list_images(config.images, config.out))
+    open_output_folder(config.out, _contents(config, predictor), config.overwrite)
+
+    files = list(names)
+    chunks = [files[start : start + config.batch] for start in range(0, len(files), config.batch)]
+    rows: list[dict[str, Any]] = []
+    skipped: list[dict[str, Any]] = []
+    with ProgressBar(len(files), "predict", "images") as bar:
+        read = partial(_read, config.images, chunks, predictor.image_size, config.skip_bad)
+        for loaded, bad in load_in_order(read, range(len(chunks)), config.workers):
+            probabilities = predictor.probabilities([pixels for _, pixels in loaded])
+            for (file, pixels), probability in zip(loaded, probabilities, strict=True):
+                name, mask = names[file], probability > THRESHOLD
+                _save(np.where(mask, 255, 0).astype(np.uint8), config.out / MASKS / name)
+                _save(overlay(pixels.image, mask), config.out / OVERLAYS / name)
+                rows.append({"file": file.as_posix(), "mask": (MASKS / name).as_posix()} | measure(probability))
+            skipped += bad
+            bar.update(len(loaded) + len(bad))
+    if not rows:
+        raise UserError(
+            f"{config.images}: none of {len(files)} images can be read; the first, {files[0]}, {skipped[0]['problem']}"
+        )
+
+    if skipped:
+        _write_csv(config.out / SKIPPED, skipped)
+        logger.warning("predict: skipped %d files, see %s", len(skipped), config.out / SKIPPED)
+    _write_csv(config.out / PREDICTIONS, rows)
+    lesions = sum(row["lesion"] == "yes" for row in rows)
+    logger.info("predict: %d images, %d with a lesion -> %s", len(rows), lesions, config.out / PREDICTIONS)
+
+
+def list_images(folder: Path, out: Path) -> list[Path]:
+    """List the image files in `folder` and its subfolders, relative to it, sorted; hidden files are skipped.
+
+    Raises:
+        UserError: there are none, or one of `out` and `folder` contains the other, so that masks could pass for images.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--images {folder}: not a folder. Give the folder that holds the images.")
+    inner, outer = folder.resolve(), out.resolve()
+    if inner.is_relative_to(outer) or outer.is_relative_to(inner):
+        raise UserError(f"--out {out}: --images {folder} is inside it, or it is inside --images. Choose another --out.")
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    images = sorted(
+        file for file in files if (folder / file).is_file() and not any(part.startswith(".") for part in file.parts)
+    )
+    if not images:
+        raise UserError(f"--images {folder}: no images ({', '.join(SUFFIXES)}) in the folder or its subfolders")
+    return images
+
+
+def output_names(files: Sequence[Path]) -> dict[Path, Path]:
+    """The PNG of each image's mask: `a.png`; with both a.jpg and a.bmp, `a.jpg.png` and `a.bmp.png`.
+
+    Raises:
+        UserError: two images would still share a name.
+    """
+    times = Counter(file.with_suffix(".png") for file in files)
+    names = {
+        file: file.with_suffix(".png") if times[file.with_suffix(".png")] == 1 else file.with_name(f"{file.name}.png")
+        for file in files
+    }
+    owners: dict[Path, Path] = {}
+    for file, name in names.items():
+        if name in owners:
+            raise UserError(f"the masks of {owners[name]} and {file} would both be {name}. Rename one of the images.")
+        owners[name] = file
+    return names
+
+
+def open_output_folder(out: Path, contents: dict[str, Any], overwrite: bool) -> None:
+    """Create `out`, or empty it of earlier predictions with the same `contents` (with `overwrite`: of any).
+
+    Raises:
+        UserError: it holds predictions of other images or weights, or files that are not predictions.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file. Give a folder.")
+    existing = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if existing and CONTENTS not in existing:
+        raise UserError(f"--out {out}: holds {existing[0]!r} and is not a folder of predictions. Choose another --out.")
+    if existing and not overwrite:
+        try:
+            earlier = read_json(out / CONTENTS)
+        except ValueError as error:
+            raise UserError(f"{out / CONTENTS}: damaged. Pass --overwrite to replace these predictions.") from error
+        if earlier != contents:
+            raise UserError(
+                f"--out {out}: holds predictions of other images or weights (see its {CONTENTS}). "
+                "Choose another --out, or pass --overwrite to replace them."
+            )
+    for name in (PREDICTIONS, SKIPPED):
+        (out / name).unlink(missing_ok=True)
+    for name in (MASKS, OVERLAYS):
+        if (out / name).exists():
+            shutil.rmtree(out / name)
+    write_json(out / CONTENTS, contents)
+
+
+def measure(probability: np.ndarray) -> dict[str, Any]:
+    """The row of predictions.csv for a probability [H,W], without the file names."""
+    mask = probability > THRESHOLD
+    height, width = mask.shape
+    area = int(mask.sum())
+    confidence = probability[mask].mean(dtype=np.float64) if area else 1 - probability.max()
+    return {
+        "width": width,
+        "height": height,
+        "area_pixels": area,
+        "area_fraction": f"{area / mask.size:.6f}",
+        "confidence": f"{confidence:.4f}",
+        "lesion": "yes" if area else "no",
+    }
+
+
+def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Draw the inner border of `mask` bool [H,W] on `image` uint8 [H,W]; returns uint8 [H,W,3]."""
+    thickness = max(1, round(min(image.shape) / 250))
+    outside = torch.from_numpy(~mask).float()[None]
+    for kernel in ((2 * thickness + 1, 1), (1, 2 * thickness + 1)):
+        outside = F.max_pool2d(outside, kernel, stride=1, padding=(kernel[0] // 2, kernel[1] // 2))
+    drawn = np.repeat(image[:, :, None], 3, axis=2)
+    drawn[mask & outside[0].bool().numpy()] = CONTOUR
+    return drawn
+
+
+def _read(
+    folder: Path, chunks: list[list[Path]], size: int, skip_bad: bool, index: int
+) -> tuple[list[Loaded], list[dict[str, str]]]:
+    """Load the images of chunk `index`; with `skip_bad` also the rows of skipped.csv."""
+    loaded, skipped = [], []
+    for file in chunks[index]:
+        try:
+            image = read_grey(folder / file)
+        except BadFile as bad:
+            if not skip_bad:
+                raise UserError(f"{bad}; fix it or pass --skip-bad") from bad
+            skipped.append({"file": file.as_posix(), "problem": bad.problem})
+        else:
+            loaded.append((file, NetworkInput(image, resize_image(image, size, size))))
+    return loaded, skipped
+
+
+def _contents(config: PredictConfig, predictor: Predictor) -> dict[str, Any]:
+    """What makes two predictions the same: predict.json."""
+    weights = str(Path(predictor.info["weights"]).resolve())
+    return {
+        "images": str(config.images.resolve()),
+        "weights": weights,
+        "weights_sha256": predictor.info["weights_sha256"],
+    }
+
+
+def _save(pixels: np.ndarray, path: Path) -> None:
+    with replacing(path) as scratch:
+        Image.fromarray(pixels).save(scratch, format="PNG")
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode(errors="surrogateescape"))  # file names need not be UTF-8
