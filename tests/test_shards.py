@@ -250,13 +250,16 @@ def test_another_split_is_never_overwritten(phantom_shards, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["busii"], "invalid choice: 'busii'"),
-        (["busi", "--out", "x"], "required: .*root"),
+        (["busii"], r"^busii: unknown command\. Did you mean busi\?"),
+        (["busi", "--out", "x"], r"^--root \(folder\): required"),
         (["busi", "--root", "x", "--out", "y", "--sizes", "3"], "--sizes"),
-        (["phantom", "--out", "x", "--size", "8"], "size.*>=16"),
-        (["phantom", "--out", "x", "--count", "many"], "count.*many"),
+        (["phantom", "--out", "x", "--size", "8"], "^size: expected an integer from 16, got '8'$"),
+        (["phantom", "--out", "x", "--count", "many"], "^count: expected a positive integer, got 'many'$"),
         (["split", "--root", "nowhere", "--out", "x.json"], "nowhere: does not exist"),
-        (["split", "--root", "nowhere", "--out", "x.json", "--validation", "30"], "validation.*30"),
+        (
+            ["split", "--root", "nowhere", "--out", "x.json", "--validation", "30"],
+            "^validation: expected a number from 0 to 1, got '30'$",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_one_line_that_names_the_option(words, says):
@@ -267,9 +270,7 @@ def test_a_wrong_command_line_is_one_line_that_names_the_option(words, says):
 
 @pytest.mark.parametrize("name", READERS)
 def test_every_data_set_is_a_command_whose_help_says_its_files(name, capsys):
-    with pytest.raises(SystemExit) as end:
-        main([name, "--help"])
-    assert end.value.code == 0
+    main([name, "--help"])
     printed = capsys.readouterr().out
     assert READERS[name].__doc__.partition("\n")[0] in printed
     assert "--skip-bad" in printed
