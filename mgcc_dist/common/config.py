@@ -9,7 +9,6 @@ folder, `load` reads it back.
 import dataclasses
 import json
 import re
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentError, ArgumentParser
 
 from mgcc_dist.common.errors import SharedError, UserError, did_you_mean
 from mgcc_dist.common.files import write_text
@@ -27,10 +26,6 @@ from mgcc_dist.common.value_types import accepts_none, choices
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 Config = TypeVar("Config")
-
-
-class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the lines of the description; adds type and default to each option."""
 
 
 @dataclass(frozen=True)

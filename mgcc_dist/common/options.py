@@ -123,5 +123,6 @@ def headings_of(config_class: type, prefix: str = "") -> dict[str, str]:
 
 
 def _field_texts(config_class: type) -> dict[str, str]:
-    parsed = parse_from_object(config_class).params
+    classes = [each for each in reversed(config_class.__mro__) if dataclasses.is_dataclass(each)]
+    parsed = [field for each in classes for field in parse_from_object(each).params]
     return {each.arg_name: " ".join((each.description or "").split()) for each in parsed}

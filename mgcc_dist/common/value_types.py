@@ -46,6 +46,8 @@ def describe(kind: Any, several: bool = False) -> str:
         return f"one of {', '.join(map(str, arguments))}"
     if origin in (Union, UnionType):
         named = [describe(each, several) for each in arguments if each is not NoneType]
+        if accepts_none(kind) and choices(kind):
+            return f"{named[0]}, none"
         return " or ".join([*named, "none"] if accepts_none(kind) else named)
     if origin is tuple:
         return f"list of {describe(arguments[0], several=True)}"
