@@ -154,7 +154,7 @@ def test_a_flipped_bit_is_refused_when_verified(folder):
     ("content", "says"),
     [
         ("{", "not JSON"),
-        ("[]", "no file of mgcc-dist shards"),
+        ("[]", "not a mgcc-dist shards"),
         ('{"format": "mgcc-dist shards", "version": 9}', "version 9"),
     ],
 )

@@ -122,7 +122,7 @@ def test_what_is_written_is_read(tmp_path):
         ({"validation": ["b"]}, "'b' is in unlabeled and validation"),
         ({"labeled": None}, "'labeled' must be a list of keys"),
         ({"unlabeled": [1]}, "'unlabeled' must be a list of keys"),
-        ({"format": "other"}, "no file of mgcc-dist split"),
+        ({"format": "other"}, "not a mgcc-dist split"),
         ({"version": 2}, "has version 2"),
     ],
 )

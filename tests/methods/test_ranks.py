@@ -89,7 +89,7 @@ def test_zero_3_trains_to_the_weights_of_ddp_and_refuses_methods_with_a_teacher(
     teachers = [pair for pair in UNDER_ZERO_3 if pair not in found]
     assert teachers == ["mean_teacher:unet", "uamt:unet", "cutmix_teacher:mgcc"]
     for pair, line in zip(teachers, refused, strict=True):
-        assert line.startswith(f"{pair} refused: method.name {pair.split(':')[0]} has a teacher")
+        assert line.startswith(f"{pair} refused: method.name: {pair.split(':')[0]} averages the weights of a teacher")
         assert "ZeRO-2" in line
     assert found == {pair: pytest.approx(losses[pair], rel=1e-4) for pair in found}
     assert_same_weights(found, tmp_path, expected)
