@@ -14,24 +14,24 @@ REPOSITORY = Path(__file__).parents[1]
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """With `-n`: what shares one Slurm, one interpreter of Triton or a module's fixtures stays in one process."""
+    """With `-n`, keep tests that share a Slurm, a Triton interpreter or a module's fixtures in one process."""
     from xdist.scheduler.loadscope import LoadScopeScheduling
 
-    class Places(LoadScopeScheduling):
+    class FolderOrFileScheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file = nodeid.partition("::")[0]
             folder = file.rpartition("/")[0]
             return folder if folder in ("tests/kernels", "tests/slurm") else file
 
-    return Places(config, log)
+    return FolderOrFileScheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def torch_extensions(tmp_path_factory):
-    """DeepSpeed compiles in a folder of the tests: a lock that a kill left in the user's would hold up their builds."""
+    """Let DeepSpeed compile in a folder of the tests: a lock left by a kill would block builds in the user's folder."""
     base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        # One for all processes of `-n`, whose folders are side by side.
+        # The processes of `-n` share one folder.
         shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
         patch.setenv("TORCH_EXTENSIONS_DIR", str(shared / "torch_extensions"))
         yield
@@ -48,7 +48,7 @@ def logging_restored():
 
 @pytest.fixture(scope="session")
 def data_root():
-    """The folder of real data sets: MGCC_DATA, or ../shared/data beside the repository."""
+    """The folder of real data sets: MGCC_DATA, or ../shared/data next to the repository."""
     root = Path(os.environ.get("MGCC_DATA", REPOSITORY.parent / "shared" / "data"))
     if not root.is_dir():
         pytest.skip(f"needs real data and {root} is not there; set MGCC_DATA to the folder of the data sets")

@@ -48,10 +48,9 @@ class FeatureExtractor:
         loader = EvalLoader(source, BATCH_SIZE, self.image_size, rank=rank, world=world, workers=0)
         network, rows = self.network.to(accelerator.device), []
         with ProgressBar(len(range(rank, len(source), world)), "extracting features", "images") as bar:
-            for batch in loader.batches():
+            for batch in bar.count(loader.batches(), lambda batch: len(batch.keys)):
                 features = self._validated(network(batch.to(accelerator.device).images), len(batch.keys))
                 rows += list(zip(batch.offsets.tolist(), features.double().cpu().numpy(), strict=True))
-                bar.update(len(batch.keys))
         return np.stack([features for _, features in sorted(gather_object(rows), key=lambda row: row[0])])
 
     def _validated(self, features: Any, images: int) -> Tensor:

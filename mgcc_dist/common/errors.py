@@ -5,6 +5,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -16,7 +17,7 @@ class SharedError(UserError):
 
 
 EXIT_USER_ERROR = 2
-"""Exit code after a UserError or a full disk; running the same command again does not help."""
+"""Exit code after a UserError or a full disk: the user has to act before a rerun."""
 EXIT_STOPPED = 75
 """Exit code of a run that saved itself after a signal (EX_TEMPFAIL); rerun the same command to resume."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -30,25 +31,28 @@ def run_program(program: str, main: Callable[[], None]) -> None:
     """
     from mgcc_dist.common.log import configure_logging  # which imports this module
 
-    rank = os.environ.get("RANK", "0")
-    prefix = program if rank == "0" else f"{program} [rank {rank}]"
     try:
         configure_logging()
         main()
         sys.stdout.flush()
     except UserError as error:
-        if rank == "0" or not isinstance(error, SharedError):
-            print(f"{prefix}: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
-    except BrokenPipeError:  # as in `mgcc sweep FILE | head`: nobody reads the rest
+        _exit(program, str(error), only_rank_0=isinstance(error, SharedError))
+    except BrokenPipeError:  # as in `mgcc sweep FILE | head`, where nobody reads the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        remedy = "What was saved so far is kept. Free some space and rerun the same command to resume."
-        print(f"{prefix}: {error}. {remedy}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        _exit(program, f"{error}. What was saved so far is kept. Free some space and rerun the same command to resume.")
+
+
+def _exit(program: str, message: str, only_rank_0: bool = False) -> NoReturn:
+    rank = os.environ.get("RANK", "0")  # under Slurm it is set only once the process has joined its group
+    if rank == "0":
+        print(f"{program}: {message}", file=sys.stderr)
+    elif not only_rank_0:
+        print(f"{program} [rank {rank}]: {message}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)
 
 
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:

@@ -1,9 +1,10 @@
-"""Logging of the programs: lines with time, rank and level on stderr, which leave a progress bar in one piece.
+"""Logging of the programs: lines with time, rank and level on stderr, written above a progress bar if there is one.
 
     2026-11-27 12:03:44 [rank 0] INFO segment: 300 steps -> out/runs/mgcc_1
 
 Modules log with `logging.getLogger(__name__)`, programs with `logging.getLogger("mgcc_dist.NAME")`. The main process
-shows `INFO` and above, other ranks `WARNING` and above. What a user pipes on, such as a table, is printed to stdout.
+shows INFO and above, other ranks WARNING and above. Results that a user may pipe, such as tables, are printed to stdout
+instead.
 """
 
 import logging
@@ -25,7 +26,7 @@ def configure_logging(level: str | None = None) -> None:
 
     Args:
         level: one of LEVELS; None: that of the environment variable MGCC_LOG_LEVEL, else `info`. `debug` also shows
-            everything that other ranks log.
+            all lines of the other ranks.
 
     Raises:
         UserError: `level` or MGCC_LOG_LEVEL is not one of LEVELS.
@@ -47,7 +48,7 @@ def rank() -> int:
 
 
 class _StderrHandler(logging.Handler):
-    """Writes above a progress bar if there is one, and drops what other ranks than 0 say at INFO."""
+    """Writes above a progress bar if there is one; drops INFO lines of ranks other than 0."""
 
     def __init__(self) -> None:
         super().__init__()

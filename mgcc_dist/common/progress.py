@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -76,6 +76,12 @@ class ProgressBar:
             ):
                 self._log()
 
+    def count(self, items: Iterable[Item], units: Callable[[Item], int] = lambda _: 1) -> Iterator[Item]:
+        """Yield `items`; count the `units` of each as done when the caller has finished with it."""
+        for item in items:
+            yield item
+            self.update(units(item))
+
     def show(self, **values: float) -> None:
         """Show these values next to the progress from now on."""
         self._values = {key: f"{value:.4g}" for key, value in values.items()}
@@ -108,6 +114,4 @@ class ProgressBar:
 def track(items: Collection[Item], description: str, unit: str) -> Iterator[Item]:
     """Yield `items` one by one and show how many of them the caller has finished with."""
     with ProgressBar(len(items), description, unit) as bar:
-        for item in items:
-            yield item
-            bar.update()
+        yield from bar.count(items)

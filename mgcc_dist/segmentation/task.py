@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Subset
 
 from mgcc_dist.common.errors import SharedError, UserError
+from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data import selection
 from mgcc_dist.data.datasets import SampleDataset, subset_by_keys
 from mgcc_dist.data.loader import EvalLoader, ImageTrainLoader
@@ -126,7 +127,8 @@ class SegmentationTask:
     def _scored(
         self, network: nn.Module, data: ShardFolder, batches: CachedBatches, accelerator: Accelerator
     ) -> dict[str, Any]:
-        images = score_images(network, batches, accelerator, surface=True)
+        with ProgressBar(len(batches.loader.indices), f"scoring on {data.dataset}", "images") as bar:
+            images = score_images(network, bar.count(batches, lambda batch: len(batch.keys)), accelerator, surface=True)
         classes = {record.key: record.category for record in data.records}
         for image in images:
             image["class"] = classes[image["key"]]

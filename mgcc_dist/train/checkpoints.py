@@ -144,7 +144,7 @@ def _as_json(state: TrainState) -> dict[str, Any]:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn a failure to write `path` into a UserError that tells the free space."""
+    """Turn a failure to write `path` into a UserError that states the free space."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -156,7 +156,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _named(ema: Ema) -> dict[str, Tensor]:
-    """The averages by name, which safetensors needs."""
+    """Name the averages by their index, because safetensors needs names."""
     return {str(number): average for number, average in enumerate(ema.averages)}
 
 

@@ -1,4 +1,4 @@
-"""What the training loop is set by."""
+"""Config of the training loop."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,46 +9,46 @@ from mgcc_dist.common.value_types import NonNegativeFloat, NonNegativeInt, Posit
 @dataclass(frozen=True)
 class LoopConfig:
     epochs: PositiveFloat | None = None
-    """length in epochs of the labeled images (of all images where there are no labels); or give `steps` (paper: 300 for
+    """length in epochs of the labeled images (of all images if none are labeled); or set `steps` (paper: 300 for
     segmentation, 1000 for autoencoder and denoiser)"""
     steps: PositiveInt | None = None
     """length in optimizer steps, instead of `epochs`"""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    """paper: sgd for segmentation, adam for the autoencoder, adamw for the denoiser"""
+    """optimizer (paper: sgd for segmentation, adam for the autoencoder, adamw for the denoiser)"""
     learning_rate: PositiveFloat = 0.01
-    """at its highest (paper: 0.01 segmentation, 1e-6 autoencoder, 1e-4 denoiser)"""
+    """peak learning rate (paper: 0.01 segmentation, 1e-6 autoencoder, 1e-4 denoiser)"""
     momentum: UnitInterval = 0.9
-    """of sgd (paper: 0.9)"""
+    """momentum of sgd (paper: 0.9)"""
     weight_decay: NonNegativeFloat = 1e-4
-    """paper: 1e-4 for segmentation"""
+    """weight decay (paper: 1e-4 for segmentation)"""
     schedule: Literal["poly", "constant", "cosine"] = "poly"
-    """how the learning rate falls from its highest value to 0 at the end (paper: poly, power 0.9)"""
+    """decay of the learning rate from its peak to 0 (paper: poly, power 0.9)"""
     warmup_steps: NonNegativeInt = 0
-    """optimizer steps over which the learning rate rises from 0, linearly"""
+    """optimizer steps of linear learning rate warmup"""
     accumulation: PositiveInt = 1
-    """micro-steps whose gradients are averaged into one optimizer step"""
+    """micro-steps per optimizer step, whose gradients are averaged"""
     clip_norm: NonNegativeFloat = 0.0
-    """largest L2 norm of the gradient; 0 does not clip (paper: silent; released code: no clipping)"""
+    """maximum L2 norm of the gradient; 0 does not clip (paper: not stated; released code: no clipping)"""
     ema_decay: UnitInterval = 0.0
-    """decay of the weights' moving average, which is then what is validated and saved; 0 keeps none"""
+    """decay of the weights' exponential moving average, which is then validated and saved; 0: no average"""
     precision: Literal["no", "fp16", "bf16"] | None = None
-    """mixed precision; null takes what `accelerate launch` was told"""
+    """mixed precision (null: use the launcher's setting)"""
     tf32: bool = True
-    """without mixed precision, let GPUs round the inputs of convolutions and matrix products to TF32 (torch's default:
-    convolutions alone)"""
+    """without mixed precision, allow TF32 in convolutions and matrix products on GPUs (torch's default: only in
+    convolutions)"""
     compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no"
-    """torch.compile of the networks that a step calls as a whole (not the autoencoder), in this mode; reduce-overhead
-    and max-autotune also replay CUDA graphs. Costs minutes at the start of a run"""
+    """torch.compile mode of the networks (not of the autoencoder); reduce-overhead and max-autotune also use CUDA
+    graphs. Compiling takes minutes at the start of a run"""
     seed: NonNegativeInt = 0
-    """of initial weights, sample order, augmentation and noise"""
+    """seed of initial weights, sample order, augmentation and noise"""
     log_every: PositiveInt = 10
     """optimizer steps between rows of metrics.jsonl"""
     validate_every: PositiveFloat = 1.0
     """epochs between validations; the last step is always validated"""
     checkpoint_every: PositiveInt = 500
-    """optimizer steps between checkpoints; a signal and the last step save one too"""
+    """optimizer steps between checkpoints; one is also saved after a signal and after the last step"""
     keep_checkpoints: PositiveInt = 2
-    """older checkpoints are deleted"""
+    """number of checkpoints to keep"""
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):

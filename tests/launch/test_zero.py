@@ -72,11 +72,11 @@ def test_zero_on_two_ranks_exports_the_average_of_one_rank(two_ranks, one_rank):
     stage, out, log = two_ranks
     assert "world size 2 (DEEPSPEED), device cpu, precision no" in log
     assert f'"zero_stage": {stage}' in (next((out / "denoiser").glob("checkpoints/*/state.json"))).read_text()
-    for which in ("best", "last"):
-        averages, expected = (load_file(f / which / "model.safetensors") for f in (out / "denoiser", one_rank))
+    for kind in ("best", "last"):
+        averages, expected = (load_file(f / kind / "model.safetensors") for f in (out / "denoiser", one_rank))
         assert averages.keys() == expected.keys()
         for name, tensor in expected.items():
-            torch.testing.assert_close(averages[name], tensor, rtol=1e-3, atol=1e-4, msg=f"{which} {name}")
+            torch.testing.assert_close(averages[name], tensor, rtol=1e-3, atol=1e-4, msg=f"{kind} {name}")
     ours, theirs = (json.loads((folder / "result.json").read_text()) for folder in (out / "denoiser", one_rank))
     assert ours["parameters"] == theirs["parameters"]
     assert ours["best"]["loss"] == pytest.approx(theirs["best"]["loss"], rel=1e-3)

@@ -75,8 +75,8 @@ def test_resuming_from_a_checkpoint_gives_the_same_rows_and_weights(tmp_path, st
     assert resumed.steps_seen == list(range(step, 12))
     assert torch.equal(resumed.module.weight, task.module.weight)
     assert rows(cut) == rows(full)
-    for which in ("best", "last"):
-        assert (cut / which / "model.safetensors").read_bytes() == (full / which / "model.safetensors").read_bytes()
+    for kind in ("best", "last"):
+        assert (cut / kind / "model.safetensors").read_bytes() == (full / kind / "model.safetensors").read_bytes()
 
 
 def test_a_half_saved_checkpoint_is_ignored_and_deleted(tmp_path):

@@ -38,8 +38,8 @@ def assert_same_run(folder, expected):
         assert (row["step"], row["epoch"], row["split"]) == (other["step"], other["epoch"], other["split"])
         value = "loss" if row["split"] == "train" else "error"
         assert row[value] == pytest.approx(other[value], rel=1e-5)
-    for which in ("best", "last"):
-        weights, others = (load_file(one / which / "model.safetensors")["weight"] for one in (folder, expected))
+    for kind in ("best", "last"):
+        weights, others = (load_file(one / kind / "model.safetensors")["weight"] for one in (folder, expected))
         torch.testing.assert_close(weights, others, rtol=1e-5, atol=1e-7)
 
 

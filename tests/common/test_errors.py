@@ -1,0 +1,52 @@
+"""Exit codes and error lines of programs."""
+
+import errno
+import os
+
+import pytest
+
+from mgcc_dist.common.errors import EXIT_USER_ERROR, SharedError, UserError, run_program
+
+
+def run_failing(error, rank, monkeypatch, capfd):
+    """Exit code and stderr of a program whose `main` joins its group as `rank` and raises `error`."""
+    monkeypatch.delenv("RANK", raising=False)
+
+    def main():
+        monkeypatch.setenv("RANK", rank)
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_program("segment", main)
+    return ended.value.code, capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "rank", "line"),
+    [
+        (UserError("data.shards: not found"), "0", "segment: data.shards: not found\n"),
+        (UserError("data.shards: not found"), "1", "segment [rank 1]: data.shards: not found\n"),
+        (SharedError("the loss is not finite"), "0", "segment: the loss is not finite\n"),
+        (SharedError("the loss is not finite"), "1", ""),
+    ],
+)
+def test_a_user_error_is_one_line_and_a_shared_one_comes_from_rank_0(error, rank, line, monkeypatch, capfd):
+    assert run_failing(error, rank, monkeypatch, capfd) == (EXIT_USER_ERROR, line)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_line_that_says_how_to_resume(number, monkeypatch, capfd):
+    full = OSError(number, os.strerror(number), "out/a.tar")
+    code, line = run_failing(full, "0", monkeypatch, capfd)
+    assert code == EXIT_USER_ERROR
+    assert line == (
+        f"segment: {full}. What was saved so far is kept. Free some space and rerun the same command to resume.\n"
+    )
+
+
+def test_other_exceptions_keep_their_traceback():
+    def main():
+        raise PermissionError(errno.EACCES, "Permission denied", "out")
+
+    with pytest.raises(PermissionError):
+        run_program("segment", main)
