@@ -13,22 +13,27 @@ import os
 import tarfile
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
-from webdataset.writer import TarWriter
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_versioned, replacing, sha256_of, write_json
 from mgcc_dist.data.sample import RecordInfo, Sample, is_key
 
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+else:  # a map-style dataset needs no base class at run time, and importing torch takes over a second
+    Dataset = Generic
+
 FORMAT = "mgcc-dist shards"
 VERSION = 1
 INDEX = "index.json"
+REQUEST = "request.json"
+"""next to INDEX where samples are generated: what was asked for"""
 REMEDY = "Delete the folder and create it again."
 
 Record = TypeVar("Record")
@@ -51,6 +56,8 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> dict[str, An
 
     A record maps extensions to file contents and has a `__key__`; its "json" has "class" and "group".
     """
+    from webdataset.writer import TarWriter  # here, because it imports torch
+
     entries = []
     with (
         replacing(path) as scratch,
@@ -64,7 +71,24 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> dict[str, An
             entries.append(
                 {"key": record["__key__"], "class": meta["class"], "labeled": labeled, "group": meta["group"]}
             )
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path), "records": entries}
+    return _shard_entry(path, entries)
+
+
+def copy_records(source: Path, path: Path, records: Collection[dict[str, Any]]) -> dict[str, Any]:
+    """Copy some records of the shard `source`, unchanged, to the shard `path`; return its entry for `write_index`.
+
+    `records` are their entries in index.json.
+    """
+    keys = {record["key"] for record in records}
+    with replacing(path) as scratch, tarfile.open(source, "r:") as old, tarfile.open(scratch, "w") as new:
+        for member in old:
+            if member.name.partition(".")[0] in keys:
+                new.addfile(member, old.extractfile(member))
+    return _shard_entry(path, list(records))
+
+
+def _shard_entry(path: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path), "records": records}
 
 
 def write_index(folder: Path, dataset: str, shards: list[dict[str, Any]], kind: str = FORMAT, **extra: Any) -> None:

@@ -12,8 +12,7 @@ from typing import Any
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_versioned, sha256_of
-from mgcc_dist.data.records import INDEX, ShardFolder, write_index, write_shard
-from mgcc_dist.data.shard_writer import REQUEST
+from mgcc_dist.data.records import INDEX, REQUEST, ShardFolder, copy_records, write_index
 
 FORMAT = "mgcc-dist selection"
 VERSION = 1
@@ -119,9 +118,7 @@ def _write_subset(shards: ShardFolder, keep: Callable[[str], bool], folder: Path
     scratch.mkdir(parents=True)
     entries = []
     for shard in shards.index["shards"]:
-        kept = [record["key"] for record in shard["records"] if keep(record["key"])]
-        if kept:
-            samples = (shards[shards.index_of(key)] for key in kept)
-            entries.append(write_shard(scratch / shard["name"], samples))
+        if kept := [record for record in shard["records"] if keep(record["key"])]:
+            entries.append(copy_records(shards.folder / shard["name"], scratch / shard["name"], kept))
     write_index(scratch, shards.dataset, entries, **extra)
     return scratch

@@ -20,11 +20,11 @@ from mgcc_dist.common.errors import DISK_FULL, EXIT_STOPPED, UserError
 from mgcc_dist.common.files import read_json, write_json
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.common.signals import StopSignal
+from mgcc_dist.data.records import REQUEST
 
 logger = logging.getLogger(__name__)
 
 ENTRIES = "entries"
-REQUEST = "request.json"
 
 Items = TypeVar("Items")
 

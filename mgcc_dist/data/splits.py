@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mgcc_dist.common.config import CONFIGS
-from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.errors import UserError, did_you_mean
 from mgcc_dist.common.files import read_versioned, write_json
 from mgcc_dist.data.sample import RecordInfo
 
@@ -100,9 +100,18 @@ def write_split(path: Path, split: Split, **notes: Any) -> None:
 
 
 def locate_split(name: str) -> Path:
-    """The split file of that path, or the one of that name in configs/splits/, such as busi_random_1."""
-    shipped = CONFIGS / "splits" / f"{name}.json"
-    return shipped if shipped.is_file() else Path(name)
+    """Return the split file at that path, or the shipped one of that name in configs/splits/, such as busi_random_1.
+
+    Raises:
+        UserError: there is neither.
+    """
+    shipped = {path.stem: path for path in sorted((CONFIGS / "splits").glob("*.json"))}
+    if name in shipped:
+        return shipped[name]
+    if not Path(name).is_file():
+        hint = did_you_mean(name, shipped) or f" Shipped splits: {', '.join(shipped)}. `mgcc shards split` writes one."
+        raise UserError(f"{name}: no split file and no shipped split of that name.{hint}")
+    return Path(name)
 
 
 def read_split(path: Path) -> Split:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.sample import RecordInfo
-from mgcc_dist.data.splits import Split, leaks, make_split, read_split, write_split
+from mgcc_dist.data.splits import Split, leaks, locate_split, make_split, read_split, write_split
 from mgcc_dist.shards import main
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "splits"
@@ -132,6 +132,14 @@ def test_a_faulty_split_file_is_refused(tmp_path, change, says):
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match=says):
         read_split(path)
+
+
+def test_a_misspelt_shipped_split_is_answered_with_the_nearest():
+    assert locate_split("busi_random_1").is_file()
+    with pytest.raises(UserError, match=r"^busi_radnom_1: no split file .* Did you mean busi_random_1\?$"):
+        locate_split("busi_radnom_1")
+    with pytest.raises(UserError, match=r"Shipped splits: busi_grouped_1, "):
+        locate_split("out/mine.json")
 
 
 def test_a_split_file_that_is_missing_or_no_json_is_named(tmp_path):
