@@ -107,11 +107,11 @@ PROGRAM = Program(
         default_preset="demo",
         config_files=True,
         common=(
-            *("out", "until", "data.shards", "data.phantom", "data.split", "data.image_size", "autoencoder.batch"),
+            *("out", "until", "data.shards", "data.split", "data.image_size", "autoencoder.batch"),
             *("autoencoder.loop.epochs", "autoencoder.loop.steps", "denoiser.batch"),
             *("denoiser.classes", "denoiser.loop.epochs", "denoiser.loop.steps"),
-            *("sampling.count", "sampling.sampler", "sampling.steps", "sampling.seed"),
-            *("quality.enabled", "quality.encoder", "audit.enabled", "audit.drop_copies"),
+            *("sampling.count", "sampling.sampler", "sampling.steps"),
+            *("quality.encoder", "audit.drop_copies"),
         ),
     ),
     commands={

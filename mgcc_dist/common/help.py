@@ -51,7 +51,7 @@ def _more(command: "Command", brief: bool) -> Iterator[tuple[str, str]]:
         names = ", ".join(preset_names(command.presets))
         yield "--preset NAME", f"start from a shipped config: {names} [default: {command.default_preset}]"
     if command.config_files:
-        yield "--config FILE", "read keys from a YAML file; wins over the preset, and an option wins over both"
+        yield "--config FILE", "read keys from a YAML file; they win over the preset, and options over both"
         yield "--print_config", "print the resulting config as YAML and exit"
     yield "--log-level LEVEL", f"one of {', '.join(LEVELS)} [default: MGCC_LOG_LEVEL, else info]"
     if brief:
@@ -69,20 +69,22 @@ def _usage(option: Option) -> str:
 
 def _text(option: Option, settings: Mapping[str, Setting], brief: bool) -> str:
     text = _first_clause(option.text) if brief else option.text
-    notes = [] if option.is_flag else [option.type_name]
-    if option.key in settings:
-        notes.append(f"default: {_in_words(settings[option.key].word)}")
-    elif option.required:
-        notes.append("required")
-    elif not option.is_flag:
-        notes.append(f"default: {_in_words(option.default)}")
-    return f"{text} [{', '.join(notes)}]" if notes else text
+    if option.is_flag:
+        return text
+    if option.required and option.key not in settings:
+        default = "required"
+    else:
+        value = settings[option.key].word if option.key in settings else option.default
+        default = f"default: {_in_words(value)}"
+    type_name = option.type_name.removesuffix(" or none") if default == "default: none" else option.type_name
+    return f"{text} [{type_name}, {default}]"
 
 
 def _first_clause(text: str) -> str:
-    """Cut `text` at its first colon, semicolon or full stop outside parentheses, but keep the paper's value."""
+    """Cut `text` at its first colon, semicolon or full stop, without parentheses, but keep the paper's value."""
     clause = re.match(r"(?:\([^)]*\)|[^(;:.]|[;:.](?! ))*", text)[0]  # type: ignore[index]
     paper = re.search(r"\((?:[^()]*; )?(paper: [^;()]*)[^()]*\)", text[len(clause) :])
+    clause = re.sub(r" \((?![^()]*paper: )[^()]*\)", "", clause)
     return f"{clause} ({paper[1]})" if paper else clause
 
 

@@ -40,7 +40,7 @@ class DataConfig:
 @dataclass(frozen=True)
 class AutoencoderConfig:
     loop: LoopConfig
-    """training settings (paper: adam, learning rate 1e-6, 1000 epochs)"""
+    """autoencoder training (paper: adam, learning rate 1e-6, 1000 epochs)"""
     channels: tuple[PositiveInt, ...] = (64, 128, 256, 512)
     """channels per level; each level after the first halves the image size (paper: 512 to 64 pixels, i.e. 4 levels)"""
     layers: PositiveInt = 2
@@ -72,7 +72,7 @@ class AutoencoderConfig:
 @dataclass(frozen=True)
 class DenoiserConfig:
     loop: LoopConfig
-    """training settings (paper: adamw, learning rate 1e-4, 1000 epochs)"""
+    """denoiser training (paper: adamw, learning rate 1e-4, 1000 epochs)"""
     channels: tuple[PositiveInt, ...] = (224, 448, 672, 896)
     """channels per level; each level after the first halves the latent size (paper: not stated; Rombach et al. 2022,
     unconditional, on 64x64 latents: 224, 448, 672, 896)"""
