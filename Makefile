@@ -1,22 +1,18 @@
-# Every target sets up what it needs in $(VENV); all that is asked of the machine is python3 (3.11+) with venv, and make.
+# Every target sets up what it needs in $(VENV). The machine needs only python3 (3.11 or newer) with venv, and make.
 
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out
-# Threads of the one process in the stories; accelerate would give it a single one. The README's figures are of two.
-THREADS ?= 2
-# Side by side; some tests start two ranks each.
+# Test processes; some tests start two ranks each.
 TEST_PROCESSES ?= 2
 BUSI ?= $(or $(MGCC_DATA),../shared/data)/Dataset_BUSI_with_GT
 
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
-LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-    --num_cpu_threads_per_process $(THREADS) -m
+MGCC := $(BIN)/mgcc
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
 
-# The stories, as a user would type them.
 DEMO := $(OUT)/demo
 BUSI_OUT := $(OUT)/demo-busi
 
@@ -24,7 +20,7 @@ BUSI_OUT := $(OUT)/demo-busi
 
 help:
 	@echo "make setup      virtual environment in $(VENV), with everything installed"
-	@echo "make demo       the whole story on built-in phantom data, minutes on two CPU cores"
+	@echo "make demo       the complete pipeline on built-in phantom data, minutes on two CPU cores"
 	@echo "make demo-busi  the same on BUSI (MGCC_DATA=folder that holds Dataset_BUSI_with_GT)"
 	@echo "make test       all tests"
 	@echo "make lint       ruff and mypy"
@@ -36,29 +32,29 @@ setup: $(READY)
 # torch first and by its exact version: then nothing that depends on it brings another build.
 $(READY): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	    echo "$(PYTHON) is not Python 3.11 or newer; name one: make setup PYTHON=python3.11"; exit 1; }
+	    echo "$(PYTHON) is not Python 3.11 or newer. Name one: make setup PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,kernels,slurm,deepspeed]'
 	touch $(READY)
 
 demo: $(READY)
-	$(RUN) mgcc_dist.shards phantom --count 400 --size 64 --out $(DEMO)/shards
-	$(RUN) mgcc_dist.shards split --root $(DEMO)/shards --out $(DEMO)/split.json --validation 0.3 --labeled 0.5 --seed 0
-	$(LAUNCH) mgcc_dist.ldm --preset demo --data.shards $(DEMO)/shards --data.split $(DEMO)/split.json --out $(DEMO)/ldm
-	$(LAUNCH) mgcc_dist.segment --preset mgcc_demo --data.shards $(DEMO)/shards --data.split $(DEMO)/split.json \
+	$(MGCC) shards phantom --count 400 --size 64 --out $(DEMO)/shards
+	$(MGCC) shards split --root $(DEMO)/shards --out $(DEMO)/split.json --validation 0.3 --labeled 0.5 --seed 0
+	$(MGCC) ldm --preset demo --data.shards $(DEMO)/shards --data.split $(DEMO)/split.json --out $(DEMO)/ldm
+	$(MGCC) segment --preset mgcc_demo --data.shards $(DEMO)/shards --data.split $(DEMO)/split.json \
 	    --data.synthetic $(DEMO)/ldm/samples --out $(DEMO)/mgcc
-	$(LAUNCH) mgcc_dist.segment --preset unet_demo --data.shards $(DEMO)/shards --data.split $(DEMO)/split.json \
+	$(MGCC) segment --preset unet_demo --data.shards $(DEMO)/shards --data.split $(DEMO)/split.json \
 	    --out $(DEMO)/unet
-	$(RUN) mgcc_dist.report $(DEMO) --out $(DEMO)/report.html
+	$(MGCC) report $(DEMO) --out $(DEMO)/report.html
 
 demo-busi: $(READY)
-	$(RUN) mgcc_dist.shards busi --root $(BUSI) --out $(BUSI_OUT)/shards --size 128
-	$(LAUNCH) mgcc_dist.ldm --preset busi_small --data.shards $(BUSI_OUT)/shards --out $(BUSI_OUT)/ldm
-	$(LAUNCH) mgcc_dist.segment --preset mgcc_busi_small --data.shards $(BUSI_OUT)/shards \
+	$(MGCC) shards busi --root $(BUSI) --out $(BUSI_OUT)/shards --size 128
+	$(MGCC) ldm --preset busi_small --data.shards $(BUSI_OUT)/shards --out $(BUSI_OUT)/ldm
+	$(MGCC) segment --preset mgcc_busi_small --data.shards $(BUSI_OUT)/shards \
 	    --data.synthetic $(BUSI_OUT)/ldm/samples --out $(BUSI_OUT)/mgcc
-	$(LAUNCH) mgcc_dist.segment --preset unet_busi_small --data.shards $(BUSI_OUT)/shards --out $(BUSI_OUT)/unet
-	$(RUN) mgcc_dist.report $(BUSI_OUT) --out $(BUSI_OUT)/report.html
+	$(MGCC) segment --preset unet_busi_small --data.shards $(BUSI_OUT)/shards --out $(BUSI_OUT)/unet
+	$(MGCC) report $(BUSI_OUT) --out $(BUSI_OUT)/report.html
 
 # Tests start ranks of their own, one thread each; more threads than cores would only slow them down.
 test: $(READY)
