@@ -1,13 +1,14 @@
 """Train a latent diffusion model on ultrasound images, sample synthetic images and evaluate them.
 
-    python -m mgcc_dist.ldm                                                     # demo: phantom images, minutes on a CPU
-    accelerate launch -m mgcc_dist.ldm --preset busi --data.shards out/busi     # the paper's settings
-    python -m mgcc_dist.ldm curate --out out/ldm                                # write a page for selecting samples
-    python -m mgcc_dist.ldm apply --selection selection.json --samples out/ldm/samples --out out/ldm/curated
+    mgcc ldm                                                                # demo: phantom images, minutes on a CPU
+    mgcc ldm --preset busi --data.shards out/busi --out out/ldm             # the paper's settings, one process
+    accelerate launch -m mgcc_dist.ldm --preset busi --data.shards out/busi --out out/ldm        # several processes
+    mgcc ldm curate --out out/ldm                                           # write a page for selecting samples
+    mgcc ldm apply --selection selection.json --samples out/ldm/samples --out out/ldm/curated
 
 The program runs eight stages and skips those whose result already exists in OUT: `autoencoder/` (a run folder),
 `latents/` (the encoded images), `denoiser/` (a run folder), `pipeline/` (loads in diffusers), `samples/` (a shard
-folder, for `mgcc_dist.segment --data.synthetic`), `quality/` (metrics against the validation images), `audit/`
+folder, for `mgcc segment --data.synthetic`), `quality/` (metrics against the validation images), `audit/`
 (near-copies of training images) and `gallery.png`. Rerun the same command to resume.
 """
 

@@ -33,7 +33,7 @@ class AuditConfig:
 @dataclass(frozen=True)
 class CurateConfig:
     out: Folder
-    """folder of a finished `mgcc_dist.ldm` run; page.html and proposal.json are written to OUT/curation/"""
+    """output folder of a finished `mgcc ldm` run; page.html and proposal.json are written to OUT/curation/"""
     count: PositiveInt = 725
     """number of images to propose (paper: 725 for BUSI)"""
     neighbours: PositiveInt = 5
@@ -47,4 +47,4 @@ class ApplyConfig:
     samples: Folder
     """shard folder of the samples to select from, such as OUT/samples; it is not changed"""
     out: Folder
-    """shard folder to write, for `mgcc_dist.segment --data.synthetic`"""
+    """shard folder to write, for `mgcc segment --data.synthetic`"""

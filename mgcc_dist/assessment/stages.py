@@ -1,4 +1,4 @@
-"""The stages of `mgcc_dist.ldm` that evaluate the samples: quality, audit, gallery, curation.
+"""The stages of `mgcc ldm` that evaluate the samples: quality, audit, gallery, curation.
 
 A stage is skipped if its result already exists.
 """
@@ -78,5 +78,5 @@ def curate_samples(config: CurateConfig, encoder: str | None, images: ImageData)
     print(
         f"curate: {len(proposal['proposed'])} of {len(proposal['images'])} samples proposed. "
         f"Open {out / 'curation' / 'page.html'} in a browser, save selection.json there, then run\n"
-        f"    python -m mgcc_dist.ldm {apply}"
+        f"    mgcc ldm {apply}"
     )

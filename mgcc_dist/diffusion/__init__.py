@@ -1,1 +1,1 @@
-"""Latent diffusion (Section III-B): autoencoder, denoiser and sampling. `mgcc_dist.ldm` runs them in order."""
+"""Latent diffusion (Section III-B): autoencoder, denoiser and sampling. `mgcc ldm` runs them in order."""

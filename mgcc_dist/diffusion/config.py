@@ -20,7 +20,7 @@ Solver = Literal["ddim", "dpm_solver++"]
 @dataclass(frozen=True)
 class DataConfig:
     shards: Folder | None = None
-    """shard folder of real images, written by `python -m mgcc_dist.shards`; null generates phantom images in
+    """shard folder of real images, written by `mgcc shards`; null generates phantom images in
     OUT/phantom"""
     phantom: NonNegativeInt = 0
     """number of phantom images to generate when `shards` is null"""

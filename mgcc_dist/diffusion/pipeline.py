@@ -30,7 +30,7 @@ PIPELINE_FILES = (
 )
 VAE_WEIGHTS = PIPELINE_FILES[1]
 CLASSES_FILE = "classes.json"
-REBUILD = "Delete the folder and run `python -m mgcc_dist.ldm` again to rebuild it"
+REBUILD = "Delete the folder and run `mgcc ldm` again to rebuild it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ def load(folder: Path) -> LatentDiffusionModel:
     for name in PIPELINE_FILES:
         if not (folder / name).is_file():
             raise UserError(
-                f"{folder / name} does not exist, so {folder} is not a complete pipeline of mgcc_dist.ldm. {REBUILD}"
+                f"{folder / name} does not exist, so {folder} is not a complete pipeline of `mgcc ldm`. {REBUILD}"
             )
     try:
         # With low_cpu_mem_usage=False, weights that do not fit raise an error instead of staying random.

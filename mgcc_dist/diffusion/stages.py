@@ -1,4 +1,4 @@
-"""The training and sampling stages of `mgcc_dist.ldm`. A stage is skipped if its result already exists."""
+"""The training and sampling stages of `mgcc ldm`. A stage is skipped if its result already exists."""
 
 import logging
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ def open_images(config: DataConfig, out: Path, accelerator: Accelerator) -> Imag
     """
     if not config.shards and not config.phantom:
         raise UserError(
-            "data.shards: no shard folder given. For BUSI, run `python -m mgcc_dist.shards busi "
+            "data.shards: no shard folder given. For BUSI, run `mgcc shards busi "
             "--root Dataset_BUSI_with_GT --out out/busi`, then pass --data.shards out/busi"
         )
     folder = Path(config.shards) if config.shards else out / "phantom"

@@ -154,7 +154,7 @@ def test_other_settings_in_the_same_folder_are_refused(finished, toy, words, mes
     [
         (
             "--preset busi_small",
-            r"data\.shards: no shard folder given\. For BUSI, run `python -m mgcc_dist\.shards busi",
+            r"data\.shards: no shard folder given\. For BUSI, run `mgcc shards busi",
         ),
         ("--preset demo --data.phantom 40 --data.image_size 18", r"data\.image_size: 18 is not a multiple of 4"),
         ("--preset demo --denoiser.attention [true]", r"denoiser\.attention: has 1 levels but denoiser\.channels has"),
