@@ -26,9 +26,16 @@ def free_base_port():
     pytest.skip("no free ports for a Slurm")
 
 
+@pytest.fixture
+def slurm_up(testbed):
+    """Return the state folder of a running two-node Slurm; cancel what a failed test leaves in its queue."""
+    yield testbed
+    subprocess.run(["scancel", "--me"], check=False, timeout=60)
+
+
 @pytest.fixture(scope="session")
-def slurm_up(tmp_path_factory):
-    """Start a two-node Slurm for the session, with SLURM_CONF set; return its state folder."""
+def testbed(tmp_path_factory):
+    """Start a two-node Slurm for the session, with SLURM_CONF set."""
     if os.geteuid() != 0:
         pytest.skip("the Slurm testbed needs root")
     if not Path("/etc/debian_version").exists():

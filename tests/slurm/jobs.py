@@ -71,6 +71,12 @@ def job_of(out: Path, task: str) -> str:
     return job
 
 
+def read_log(out: Path, job: str, name: str = "0") -> str:
+    """Return what a rank of a job, or a packed run, wrote to standard output and then to standard error."""
+    stdout, stderr = (out / "jobs" / f"{job}_{name}_log.{kind}" for kind in ("out", "err"))
+    return stdout.read_text() + stderr.read_text()
+
+
 def restarts(job: str) -> int:
     """Return how often Slurm has restarted a job; 0 once it has forgotten the job."""
     match = re.search(r" Restarts=(\d+)", slurm("scontrol", "show", "job", "-o", job))

@@ -71,9 +71,11 @@ def write_two_node_sweep(folder: Path, data: Path, name: str) -> Path:
     """Write a sweep of MGCC and an independent diffusion model, each a two-node job with one rank per node."""
     config, ldm = folder / "ldm.yaml", folder / name / "ldm"
     config.write_text(toy_ldm.config(steps=30, checkpoint_every=7))
+    resources = {"cpus": 1, "nodes": 2, "time": "0:20:00", "environment": {"OMP_NUM_THREADS": "1"}}
     step = {
         "run": f"ldm --config {config} --out {ldm} --until denoiser",
         "makes": str(ldm / "denoiser" / "result.json"),
+        "resources": resources,
     }
     return write_ready_sweep(
         folder,
@@ -81,6 +83,6 @@ def write_two_node_sweep(folder: Path, data: Path, name: str) -> Path:
         name,
         seeds=[1],
         rows={"MGCC": {}},
-        resources={"cpus": 1, "nodes": 2, "time": "0:20:00", "environment": {"OMP_NUM_THREADS": "1"}},
+        resources=resources,
         datasets={"Phantom": {"prepare": {"ldm": step}}},
     )

@@ -17,6 +17,7 @@ from jobs import (
     job_of,
     last_step,
     queue,
+    read_log,
     restarts,
     send_signal,
     start_requeued_jobs,
@@ -127,4 +128,4 @@ def test_ten_random_kills_lose_no_step_and_repeat_none(slurm_up, phantom_data, t
         assert_same_run(run, tmp_path / "quiet" / run.relative_to(out))
         trained = [row["step"] for row in read_rows(run / "metrics.jsonl") if row["split"] == "train"]
         assert trained == list(range(1, STEPS + 1))
-        assert (out / "jobs" / f"{job}_0_log.out").read_text().count("at the best step ->") == 1
+        assert read_log(out, job).count("at the best step ->") == 1

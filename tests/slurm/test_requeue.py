@@ -4,7 +4,7 @@ import random
 import re
 
 import pytest
-from jobs import dispatch, have_ended, job_of, last_step, restarts, send_signal, slurm, until, until_in_slurm
+from jobs import dispatch, have_ended, job_of, last_step, read_log, restarts, send_signal, slurm, until, until_in_slurm
 from same_run import assert_same_run
 from sweep_files import write_ready_sweep, write_two_node_sweep
 
@@ -34,7 +34,7 @@ def test_requeued_two_node_jobs_have_the_same_losses_and_weights_as_undisturbed_
     until_in_slurm(lambda: have_ended(*ends))
 
     for job, run in signalled.items():
-        log = (out / "jobs" / f"{job}_0_log.out").read_text()
+        log = read_log(out, job)
         (step,) = map(int, re.findall(r"stopped by a signal at step (\d+)", log))
         assert f"from step {step} of 30 -> {run}" in log
     for run in (mgcc, *(out / "ldm" / stage for stage in STAGES)):
@@ -76,8 +76,7 @@ def test_a_preempted_job_saves_releases_its_nodes_and_resumes(slurm_up, phantom_
     )
     until(lambda: restarts(job) == 1)
     until((tmp_path / "urgent").is_file)
-    log = out / "jobs" / f"{job}_0_log.out"
-    until_in_slurm(lambda: "from step" in log.read_text())
+    until_in_slurm(lambda: "from step" in read_log(out, job))
     dispatch("cancel", sweep)
-    (step,) = map(int, re.findall(r"stopped by a signal at step (\d+)", log.read_text()))
-    assert f"from step {step} of 100000" in log.read_text()
+    step, *_ = map(int, re.findall(r"stopped by a signal at step (\d+)", read_log(out, job)))
+    assert f"from step {step} of 100000" in read_log(out, job)
