@@ -11,6 +11,11 @@ VERSION = next(
     if line.startswith("__version__")
 )
 
+READERS = [
+    "defusedxml>=0.7",  # DDTI's outlines
+    "openpyxl>=3.1",  # lists of images in Excel workbooks
+]
+
 setup(
     name="mgcc-dist",
     version=VERSION,
@@ -46,7 +51,7 @@ setup(
         "docstring-parser>=0.16",
         "safetensors>=0.5",
         "monai>=1.4",
-        "scipy>=1.11",  # monai's surface distances need it and do not ask for it
+        "scipy>=1.11",
         "tabulate>=0.9",
         "tensorboard>=2.16",
         "tqdm>=4.66",
@@ -63,8 +68,10 @@ setup(
         "kernels": ["triton>=3.2"],
         "slurm": ["submitit>=1.5"],
         "deepspeed": ["deepspeed>=0.18", "transformers>=4.50"],  # accelerate reads transformers' version
+        "readers": READERS,
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": [
+            *READERS,
             "hypothesis>=6.100",
             "mypy>=1.15",
             "packaging>=24",
@@ -76,6 +83,8 @@ setup(
             "setuptools>=77",
             "torchmetrics>=1.6",  # FID and KID to compare ours with
             "types-PyYAML",
+            "types-defusedxml",
+            "types-openpyxl",
             "types-tabulate",
             "types-tqdm",
         ],

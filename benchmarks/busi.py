@@ -20,7 +20,7 @@ from pathlib import Path
 from mgcc_dist.common.errors import EXIT_STOPPED, UserError, run_program
 from mgcc_dist.common.sweep_file import SweepRun, read_sweep, slug
 from mgcc_dist.data.convert import write_shards
-from mgcc_dist.data.readers.registry import busi
+from mgcc_dist.data.readers.busi import busi
 
 FIRST = ("U-Net", "MGCC")
 

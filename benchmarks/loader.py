@@ -28,7 +28,7 @@ from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.files import write_json
 from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.loader import ImageTrainLoader, StreamOffsets
-from mgcc_dist.data.readers.registry import busi
+from mgcc_dist.data.readers.busi import busi
 from mgcc_dist.data.records import ShardFolder
 
 SIZE, BATCH = 256, 8

@@ -1,12 +1,12 @@
-"""Program: image folders in, WebDataset shards out; and split files for shard folders.
+"""Convert image folders to WebDataset shards, and create split files for shard folders.
 
-python -m mgcc_dist.shards busi    --root Dataset_BUSI_with_GT --out out/busi
-python -m mgcc_dist.shards busbra  --root BUSBRA --out out/busbra
-python -m mgcc_dist.shards folder  --root my_images --out out/mine --size 256
-python -m mgcc_dist.shards phantom --count 256 --out out/phantom
-python -m mgcc_dist.shards split   --root out/mine --out mine.json --validation 0.3 --labeled 0.5 --seed 1
+mgcc shards busi    --root Dataset_BUSI_with_GT --out out/busi
+mgcc shards busbra  --root BUSBRA --out out/busbra
+mgcc shards folder  --root my_images --out out/mine --size 256
+mgcc shards phantom --count 256 --out out/phantom
+mgcc shards split   --root out/mine --out mine.json --validation 0.3 --labeled 0.5 --seed 1
 
-docs/how-to/datasets.md lists the data sets with the files that each command expects.
+docs/how-to/datasets.md lists the files that each command expects.
 """
 
 from collections import Counter
@@ -21,8 +21,17 @@ from mgcc_dist.common.errors import UserError, run_program
 from mgcc_dist.common.options import flag
 from mgcc_dist.common.program import Command, Program
 from mgcc_dist.common.value_types import FilePath, FolderPath, NonNegativeInt, PositiveInt, UnitInterval
-from mgcc_dist.data.readers.registry import READERS, Phantoms, Reader
+from mgcc_dist.data.readers.phantoms import Phantoms
+from mgcc_dist.data.readers.reader import Reader
+from mgcc_dist.data.readers.registry import READERS
 from mgcc_dist.data.records import INDEX
+
+SPLIT_NOTES = {  # as in the shipped split files
+    "grouped": "Stratified by class. No group is on both sides: near-duplicate images, or a patient's where patients "
+    "are known.",
+    "random": "Stratified by class. Groups are not looked at; a grouped split keeps them from being on both sides: "
+    "near-duplicate images, or a patient's where patients are known.",
+}
 
 if TYPE_CHECKING:
     PhantomSize = int
@@ -35,30 +44,30 @@ else:
 @dataclass(frozen=True)
 class FilesConfig:
     root: FolderPath
-    """folder of the data set"""
+    """folder of the dataset"""
     out: FolderPath
-    """folder to write: shards and index.json; a finished one made with the same arguments is left as it is"""
+    """folder to write; a complete one made with the same arguments is kept"""
     per_shard: PositiveInt = 128
     """records per shard"""
     size: NonNegativeInt = 0
-    """pixels: stretch to SIZE x SIZE, images bilinear with antialiasing, masks nearest; 0 keeps the original sizes
-    (training resizes what it loads, in the paper to 512 and 256)"""
+    """stretch images (antialiased bilinear) and masks (nearest) to SIZE x SIZE pixels; 0 keeps the original sizes, and
+    training resizes on loading"""
     skip_bad: bool = flag()
-    """list files that cannot be used in OUT/skipped.json instead of stopping at the first"""
+    """skip unusable files and list them in OUT/skipped.json instead of stopping at the first"""
 
 
 @dataclass(frozen=True)
 class PhantomConfig:
     out: FolderPath
-    """folder to write: shards and index.json; a finished one made with the same arguments is left as it is"""
+    """folder to write; a complete one made with the same arguments is kept"""
     per_shard: PositiveInt = 128
     """records per shard"""
     count: PositiveInt = 256
     """number of images"""
     seed: NonNegativeInt = 0
-    """image I of a seed is always the same"""
+    """random seed; image I of a seed is always the same"""
     size: PhantomSize = 128
-    """pixels a side"""
+    """pixels per side"""
 
 
 @dataclass(frozen=True)
@@ -66,15 +75,15 @@ class SplitConfig:
     root: FolderPath
     """shard folder"""
     out: FilePath
-    """JSON file to write; its stem is the split's name"""
+    """JSON file to write; the split is named after it"""
     validation: UnitInterval = 0.3
-    """share of the records that is for validation (the paper's BUSI split: 254 of 780, 0.3256)"""
+    """fraction of the records for validation (paper, BUSI: 254 of 780, 0.3256)"""
     labeled: UnitInterval = 0.5
-    """share of the training records that is labeled (the paper: 0.5)"""
+    """fraction of the training records that is labeled (paper: 0.5)"""
     seed: NonNegativeInt = 1
-    """another seed gives another split"""
+    """random seed"""
     grouped: bool = flag()
-    """keep near-duplicates, or a patient's images, on one side: validation then shows nothing seen in training"""
+    """keep near-duplicates and images of the same patient together, in training or in validation"""
 
 
 def convert_files(read: Callable[[Path], Reader], config: FilesConfig) -> None:
@@ -86,11 +95,11 @@ def draw_phantoms(config: PhantomConfig) -> None:
 
 
 def _convert(reader: Reader, out: Path, per_shard: int, size: int | None = None, skip_bad: bool = False) -> None:
-    from mgcc_dist.data.convert import SKIPPED, summary, write_shards
+    from mgcc_dist.data.convert import SKIPPED, summarize, write_shards
 
-    there = (out / INDEX).exists()
+    existed = (out / INDEX).exists()
     shards = write_shards(reader, out, size, per_shard, skip_bad)
-    print(summary(shards) + (", there already" if there else ""))
+    print(summarize(shards) + (", already exists" if existed else ""))
     if skipped := shards.index["skipped"]:
         print(f"{skipped} files skipped, see {out / SKIPPED}")
     for note in reader.notes:
@@ -99,7 +108,7 @@ def _convert(reader: Reader, out: Path, per_shard: int, size: int | None = None,
 
 def write_split_file(config: SplitConfig) -> None:
     from mgcc_dist.data.records import ShardFolder
-    from mgcc_dist.data.splits import leaks, make_split, read_split, write_split
+    from mgcc_dist.data.splits import SUBSETS, leaks, make_split, read_split, write_split
 
     shards = ShardFolder.open(config.root, verify=False)
     validation = round(config.validation * len(shards))
@@ -107,10 +116,10 @@ def write_split_file(config: SplitConfig) -> None:
     split = make_split(shards.records, config.seed, validation, labeled, config.grouped, config.out.stem)
     if config.out.exists():
         if read_split(config.out) != split:
-            raise UserError(f"{config.out} is there already and another split; give another --out or remove it")
-        print(f"{config.out}: there already")
+            raise UserError(f"{config.out}: already exists with a different split. Delete it or choose another --out.")
+        print(f"{config.out}: already exists")
         return
-    parts = {"labeled": split.labeled, "unlabeled": split.unlabeled, "validation": split.validation}
+    subsets = {subset: getattr(split, subset) for subset in SUBSETS}
     category = {record.key: record.category for record in shards.records}
     leaking = len(leaks(split, shards.records))
     write_split(
@@ -121,15 +130,16 @@ def write_split_file(config: SplitConfig) -> None:
         seed=config.seed,
         made_by=f"python -m mgcc_dist.shards split --validation {config.validation} --labeled {config.labeled}"
         f" --seed {config.seed}" + (" --grouped" if config.grouped else ""),
-        notes="Stratified by class. "
-        + ("No group is" if config.grouped else "Groups are not looked at; a grouped split keeps them from being")
-        + " on both sides: near-duplicate images, or a patient's where patients are known.",
+        notes=SPLIT_NOTES["grouped" if config.grouped else "random"],
         validation_records_with_group_in_training=leaking,
-        classes={part: dict(sorted(Counter(category[key] for key in keys).items())) for part, keys in parts.items()},
+        classes={subset: dict(sorted(Counter(map(category.get, keys)).items())) for subset, keys in subsets.items()},
     )
-    print(f"{config.out}: {', '.join(f'{len(keys)} {part}' for part, keys in parts.items())}")
+    print(f"{config.out}: {', '.join(f'{len(keys)} {subset}' for subset, keys in subsets.items())}")
     if leaking:
-        print(f"{leaking} validation records have a near-duplicate or their patient in training; --grouped avoids it")
+        print(
+            f"{leaking} validation records share a patient or are near-duplicates of training records. "
+            "Use --grouped to avoid this."
+        )
 
 
 def _files_command(read: Callable[[Path], Reader]) -> Command:
@@ -146,7 +156,9 @@ PROGRAM = Program(
             PhantomConfig, draw_phantoms, "built-in synthetic images that look like breast ultrasound, with masks"
         ),
         "split": Command(
-            SplitConfig, write_split_file, "which records of a shard folder are labeled, unlabeled, validation"
+            SplitConfig,
+            write_split_file,
+            "split a shard folder into labeled, unlabeled and validation records",
         ),
     },
 )

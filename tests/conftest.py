@@ -7,7 +7,8 @@ import pytest
 
 from mgcc_dist.common.log import PACKAGE
 from mgcc_dist.data.convert import write_shards
-from mgcc_dist.data.readers.registry import Phantoms, busi
+from mgcc_dist.data.readers.busi import busi
+from mgcc_dist.data.readers.phantoms import Phantoms
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -11,7 +11,9 @@ from PIL import Image
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.convert import write_shards
-from mgcc_dist.data.readers.registry import READERS, Phantoms, folder
+from mgcc_dist.data.readers.folder import folder
+from mgcc_dist.data.readers.phantoms import Phantoms
+from mgcc_dist.data.readers.registry import READERS
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import leaks, read_split
 from mgcc_dist.shards import main

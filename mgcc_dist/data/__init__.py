@@ -1,1 +1,1 @@
-"""Data: public sets and the built-in phantom in, WebDataset shards and split files out, batches for training."""
+"""Data: convert datasets or the built-in phantom to WebDataset shards, split them, and load batches for training."""

@@ -1,4 +1,4 @@
-"""From a reader to a shard folder: resized, grouped, in shards, index.json last."""
+"""Convert a dataset to a shard folder: resize, group, write shards, then index.json."""
 
 import json
 import re
@@ -22,46 +22,62 @@ SKIPPED = "skipped.json"
 def write_shards(
     reader: Reader, out: Path, size: int | None = None, per_shard: int = 128, skip_bad: bool = False
 ) -> ShardFolder:
-    """Convert all samples of `reader` to the shard folder `out`, or return it if it is there, whole and the same.
+    """Convert all samples of `reader` to the shard folder `out`; a complete folder made from the same input is kept.
 
-    With `size` images and masks are stretched to size x size. A run that was killed leaves a folder without
-    index.json; the next one writes it anew. With `skip_bad` what cannot be used is listed in skipped.json.
+    With `size` images and masks are stretched to size x size. An interrupted run leaves a folder without index.json,
+    which the next run rewrites. With `skip_bad` unusable files are listed in skipped.json.
 
     Raises:
-        UserError: a file cannot be used and `skip_bad` is not set, no file can be used, or `out` holds other files or
+        UserError: a file is unusable and `skip_bad` is not set, no file is usable, or `out` contains other files or
             shards made with other arguments.
     """
-    made = {"reader": reader.dataset, **reader.arguments, "size": size, "per_shard": per_shard, "skip_bad": skip_bad}
+    arguments = {
+        "reader": reader.dataset,
+        **reader.arguments,
+        "size": size,
+        "per_shard": per_shard,
+        "skip_bad": skip_bad,
+    }
     if (out / INDEX).exists():
-        _check_same(out, read_index(out).get("made"), made)
+        _check_same(out, read_index(out).get("made"), arguments)
         return ShardFolder.open(out)
-    problems = list(reader.problems)
-    if problems and not skip_bad:
-        more = f" (and {len(problems) - 1} more such files)" if len(problems) > 1 else ""
-        raise UserError(f"{problems[0]}{more}; fix it or pass --skip-bad")
-    _clear(out, reader.dataset)
+    bad_files = list(reader.bad_files)
+    if bad_files and not skip_bad:
+        others = len(bad_files) - 1
+        more = f" ({others} more bad file{'s' if others > 1 else ''})" if others else ""
+        raise UserError(f"{bad_files[0]}{more}. Fix it or pass --skip-bad.")
+    _prepare_folder(out, reader.dataset)
 
-    samples = _samples(reader, size, problems if skip_bad else None)
+    samples = _read_samples(reader, size, bad_files if skip_bad else None)
     shards: list[dict[str, Any]] = []
     while batch := list(islice(samples, per_shard)):
         shards.append(write_shard(out / f"{reader.dataset}-{len(shards):06d}.tar", batch))
     if not shards:
-        raise UserError(f"none of {len(problems)} files can be used, the first because {problems[0]}")
+        raise UserError(f"none of the {len(bad_files)} files is usable. The first error is {bad_files[0]}")
     if skip_bad:
-        write_json(out / SKIPPED, [{"file": str(bad.path), "problem": bad.problem} for bad in problems])
-    write_index(out, reader.dataset, shards, skipped=len(problems), made=made)
+        write_json(out / SKIPPED, [{"file": str(bad.path), "problem": bad.reason} for bad in bad_files])
+    write_index(out, reader.dataset, shards, skipped=len(bad_files), made=arguments)
     return ShardFolder.open(out)
 
 
-def _samples(reader: Reader, size: int | None, skipped: list[BadFile] | None) -> Iterator[Sample]:
-    """The samples with their groups, resized; bad ones go to `skipped` if there is such a list."""
+def summarize(shards: ShardFolder) -> str:
+    """Describe a shard folder in a line: path, number of records, counts by class."""
+    classes = Counter(record.category for record in shards.records)
+    counts = ", ".join(f"{number} {category}" for category, number in sorted(classes.items()))
+    unlabeled = sum(not record.labeled for record in shards.records)
+    without_mask = f", {unlabeled} without a mask" if unlabeled else ""
+    return f"{shards.folder}: {len(shards)} records ({counts}){without_mask}"
+
+
+def _read_samples(reader: Reader, size: int | None, skipped: list[BadFile] | None) -> Iterator[Sample]:
+    """Yield the resized samples with their groups; bad files go to `skipped` if it is a list."""
     groups = reader.groups()
     for i in track(range(len(reader)), f"writing {reader.dataset} shards", "images"):
         try:
             sample = reader[i]
         except BadFile as bad:
             if skipped is None:
-                raise UserError(f"{bad}; fix it or pass --skip-bad") from bad
+                raise UserError(f"{bad}. Fix it or pass --skip-bad.") from bad
             skipped.append(bad)
             continue
         image, mask = sample.image, sample.mask
@@ -71,35 +87,28 @@ def _samples(reader: Reader, size: int | None, skipped: list[BadFile] | None) ->
         yield Sample(sample.key, image, mask, {**sample.meta, "group": groups[i]})
 
 
-def _check_same(out: Path, there: Any, wanted: dict[str, Any]) -> None:
+def _check_same(out: Path, found: Any, wanted: dict[str, Any]) -> None:
     """Raise UserError unless the folder was made with the arguments `wanted`."""
-    there = there if isinstance(there, dict) else {}
-    differ = [
-        f"{name} {json.dumps(there.get(name))}, not {json.dumps(wanted.get(name))}"
-        for name in dict.fromkeys((*wanted, *there))
-        if there.get(name) != wanted.get(name)
+    found = found if isinstance(found, dict) else {}
+    differences = [
+        f"{name} {json.dumps(found.get(name))}, not {json.dumps(wanted.get(name))}"
+        for name in dict.fromkeys((*wanted, *found))
+        if found.get(name) != wanted.get(name)
     ]
-    if differ:
-        raise UserError(f"{out} is there already, made with {'; '.join(differ)}; give another --out or remove it")
+    if differences:
+        raise UserError(
+            f"{out}: already exists, made with {'; '.join(differences)}. Delete it or choose another --out."
+        )
 
 
-def _clear(out: Path, dataset: str) -> None:
-    """Make `out`, and remove what a run that was killed left in it."""
+def _prepare_folder(out: Path, dataset: str) -> None:
+    """Create `out` and remove what an interrupted run left in it."""
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; give a folder as --out")
-    ours = re.compile(rf"{re.escape(dataset)}-\d{{6}}\.tar|{re.escape(SKIPPED)}|\..+\.tmp")
-    left = list(out.iterdir()) if out.is_dir() else []
-    if foreign := sorted(path.name for path in left if not ours.fullmatch(path.name)):
-        raise UserError(f"{out} holds {foreign[0]!r}, which is not of a shard folder; give another --out")
-    for path in left:
+        raise UserError(f"{out}: is a file. Set --out to a folder.")
+    own_file = re.compile(rf"{re.escape(dataset)}-\d{{6}}\.tar|{re.escape(SKIPPED)}|\..+\.tmp")
+    existing = list(out.iterdir()) if out.is_dir() else []
+    if foreign := sorted(path.name for path in existing if not own_file.fullmatch(path.name)):
+        raise UserError(f"{out}: contains {foreign[0]!r}, which is not part of a shard folder. Choose another --out.")
+    for path in existing:
         path.unlink()
     out.mkdir(parents=True, exist_ok=True)
-
-
-def summary(shards: ShardFolder) -> str:
-    """Path, records and counts by class, for people."""
-    classes = Counter(record.category for record in shards.records)
-    counts = ", ".join(f"{number} {category}" for category, number in sorted(classes.items()))
-    unlabeled = sum(not record.labeled for record in shards.records)
-    masks = f", {unlabeled} of them without a mask" if unlabeled else ""
-    return f"{shards.folder}: {len(shards)} records ({counts}){masks}"

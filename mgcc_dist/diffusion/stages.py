@@ -13,7 +13,7 @@ from mgcc_dist.common.distributed import create_accelerator
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of
 from mgcc_dist.data.convert import write_shards
-from mgcc_dist.data.readers.registry import Phantoms
+from mgcc_dist.data.readers.phantoms import Phantoms
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import locate_split, make_split, read_split, write_split
 from mgcc_dist.diffusion import autoencoder, denoiser, latents, pipeline, sampling

@@ -176,7 +176,7 @@ def _read(
         except BadFile as bad:
             if not skip_bad:
                 raise UserError(f"{bad}; fix it or pass --skip-bad") from bad
-            skipped.append({"file": file.as_posix(), "problem": bad.problem})
+            skipped.append({"file": file.as_posix(), "problem": bad.reason})
         else:
             loaded.append((file, NetworkInput(image, resize_image(image, size, size))))
     return loaded, skipped

@@ -1,4 +1,4 @@
-"""What tests of more than one file read."""
+"""Fixtures that several test files use."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ from mgcc_dist.data.records import ShardFolder, write_index, write_shard
 @pytest.fixture(params=[1, 2, 7], ids=lambda shards: f"{shards} shards")
 def shard_folder(tmp_path, request):
     """Seven labeled records in one, two or seven shards."""
-    samples = [InMemoryDataset("l", 7)[i] for i in range(7)]
-    groups = np.array_split(np.arange(7), request.param)
-    shards = [write_shard(tmp_path / f"{n}.tar", [samples[i] for i in group]) for n, group in enumerate(groups)]
+    dataset = InMemoryDataset("l", 7)
+    parts = np.array_split(np.arange(7), request.param)
+    shards = [write_shard(tmp_path / f"{n}.tar", [dataset[i] for i in part]) for n, part in enumerate(parts)]
     write_index(tmp_path, "toy", shards)
     return ShardFolder.open(tmp_path)

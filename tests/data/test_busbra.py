@@ -8,7 +8,7 @@ from mgcc_dist.shards import main
 
 @pytest.fixture(scope="module")
 def busbra_root(data_root):
-    """The 725 images of BUS-BRA that come with the development data."""
+    """The 725 images of BUS-BRA in the development data."""
     root = data_root / "BUSBRA"
     if not root.is_dir():
         pytest.skip(f"needs BUS-BRA and {root} is not there; set MGCC_DATA to the folder that holds it")
@@ -22,27 +22,27 @@ def busbra_shards(busbra_root, tmp_path_factory):
     return ShardFolder.open(out)
 
 
-def test_real_busbra_has_its_images_classes_and_patients(busbra_shards):
+def test_real_busbra_has_the_published_classes_and_patients(busbra_shards):
     assert len(busbra_shards) == busbra_shards.index["labeled"] == 725
     assert busbra_shards.index["classes"] == {"benign": 507, "malignant": 218}
     assert len({record.group for record in busbra_shards.records}) == 411
 
 
-def test_real_busbra_is_read_at_its_size_with_a_mask_that_marks_something(busbra_root):
+def test_real_busbra_image_is_read_at_its_size_with_a_plausible_mask(busbra_root):
     reader = READERS["busbra"](busbra_root)
-    assert reader.problems == reader.notes == []
+    assert reader.bad_files == reader.notes == []
     sample = reader[[item.key for item in reader.items].index("bus_0005-l")]
     assert sample.image.shape == sample.mask.shape == (371, 275)
     assert 0 < (sample.mask > 0).mean() < 0.5
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_no_patient_of_real_busbra_is_on_both_sides_of_a_grouped_split(busbra_shards, tmp_path, seed):
+def test_grouped_split_of_real_busbra_keeps_patients_together(busbra_shards, tmp_path, seed):
     out = tmp_path / "split.json"
     main(["split", "--root", str(busbra_shards.folder), "--out", str(out), "--seed", str(seed), "--grouped"])
     split = read_split(out)
-    # The patient is the number in the published name, whatever the reader made of it.
-    training = {key.split("-")[0] for key in (*split.labeled, *split.unlabeled)}
-    assert training.isdisjoint(key.split("-")[0] for key in split.validation)
+    # The published file name contains the patient's number.
+    train = {key.split("-")[0] for key in split.train}
+    assert train.isdisjoint(key.split("-")[0] for key in split.validation)
     assert len(split.validation) == round(0.3 * 725)
-    assert len(split.labeled) + len(split.unlabeled) + len(split.validation) == 725
+    assert len(split.train) + len(split.validation) == 725

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from mgcc_dist.data.duplicates import THRESHOLD, groups, similar_pairs, thumbnail
 from mgcc_dist.data.images import read_grey
 from mgcc_dist.data.phantom import draw
-from mgcc_dist.data.readers.registry import busi
+from mgcc_dist.data.readers.busi import busi
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_images_without_structure_are_not_alike():
 def test_pairs_do_not_depend_on_how_many_images_are_compared_at_once(images, monkeypatch):
     thumbnails = [thumbnail(image) for image in (*images, *map(saved_again, images))]
     whole = similar_pairs(thumbnails)
-    monkeypatch.setattr("mgcc_dist.data.duplicates.ROWS", 7)
+    monkeypatch.setattr("mgcc_dist.data.duplicates.BLOCK", 7)
     pieces = similar_pairs(thumbnails)
     assert len(whole) >= len(images)
     assert [pair[:2] for pair in pieces] == [pair[:2] for pair in whole]

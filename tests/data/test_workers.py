@@ -1,4 +1,4 @@
-"""Worker processes: order, errors, signals, and how they end."""
+"""Worker processes: order, errors, signals and shutdown."""
 
 import gc
 import os
@@ -26,7 +26,7 @@ def slow_and_uneven(number):
 
 def fails_at_three(number):
     if number == 3:
-        raise BadFile(Path("x.png"), "is not a readable image")
+        raise BadFile(Path("x.png"), "not a readable image")
     return number
 
 
@@ -44,7 +44,7 @@ def is_running(pid):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_order_is_that_of_the_numbers_however_many_workers(workers):
+def test_order_does_not_depend_on_the_number_of_workers(workers):
     loaded = list(load_in_order(slow_and_uneven, range(20), workers))
     assert [number for number, _ in loaded] == list(range(20))
     pids = {pid for _, pid in loaded}
@@ -53,22 +53,22 @@ def test_order_is_that_of_the_numbers_however_many_workers(workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_user_error_arrives_in_the_main_process_as_it_was_raised(workers):
+def test_user_error_of_a_worker_is_raised_in_the_main_process(workers):
     loaded = load_in_order(fails_at_three, count(), workers)
     assert [next(loaded) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(UserError) as error:
         next(loaded)
-    assert str(error.value) == "x.png is not a readable image"
+    assert str(error.value) == "x.png: not a readable image"
 
 
-def test_other_errors_keep_their_trace_and_leave_no_workers_behind():
+def test_other_errors_keep_their_traceback_and_workers_are_stopped():
     loaded = load_in_order(has_a_bug_at_three, count(), 2)
     with pytest.raises(ZeroDivisionError, match="has_a_bug_at_three"):
         list(loaded)
     assert torch.multiprocessing.active_children() == []
 
 
-def test_workers_outlive_the_signals_that_stop_the_main_process():
+def test_workers_ignore_the_signals_that_stop_the_main_process():
     with closing(load_in_order(slow_and_uneven, count(), 2)) as loaded:
         before = {next(loaded)[1] for _ in range(6)}
         for pid in before:
@@ -79,9 +79,9 @@ def test_workers_outlive_the_signals_that_stop_the_main_process():
     assert [number for number, _ in after] == list(range(6, 36))
 
 
-def test_the_main_process_hears_signals_again_once_workers_are_started():
-    heard = []
-    before = signal.signal(signal.SIGUSR2, lambda *_: heard.append(1))
+def test_the_main_process_receives_signals_after_workers_are_started():
+    received = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: received.append(1))
     try:
         with closing(load_in_order(slow_and_uneven, count(), 1)) as loaded:
             next(loaded)
@@ -89,11 +89,11 @@ def test_the_main_process_hears_signals_again_once_workers_are_started():
             next(loaded)
     finally:
         signal.signal(signal.SIGUSR2, before)
-    assert heard == [1]
+    assert received == [1]
 
 
 @pytest.mark.parametrize("how", ["close", "drop"])
-def test_workers_end_with_the_iterator(how):
+def test_workers_stop_with_the_iterator(how):
     loaded = load_in_order(slow_and_uneven, count(), 2)
     pids = {next(loaded)[1] for _ in range(6)}
     assert all(map(is_running, pids))
@@ -105,7 +105,7 @@ def test_workers_end_with_the_iterator(how):
     assert not any(map(is_running, pids))
 
 
-def test_a_worker_computes_on_one_thread():
+def test_workers_use_one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -114,8 +114,8 @@ def test_a_worker_computes_on_one_thread():
         torch.set_num_threads(threads)
 
 
-def test_loading_leaves_the_global_random_state_alone():
-    """Else the losses of a run would depend on its number of workers and on where it was resumed."""
+def test_loading_does_not_change_the_global_random_state():
+    """Otherwise losses would depend on the number of workers and on where a run was resumed."""
     torch.manual_seed(0)
     before = torch.get_rng_state()
     list(load_in_order(thread_count, range(2), 1))
@@ -144,8 +144,8 @@ def start(end):
 
 
 @pytest.mark.parametrize(("end", "code"), [("sys.exit(75)", 75), ("1 / 0", 1)])
-def test_a_program_that_leaves_its_loader_open_still_ends(end, code):
-    """Python joins leftover workers at exit, and these ignore SIGTERM."""
+def test_program_that_leaves_its_loader_open_still_exits(end, code):
+    """Python joins remaining workers at exit, and these ignore SIGTERM."""
     process = start(end)
     try:
         out, _ = process.communicate(timeout=60)
@@ -155,13 +155,13 @@ def test_a_program_that_leaves_its_loader_open_still_ends(end, code):
     assert not any(map(is_running, out.split()))
 
 
-def test_workers_of_a_killed_program_end_by_themselves():
+def test_workers_of_a_killed_program_exit():
     process = start("time.sleep(600)")
     pids = process.stdout.readline().split()
     assert len(pids) == 2
     process.kill()
     process.communicate()
-    for _ in range(300):  # they look after their parent every five seconds
+    for _ in range(300):  # they check their parent every five seconds
         if not any(map(is_running, pids)):
             return
         time.sleep(0.1)

@@ -6,7 +6,7 @@ import toy_ldm
 import yaml
 
 from mgcc_dist.data.convert import write_shards
-from mgcc_dist.data.readers.registry import Phantoms
+from mgcc_dist.data.readers.phantoms import Phantoms
 from mgcc_dist.data.splits import make_split, write_split
 
 SUPERVISED = {

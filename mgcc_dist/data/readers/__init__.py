@@ -1,1 +1,1 @@
-"""One file per data set, and what they share: reader, layout, lists, markup."""
+"""Readers: one file per dataset, plus the shared reader, layout and lists."""

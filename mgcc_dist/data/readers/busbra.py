@@ -9,34 +9,39 @@ from dataclasses import replace
 from pathlib import Path
 
 from mgcc_dist.data.images import BadFile
-from mgcc_dist.data.readers.layout import by_name, images_in, paired, subfolder
-from mgcc_dist.data.readers.lists import BENIGN_OR_MALIGNANT, read_list, required_list
-from mgcc_dist.data.readers.reader import ImageFiles
+from mgcc_dist.data.readers.layout import find_images, index_by_name, pair_with_masks, require_subfolder
+from mgcc_dist.data.readers.lists import BENIGN_OR_MALIGNANT, read_list, require_list
+from mgcc_dist.data.readers.reader import ImageFileReader
 
 LAYOUT = "Images/, Masks/, bus_data.csv"
+IMAGE_STEM = re.compile(r"bus_(?P<name>.+)")
+MASK_STEM = re.compile(r"mask_(?P<name>.+)")
 
 
-def busbra(root: Path) -> ImageFiles:
+def busbra(root: Path) -> ImageFileReader:
     """BUS-BRA: `Images/bus_ID.png`, `Masks/mask_ID.png`, `bus_data.csv`; grouped by patient.
 
-    The list's columns are ID (`bus_ID`), Case (the patient) and Pathology (the class). Images without a row are
-    problems; rows without an image are a note, so that a part of the data set can be converted.
+    The list's columns are ID (`bus_ID`), Case (the patient) and Pathology (the class). Images without a row are bad
+    files; rows without an image are only noted, so that a subset of the dataset can be converted.
 
     Raises:
-        UserError: the root, a folder or the list is not there or holds nothing to read.
+        UserError: the root, a folder or the list does not exist or is empty.
     """
-    problems: list[BadFile] = []
-    stems = (re.compile(r"bus_(?P<name>.+)"), re.compile(r"mask_(?P<name>.+)"))
-    images = by_name(images_in(subfolder(root, "Images", LAYOUT)), stems[0], "bus_0001-l.png", problems)
-    masks = by_name(images_in(subfolder(root, "Masks", LAYOUT)), stems[1], "mask_0001-l.png", problems)
-    table = read_list(required_list(root, "bus_data", LAYOUT), ("ID", "Case", "Pathology"))
+    bad_files: list[BadFile] = []
+    images = index_by_name(
+        find_images(require_subfolder(root, "Images", LAYOUT)), IMAGE_STEM, "bus_0001-l.png", bad_files
+    )
+    masks = index_by_name(
+        find_images(require_subfolder(root, "Masks", LAYOUT)), MASK_STEM, "mask_0001-l.png", bad_files
+    )
+    table = read_list(require_list(root, "bus_data", LAYOUT), ("ID", "Case", "Pathology"))
     items = []
-    for item in paired(images, masks, problems).values():
+    for item in pair_with_masks(images, masks, bad_files).values():
         try:
             category = table.category(item.image, item.key, "Pathology", BENIGN_OR_MALIGNANT)
             patient = f"patient-{table.value(item.image, item.key, 'Case')}"
             items.append(replace(item, category=category, patient=patient))
         except BadFile as bad:
-            problems.append(bad)
-    notes = table.without_image([image.stem for image in images.values()])
-    return ImageFiles("busbra", root, items, problems + table.problems, [table.path], notes)
+            bad_files.append(bad)
+    notes = table.note_missing_images([image.stem for image in images.values()])
+    return ImageFileReader("busbra", root, items, bad_files + table.bad_files, [table.path], notes)

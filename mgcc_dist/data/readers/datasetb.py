@@ -8,26 +8,27 @@ import re
 from pathlib import Path
 
 from mgcc_dist.data.images import BadFile
-from mgcc_dist.data.readers.layout import by_name, images_in, paired, subfolder
-from mgcc_dist.data.readers.lists import BENIGN_OR_MALIGNANT, classified, number_in, read_list, required_list
-from mgcc_dist.data.readers.reader import ImageFiles
+from mgcc_dist.data.readers.layout import find_images, index_by_name, pair_with_masks, require_subfolder
+from mgcc_dist.data.readers.lists import BENIGN_OR_MALIGNANT, assign_classes, image_number, read_list, require_list
+from mgcc_dist.data.readers.reader import ImageFileReader
 
 LAYOUT = "original/, GT/, DatasetB.xlsx"
+STEM = re.compile(r"(?P<name>\d+)")
 
 
-def datasetb(root: Path) -> ImageFiles:
-    """Dataset B (UDIAT): `original/000001.png`, `GT/000001.png`, `DatasetB.xlsx` (or the same as DatasetB.csv).
+def datasetb(root: Path) -> ImageFileReader:
+    """Dataset B (UDIAT): `original/000001.png`, `GT/000001.png`, `DatasetB.xlsx` (or DatasetB.csv).
 
-    The list's columns are Image (the number) and Type (Benign or Malignant). No patient ids.
+    The list's columns are Image (the number) and Type (Benign or Malignant). No patient ids. Reading the workbook needs
+    the extra `readers`.
 
     Raises:
-        UserError: the root, a folder or the list is not there or holds nothing to read.
+        UserError: the root, a folder or the list does not exist or is empty.
     """
-    problems: list[BadFile] = []
-    stem = re.compile(r"(?P<name>\d+)")
-    images = by_name(images_in(subfolder(root, "original", LAYOUT)), stem, "000001.png", problems)
-    masks = by_name(images_in(subfolder(root, "GT", LAYOUT)), stem, "000001.png", problems)
-    table = read_list(required_list(root, "DatasetB", LAYOUT), ("Image", "Type"), number_in)
-    items = paired(images, masks, problems)
-    classed = classified(items, table, "Type", BENIGN_OR_MALIGNANT, problems)
-    return ImageFiles("datasetb", root, classed, problems, [table.path], table.without_image(images))
+    bad_files: list[BadFile] = []
+    images = index_by_name(find_images(require_subfolder(root, "original", LAYOUT)), STEM, "000001.png", bad_files)
+    masks = index_by_name(find_images(require_subfolder(root, "GT", LAYOUT)), STEM, "000001.png", bad_files)
+    table = read_list(require_list(root, "DatasetB", LAYOUT), ("Image", "Type"), image_number)
+    items = pair_with_masks(images, masks, bad_files)
+    classified = assign_classes(items, table, "Type", BENIGN_OR_MALIGNANT, bad_files)
+    return ImageFileReader("datasetb", root, classified, bad_files, [table.path], table.note_missing_images(images))

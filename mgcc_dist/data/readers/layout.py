@@ -1,4 +1,4 @@
-"""Finding a data set's files: folders that must be there, images by name, images with their masks."""
+"""Find a dataset's files: required folders, images by name, images with their masks."""
 
 import re
 from collections.abc import Iterable
@@ -7,81 +7,83 @@ from pathlib import Path
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.images import SUFFIXES, BadFile
-from mgcc_dist.data.readers.reader import Item
+from mgcc_dist.data.readers.reader import ImageItem
 
 
-def existing(root: Path) -> None:
-    """Raise UserError unless the root folder is there."""
+def require_root(root: Path) -> None:
+    """Raise UserError unless the root folder exists."""
     if not root.is_dir():
-        raise UserError(f"{root} is not there; --root is the folder that holds the data set")
+        raise UserError(f"{root}: does not exist. Set --root to the folder of the dataset.")
 
 
-def subfolder(root: Path, name: str, layout: str) -> Path:
-    """The folder `name` of the root, which is said to hold `layout`.
+def require_subfolder(root: Path, name: str, layout: str) -> Path:
+    """Return the folder `name` of the root; `layout` lists what the root should contain, for the message.
 
     Raises:
-        UserError: the root or the folder is not there.
+        UserError: the root or the folder does not exist.
     """
-    existing(root)
+    require_root(root)
     if not (root / name).is_dir():
-        raise UserError(f"{root} has no folder {name!r}; --root is the folder that holds {layout}")
+        raise UserError(f"{root}: has no folder {name!r}. Set --root to the folder that contains {layout}.")
     return root / name
 
 
-def images_in(place: Path) -> list[Path]:
-    """All image files below `place`, sorted; hidden ones are not for us.
+def find_images(folder: Path) -> list[Path]:
+    """Return all image files in `folder` and its subfolders, sorted, without hidden files.
 
     Raises:
-        UserError: there is none.
+        UserError: there are none.
     """
     files = sorted(
         path
-        for path in place.rglob("*")
+        for path in folder.rglob("*")
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
     if not files:
-        raise UserError(f"{place} holds no image ({', '.join(SUFFIXES)})")
+        raise UserError(f"{folder}: no images found ({', '.join(SUFFIXES)})")
     return files
 
 
-def by_name(files: Iterable[Path], stem: re.Pattern[str], like: str, problems: list[BadFile]) -> dict[str, Path]:
-    """The files whose stem matches, by its group "name" without leading zeros (as `image_name`).
+def index_by_name(
+    files: Iterable[Path], stem: re.Pattern[str], example: str, bad_files: list[BadFile]
+) -> dict[str, Path]:
+    """Index the files by the "name" group of `stem`, without leading zeros (see `image_name`).
 
-    A file of another name than `like`, or of a name that another has, goes to `problems`.
+    Files whose stem does not match, or whose name is taken, go to `bad_files`.
     """
     found: dict[str, Path] = {}
     for path in files:
         match = stem.fullmatch(path.stem)
         name = image_name(match["name"]) if match else ""
         if not match:
-            problems.append(BadFile(path, f"is not named like the data set's files, {like!r}"))
+            bad_files.append(BadFile(path, f"is not named like this dataset's files, {example!r}"))
         elif name in found:
-            problems.append(BadFile(path, f"has the same name as {found[name]}"))
+            bad_files.append(BadFile(path, f"has the same name as {found[name]}"))
         else:
             found[name] = path
     return found
 
 
 def image_name(text: str) -> str:
-    """A name as file names and lists have in common: a number loses its leading zeros."""
+    """Normalise a name for matching files with lists: numbers lose their leading zeros."""
     return str(int(text)) if text.isdecimal() else text
 
 
-def paired(
-    images: dict[str, Path], masks: dict[str, Path], problems: list[BadFile], prefix: str = ""
-) -> dict[str, Item]:
-    """The images that have a mask of the same name, of unknown class and keyed by their prefixed stems; others go to
-    `problems`.
+def pair_with_masks(
+    images: dict[str, Path], masks: dict[str, Path], bad_files: list[BadFile], prefix: str = ""
+) -> dict[str, ImageItem]:
+    """Return items of class "unknown" for the images that have a mask of the same name, keyed by prefix and stem.
+
+    Images without a mask and masks without an image go to `bad_files`.
     """
-    items = {name: Item(f"{prefix}{path.stem}", "unknown", path, ()) for name, path in images.items()}
-    whole, more = with_masks(items, {name: [path] for name, path in masks.items()})
-    problems += more
-    return whole
+    items = {name: ImageItem(f"{prefix}{path.stem}", "unknown", path) for name, path in images.items()}
+    return attach_masks(items, {name: [path] for name, path in masks.items()}, bad_files)
 
 
-def with_masks(images: dict[str, Item], masks: dict[str, list[Path]]) -> tuple[dict[str, Item], list[BadFile]]:
-    """The items that have masks, with them; and images without mask and masks without image."""
-    items = {name: replace(item, masks=tuple(masks[name])) for name, item in images.items() if name in masks}
-    problems = [BadFile(item.image, "has no mask") for name, item in images.items() if name not in masks]
-    problems += [BadFile(path, "has no image") for name, paths in masks.items() if name not in images for path in paths]
-    return items, problems
+def attach_masks(
+    items: dict[str, ImageItem], masks: dict[str, list[Path]], bad_files: list[BadFile]
+) -> dict[str, ImageItem]:
+    """Return the items that have masks, with them; unmatched images and masks go to `bad_files`."""
+    bad_files += [BadFile(item.image, "has no mask") for name, item in items.items() if name not in masks]
+    bad_files += [BadFile(path, "has no image") for name, paths in masks.items() if name not in items for path in paths]
+    return {name: replace(item, masks=tuple(masks[name])) for name, item in items.items() if name in masks}

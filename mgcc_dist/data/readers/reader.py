@@ -1,6 +1,6 @@
-"""What a reader of a data set is: what there is, listed first, then each sample read when asked for.
+"""The reader interface: a map-style dataset that lists its files first and reads each sample on access.
 
-What is wrong with files is a `BadFile` that names the file: found while listing (in `problems`), or raised by `read`.
+A file that cannot be used is a `BadFile`: either found while listing (in `bad_files`) or raised on access.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ import numpy as np
 
 from mgcc_dist.common.files import sha256_of
 from mgcc_dist.common.progress import track
-from mgcc_dist.data import duplicates
 from mgcc_dist.data.images import BadFile, read_grey, read_mask
 from mgcc_dist.data.sample import Sample, is_key
 
@@ -23,31 +22,31 @@ class Reader(Protocol):
 
     dataset: str
     arguments: dict[str, Any]  # what the samples depend on, comparable between runs
-    problems: list[BadFile]  # found while listing; the files are not among the samples
-    notes: list[str]  # what is no problem, but people should be told: lines of text
+    bad_files: list[BadFile]  # found while listing; not among the samples
+    notes: list[str]  # lines to show to the user that are not errors
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Sample:
-        """Sample `i` at its original size, without "group" in its meta. Raises BadFile."""
+    def __getitem__(self, index: int, /) -> Sample:
+        """Read a sample at its original size, without "group" in its meta. Raises BadFile."""
 
     def groups(self) -> list[str]:
-        """For each sample the name of its split group."""
+        """Return the split group of each sample."""
 
 
 @dataclass(frozen=True)
-class Item:
-    """One image file and its mask files, whose union is the mask; none: the image is unlabeled."""
+class ImageItem:
+    """An image file and its mask files, whose union is the mask; without mask files the image is unlabeled."""
 
     key: str
     category: str
     image: Path
-    masks: tuple[Path, ...]
-    patient: str | None = None  # the split group, where the data set says whose image it is
+    masks: tuple[Path, ...] = ()
+    patient: str | None = None  # the split group, if the dataset identifies patients
 
 
-class ImageFiles:
-    """A reader of image files. Groups are patients, or near-duplicates (duplicates.py) where patients are unknown.
+class ImageFileReader:
+    """Reader of image files. Groups are patients, or near-duplicates (duplicates.py) if patients are unknown.
 
     `lists` are further files that the samples depend on: classes, patients, outlines.
     """
@@ -56,23 +55,23 @@ class ImageFiles:
         self,
         dataset: str,
         root: Path,
-        items: Iterable[Item],
-        problems: Iterable[BadFile],
+        items: Iterable[ImageItem],
+        bad_files: Iterable[BadFile],
         lists: Sequence[Path] = (),
         notes: Iterable[str] = (),
     ) -> None:
         self.dataset = dataset
-        self.items: list[Item] = []
-        self.problems = list(problems)
+        self.items: list[ImageItem] = []
+        self.bad_files = list(bad_files)
         self.notes = list(notes)
-        seen: dict[str, Path] = {}
+        image_by_key: dict[str, Path] = {}
         for item in sorted(items, key=lambda item: (item.key, item.image)):
-            if item.key in seen:
-                self.problems.append(BadFile(item.image, f"has the same key {item.key!r} as {seen[item.key]}"))
+            if item.key in image_by_key:
+                self.bad_files.append(BadFile(item.image, f"has the same key {item.key!r} as {image_by_key[item.key]}"))
             elif not is_key(item.key):
-                self.problems.append(BadFile(item.image, "has a name that cannot be a key; rename it"))
+                self.bad_files.append(BadFile(item.image, "its name is not a valid key. Rename it."))
             else:
-                seen[item.key] = item.image
+                image_by_key[item.key] = item.image
                 self.items.append(item)
         files = sorted(path for item in self.items for path in (item.image, *item.masks))
         listing = "\n".join(f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in files)
@@ -91,8 +90,8 @@ class ImageFiles:
         meta = {"dataset": self.dataset, "class": item.category, "original_size": [width, height]}
         return Sample(item.key, image, self.mask(item, width, height), meta)
 
-    def mask(self, item: Item, width: int, height: int) -> np.ndarray | None:
-        """The mask of an image of that size, uint8 [height,width] of 0 and 255, or None. Raises BadFile."""
+    def mask(self, item: ImageItem, width: int, height: int) -> np.ndarray | None:
+        """Return the mask uint8 [height,width] of 0 and 255 of an image of that size, or None. Raises BadFile."""
         mask = None
         for path in item.masks:
             part = read_mask(path)
@@ -105,15 +104,17 @@ class ImageFiles:
         patients = [item.patient for item in self.items if item.patient is not None]
         if len(patients) == len(self.items):
             return patients
+        from mgcc_dist.data import duplicates  # imports SciPy, which only this search needs
+
         keys, thumbnails = [], []
         for item in track(self.items, "searching near-duplicates", "images"):
             try:
                 thumbnails.append(duplicates.thumbnail(read_grey(item.image)))
                 keys.append(item.key)
-            except BadFile:  # `read` reports it; here it stays alone
+            except BadFile:  # reported when the sample is read; here it gets its own group
                 continue
-        found = dict(zip(keys, duplicates.groups(keys, duplicates.similar_pairs(thumbnails)), strict=True))
-        return [found.get(item.key, item.key) for item in self.items]
+        group_by_key = dict(zip(keys, duplicates.groups(keys, duplicates.similar_pairs(thumbnails)), strict=True))
+        return [group_by_key.get(item.key, item.key) for item in self.items]
 
 
 def _sha256(text: str) -> str:

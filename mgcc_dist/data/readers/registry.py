@@ -1,6 +1,6 @@
-"""The data sets that `python -m mgcc_dist.shards` reads, by the names of its commands.
+"""The datasets that `mgcc shards` reads, by the names of its commands.
 
-Another data set is a file in readers/ and a line here; its function's docstring becomes the command's help.
+To add a dataset, add a file to this folder and a line here; its function's docstring becomes the command's help.
 """
 
 from collections.abc import Callable
@@ -12,12 +12,9 @@ from mgcc_dist.data.readers.busi import busi
 from mgcc_dist.data.readers.datasetb import datasetb
 from mgcc_dist.data.readers.ddti import ddti
 from mgcc_dist.data.readers.folder import folder
-from mgcc_dist.data.readers.phantoms import Phantoms
 from mgcc_dist.data.readers.reader import Reader
 from mgcc_dist.data.readers.tn3k import tn3k
 from mgcc_dist.data.readers.tnscui2020 import tnscui2020
-
-__all__ = ["READERS", "Phantoms", "Reader", "busi", "folder"]
 
 READERS: dict[str, Callable[[Path], Reader]] = {
     reader.__name__: reader for reader in (busi, busbra, bus, datasetb, tn3k, tnscui2020, ddti, folder)

@@ -9,38 +9,40 @@ import re
 from pathlib import Path
 
 from mgcc_dist.data.images import BadFile
-from mgcc_dist.data.readers.layout import by_name, images_in, paired, subfolder
-from mgcc_dist.data.readers.lists import ZERO_OR_ONE, classified, number_in, read_list
-from mgcc_dist.data.readers.reader import ImageFiles, Item
+from mgcc_dist.data.readers.layout import find_images, index_by_name, pair_with_masks, require_subfolder
+from mgcc_dist.data.readers.lists import ZERO_OR_ONE, assign_classes, image_number, read_list
+from mgcc_dist.data.readers.reader import ImageFileReader, ImageItem
 
 LAYOUT = "trainval-image/, trainval-mask/, test-image/, test-mask/"
+STEM = re.compile(r"(?P<name>\d+)")
 
 
-def tn3k(root: Path) -> ImageFiles:
+def tn3k(root: Path) -> ImageFileReader:
     """TN3K: `trainval-image/0000.jpg`, `trainval-mask/`, `test-image/`, `test-mask/`; keys are `trainval-0000`, ...
 
-    `label4trainval.csv` and `label4test.csv` (rows of file name and 0 for benign or 1 for malignant, no title row) give
-    the classes; without them they are unknown. The folds (`tn3k-trainval-fold0.json`, ...) are not read: make a split
-    file with `split`. No patient ids.
+    `label4trainval.csv` and `label4test.csv` (rows of file name and 0 for benign or 1 for malignant, no header) give
+    the classes; without them all classes are unknown. The folds (`tn3k-trainval-fold0.json`, ...) are not read: make a
+    split file with `split`. No patient ids.
 
     Raises:
-        UserError: the root or a folder is not there or holds no image, or a list cannot be read.
+        UserError: the root or a folder does not exist or has no images, or a list cannot be read.
     """
-    problems: list[BadFile] = []
-    items: list[Item] = []
+    bad_files: list[BadFile] = []
+    items: list[ImageItem] = []
     lists: list[Path] = []
     notes: list[str] = []
-    stem = re.compile(r"(?P<name>\d+)")
     for part in ("trainval", "test"):
-        images = by_name(images_in(subfolder(root, f"{part}-image", LAYOUT)), stem, "0000.jpg", problems)
-        masks = by_name(images_in(subfolder(root, f"{part}-mask", LAYOUT)), stem, "0000.jpg", problems)
-        found = paired(images, masks, problems, prefix=f"{part}-")
+        image_files = find_images(require_subfolder(root, f"{part}-image", LAYOUT))
+        mask_files = find_images(require_subfolder(root, f"{part}-mask", LAYOUT))
+        images = index_by_name(image_files, STEM, "0000.jpg", bad_files)
+        masks = index_by_name(mask_files, STEM, "0000.jpg", bad_files)
+        paired = pair_with_masks(images, masks, bad_files, prefix=f"{part}-")
         path = root / f"label4{part}.csv"
         if not path.is_file():
-            items += found.values()
+            items += paired.values()
             continue
-        table = read_list(path, ("file name", "class"), number_in, header=False)
-        items += classified(found, table, "class", ZERO_OR_ONE, problems)
-        notes += table.without_image(images)
+        table = read_list(path, ("file name", "class"), image_number, header=False)
+        items += assign_classes(paired, table, "class", ZERO_OR_ONE, bad_files)
+        notes += table.note_missing_images(images)
         lists.append(path)
-    return ImageFiles("tn3k", root, items, problems, lists, notes)
+    return ImageFileReader("tn3k", root, items, bad_files, lists, notes)
