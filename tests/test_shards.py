@@ -21,15 +21,15 @@ from mgcc_dist.shards import main
 
 @pytest.fixture
 def images(tmp_path):
-    """Six images of 40x30, two of them the same but for brightness, with masks."""
+    """Six images of 40x30 with masks; two differ only in brightness."""
     rng = np.random.default_rng(0)
     for name in ("images", "masks"):
         (tmp_path / "data" / name).mkdir(parents=True)
     for i in range(5):
         coarse = rng.integers(0, 200, (6, 8), dtype=np.uint8)
         Image.fromarray(coarse).resize((40, 30)).save(tmp_path / "data" / "images" / f"{i}.png")
-    again = np.asarray(Image.open(tmp_path / "data" / "images" / "3.png")) + np.uint8(20)
-    Image.fromarray(again).save(tmp_path / "data" / "images" / "5.png")
+    brighter = np.asarray(Image.open(tmp_path / "data" / "images" / "3.png")) + np.uint8(20)
+    Image.fromarray(brighter).save(tmp_path / "data" / "images" / "5.png")
     for i in range(6):
         mask = Image.new("L", (40, 30))
         mask.paste(255, (10, 10, 20 + i, 20))
@@ -37,22 +37,22 @@ def images(tmp_path):
     return tmp_path / "data"
 
 
-def contents(place):
-    return {path.name: path.read_bytes() for path in place.iterdir()}
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_busi_gives_780_records_and_says_so(busi_root, busi_shards, capsys):
-    # The fixture has converted them; the same arguments find the folder there.
+def test_busi_gives_780_records(busi_root, busi_shards, capsys):
+    # The fixture has converted them; the same arguments reuse the folder.
     main(["busi", "--root", str(busi_root), "--out", str(busi_shards.folder), "--size", "16"])
     printed = capsys.readouterr().out
-    assert "780 records (437 benign, 210 malignant, 133 normal), there already" in printed
+    assert "780 records (437 benign, 210 malignant, 133 normal), already exists" in printed
     assert busi_shards.index["classes"] == {"benign": 437, "malignant": 210, "normal": 133}
     assert busi_shards.index["labeled"] == 780
     groups = {record.key: record.group for record in busi_shards.records}
     assert groups["malignant (145)"] == groups["benign (433)"] == "benign (433)"
 
 
-def test_folder_keeps_original_sizes_unless_told(images, tmp_path, capsys):
+def test_folder_keeps_original_sizes_by_default(images, tmp_path, capsys):
     main(["folder", "--root", str(images), "--out", str(tmp_path / "out"), "--per-shard", "4"])
     assert f"{tmp_path / 'out'}: 6 records (6 unknown)" in capsys.readouterr().out
     shards = ShardFolder.open(tmp_path / "out")
@@ -77,19 +77,19 @@ def test_unlabeled_folder_gives_unlabeled_records(images, tmp_path, capsys):
         mask.unlink()
     (images / "masks").rmdir()
     main(["folder", "--root", str(images), "--out", str(tmp_path / "out")])
-    assert "6 of them without a mask" in capsys.readouterr().out
+    assert "6 without a mask" in capsys.readouterr().out
     assert ShardFolder.open(tmp_path / "out").index["labeled"] == 0
 
 
-def test_phantoms_come_with_three_classes_and_the_same_bytes_each_time(tmp_path):
+def test_phantoms_have_three_classes_and_reproducible_bytes(tmp_path):
     for out in ("a", "b"):
         main(["phantom", "--count", "30", "--seed", "5", "--size", "32", "--out", str(tmp_path / out)])
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert set(ShardFolder.open(tmp_path / "a").index["classes"]) == {"benign", "malignant", "normal"}
 
 
-def spoil(images):
-    """One file of each kind that cannot be used; gives their names."""
+def add_bad_files(images):
+    """Add one unusable file of each kind; return their names."""
     (images / "images" / "0.png").write_bytes(b"no image")
     Image.new("L", (41, 30)).save(images / "masks" / "1.png")
     (images / "masks" / "2.png").unlink()
@@ -100,25 +100,25 @@ def spoil(images):
     return {"images/0.png", "masks/1.png", "images/2.png", "images/more/3.png"}
 
 
-def test_a_bad_file_stops_with_its_name_and_the_advice(images, tmp_path):
-    spoil(images)
-    with pytest.raises(UserError, match=r"2\.png has no mask \(and 1 more such files\); fix it or pass --skip-bad"):
+def test_bad_file_is_an_error_with_its_name_and_advice(images, tmp_path):
+    add_bad_files(images)
+    with pytest.raises(UserError, match=r"2\.png: has no mask \(1 more bad file\)\. Fix it or pass --skip-bad"):
         main(["folder", "--root", str(images), "--out", str(tmp_path / "out")])
     (images / "images" / "2.png").unlink()
     (images / "images" / "more" / "3.png").unlink()
     (images / "masks" / "more" / "3.png").unlink()
-    with pytest.raises(UserError, match=r"0\.png is not a readable image .*; fix it or pass --skip-bad"):
+    with pytest.raises(UserError, match=r"0\.png: not a readable image .*\. Fix it or pass --skip-bad"):
         main(["folder", "--root", str(images), "--out", str(tmp_path / "out")])
     (images / "images" / "0.png").unlink()
     (images / "masks" / "0.png").unlink()
-    with pytest.raises(UserError, match=r"masks/1\.png is 41x30 but its image is 40x30; fix it or pass --skip-bad"):
+    with pytest.raises(UserError, match=r"masks/1\.png: is 41x30 but its image is 40x30\. Fix it or pass --skip-bad"):
         main(["folder", "--root", str(images), "--out", str(tmp_path / "out")])
     with pytest.raises(UserError, match="incomplete"):
         ShardFolder.open(tmp_path / "out")
 
 
-def test_skip_bad_lists_the_files_and_writes_the_others(images, tmp_path, capsys):
-    bad = spoil(images)
+def test_skip_bad_lists_bad_files_and_converts_the_others(images, tmp_path, capsys):
+    bad = add_bad_files(images)
     main(["folder", "--root", str(images), "--out", str(tmp_path / "out"), "--skip-bad"])
     listed = json.loads((tmp_path / "out" / "skipped.json").read_text())
     assert {os.path.relpath(entry["file"], images) for entry in listed} == bad
@@ -128,24 +128,24 @@ def test_skip_bad_lists_the_files_and_writes_the_others(images, tmp_path, capsys
     assert ShardFolder.open(tmp_path / "out").keys() == ["3", "4", "5"]
 
 
-def test_nothing_left_after_skipping_is_an_error_and_no_folder(images, tmp_path):
+def test_no_usable_file_is_an_error_and_writes_no_index(images, tmp_path):
     for path in (images / "images").iterdir():
         path.write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"none of 6 files can be used, the first because .*0\.png is not a readable"):
+    with pytest.raises(UserError, match=r"none of the 6 files is usable\. The first error is .*0\.png: not a readable"):
         main(["folder", "--root", str(images), "--out", str(tmp_path / "out"), "--skip-bad"])
     assert not (tmp_path / "out" / "index.json").exists()
 
 
-def test_the_same_command_again_leaves_a_finished_folder_alone(images, tmp_path, capsys):
+def test_rerun_keeps_a_complete_folder(images, tmp_path, capsys):
     command = ["folder", "--root", str(images), "--out", str(tmp_path / "out")]
     main(command)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     main(command)
-    assert "there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_other_arguments_or_other_files_never_overwrite_a_finished_folder(images, tmp_path):
+def test_other_arguments_or_files_never_overwrite_a_complete_folder(images, tmp_path):
     command = ["folder", "--root", str(images), "--out", str(tmp_path / "out")]
     main(command)
     before = contents(tmp_path / "out")
@@ -160,40 +160,40 @@ def test_other_arguments_or_other_files_never_overwrite_a_finished_folder(images
     assert contents(tmp_path / "out") == before
 
 
-def test_a_folder_with_other_files_in_it_is_not_touched(images, tmp_path):
+def test_folder_with_foreign_files_is_not_touched(images, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("x")
     (tmp_path / "out" / "folder-000000.tar").write_text("x")
-    with pytest.raises(UserError, match=r"out holds 'thesis\.tex'"):
+    with pytest.raises(UserError, match=r"out: contains 'thesis\.tex'"):
         main(["folder", "--root", str(images), "--out", str(tmp_path / "out")])
     assert contents(tmp_path / "out") == {"thesis.tex": b"x", "folder-000000.tar": b"x"}
 
 
-class KilledAt(Phantoms):
-    """Phantoms whose process dies by SIGKILL when it reads sample `at`."""
+class KillingPhantoms(Phantoms):
+    """Phantoms that kill the process with SIGKILL when sample `kill_at` is read."""
 
-    at = -1
+    kill_at = -1
 
     def __getitem__(self, index):
-        if index == self.at:
+        if index == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(index)
 
 
-def convert_and_die(out, at):
-    reader = KilledAt(count=20, seed=1, size=16)
-    reader.at = at
-    if at == 20:  # between the last shard and index.json
+def convert_until_killed(out, kill_at):
+    reader = KillingPhantoms(count=20, seed=1, size=16)
+    reader.kill_at = kill_at
+    if kill_at == 20:  # between the last shard and index.json
         import mgcc_dist.data.convert as convert
 
         convert.write_index = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
     write_shards(reader, out, per_shard=6)
 
 
-@pytest.mark.parametrize("at", [0, 3, 6, 19, 20])
-def test_a_killed_run_is_never_taken_for_whole_and_the_same_command_completes_it(tmp_path, at):
+@pytest.mark.parametrize("kill_at", [0, 3, 6, 19, 20])
+def test_killed_run_is_incomplete_and_a_rerun_completes_it(tmp_path, kill_at):
     out = tmp_path / "out"
-    process = multiprocessing.get_context("fork").Process(target=convert_and_die, args=(out, at))
+    process = multiprocessing.get_context("fork").Process(target=convert_until_killed, args=(out, kill_at))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -202,11 +202,11 @@ def test_a_killed_run_is_never_taken_for_whole_and_the_same_command_completes_it
     (out / ".phantom-000003.tar.999.tmp").write_bytes(b"what a kill in the middle of a shard leaves")
     (out / "phantom-000009.tar").write_bytes(b"a shard of a run with fewer records per shard")
     write_shards(Phantoms(count=20, seed=1, size=16), out, per_shard=6)
-    whole = write_shards(Phantoms(count=20, seed=1, size=16), tmp_path / "whole", per_shard=6)
-    assert contents(out) == contents(whole.folder)
+    expected = write_shards(Phantoms(count=20, seed=1, size=16), tmp_path / "expected", per_shard=6)
+    assert contents(out) == contents(expected.folder)
 
 
-def test_split_file_of_a_shard_folder_keeps_groups_whole(images, tmp_path, capsys):
+def test_grouped_split_of_a_shard_folder_keeps_groups_together(images, tmp_path, capsys):
     main(["folder", "--root", str(images), "--out", str(tmp_path / "shards")])
     command = ["split", "--root", str(tmp_path / "shards"), "--validation", "0.34", "--labeled", "0.5"]
     for seed in range(6):
@@ -219,7 +219,7 @@ def test_split_file_of_a_shard_folder_keeps_groups_whole(images, tmp_path, capsy
     assert "2 labeled, 2 unlabeled, 2 validation" in capsys.readouterr().out
 
 
-def test_split_says_how_it_was_made_and_how_much_it_leaks(images, tmp_path, capsys):
+def test_split_file_documents_its_command_and_its_leaks(images, tmp_path, capsys):
     (images / "images" / "0.png").write_bytes((images / "images" / "1.png").read_bytes())
     (images / "images" / "2.png").write_bytes((images / "images" / "1.png").read_bytes())
     main(["folder", "--root", str(images), "--out", str(tmp_path / "shards")])
@@ -233,18 +233,18 @@ def test_split_says_how_it_was_made_and_how_much_it_leaks(images, tmp_path, caps
         assert (notes["kind"], notes["seed"], notes["dataset"]) == ("random", seed, "folder")
         expected = len(leaks(read_split(out), ShardFolder.open(tmp_path / "shards").records))
         assert notes["validation_records_with_group_in_training"] == expected
-        assert ("--grouped avoids it" in capsys.readouterr().out) == (expected > 0)
+        assert ("Use --grouped to avoid this" in capsys.readouterr().out) == (expected > 0)
         leaking.add(expected > 0)
     assert True in leaking
 
 
-def test_another_split_is_never_overwritten(phantom_shards, tmp_path, capsys):
+def test_different_split_is_never_overwritten(phantom_shards, tmp_path, capsys):
     command = ["split", "--root", str(phantom_shards.folder), "--out", str(tmp_path / "x.json")]
     main([*command, "--seed", "1"])
     before = (tmp_path / "x.json").read_bytes()
     main([*command, "--seed", "1"])
-    assert "there already" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"x\.json is there already and another split"):
+    assert "already exists" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"x\.json: already exists with a different split"):
         main([*command, "--seed", "2"])
     assert (tmp_path / "x.json").read_bytes() == before
 
@@ -264,14 +264,14 @@ def test_another_split_is_never_overwritten(phantom_shards, tmp_path, capsys):
         ),
     ],
 )
-def test_a_wrong_command_line_is_one_line_that_names_the_option(words, says):
+def test_invalid_command_line_is_one_line_that_names_the_option(words, says):
     with pytest.raises(UserError, match=says) as error:
         main(words)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_every_data_set_is_a_command_whose_help_says_its_files(name, capsys):
+def test_every_dataset_is_a_command_with_its_layout_in_the_help(name, capsys):
     main([name, "--help"])
     printed = capsys.readouterr().out
     assert READERS[name].__doc__.partition("\n")[0] in printed
@@ -284,12 +284,12 @@ def run_program(*words):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_program_ends_with_one_line_and_code_2_on_bad_input_and_helps(tmp_path):
+def test_program_exits_with_one_line_and_code_2_on_bad_input(tmp_path):
     bad = run_program("busi", "--root", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"))
     assert bad.returncode == 2
     assert (
         bad.stderr.strip()
-        == f"shards: {tmp_path / 'nowhere'} is not there; --root is the folder that holds the data set"
+        == f"shards: {tmp_path / 'nowhere'}: does not exist. Set --root to the folder of the dataset."
     )
     assert not (tmp_path / "out").exists()
     helped = run_program("split", "--help")
@@ -297,16 +297,16 @@ def test_program_ends_with_one_line_and_code_2_on_bad_input_and_helps(tmp_path):
     assert "--grouped" in helped.stdout
 
 
-def test_an_unwritable_place_is_one_line(images, tmp_path):
+def test_unwritable_output_is_one_line(images, tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="file is a file; give a folder as --out"):
+    with pytest.raises(UserError, match=r"file: is a file\. Set --out to a folder"):
         main(["folder", "--root", str(images), "--out", str(tmp_path / "file")])
     with pytest.raises(UserError, match="Not a directory"):
         main(["folder", "--root", str(images), "--out", str(tmp_path / "file" / "out")])
 
 
-def test_reader_without_files_changed_is_found_there_from_another_place(images, tmp_path):
+def test_moved_dataset_reuses_the_shard_folder(images, tmp_path):
     first = write_shards(folder(images), tmp_path / "out", size=16)
     images.rename(tmp_path / "moved")
-    again = write_shards(folder(tmp_path / "moved"), tmp_path / "out", size=16)
-    assert again.index == first.index
+    rerun = write_shards(folder(tmp_path / "moved"), tmp_path / "out", size=16)
+    assert rerun.index == first.index

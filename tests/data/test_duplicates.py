@@ -17,22 +17,22 @@ def images():
     return [draw(seed=11, index=i, size=160).image for i in range(40)]
 
 
-def found(images):
+def find_pairs(images):
     return {(i, j) for i, j, _ in similar_pairs([thumbnail(image) for image in images])}
 
 
 def with_callipers(image):
-    picture = Image.fromarray(image)
-    marks = ImageDraw.Draw(picture)
+    marked = Image.fromarray(image)
+    marks = ImageDraw.Draw(marked)
     for x, y in ((50, 60), (110, 90)):
         marks.line((x - 4, y, x + 4, y), fill=255)
         marks.line((x, y - 4, x, y + 4), fill=255)
     marks.text((10, 140), "RT 10", fill=255)
-    return np.asarray(picture)
+    return np.asarray(marked)
 
 
-def saved_again(image):
-    """Another size, brightness and contrast."""
+def resaved(image):
+    """Change size, brightness and contrast."""
     resized = np.asarray(Image.fromarray(image).resize((211, 140)), dtype=float)
     return np.clip(resized * 0.7 + 20, 0, 255).astype(np.uint8)
 
@@ -40,7 +40,7 @@ def saved_again(image):
 CHANGES = {
     "exact copy": lambda image: image,
     "callipers and text": with_callipers,
-    "saved again": saved_again,
+    "saved again": resaved,
     "a frame later": lambda image: np.roll(image, (4, -6), (0, 1)),
     "cropped": lambda image: image[5:-2, 3:-6],
     "noise": lambda image: np.clip(image + np.random.default_rng(0).normal(0, 12, image.shape), 0, 255).astype(
@@ -50,29 +50,29 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_copy_is_found(images, change):
+def test_a_changed_copy_is_find_pairs(images, change):
     copies = [np.ascontiguousarray(CHANGES[change](image)) for image in images[:10]]
-    pairs = found(images + copies)
+    pairs = find_pairs(images + copies)
     assert {(i, len(images) + i) for i in range(10)} <= pairs
 
 
-def test_different_phantoms_are_hardly_ever_linked(images):
-    assert len(found(images)) <= 1  # of 780 pairs
+def test_different_phantoms_are_not_linked(images):
+    assert len(find_pairs(images)) <= 1  # of 780 pairs
 
 
-def test_images_without_structure_are_not_alike():
-    assert found([np.zeros((100, 80), np.uint8), np.full((90, 90), 200, np.uint8)]) == set()
+def test_images_without_structure_are_not_similar():
+    assert find_pairs([np.zeros((100, 80), np.uint8), np.full((90, 90), 200, np.uint8)]) == set()
     assert similar_pairs([]) == []
 
 
-def test_pairs_do_not_depend_on_how_many_images_are_compared_at_once(images, monkeypatch):
-    thumbnails = [thumbnail(image) for image in (*images, *map(saved_again, images))]
-    whole = similar_pairs(thumbnails)
+def test_pairs_do_not_depend_on_the_block_size(images, monkeypatch):
+    thumbnails = [thumbnail(image) for image in (*images, *map(resaved, images))]
+    in_one_block = similar_pairs(thumbnails)
     monkeypatch.setattr("mgcc_dist.data.duplicates.BLOCK", 7)
-    pieces = similar_pairs(thumbnails)
-    assert len(whole) >= len(images)
-    assert [pair[:2] for pair in pieces] == [pair[:2] for pair in whole]
-    np.testing.assert_allclose([pair[2] for pair in pieces], [pair[2] for pair in whole], rtol=1e-5)
+    in_blocks = similar_pairs(thumbnails)
+    assert len(in_one_block) >= len(images)
+    assert [pair[:2] for pair in in_blocks] == [pair[:2] for pair in in_one_block]
+    np.testing.assert_allclose([pair[2] for pair in in_blocks], [pair[2] for pair in in_one_block], rtol=1e-5)
 
 
 @settings(deadline=None, derandomize=True, max_examples=50)
@@ -83,9 +83,9 @@ def test_pairs_do_not_depend_on_how_many_images_are_compared_at_once(images, mon
         )
     )
 )
-def test_groups_are_the_connected_components_named_by_their_first_key(case):
+def test_groups_are_the_connected_components_named_after_their_first_key(case):
     order, links = case
-    keys = [f"key {place:02d}" for place in order]
+    keys = [f"key {i:02d}" for i in order]
     names = groups(keys, [(i, j, 1.0) for i, j in links])
     joined = {i: {i} for i in range(len(keys))}
     for i, j in links:
@@ -103,17 +103,17 @@ def busi_pairs(busi_root):
     return {tuple(sorted((keys[i], keys[j]))): correlation for i, j, correlation in pairs}
 
 
-def test_every_pair_of_the_published_list_of_busi_near_duplicates_is_found(busi_pairs, data_root):
+def test_every_published_busi_near_duplicate_is_found(busi_pairs, data_root):
     with (data_root / "BUSI_near_duplicates.csv").open() as file:
         listed = {tuple(sorted((row["a"], row["b"]))) for row in csv.DictReader(file)}
     both = listed & busi_pairs.keys()
     assert len(both) == len(listed) == 190
-    # What is found beyond the list (of copies alone) are other frames and callipers of the same lesions.
+    # The list has only copies; the other pairs are other frames of the same lesions, with or without callipers.
     assert 0.7 < len(both) / len(busi_pairs) < 0.8
 
 
-def test_other_frames_of_a_lesion_are_found_and_other_patients_are_not(busi_pairs):
-    # Looked at by eye; none is in the published list.
+def test_other_frames_of_a_lesion_are_found_but_not_other_patients(busi_pairs):
+    # Checked by eye; none is in the published list.
     same = [
         ("malignant (27)", "malignant (28)"),
         ("benign (240)", "benign (300)"),
@@ -129,7 +129,7 @@ def test_other_frames_of_a_lesion_are_found_and_other_patients_are_not(busi_pair
     assert min(busi_pairs.values()) > THRESHOLD
 
 
-def test_patients_of_busbra_are_hardly_ever_linked_to_each_other(data_root):
+def test_different_patients_of_busbra_are_rarely_linked(data_root):
     root = data_root / "BUSBRA"
     if not root.is_dir():
         pytest.skip(f"needs BUS-BRA and {root} is not there")

@@ -15,15 +15,15 @@ def of_class(phantoms, category):
     return [phantom for phantom in phantoms if phantom.category == category]
 
 
-def ring(mask: np.ndarray, reach: int = 5) -> np.ndarray:
-    """The pixels about `reach` around a mask."""
+def ring(mask: np.ndarray, width: int = 5) -> np.ndarray:
+    """The pixels within about `width` of a mask."""
     grown = mask > 0
-    for _ in range(reach):
+    for _ in range(width):
         grown = grown | np.roll(grown, 1, 0) | np.roll(grown, -1, 0) | np.roll(grown, 1, 1) | np.roll(grown, -1, 1)
     return grown & (mask == 0)
 
 
-def test_a_phantom_depends_on_seed_and_index_alone(phantoms):
+def test_a_phantom_depends_only_on_seed_and_index(phantoms):
     again = draw(seed=3, index=7, size=64)
     np.testing.assert_array_equal(again.image, phantoms[7].image)
     np.testing.assert_array_equal(again.mask, phantoms[7].mask)
@@ -32,20 +32,20 @@ def test_a_phantom_depends_on_seed_and_index_alone(phantoms):
     assert (draw(seed=4, index=7, size=64).image != again.image).any()
 
 
-def test_arrays_are_what_a_record_takes(phantoms):
+def test_arrays_have_the_format_of_a_sample(phantoms):
     for phantom in phantoms:
         assert phantom.image.dtype == phantom.mask.dtype == np.uint8
         assert phantom.image.shape == phantom.mask.shape == (64, 64)
         assert set(np.unique(phantom.mask)) <= {0, 255}
 
 
-def test_classes_come_in_the_proportions_of_busi(phantoms):
+def test_classes_have_busi_s_proportions(phantoms):
     counts = Counter(phantom.category for phantom in phantoms)
     for category, share in zip(CLASSES, SHARES, strict=True):
         assert abs(counts[category] / len(phantoms) - share) < 0.08
 
 
-def test_normals_have_no_lesion_and_all_others_have_one_of_plausible_size(phantoms):
+def test_all_but_normals_have_a_lesion_of_plausible_size(phantoms):
     for phantom in phantoms:
         area = (phantom.mask > 0).mean()
         assert area == 0 if phantom.category == "normal" else 0.003 < area < 0.4
@@ -60,12 +60,12 @@ def test_the_same_scene_is_drawn_at_any_size(size, phantoms):
         assert abs((phantom.mask > 0).mean() - (phantoms[index].mask > 0).mean()) < 1.5 / size
 
 
-def test_a_size_without_anatomy_is_refused():
-    with pytest.raises(ValueError, match="16 pixels"):
+def test_too_small_sizes_are_rejected():
+    with pytest.raises(ValueError, match="at least 16 pixels"):
         draw(seed=0, index=0, size=15)
 
 
-def test_lesions_are_darker_than_what_surrounds_them_and_malignant_ones_more(phantoms):
+def test_lesions_are_darker_than_their_surroundings_and_malignant_ones_darkest(phantoms):
     def contrast(category):
         drops = [
             phantom.image[ring(phantom.mask)].mean() - phantom.image[phantom.mask > 0].mean()
@@ -97,9 +97,9 @@ def test_malignant_outlines_are_more_irregular_and_taller(phantoms):
         assert malignant > 1.1 * benign
 
 
-def test_malignant_lesions_cast_a_shadow_and_benign_ones_do_not(phantoms):
-    def cast(phantom):
-        """How much darker it is straight below the lesion than at the same depth elsewhere."""
+def test_only_malignant_lesions_cast_a_shadow(phantoms):
+    def shadow(phantom):
+        """How much darker the image is directly below the lesion than elsewhere at that depth."""
         rows, columns = np.nonzero(phantom.mask)
         below = phantom.image[rows.max() + 2 : rows.max() + 12]
         under = below[:, int(np.percentile(columns, 30)) : int(np.percentile(columns, 70)) + 1]
@@ -107,24 +107,24 @@ def test_malignant_lesions_cast_a_shadow_and_benign_ones_do_not(phantoms):
 
     with np.errstate(all="ignore"):
         benign, malignant = (
-            np.nanmean([cast(phantom) for phantom in of_class(phantoms, category)])
+            np.nanmean([shadow(phantom) for phantom in of_class(phantoms, category)])
             for category in ("benign", "malignant")
         )
     assert malignant > 5
     assert benign < malignant / 2
 
 
-def test_no_threshold_finds_the_lesions_even_if_chosen_for_each_image(phantoms):
+def test_thresholding_does_not_find_the_lesions_even_per_image(phantoms):
     best = []
     for phantom in phantoms:
         lesion = phantom.mask > 0
         if lesion.any():
             dark = [phantom.image < threshold for threshold in range(5, 150, 5)]
-            best.append(max((lesion & found).sum() / (lesion | found).sum() for found in dark))
+            best.append(max((lesion & predicted).sum() / (lesion | predicted).sum() for predicted in dark))
     assert np.mean(best) < 0.3
 
 
-def test_speckle_is_correlated_and_more_so_across_the_beam_than_along_it():
+def test_speckle_is_more_correlated_across_the_beam_than_along_it():
     along, across = [], []
     for index in range(20):
         image = draw(seed=5, index=index, size=192).image.astype(float)

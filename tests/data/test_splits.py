@@ -12,7 +12,7 @@ from mgcc_dist.data.splits import Split, leaks, locate_split, make_split, read_s
 from mgcc_dist.shards import main
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "splits"
-EVERY_CASE = settings(deadline=None, derandomize=True, max_examples=100)
+MANY_CASES = settings(deadline=None, derandomize=True, max_examples=100)
 
 
 def record(key, category="benign", group=None, labeled=True):
@@ -21,7 +21,7 @@ def record(key, category="benign", group=None, labeled=True):
 
 @st.composite
 def cases(draw):
-    """Records of one to three classes in groups of any size, and sizes that can be had."""
+    """Records of one to three classes in groups of any size, and feasible split sizes."""
     sizes = draw(st.lists(st.integers(1, 5), min_size=2, max_size=25))
     records = [
         record(f"key {group} {i}", draw(st.sampled_from(["benign", "malignant", "normal"])), f"group {group}")
@@ -33,14 +33,14 @@ def cases(draw):
     return records, draw(st.integers(0, 1000)), validation, labeled
 
 
-def quota(records, part):
-    """Each class's exact share of `part` records."""
-    return {name: part * count / len(records) for name, count in Counter(r.category for r in records).items()}
+def exact_shares(records, size):
+    """Each class's exact share of `size` records."""
+    return {name: size * count / len(records) for name, count in Counter(r.category for r in records).items()}
 
 
-@EVERY_CASE
+@MANY_CASES
 @given(cases(), st.booleans())
-def test_each_record_is_in_one_part_and_none_is_lost(case, grouped):
+def test_every_record_is_in_exactly_one_subset(case, grouped):
     records, seed, validation, labeled = case
     split = make_split(records, seed, validation, labeled, grouped, "a name")
     assert sorted((*split.labeled, *split.unlabeled, *split.validation)) == sorted(r.key for r in records)
@@ -48,36 +48,36 @@ def test_each_record_is_in_one_part_and_none_is_lost(case, grouped):
     assert split.name == "a name"
 
 
-@EVERY_CASE
+@MANY_CASES
 @given(cases())
-def test_random_splits_have_the_sizes_asked_for_and_each_class_its_share_within_one(case):
+def test_random_splits_have_the_requested_sizes_and_are_stratified(case):
     records, seed, validation, labeled = case
     split = make_split(records, seed, validation, labeled, False, "x")
     assert len(split.validation) == validation
     category = {r.key: r.category for r in records}
-    training = [r for r in records if r.key not in split.validation]
-    for keys, among in ((split.validation, records), (split.labeled, training)):
+    train = [r for r in records if r.key not in split.validation]
+    for keys, population in ((split.validation, records), (split.labeled, train)):
         counts = Counter(category[key] for key in keys)
-        for name, share in quota(among, len(keys)).items():
+        for name, share in exact_shares(population, len(keys)).items():
             assert abs(counts[name] - share) < 1
 
 
-@EVERY_CASE
+@MANY_CASES
 @given(cases())
-def test_grouped_splits_keep_groups_whole_and_fall_short_only_when_no_group_fits(case):
+def test_grouped_splits_keep_groups_together_and_fall_short_only_if_no_group_fits(case):
     records, seed, validation, labeled = case
     split = make_split(records, seed, validation, labeled, True, "x")
     assert leaks(split, records) == []
-    held_out = {r.group for r in records if r.key in split.validation}
+    validation_groups = {r.group for r in records if r.key in split.validation}
     missing = validation - len(split.validation)
     assert missing >= 0
-    others = Counter(r.group for r in records if r.group not in held_out)
+    others = Counter(r.group for r in records if r.group not in validation_groups)
     assert not missing or min(others.values()) > missing
 
 
-@EVERY_CASE
+@MANY_CASES
 @given(cases(), st.booleans(), st.randoms(use_true_random=False))
-def test_a_split_depends_on_keys_and_not_on_their_order(case, grouped, random):
+def test_a_split_does_not_depend_on_the_order_of_the_records(case, grouped, random):
     records, seed, validation, labeled = case
     split = make_split(records, seed, validation, labeled, grouped, "x")
     random.shuffle(records)
@@ -91,47 +91,14 @@ def test_another_seed_gives_another_split():
 
 
 @pytest.mark.parametrize(("validation", "labeled"), [(0, 1), (4, 1), (2, 3), (2, 0)])
-def test_sizes_that_cannot_be_had_are_refused(validation, labeled):
+def test_infeasible_sizes_are_rejected(validation, labeled):
     with pytest.raises(UserError, match=f"cannot take {validation} validation and {labeled} labeled"):
         make_split([record(f"key {i}") for i in range(4)], 0, validation, labeled, False, "x")
 
 
-def test_records_without_a_mask_are_refused():
-    with pytest.raises(UserError, match="1 records have no mask, 'b' first"):
+def test_records_without_a_mask_are_rejected():
+    with pytest.raises(UserError, match="1 records have no mask, the first is 'b'"):
         make_split([record("a"), record("b", labeled=False), record("c")], 0, 1, 1, False, "x")
-
-
-def test_leaks_are_counted_per_validation_image():
-    records = [record("a", group="1"), record("b", group="1"), record("c", group="1"), record("d"), record("e")]
-    assert leaks(Split("x", ("a", "d"), (), ("b", "c", "e")), records) == ["b", "c"]
-    assert leaks(Split("x", ("d",), ("a",), ("b", "c", "e")), records) == ["b", "c"]
-    assert leaks(Split("x", ("d",), (), ("a", "b", "c", "e")), records) == []
-
-
-def test_what_is_written_is_read(tmp_path):
-    split = Split("mine", ("a", "b"), (), ("c",))
-    write_split(tmp_path / "mine.json", split, seed=3, notes="by hand")
-    assert read_split(tmp_path / "mine.json") == split
-    assert json.loads((tmp_path / "mine.json").read_text())["notes"] == "by hand"
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"labeled": ["a", "a"]}, "'a' is in labeled and labeled"),
-        ({"validation": ["b"]}, "'b' is in unlabeled and validation"),
-        ({"labeled": None}, "'labeled' must be a list of keys"),
-        ({"unlabeled": [1]}, "'unlabeled' must be a list of keys"),
-        ({"format": "other"}, "not a mgcc-dist split"),
-        ({"version": 2}, "has version 2"),
-    ],
-)
-def test_a_faulty_split_file_is_refused(tmp_path, change, says):
-    path = tmp_path / "mine.json"
-    write_split(path, Split("mine", ("a",), ("b",), ("c",)))
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(UserError, match=says):
-        read_split(path)
 
 
 def test_a_misspelt_shipped_split_is_answered_with_the_nearest():
@@ -142,8 +109,41 @@ def test_a_misspelt_shipped_split_is_answered_with_the_nearest():
         locate_split("out/mine.json")
 
 
-def test_a_split_file_that_is_missing_or_no_json_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"mine\.json is not there"):
+def test_leaks_are_counted_per_validation_image():
+    records = [record("a", group="1"), record("b", group="1"), record("c", group="1"), record("d"), record("e")]
+    assert leaks(Split("x", ("a", "d"), (), ("b", "c", "e")), records) == ["b", "c"]
+    assert leaks(Split("x", ("d",), ("a",), ("b", "c", "e")), records) == ["b", "c"]
+    assert leaks(Split("x", ("d",), (), ("a", "b", "c", "e")), records) == []
+
+
+def test_a_written_split_is_read_back(tmp_path):
+    split = Split("mine", ("a", "b"), (), ("c",))
+    write_split(tmp_path / "mine.json", split, seed=3, notes="by hand")
+    assert read_split(tmp_path / "mine.json") == split
+    assert json.loads((tmp_path / "mine.json").read_text())["notes"] == "by hand"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"labeled": ["a", "a"]}, "'a' is in labeled and labeled"),
+        ({"validation": ["b"]}, "'b' is in unlabeled and validation"),
+        ({"labeled": None}, "'labeled' must be a list of keys"),
+        ({"unlabeled": [1]}, "'unlabeled' must be a list of keys"),
+        ({"format": "other"}, "not a mgcc-dist split file"),
+        ({"version": 2}, "has version 2, not 1"),
+    ],
+)
+def test_an_invalid_split_file_is_rejected(tmp_path, change, expected):
+    path = tmp_path / "mine.json"
+    write_split(path, Split("mine", ("a",), ("b",), ("c",)))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=expected):
+        read_split(path)
+
+
+def test_missing_or_damaged_split_file_is_reported(tmp_path):
+    with pytest.raises(UserError, match=r"mine\.json: does not exist"):
         read_split(tmp_path / "mine.json")
     (tmp_path / "mine.json").write_text("{")
     with pytest.raises(UserError, match=r"mine\.json: is not JSON"):
@@ -152,7 +152,7 @@ def test_a_split_file_that_is_missing_or_no_json_is_named(tmp_path):
 
 @pytest.mark.parametrize("kind", ["random", "grouped"])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_shipped_busi_splits_have_the_sizes_of_the_paper(kind, seed):
+def test_shipped_busi_splits_have_the_paper_s_sizes(kind, seed):
     split = read_split(SHIPPED / f"busi_{kind}_{seed}.json")
     assert (len(split.labeled), len(split.unlabeled), len(split.validation)) == (263, 263, 254)
     assert split.name == f"busi_{kind}_{seed}"
@@ -164,7 +164,7 @@ def test_shipped_busi_splits_have_the_sizes_of_the_paper(kind, seed):
 
 @pytest.mark.parametrize("kind", ["random", "grouped"])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_shipped_busi_splits_are_what_the_command_in_them_makes(busi_shards, tmp_path, kind, seed):
+def test_shipped_busi_splits_are_reproduced_by_the_command_they_name(busi_shards, tmp_path, kind, seed):
     name = f"busi_{kind}_{seed}.json"
     command = json.loads((SHIPPED / name).read_text())["made_by"].split()
     assert command[:3] == ["python", "-m", "mgcc_dist.shards"]
