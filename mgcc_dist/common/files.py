@@ -46,7 +46,7 @@ def read_versioned(path: Path, kind: str, version: int, remedy: str) -> dict[str
     """Read the JSON object in `path`, whose `format` is `kind`.
 
     Raises:
-        UserError: the file is not JSON, or has another format or version. The message ends with `remedy`, a sentence that says what to do.
+        UserError: the file is not JSON, or has another format or version. The message ends with `remedy`, what to do.
     """
     try:
         content = read_json(path)
