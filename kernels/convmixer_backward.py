@@ -213,9 +213,8 @@ def plan_backward(batch: int, height: int, width: int, resident: int, pre_norm: 
     images, fits, num_warps = plan_launch(batch, height, width, resident)
     if fits:
         return BackwardPlan(images, True, {"num_warps": num_warps, "num_stages": 2}, ())
-    if (
-        target == "gfx942"
-    ):  # masks and pointers fill the scalar registers: no pipelining, fewer rows, one launch per stage
+    if target == "gfx942":
+        # Masks and pointers fill the scalar registers: no pipelining, fewer rows, one launch per stage.
         images = max(images * min(PLANE_SIZES) // width, 1)
         stages = tuple((stage, stage) for stage in range(3 if pre_norm else 2))
         return BackwardPlan(images, False, {"num_warps": width // 4, "num_stages": 1}, stages)

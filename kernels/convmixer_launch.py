@@ -39,6 +39,7 @@ def plan_launch(batch: int, height: int, width: int, resident: int) -> LaunchPla
 
 
 def accumulator_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of sums and statistics: fp32, or fp64 for fp64 inputs (in tests)."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -66,19 +67,19 @@ def merge_statistics(counts: Tensor, means: Tensor, variances: Tensor) -> Tensor
 def gather_statistics(stats: Tensor, count: int, group: str) -> None:
     """Replace this rank's stats [3,C], over `count` values per channel, by the statistics of the group."""
     process_group = _resolve(group)
-    mine = torch.cat([stats[:2].flatten(), stats.new_tensor([count])])
-    gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size(process_group))]
-    dist.all_gather(gathered, mine, group=process_group)
-    everyone = torch.stack(gathered)
-    means, variances = everyone[:, :-1].unflatten(1, (2, -1)).unbind(1)
-    stats.copy_(merge_statistics(everyone[:, -1:], means, variances))
+    local = torch.cat([stats[:2].flatten(), stats.new_tensor([count])])
+    gathered = [torch.empty_like(local) for _ in range(dist.get_world_size(process_group))]
+    dist.all_gather(gathered, local, group=process_group)
+    all_ranks = torch.stack(gathered)
+    means, variances = all_ranks[:, :-1].unflatten(1, (2, -1)).unbind(1)
+    stats.copy_(merge_statistics(all_ranks[:, -1:], means, variances))
 
 
 def average_sums(sums: Tensor, count: int, group: str) -> None:
     """Replace this rank's sums [2,C], over `count` values per channel, by their mean over all values of the group."""
-    everyone = torch.cat([sums.flatten(), sums.new_tensor([count])])
-    dist.all_reduce(everyone, group=_resolve(group))
-    sums.copy_((everyone[:-1] / everyone[-1]).view_as(sums))
+    all_ranks = torch.cat([sums.flatten(), sums.new_tensor([count])])
+    dist.all_reduce(all_ranks, group=_resolve(group))
+    sums.copy_((all_ranks[:-1] / all_ranks[-1]).view_as(sums))
 
 
 def _resolve(group: Any) -> dist.ProcessGroup:

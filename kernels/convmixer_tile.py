@@ -26,11 +26,13 @@ import triton.language as tl
 
 @triton.jit
 def gelu(x):
+    """Exact GELU (erf)."""
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
 
 
 @triton.jit
 def gelu_derivative(x):
+    """Derivative of the exact GELU."""
     return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
 
 
@@ -65,6 +67,7 @@ def tile_offsets(planes, h, W: tl.constexpr):
 
 @triton.jit
 def load_tile(ptr, offsets, valid, ACC: tl.constexpr):
+    """Load a tile as ACC; invalid rows read as zero."""
     return tl.load(ptr + offsets, mask=valid[:, None], other=0.0).to(ACC)
 
 

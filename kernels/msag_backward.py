@@ -233,14 +233,14 @@ def backward(
     product_types = types | {"UPCAST": needs_upcast(x.dtype)}
     sums_dtype = statistics_dtype(x.dtype)
 
-    rows, block = elementwise_block(channels)
-    strips = (triton.cdiv(pixels, rows), channels // block)
-    elementwise = types | {"C": channels, "BM": rows, "BC": block, "num_warps": 8}
-    partial = x.new_empty(strips[0], 2, channels, dtype=sums_dtype)
-    gate_gradient_sums[strips](x, v, dy, vote_norm, partial, pixels, **elementwise)
+    block_pixels, block = elementwise_block(channels)
+    grid = (triton.cdiv(pixels, block_pixels), channels // block)
+    elementwise = types | {"C": channels, "BM": block_pixels, "BC": block, "num_warps": 8}
+    partial = x.new_empty(grid[0], 2, channels, dtype=sums_dtype)
+    gate_gradient_sums[grid](x, v, dy, vote_norm, partial, pixels, **elementwise)
     vote_sums = partial.sum(0)
     dv = torch.empty_like(x)
-    gate_gradient[strips](x, v, dy, vote_norm, vote_sums, dv, pixels, **elementwise)
+    gate_gradient[grid](x, v, dy, vote_norm, vote_sums, dv, pixels, **elementwise)
 
     tiles = vote_tiles(channels, x.dtype, device_target(x.device))
     count = triton.cdiv(pixels, tiles.pixels)
@@ -251,7 +251,7 @@ def backward(
         C=channels, BM=tiles.pixels, BN=tiles.block_n, BK=tiles.block_k, **product_types, **tiles.options(),
     )  # fmt: skip
     sums = partial.sum(0)
-    branch_gradient[(strips[0], 3 * strips[1])](du, u, norm, sums, pixels, **elementwise)
+    branch_gradient[(grid[0], 3 * grid[1])](du, u, norm, sums, pixels, **elementwise)
 
     tiles = convolution_tiles(channels, x.dtype, device_target(x.device))
     dx = torch.empty_like(x)
@@ -286,9 +286,9 @@ def compile_specs(channels: int, target: str) -> list[CompileSpec]:
     """Specs for all backward kernels."""
     shared = {"C": channels, "ACC": tl.float32}
     pixels, block = elementwise_block(channels)
-    strips, warps = shared | {"BM": pixels, "BC": block}, {"num_warps": 8}
+    elementwise, warps = shared | {"BM": pixels, "BC": block}, {"num_warps": 8}
     found = [
-        make_compile_spec(name, kernel, channels, strips, warps, tensor_cores=False)
+        make_compile_spec(name, kernel, channels, elementwise, warps, tensor_cores=False)
         for name, kernel in (
             ("gate gradient sums", gate_gradient_sums),
             ("gate gradient", gate_gradient),

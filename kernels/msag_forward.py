@@ -333,10 +333,10 @@ def compile_specs(channels: int, target: str) -> list[CompileSpec]:
     ]
     pixels, block = elementwise_block(channels)
     warps = {"num_warps": 8}
-    strips = shared | {"BM": pixels, "BC": block}
+    elementwise = shared | {"BM": pixels, "BC": block}
     merged = {"CHANNELS": 3 * channels, "BT": 256, "BC": power_of_two_divisor(3 * channels, 16), "ACC": tl.float32}
     return [
         *found,
-        make_compile_spec("gate", gate_kernel, channels, strips, warps, tensor_cores=False),
+        make_compile_spec("gate", gate_kernel, channels, elementwise, warps, tensor_cores=False),
         make_compile_spec("merge moments", merge_moments, channels, merged, warps, tensor_cores=False),
     ]

@@ -68,9 +68,9 @@ def evaluation_tiles(channels: int, dtype: torch.dtype, target: str) -> TileConf
     The accumulators of the votes [pixels, C] and of one branch [pixels, block_n] are live at the same time. With these
     values of block_k they do not spill on sm_80.
     """
-    depth = channel_block(channels, dtype) if channels == 128 else min(channels, 32)
+    block_k = channel_block(channels, dtype) if channels == 128 else min(channels, 32)
     stages = 2 if target == "sm_120" and channels == 128 else 3  # three stages spill there
-    return TileConfig(8, 16, min(channels, 64), depth, num_warps=8, num_stages=stages)
+    return TileConfig(8, 16, min(channels, 64), block_k, num_warps=8, num_stages=stages)
 
 
 def vote_tiles(channels: int, dtype: torch.dtype, target: str) -> TileConfig:
@@ -105,6 +105,7 @@ def accumulator_type(dtype: torch.dtype) -> Any:
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of sums and statistics: float32, or float64 for float64 inputs (in tests)."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
