@@ -1,4 +1,4 @@
-"""One training step with SyncBatchNorm on two ranks, each with part of a batch; stack by torchrun, interpreted."""
+"""One training step with SyncBatchNorm on two ranks, each with part of a batch; run by torchrun in the interpreter."""
 
 import sys
 

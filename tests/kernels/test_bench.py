@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.compare import figures as figures_of_file
+from benchmarks.compare import figures as metrics_of_file
 from mgcc_dist.kernels import measured as table
 from mgcc_dist.kernels.bench import __main__ as program
 from mgcc_dist.kernels.bench import counts, run, timing, variants, workloads
@@ -25,7 +25,7 @@ def workload(op="upconv", shape=(8, 4, 4, 4), dtype=torch.float32, training=Fals
     return Workload(op, shape, batch, dtype, training)
 
 
-def measured_briefly(each):
+def measure_briefly(each):
     return measure(each, plain_and_fused(each, CPU, triton=False)[0], CPU, BRIEF)
 
 
@@ -35,12 +35,12 @@ def tiny_run(monkeypatch, tmp_path):
     monkeypatch.setattr(workloads, "on_cpu", lambda dtypes, quick: [workload(), workload(training=True)])
     monkeypatch.setattr(program, "TABLE_PATH", tmp_path / "measured.json")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    return lambda *words: program.main(["--quick", "--dtypes", "float32", *map(str, words)])
+    return lambda *arguments: program.main(["--quick", "--dtypes", "float32", *map(str, arguments)])
 
 
 def test_benchmark_on_a_cpu_writes_results_plot_and_table(tiny_run, tmp_path, capsys):
-    result, picture = tmp_path / "b.json", tmp_path / "b.png"
-    tiny_run("--json", result, "--png", picture, "--write-table")
+    result, plot = tmp_path / "b.json", tmp_path / "b.png"
+    tiny_run("--json", result, "--png", plot, "--write-table")
     assert capsys.readouterr().out.startswith("bench: no GPU found")
     content = json.loads(result.read_text())
     assert list(content["rows"]) == ["upconv 8x4x4x4 B2 float32 evaluation", "upconv 8x4x4x4 B2 float32 training"]
@@ -49,15 +49,15 @@ def test_benchmark_on_a_cpu_writes_results_plot_and_table(tiny_run, tmp_path, ca
         assert list(row["floor_ms"]) == directions
         for direction in directions:
             assert set(row[direction]) == names
-            found = [figures for by_timer in row[direction].values() for figures in by_timer.values()]
+            found = [metrics for by_timer in row[direction].values() for metrics in by_timer.values()]
             assert len(found) == len(names)
             assert all(each["ms_20_80"][0] <= each["ms"] <= each["ms_20_80"][1] for each in found)
             assert all(each["roofline_share"] > 0 for each in found)
             assert 1.0 in [each["ratio_to_best_plain"] for each in found]
         assert ("saved_mib" in row["counts"]["torch contiguous"]) == (len(directions) == 3)
-    assert sum(name.endswith(" / ms") for name in figures_of_file(content)) == 4 + 3 * 4
+    assert sum(name.endswith(" / ms") for name in metrics_of_file(content)) == 4 + 3 * 4
     assert {"versions", "commit", "processor", "threads", "load", "roofline", "command"} <= content.keys()
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert plot.read_bytes().startswith(b"\x89PNG")
     rows = table.read_rows(tmp_path / "measured.json")
     keys = {(row["implementation"], row["mode"], row["layout"]) for row in rows}
     assert keys == {("torch", mode, each) for mode in ("evaluation", "training") for each in workloads.LAYOUTS}
@@ -66,26 +66,26 @@ def test_benchmark_on_a_cpu_writes_results_plot_and_table(tiny_run, tmp_path, ca
 
 @torch.no_grad()
 def test_auto_follows_the_written_rows(tmp_path):
-    path, measured = tmp_path / "measured.json", measured_briefly(workload())
+    path, measurement = tmp_path / "measured.json", measure_briefly(workload())
     x = torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last)
     for milliseconds, expected in ((0.5, "torch"), (1.0, "torch"), (1.01, "plain")):
-        measured.times["forward"] = {"timer": {name: [[1.0]] * 5 for name in measured.variants}}
-        measured.times["forward"]["timer"]["torch channels_last"] = [[milliseconds]] * 5
-        write_table(path, table_rows(measured), table.CPU, {})
+        measurement.times["forward"] = {"timer": {name: [[1.0]] * 5 for name in measurement.variants}}
+        measurement.times["forward"]["timer"]["torch channels_last"] = [[milliseconds]] * 5
+        write_table(path, table_rows(measurement), table.CPU, {})
         assert fuse(UpConv(8, 4), "auto", path).eval().select(x) == expected
 
 
-def test_speedup_is_over_the_faster_layout_by_the_least_favourable_timer():
-    measured = measured_briefly(workload())
-    one = {"plain contiguous": [[4.0]], "plain channels_last": [[3.0]], "torch contiguous": [[2.0]]}
-    measured.times["forward"] = {"first": one, "second": one | {"torch contiguous": [[2.5]]}}
-    (row,) = table_rows(measured)
+def test_speedup_is_over_the_faster_layout_by_the_least_favorable_timer():
+    measurement = measure_briefly(workload())
+    times = {"plain contiguous": [[4.0]], "plain channels_last": [[3.0]], "torch contiguous": [[2.0]]}
+    measurement.times["forward"] = {"first": times, "second": times | {"torch contiguous": [[2.5]]}}
+    (row,) = table_rows(measurement)
     assert (row["layout"], row["speedup"]) == ("contiguous", 1.2)
 
 
 def test_speedup_is_reached_in_four_rounds_of_five():
-    base = [[3.0], [2.0], [1.0], [3.0], [3.0], [3.0]]
-    assert timing.conservative_speedup(base, [[1.0]] * 6) == 2.0
+    baseline = [[3.0], [2.0], [1.0], [3.0], [3.0], [3.0]]
+    assert timing.conservative_speedup(baseline, [[1.0]] * 6) == 2.0
     assert timing.median_and_quantiles([[1.0, 2.0], [3.0, 4.0, 5.0, 100.0]]) == [3.5, 2.0, 5.0]
 
 
@@ -100,28 +100,28 @@ def test_table_keeps_other_rows_and_reads_the_lowest_speedup_over_batches(tmp_pa
     path = tmp_path / "measured.json"
     row = {"op": "upconv", "implementation": "torch", "mode": "training", "dtype": "float32", "layout": "contiguous"}
     row |= {"shape": [1, 2, 3, 4]}
-    write_table(path, [row | {"batch": batch, "speedup": batch} for batch in (1, 2, 8)], "A", {"date": "then"})
+    write_table(path, [row | {"batch": batch, "speedup": batch} for batch in (1, 2, 8)], "A", {"date": "old"})
     write_table(path, [row | {"batch": 1, "speedup": 0.5}], "B", {})
-    write_table(path, [row | {"batch": 1, "speedup": 3}], "A", {"date": "now"})
+    write_table(path, [row | {"batch": 1, "speedup": 3}], "A", {"date": "new"})
     assert table.read_table(path) == {
         device: {table.row_key(row): speedup} for device, speedup in (("A", 2), ("B", 0.5))
     }
-    assert json.loads(path.read_text())["devices"]["A"] == {"date": "now"}
+    assert json.loads(path.read_text())["devices"]["A"] == {"date": "new"}
 
 
 def test_wrong_or_failing_variant_is_reported_and_not_timed():
     each = workload(training=True)
     found, _ = plain_and_fused(each, CPU, triton=False)
-    wrong, failing = (one for one in found if one.implementation == "torch")
-    right = wrong.module.forward
-    wrong.module.forward = lambda x: 1.5 * right(x)
+    wrong, failing = (variant for variant in found if variant.implementation == "torch")
+    forward = wrong.module.forward
+    wrong.module.forward = lambda x: 1.5 * forward(x)
     failing.module.forward = lambda x: x.no_such_thing()
-    measured = measure(each, found, CPU, BRIEF)
-    assert "relative error of the result" in measured.not_run[wrong.name]
-    assert "no_such_thing" in measured.not_run[failing.name]
-    (by_variant,) = measured.times["both"].values()
+    measurement = measure(each, found, CPU, BRIEF)
+    assert "relative error of the result" in measurement.not_run[wrong.name]
+    assert "no_such_thing" in measurement.not_run[failing.name]
+    (by_variant,) = measurement.times["both"].values()
     assert set(by_variant) == {"plain contiguous", "plain channels_last"}
-    assert table_rows(measured) == []
+    assert table_rows(measurement) == []
 
 
 def test_a_benchmark_that_fails_keeps_the_results_and_table_of_earlier_workloads(tiny_run, tmp_path, monkeypatch):
@@ -147,8 +147,8 @@ def test_workloads_skipped_for_lack_of_time_are_listed(tiny_run, tmp_path, capsy
 
 
 def test_minimum_times_match_a_calculation_by_hand():
-    def microseconds(*words, direction="forward", training=True):  # on an H100: 800 TFLOP/s, 3 TB/s
-        phases = Workload(*words, torch.bfloat16, training).phases(direction)
+    def microseconds(*arguments, direction="forward", training=True):  # on an H100: 800 TFLOP/s, 3 TB/s
+        phases = Workload(*arguments, torch.bfloat16, training).phases(direction)
         return 1e6 * sum(max(flops / 800e12, moved / 3e12) for flops, moved in phases)
 
     layer, gate = ("convmixer", (1024, 16, 16, 7), 8), ("msag", (64, 256, 256), 8)
@@ -159,8 +159,8 @@ def test_minimum_times_match_a_calculation_by_hand():
     assert microseconds(*gate) == pytest.approx(102 + 89.5 + 67, abs=1)
     assert microseconds(*gate, direction="backward") == pytest.approx(582, abs=1)
     # 16 multiply-adds per four outputs, not 36.
-    one_gemm = 2 * 16 * (8 * 16 * 16) * 1024 * 512 / 800e6
-    assert microseconds("upconv", (1024, 16, 16, 512), 8, training=False) == pytest.approx(one_gemm)
+    gemm_microseconds = 2 * 16 * (8 * 16 * 16) * 1024 * 512 / 800e6
+    assert microseconds("upconv", (1024, 16, 16, 512), 8, training=False) == pytest.approx(gemm_microseconds)
 
 
 def test_workload_shapes_match_the_lookup_of_fuse():
@@ -174,11 +174,11 @@ def test_workload_shapes_match_the_lookup_of_fuse():
 
 def test_autocast_workloads_have_half_precision_inputs_and_float32_weights():
     half = workload(dtype=torch.bfloat16, training=True)
-    one = Runner(half.module(CPU), half.inputs(2, "contiguous", CPU), half)
-    assert one.forward(1).dtype == torch.bfloat16
-    gradients = one.backward(1)
-    assert [g.dtype for g in gradients] == [torch.bfloat16, *(p.dtype for p in one.parameters)]
-    for ours, again in zip(gradients, one.backward(1), strict=True):
+    runner = Runner(half.module(CPU), half.inputs(2, "contiguous", CPU), half)
+    assert runner.forward(1).dtype == torch.bfloat16
+    gradients = runner.backward(1)
+    assert [g.dtype for g in gradients] == [torch.bfloat16, *(p.dtype for p in runner.parameters)]
+    for ours, again in zip(gradients, runner.backward(1), strict=True):
         torch.testing.assert_close(ours, again, rtol=0, atol=0)
 
 
@@ -195,33 +195,33 @@ def test_triton_implementations_are_checked_and_timed_in_their_modes(op, shape, 
     each = workload(op, shape, training=training, batch=1)
     found, unsupported = plain_and_fused(each, CPU, triton=True)
     assert unsupported == {}
-    measured = measure(each, found, CPU, Effort(rounds=1, milliseconds=0))
-    assert measured.not_run == {}
-    assert {row["implementation"] for row in table_rows(measured)} == implementations
+    measurement = measure(each, found, CPU, Effort(rounds=1, milliseconds=0))
+    assert measurement.not_run == {}
+    assert {row["implementation"] for row in table_rows(measurement)} == implementations
 
 
 def test_unsupported_implementation_is_listed_with_its_reason():
     found, unsupported = plain_and_fused(workload(training=True), CPU, triton=True)
-    assert {one.implementation for one in found} == {"plain", "torch"}
+    assert {variant.implementation for variant in found} == {"plain", "torch"}
     assert "evaluation without gradients" in unsupported["triton contiguous"]
 
 
 def test_compiled_variants_are_added_to_the_others(monkeypatch):
     each = workload()
     compiled = compiled_variants(each, CPU)  # Inductor rejects unknown options
-    assert [one.name for one in compiled] == [
+    assert [variant.name for variant in compiled] == [
         "compile default channels_last",
         "compile max-autotune channels_last",
         "compile forced-layout contiguous",
     ]
     monkeypatch.setattr(variants, "COMPILED", (("eager", "contiguous", {"backend": "eager"}),))
-    measured = measured_briefly(each)
-    add_variants(measured, measure(each, compiled_variants(each, CPU), CPU, BRIEF))
-    row = as_row(measured, SimpleNamespace(floor=lambda phases, dtype: 1.0))
+    measurement = measure_briefly(each)
+    add_variants(measurement, measure(each, compiled_variants(each, CPU), CPU, BRIEF))
+    row = as_row(measurement, SimpleNamespace(floor=lambda phases, dtype: 1.0))
     assert "compile eager contiguous" in row["forward"]
     for by_timer in row["forward"].values():
         assert all(found["ratio_to_best_compile"] > 0 for found in by_timer.values())
-    assert {each["implementation"] for each in table_rows(measured)} == {"torch"}
+    assert {each["implementation"] for each in table_rows(measurement)} == {"torch"}
 
 
 class Stub:
@@ -276,7 +276,7 @@ def test_median_excludes_the_warm_up_calls(cuda_stubs, monkeypatch):
 
 def test_do_bench_alternates_between_inputs(monkeypatch):
     seen = []
-    monkeypatch.setattr("triton.testing.do_bench", lambda call, **words: [call() or 2.0 for _ in range(3)])
+    monkeypatch.setattr("triton.testing.do_bench", lambda call, **arguments: [call() or 2.0 for _ in range(3)])
     one_round = timing.cuda_event_timer(5.0)(seen.append, 2)
     assert one_round() + one_round() == [2.0] * 6
     assert seen == [0, 1, 0, 1, 0, 1]

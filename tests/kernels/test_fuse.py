@@ -82,7 +82,7 @@ def test_triton_implementations_train_like_the_plain_network_in_float64(without_
 
 
 @pytest.mark.interpreted
-def test_mixer_stack_sizes_as_one_stack_and_returns_every_layer_output(without_perturbation, monkeypatch):
+def test_mixer_runs_as_one_stack_and_returns_every_layer_output(without_perturbation, monkeypatch):
     stack_sizes = []
     forward = convmixer._forward_training
 

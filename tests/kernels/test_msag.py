@@ -277,12 +277,12 @@ def test_gpu_error_is_close_to_that_of_eager(channels, size, dtype):
     exact = step(copy.deepcopy(reference), x.double(), grad_output.double())
     eager = step(copy.deepcopy(gate), x, grad_output)
     ours = step(FusedMSAG.from_module(copy.deepcopy(gate)), x, grad_output)
-    for fused, plain, right in zip(ours, eager, exact, strict=True):
-        assert relative_error(fused, right) <= 1.5 * relative_error(plain, right)
+    for fused, plain, reference_output in zip(ours, eager, exact, strict=True):
+        assert relative_error(fused, reference_output) <= 1.5 * relative_error(plain, reference_output)
     with torch.no_grad():
-        right, plain = reference.eval()(x.double()), gate.eval()(x)
+        reference_output, plain = reference.eval()(x.double()), gate.eval()(x)
         for implementation in EVALUATION_IMPLEMENTATIONS:
             if implementation != "single_kernel" or channels <= 128:
-                assert relative_error(FusedMSAG.from_module(gate, implementation)(x), right) <= 1.5 * relative_error(
-                    plain, right
-                ), implementation
+                assert relative_error(
+                    FusedMSAG.from_module(gate, implementation)(x), reference_output
+                ) <= 1.5 * relative_error(plain, reference_output), implementation

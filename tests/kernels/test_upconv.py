@@ -35,13 +35,15 @@ def test_phase_convolutions_and_gradients_are_exact(size, with_bias, layout):
     weight = torch.randn(4, 3, 3, 3, dtype=torch.float64)
     bias = torch.randn(4, dtype=torch.float64) if with_bias else None
     inputs = [tensor.requires_grad_() for tensor in (x, weight, bias) if tensor is not None]
-    ours, theirs = upsample_conv(*inputs), reference.upsample_conv(*inputs)
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    upstream = torch.randn_like(theirs)
-    for mine, expected in zip(
-        torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(theirs, inputs, upstream), strict=True
+    ours, expected_output = upsample_conv(*inputs), reference.upsample_conv(*inputs)
+    torch.testing.assert_close(ours, expected_output, rtol=1e-12, atol=1e-12)
+    grad_output = torch.randn_like(expected_output)
+    for actual, expected in zip(
+        torch.autograd.grad(ours, inputs, grad_output),
+        torch.autograd.grad(expected_output, inputs, grad_output),
+        strict=True,
     ):
-        torch.testing.assert_close(mine, expected, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
 
 
 def test_phase_weights_keep_the_memory_format():
@@ -89,12 +91,12 @@ def test_autocast_folds_in_float32_and_is_as_accurate_as_the_plain_block():
         for module in (plain, fused, exact):
             module.train(training)
         with torch.set_grad_enabled(training):
-            right = exact(x.double())
+            reference_output = exact(x.double())
             with torch.autocast("cpu", torch.bfloat16):
                 assert phase_weights(plain.conv.weight).dtype == torch.float32
-                ours, theirs = fused(x), plain(x)
-        assert ours.dtype == theirs.dtype
-        assert (ours.double() - right).norm() <= 1.5 * (theirs.double() - right).norm()
+                ours, expected_output = fused(x), plain(x)
+        assert ours.dtype == expected_output.dtype
+        assert (ours.double() - reference_output).norm() <= 1.5 * (expected_output.double() - reference_output).norm()
 
 
 @pytest.mark.interpreted
@@ -106,11 +108,11 @@ def test_triton_kernel_matches_float64(dtype, tolerance, shape):
     plain = block(channels, out)
     x = torch.randn(batch, channels, height, width).to(dtype)
     assert triton_unsupported_reason(plain, x) is None
-    right = copy.deepcopy(plain).double()(x.double())
+    reference_output = copy.deepcopy(plain).double()(x.double())
     ours = FusedUpConv.from_module(plain, "triton")(x)
     assert ours.dtype == dtype
-    assert ours.shape == right.shape
-    assert (ours.double() - right).norm() <= tolerance * right.norm()
+    assert ours.shape == reference_output.shape
+    assert (ours.double() - reference_output).norm() <= tolerance * reference_output.norm()
 
 
 @pytest.mark.gpu
@@ -119,9 +121,9 @@ def test_triton_kernel_matches_float64(dtype, tolerance, shape):
 def test_triton_kernel_on_a_gpu_is_as_accurate_as_eager(dtype):
     plain = block(128, 64).cuda()
     x = torch.randn(3, 128, 31, 17, device="cuda").to(dtype)
-    right = copy.deepcopy(plain).double()(x.double())
-    ours, theirs = FusedUpConv.from_module(plain, "triton")(x), copy.deepcopy(plain).to(dtype)(x)
-    assert (ours.double() - right).norm() <= 1.5 * (theirs.double() - right).norm()
+    reference_output = copy.deepcopy(plain).double()(x.double())
+    ours, expected_output = FusedUpConv.from_module(plain, "triton")(x), copy.deepcopy(plain).to(dtype)(x)
+    assert (ours.double() - reference_output).norm() <= 1.5 * (expected_output.double() - reference_output).norm()
 
 
 def test_unsupported_reasons():
