@@ -88,7 +88,8 @@ def test_installed_wheel_runs_from_elsewhere(wheel, tmp_path):
         return done.stdout
 
     assert run("-c", "import mgcc_dist; print(mgcc_dist.__file__)").strip() == str(site / "mgcc_dist" / "__init__.py")
-    assert "--autoencoder.loop.learning_rate" in run("-m", "mgcc_dist.ldm", "--help")
+    assert "--autoencoder.loop.learning_rate" in run("-m", "mgcc_dist.ldm", "--help-all")
+    assert run(site / "bin" / "mgcc", "--version").startswith("mgcc-dist ")
     assert "epochs: 300" in run("-m", "mgcc_dist.segment", "--preset", "mgcc_busi", "--print_config")
 
 

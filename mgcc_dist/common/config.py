@@ -9,7 +9,7 @@ folder, `load` reads it back.
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -118,7 +118,7 @@ def read_command_line(
     Raises:
         UserError: an option is unknown or lacks its value, or a file is damaged.
     """
-    line, own, files, chosen = CommandLine(), dict[str, Setting](), list[Path](), list[str]()
+    line, files, chosen = CommandLine(), list[Path](), list[str]()
     words = list(argv)
     while words:
         word = words.pop(0)
@@ -141,28 +141,35 @@ def read_command_line(
         elif name == "--preset" and presets:
             chosen.append(take("a name"))
         elif key in options:
-            option = options[key]
-            if option.is_flag:
-                line.words.append(option.name)
-            elif "nargs" in option.argument:
-                line.words.append(word.replace(name, option.name, 1))
-                while words and not _is_option(words[0]) and not equals:
-                    line.words.append(words.pop(0))
-            elif option.repeatable:
-                earlier = json.loads(own[key].word) if key in own else []
-                own[key] = Setting(json.dumps([*earlier, take(option.expected)]))
-            else:
-                own[key] = Setting(take(option.expected))
+            _add_option(line, options[key], take, [value] if equals else [], words)
         elif any(other.startswith(f"{key}.") for other in options):
-            own |= _settings(_yaml(take("a mapping of keys"), name), options, None, f"{key}.")
+            line.settings |= _settings(_yaml(take("a mapping of keys"), name), options, None, f"{key}.")
         else:
             raise SharedError(f"{name}: unknown option.{_suggestion(name, options, presets)}")
+    settings: dict[str, Setting] = {}
     if presets and (preset := _preset(chosen, default_preset, presets, bool(files))):
-        line.settings |= read_settings(presets / f"{preset}.yaml", options)
+        settings |= read_settings(presets / f"{preset}.yaml", options)
     for path in files:
-        line.settings |= read_settings(path, options)
-    line.settings |= own
+        settings |= read_settings(path, options)
+    line.settings = settings | line.settings
     return line
+
+
+def _add_option(
+    line: CommandLine, option: Option, take: Callable[[str], str], equal: list[str], words: list[str]
+) -> None:
+    """Add an option to `line`; its value stands after = (`equal`) or is the next of `words`."""
+    if option.is_flag:
+        line.words.append(option.name)
+    elif "nargs" in option.argument:
+        line.words += [option.name, *equal]
+        while words and not equal and not _is_option(words[0]):
+            line.words.append(words.pop(0))
+    elif option.repeatable:
+        earlier = json.loads(line.settings[option.key].word) if option.key in line.settings else []
+        line.settings[option.key] = Setting(json.dumps([*earlier, take(option.expected)]))
+    else:
+        line.settings[option.key] = Setting(take(option.expected))
 
 
 def read_settings(path: Path, options: Mapping[str, Option]) -> dict[str, Setting]:

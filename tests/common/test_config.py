@@ -1,12 +1,28 @@
 """Configs: what a wrong one says, what a preset gives, what is saved."""
 
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
 import pytest
 import yaml
+from hypothesis import given, settings, strategies
 
 from mgcc_dist import ldm, segment
 from mgcc_dist.common import config
 from mgcc_dist.common.config import CONFIGS
-from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.errors import UserError, did_you_mean
+from mgcc_dist.common.options import argument, flag
+from mgcc_dist.common.value_types import (
+    FilePath,
+    Folder,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    UnitInterval,
+    describe,
+)
 from mgcc_dist.ldm import LdmConfig
 from mgcc_dist.methods.segment_config import SegmentConfig
 
@@ -41,11 +57,31 @@ def test_a_wrong_setting_is_one_line_that_names_its_key(words, named):
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_key_in_a_file_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("loop: {learnin_rate: 1}", "loop.learnin_rate: unknown key. Did you mean loop.learning_rate?"),
+        ("lop: {epochs: 1}", "lop: unknown key."),
+        ("loop: 3", "loop: expected a mapping of keys, got 3"),
+        ("loop: {epochs: abc}", "loop.epochs: expected a positive number or none, got 'abc'"),
+        (
+            "network: {name: unett}",
+            "network.name: expected one of unet, cmunet, mgcc, cct, swin_unet, got 'unett'.",
+        ),
+        ("- 1", "expected a mapping of keys, got [1]"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_key(tmp_path, content, message):
     path = tmp_path / "mine.yaml"
-    path.write_text("loop: {epochs: 3, learnin_rate: 1}\n")
-    with pytest.raises(UserError, match="learnin_rate"):
+    path.write_text(content)
+    with pytest.raises(UserError) as caught:
         parse("segment", "--config", str(path))
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_a_file_that_does_not_exist_is_named():
+    with pytest.raises(UserError, match=r"^nowhere\.yaml: not found$"):
+        parse("segment", "--config", "nowhere.yaml")
 
 
 @pytest.mark.parametrize("flag", ["--config {}", "--config={}"])
@@ -61,6 +97,129 @@ def test_the_preset_is_applied_first_wherever_it_stands():
         assert parse("segment", *words.split()).loop.epochs == 7
     assert parse("segment").network.name == "mgcc"
     assert parse("segment", "--preset=unet_busi").network.name == "unet"
+
+
+def test_files_win_over_the_preset_in_order_and_options_over_files(tmp_path):
+    for name, content in {"a": "loop: {epochs: 1, seed: 1, momentum: 0.1}", "b": "loop: {epochs: 2, seed: 2}"}.items():
+        (tmp_path / f"{name}.yaml").write_text(content)
+    files = ["--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml")]
+    loop = parse("segment", "--loop.seed", "3", *files, "--preset", "unet_busi").loop
+    assert (loop.epochs, loop.seed, loop.momentum, loop.log_every) == (2, 3, 0.1, 50)
+    with pytest.raises(UserError, match=r"data\.shards \(folder\), --data\.split \(file or name\): required"):
+        parse("segment", *files)  # a file instead of a preset: the default preset is not read
+
+
+VALUES = {
+    "loop.epochs": ["1", "2.5"],
+    "loop.seed": ["0", "7"],
+    "loop.precision": ["none", "bf16"],
+    "network.widths": ["[8, 16]", "[4, 8, 16]"],
+    "data.similar": ["[a, b]", "[]"],
+    "data.unlabeled": ["true", "false"],
+    "out": ["x", "a b"],
+}
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    strategies.permutations(sorted(VALUES)),
+    strategies.lists(strategies.integers(0, 1), min_size=len(VALUES), max_size=len(VALUES)),
+    strategies.integers(0, len(VALUES)),
+    strategies.sampled_from(["unet_busi", "mgcc_demo"]),
+    strategies.booleans(),
+)
+def test_preset_and_keys_give_the_same_config_in_any_order(keys, chosen, at, preset, joined):
+    value = {key: VALUES[key][which] for key, which in zip(sorted(VALUES), chosen, strict=True)}
+    options = [[f"--{key}={value[key]}"] if joined else [f"--{key}", value[key]] for key in keys]
+    mixed = [*options[:at], ["--preset", preset], *options[at:]]
+    first = ["--preset", preset, *(f"--{key}={value[key]}" for key in sorted(VALUES))]
+    assert parse("segment", *itertools.chain(*mixed)) == parse("segment", *first)
+
+
+def test_a_section_is_also_read_as_one_mapping():
+    loop = parse("segment", "--loop", "{epochs: 3, seed: 5}", "--loop.seed", "6").loop
+    assert (loop.epochs, loop.seed) == (3, 6)
+
+
+def test_none_is_read_where_a_value_may_be_left_out():
+    assert parse("segment", "--data.synthetic", "none").data.synthetic is None
+    assert parse("segment", "--data.synthetic", "null").data.synthetic is None
+    assert parse("segment", "--out", "none").out == "none"
+
+
+@dataclass(frozen=True)
+class Copy:
+    source: FilePath = argument(positional=True)
+    """file to copy"""
+    more: tuple[FilePath, ...] = argument((), positional=True, nargs="*")
+    """further files"""
+    names: tuple[str, ...] = argument((), nargs="+")
+    """new names"""
+    to: tuple[FilePath, ...] = argument((), action="append")
+    """folder; repeatable"""
+    size: int | None = argument(None, nargs="?", const=10)
+    """at most so many bytes"""
+    dry_run: bool = flag()
+    """only print"""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("a", Copy(Path("a"))),
+        ("a b c", Copy(Path("a"), (Path("b"), Path("c")))),
+        ("--dry-run a --names x y", Copy(Path("a"), names=("x", "y"), dry_run=True)),
+        ("--to d a --to=e --size", Copy(Path("a"), to=(Path("d"), Path("e")), size=10)),
+        ("a --size 3 --dry_run", Copy(Path("a"), size=3, dry_run=True)),
+        ("a --names=x b", Copy(Path("a"), (Path("b"),), names=("x",))),
+    ],
+)
+def test_positional_and_repeated_arguments_and_flags(words, expected):
+    assert config.parse(Copy, words.split()) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--dry-run", "source (file): required"),
+        ("a --size x", "size: expected an integer or none, got 'x'"),
+        ("a --to", "--to: a value is missing. Give files."),
+    ],
+)
+def test_wrong_arguments_are_named(words, message):
+    with pytest.raises(UserError) as caught:
+        config.parse(Copy, words.split())
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (PositiveInt, "positive integer"),
+        (PositiveFloat | None, "positive number or none"),
+        (UnitInterval, "number from 0 to 1"),
+        (tuple[NonNegativeInt, ...], "list of integers from 0"),
+        (Literal["half", "all"], "one of half, all"),
+        (Literal["a", "b"] | None, "one of a, b, none"),
+        (Folder | None, "folder or none"),
+        (bool, "true or false"),
+    ],
+)
+def test_types_are_named_in_words(kind, name):
+    assert describe(kind) == name
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "expected"),
+    [
+        ("epoch", ["loop.epochs", "loop.seed"], " Did you mean loop.epochs?"),
+        ("epochs", ["a.epochs", "b.epochs"], " Did you mean a.epochs or b.epochs?"),
+        ("unet", ["U-Net", "MGCC"], " Did you mean U-Net?"),
+        ("xyz", ["loop.epochs"], ""),
+    ],
+)
+def test_the_nearest_name_is_suggested(word, known, expected):
+    assert did_you_mean(word, known) == expected
 
 
 @pytest.mark.parametrize(
