@@ -250,7 +250,7 @@ def test_different_split_is_never_overwritten(phantom_shards, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "expected"),
     [
         (["busii"], r"^busii: unknown command\. Did you mean busi\?"),
         (["busi", "--out", "x"], r"^--root \(folder\): required"),
@@ -264,8 +264,8 @@ def test_different_split_is_never_overwritten(phantom_shards, tmp_path, capsys):
         ),
     ],
 )
-def test_invalid_command_line_is_one_line_that_names_the_option(words, says):
-    with pytest.raises(UserError, match=says) as error:
+def test_invalid_command_line_is_one_line_that_names_the_option(words, expected):
+    with pytest.raises(UserError, match=expected) as error:
         main(words)
     assert "\n" not in str(error.value)
 

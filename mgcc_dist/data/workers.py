@@ -1,4 +1,4 @@
-"""Worker processes that load batches ahead, in order, and that die when the main process wants them to, not before."""
+"""Worker processes that prefetch batches in order and stop only when the main process stops them."""
 
 import atexit
 import signal
@@ -16,32 +16,32 @@ Loaded = TypeVar("Loaded")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
-def load_in_order(load: Callable[[int], Loaded], numbers: Iterable[int], workers: int) -> Generator[Loaded, None, None]:
-    """Yield `load(n)` for each of `numbers`, in their order, computed by `workers` processes (0: by this one).
+def load_in_order(load: Callable[[int], Loaded], indices: Iterable[int], workers: int) -> Generator[Loaded, None, None]:
+    """Yield `load(index)` for each of `indices`, in order, computed by `workers` processes (0: in this process).
 
-    Workers ignore SIGINT, SIGTERM and SIGUSR2: a signal that is sent to a whole process group stops the main process
-    when it has saved itself. They use one thread each, and end when the iterator is closed or dropped, and at exit.
-    Tensors arrive in pinned memory where there is a CUDA device. The global random generators are left alone.
+    Workers ignore SIGINT, SIGTERM and SIGUSR2, so that a signal to the process group lets the main process save its
+    state before it stops them. They use one thread each, and stop when the generator is closed or dropped, and at exit.
+    Tensors arrive in pinned memory if there is a CUDA device. The global random generators are not used.
 
     Raises:
-        UserError: raised by `load`, with the text it had there.
+        UserError: raised by `load`, with the same message.
     """
     if workers == 0:
-        yield from map(load, numbers)
+        yield from map(load, indices)
         return
     loader = DataLoader(
-        _Loads(load),
-        sampler=numbers,
-        batch_size=None,  # an item is a whole batch
+        _FunctionDataset(load),
+        sampler=indices,
+        batch_size=None,  # each item is a complete batch
         num_workers=workers,
         worker_init_fn=_ignore_signals,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # else the workers' seed is drawn from the global one
+        generator=torch.Generator(),  # otherwise the workers' seed would be drawn from the global generator
     )
-    with _signals_held_back():
+    with _blocked_signals():
         iterator = iter(loader)
-    stop = iterator._shutdown_workers  # type: ignore[attr-defined] # public: only by dropping the last reference
-    # At exit multiprocessing joins workers that are left over, which would wait for ever: they ignore its SIGTERM.
+    stop = iterator._shutdown_workers  # type: ignore[attr-defined] # the public way is to drop the last reference
+    # At exit multiprocessing joins the remaining workers, which would block forever: they ignore its SIGTERM.
     atexit.register(stop)
     try:
         for loaded in iterator:
@@ -53,27 +53,27 @@ def load_in_order(load: Callable[[int], Loaded], numbers: Iterable[int], workers
         stop()
 
 
-class _Loads(Dataset, Generic[Loaded]):
-    """`load` as a data set whose items are what it returns, or the UserError that it raised."""
+class _FunctionDataset(Dataset, Generic[Loaded]):
+    """Map-style dataset whose items are the results of `load`, or the UserError it raised."""
 
     def __init__(self, load: Callable[[int], Loaded]) -> None:
         self.load = load
 
-    def __getitem__(self, number: int) -> Loaded | UserError:
+    def __getitem__(self, index: int) -> Loaded | UserError:
         try:
-            return self.load(number)
+            return self.load(index)
         except UserError as error:
             return UserError(str(error))  # a subclass may not survive pickling
 
 
-def _ignore_signals(_worker: int) -> None:
+def _ignore_signals(_worker_id: int) -> None:
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Workers started meanwhile are born deaf to the signals; this process hears of them at the end."""
+def _blocked_signals() -> Iterator[None]:
+    """Block the signals here, and in workers started meanwhile until they ignore them; deliver them at the end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield

@@ -11,7 +11,7 @@ def busbra_root(data_root):
     """The 725 images of BUS-BRA in the development data."""
     root = data_root / "BUSBRA"
     if not root.is_dir():
-        pytest.skip(f"needs BUS-BRA and {root} is not there; set MGCC_DATA to the folder that holds it")
+        pytest.skip(f"needs BUS-BRA in {root}; set MGCC_DATA to its parent folder")
     return root
 
 

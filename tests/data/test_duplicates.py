@@ -132,7 +132,7 @@ def test_other_frames_of_a_lesion_are_found_but_not_other_patients(busi_pairs):
 def test_different_patients_of_busbra_are_rarely_linked(data_root):
     root = data_root / "BUSBRA"
     if not root.is_dir():
-        pytest.skip(f"needs BUS-BRA and {root} is not there")
+        pytest.skip(f"needs BUS-BRA in {root}")
     with (root / "bus_data.csv").open() as file:
         patient = {row["ID"]: row["Case"] for row in csv.DictReader(file)}
     files = sorted((root / "Images").glob("*.png"))

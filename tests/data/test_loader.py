@@ -1,4 +1,4 @@
-"""Who gets which sample: on any ranks, workers, shards and batch sizes."""
+"""Which rank gets which sample, for any number of ranks, workers, shards and batch sizes."""
 
 from collections import Counter
 from contextlib import closing
@@ -21,7 +21,7 @@ few = settings(deadline=None, derandomize=True, max_examples=30)
 
 
 def loader(rank=0, world=1, labeled=7, unlabeled=5, batches=(2, 2), workers=0, seed=3, augment=True):
-    """Unlabeled records keep a mask, which must not be seen."""
+    """A loader of one rank; the unlabeled records have masks too, which batches must not contain."""
     return ImageTrainLoader(
         InMemoryDataset("l", labeled) if batches[0] else None,
         InMemoryDataset("u", unlabeled) if batches[1] else None,
@@ -40,23 +40,23 @@ def take(stream_loader, steps, start=None):
         return [(batch.to("cpu"), offsets) for batch, offsets in islice(batches, steps)]
 
 
-def evaluated(source, batch, size=SIZE, rank=0, world=1, workers=0):
-    return [loaded.to("cpu") for loaded in EvalLoader(source, batch, size, rank, world, workers).batches()]
+def evaluate(dataset, batch, size=SIZE, rank=0, world=1, workers=0):
+    return [loaded.to("cpu") for loaded in EvalLoader(dataset, batch, size, rank, world, workers).batches()]
 
 
 def streams(world, steps, start=None, **settings):
-    """Both streams as all ranks together see them: {place: (key, image, mask)}; and the offsets at the end."""
+    """Both streams over all ranks as {offset: (key, image, mask)}, and the stream offsets at the end."""
     seen = ({}, {})
     ends = set()
     for rank in range(world):
         taken = take(loader(rank, world, **settings), steps, start)
         ends.add(taken[-1][1])
         for batch, _ in taken:
-            for row, place in enumerate(batch.offsets.tolist()):
+            for row, offset in enumerate(batch.offsets.tolist()):
                 stream = seen[row >= batch.labeled]
-                assert place not in stream, "two ranks or steps have one place"
+                assert offset not in stream, "two ranks or steps have the same offset"
                 mask = batch.masks[row].numpy().tobytes() if row < batch.labeled else None
-                stream[place] = (batch.keys[row], batch.images[row].numpy().tobytes(), mask)
+                stream[offset] = (batch.keys[row], batch.images[row].numpy().tobytes(), mask)
     assert len(ends) == 1, "ranks don't agree on the offsets"
     return seen[0], seen[1], ends.pop()
 
@@ -70,19 +70,19 @@ batch_sizes = st.integers(1, 4)
 @given(
     world=ranks, labeled=sizes, unlabeled=sizes, batches=st.tuples(batch_sizes, batch_sizes), seed=st.integers(0, 99)
 )
-def test_each_sample_comes_exactly_once_in_every_epoch(world, labeled, unlabeled, batches, seed):
+def test_every_epoch_has_each_sample_exactly_once(world, labeled, unlabeled, batches, seed):
     steps = 3 * max(labeled, unlabeled) // world + 1
     seen = streams(world, steps, labeled=labeled, unlabeled=unlabeled, batches=batches, seed=seed)
     for stream, name, count, batch in ((seen[0], "l", labeled, batches[0]), (seen[1], "u", unlabeled, batches[1])):
-        assert sorted(stream) == list(range(steps * world * batch)), "places are skipped"
+        assert sorted(stream) == list(range(steps * world * batch)), "offsets are skipped"
         for epoch in range(len(stream) // count):
-            keys = [stream[place][0] for place in range(epoch * count, (epoch + 1) * count)]
+            keys = [stream[offset][0] for offset in range(epoch * count, (epoch + 1) * count)]
             assert sorted(keys) == sorted(f"{name}{i}" for i in range(count))
 
 
 @few
 @given(world=ranks, labeled=sizes, unlabeled=sizes, batches=st.tuples(st.integers(0, 4), batch_sizes))
-def test_every_rank_has_full_batches_and_the_same_position_at_each_step(world, labeled, unlabeled, batches):
+def test_every_rank_has_full_batches_and_the_same_offsets_at_each_step(world, labeled, unlabeled, batches):
     taken = [take(loader(r, world, labeled=labeled, unlabeled=unlabeled, batches=batches), 5) for r in range(world)]
     for step in range(5):
         assert {rank[step][1] for rank in taken} == {
@@ -98,8 +98,8 @@ def test_every_rank_has_full_batches_and_the_same_position_at_each_step(world, l
 
 @few
 @given(world=ranks, batch=st.integers(1, 3))
-def test_what_all_ranks_see_does_not_depend_on_their_number(world, batch):
-    """Keys, augmented images and masks, place by place."""
+def test_samples_do_not_depend_on_the_number_of_ranks(world, batch):
+    """Compare keys, augmented images and masks at every offset."""
     many = streams(world, 6, batches=(batch, batch))
     one = streams(1, 6 * world, batches=(batch, batch))
     assert many == one
@@ -107,7 +107,7 @@ def test_what_all_ranks_see_does_not_depend_on_their_number(world, batch):
 
 @settings(deadline=None, derandomize=True, max_examples=8)
 @given(world=st.integers(1, 3), workers=st.integers(1, 2), batch=st.integers(1, 3))
-def test_workers_change_nothing(world, workers, batch):
+def test_batches_do_not_depend_on_the_number_of_workers(world, workers, batch):
     for rank in range(world):
         assert_same_batches(
             take(loader(rank, world, batches=(batch, batch), workers=workers), 7),
@@ -127,57 +127,58 @@ def assert_same_batches(ours, theirs):
 
 @settings(deadline=None, derandomize=True, max_examples=20)
 @given(stop=st.integers(1, 9), workers=st.sampled_from([0, 0, 0, 2]))
-def test_resume_at_any_position_gives_exactly_the_continuation(stop, workers):
-    whole = take(loader(1, 2, workers=workers), 12)
-    assert_same_batches(take(loader(1, 2, workers=workers), 12 - stop, start=whole[stop - 1][1]), whole[stop:])
+def test_resume_at_any_step_gives_the_same_batches(stop, workers):
+    uninterrupted = take(loader(1, 2, workers=workers), 12)
+    resumed = take(loader(1, 2, workers=workers), 12 - stop, start=uninterrupted[stop - 1][1])
+    assert_same_batches(resumed, uninterrupted[stop:])
 
 
 @few
 @given(before=ranks, after=ranks, steps=st.integers(1, 5))
 def test_resume_on_other_world_size_sees_the_same_samples(before, after, steps):
     first = streams(before, steps)
-    then = streams(after, 6, start=first[2])
-    whole = streams(1, steps * before + 6 * after)
-    assert first[0] | then[0] == whole[0]
-    assert first[1] | then[1] == whole[1]
-    assert then[2] == whole[2]
+    resumed = streams(after, 6, start=first[2])
+    uninterrupted = streams(1, steps * before + 6 * after)
+    assert first[0] | resumed[0] == uninterrupted[0]
+    assert first[1] | resumed[1] == uninterrupted[1]
+    assert resumed[2] == uninterrupted[2]
 
 
-def test_epochs_seeds_and_streams_have_orders_of_their_own():
+def test_epochs_seeds_and_streams_have_different_orders():
     def order(stream, epoch, seed):
         seen = streams(1, 40, batches=(1, 1), labeled=20, unlabeled=20, seed=seed)[stream]
-        return tuple(seen[place][0][1:] for place in range(20 * epoch, 20 * epoch + 20))
+        return tuple(seen[offset][0][1:] for offset in range(20 * epoch, 20 * epoch + 20))
 
     assert len({order(stream, epoch, seed) for stream in (0, 1) for epoch in (0, 1) for seed in (3, 4)}) == 8
 
 
-def test_the_order_of_an_epoch_is_the_one_that_is_stated():
-    """The formula of the module's text, written out: runs resumed by a later version must go on in it."""
+def test_epoch_order_follows_the_documented_formula():
+    """Runs resumed by a later version depend on the formula in the module docstring."""
     seen = streams(2, 6, labeled=7, batches=(2, 2))[0]
-    for place, (key, *_) in seen.items():
-        seed_sequence = np.random.SeedSequence((3, 0, place // 7))
+    for offset, (key, *_) in seen.items():
+        seed_sequence = np.random.SeedSequence((3, 0, offset // 7))
         order = np.random.Generator(np.random.PCG64(seed_sequence)).permutation(7)
-        assert key == f"l{order[place % 7]}"
-    assert "".join(seen[place][0] for place in range(7)) == "l5l6l2l1l4l3l0"
+        assert key == f"l{order[offset % 7]}"
+    assert "".join(seen[offset][0] for offset in range(7)) == "l5l6l2l1l4l3l0"
 
 
-def test_rank_r_has_the_rth_run_of_places():
+def test_rank_r_gets_the_rth_block_of_offsets():
     for rank in range(3):
         (batch, _), *_ = take(loader(rank, 3, batches=(2, 1)), 1)
         assert batch.offsets.tolist() == [2 * rank, 2 * rank + 1, rank]
 
 
 def test_image_and_mask_are_rotated_and_flipped_together():
-    """Each pair is one symmetry of the record; over 60 places all eight occur, each time on both."""
-    source = InMemoryDataset("l", 1)
-    record = source[0]
-    eight = {as_image(symmetry(record.image, which)).tobytes(): which for which in range(8)}
+    """Image and mask always have the same symmetry, and all eight occur within 60 samples."""
+    dataset = InMemoryDataset("l", 1)
+    record = dataset[0]
+    symmetries = {as_image(symmetry(record.image, index)).tobytes(): index for index in range(8)}
     found = Counter()
     for batch, _ in take(loader(labeled=1, batches=(2, 2)), 30):
         for image, mask in zip(batch.images.numpy(), batch.masks.numpy(), strict=False):
-            which = eight[image[0].tobytes()]
-            np.testing.assert_array_equal(mask[0], symmetry(record.mask, which) / 255)
-            found[which] += 1
+            index = symmetries[image[0].tobytes()]
+            np.testing.assert_array_equal(mask[0], symmetry(record.mask, index) / 255)
+            found[index] += 1
     assert sorted(found) == list(range(8))
 
 
@@ -187,10 +188,10 @@ def as_image(grey):
     return values - 1
 
 
-def test_mirror_only_exchanges_left_and_right():
-    """About half of the time; what learns from the images must see skin above and shadows below."""
-    source = InMemoryDataset("u", 1)
-    record = as_image(source[0].image)
+def test_mirror_flips_only_horizontally():
+    """Models of upright images must see skin at the top and shadows below lesions."""
+    dataset = InMemoryDataset("u", 1)
+    record = as_image(dataset[0].image)
     both = {record.tobytes(): "as it is", np.ascontiguousarray(record[:, ::-1]).tobytes(): "mirrored"}
     taken = take(loader(unlabeled=1, batches=(0, 4), augment="mirror"), 25)
     found = Counter(both[image.tobytes()] for batch, _ in taken for image in batch.images.numpy()[:, 0])
@@ -198,17 +199,17 @@ def test_mirror_only_exchanges_left_and_right():
     assert 30 < found["mirrored"] < 70
 
 
-def test_without_augmentation_a_record_comes_as_it_is():
-    source = InMemoryDataset("l", 3)
+def test_without_augmentation_records_are_unchanged():
+    dataset = InMemoryDataset("l", 3)
     for batch, _ in take(loader(labeled=3, batches=(2, 1), augment=False), 4):
         for row in range(2):
-            record = source[int(batch.keys[row][1:])]
+            record = dataset[int(batch.keys[row][1:])]
             np.testing.assert_array_equal(batch.images[row, 0].numpy(), as_image(record.image))
             np.testing.assert_array_equal(batch.masks[row, 0].numpy(), record.mask / 255)
 
 
-def test_masks_of_unlabeled_records_are_not_shown():
-    """`InMemoryDataset("u")` has masks; only the labeled stream's may appear."""
+def test_masks_of_unlabeled_records_are_not_loaded():
+    """The unlabeled dataset has masks; only those of the labeled stream may be loaded."""
     (batch, _), *_ = take(loader(batches=(1, 3)), 1)
     assert batch.masks.shape[0] == 1
     (batch, _), *_ = take(loader(batches=(0, 3)), 1)
@@ -227,8 +228,8 @@ def test_types_and_value_range():
     assert set(batch.masks.unique().tolist()) == {0.0, 1.0}
 
 
-class Picture:
-    """One 60x90 image, left half black, right half white, one white speck in the black; the mask is the right half."""
+class HalfWhiteImage:
+    """One 60x90 image: black left half with a white speck, white right half, which is the mask."""
 
     def __len__(self):
         return 1
@@ -239,59 +240,59 @@ class Picture:
         image[30, 20] = 255
         mask = np.zeros((60, 90), np.uint8)
         mask[:, 45:] = 255
-        return Sample("picture", image, mask, {})
+        return Sample("half", image, mask, {})
 
 
 @pytest.mark.parametrize("size", [30, 120])
-def test_other_sizes_are_stretched_smoothly_for_images_and_without_mixing_for_masks(size):
-    (batch,) = evaluated(Picture(), 1, size)
+def test_images_are_resized_with_antialiasing_and_masks_stay_binary(size):
+    (batch,) = evaluate(HalfWhiteImage(), 1, size)
     assert batch.images.shape == batch.masks.shape == (1, 1, size, size)
     assert set(batch.masks.unique().tolist()) == {0.0, 1.0}
     assert batch.masks.mean() == 0.5
     image = batch.images[0, 0]
     assert image[:, -size // 3 :].min() == 1
-    # An antialiased filter keeps some of the speck when it shrinks the image; one that picks pixels may lose it.
+    # An antialiased filter keeps part of the speck when shrinking; nearest-neighbour interpolation may lose it.
     assert image[:, : size // 3].max() > -0.99
     if size == 30:
         assert image[:, : size // 3].max() < 0
 
 
-def test_batch_moves_to_a_device_with_its_positions_staying_behind():
+def test_offsets_stay_on_the_cpu_when_a_batch_is_moved():
     batch, _ = next(loader().batches(StreamOffsets()))
     moved = batch.to("meta")
     assert isinstance(moved, Batch)
-    assert (batch.images.dtype, batch.masks.dtype) == (torch.uint8, torch.bool), "bytes travel"
+    assert (batch.images.dtype, batch.masks.dtype) == (torch.uint8, torch.bool), "bytes are transferred"
     assert moved.images.dtype == moved.masks.dtype == torch.float32
     assert moved.images.device.type == moved.masks.device.type == "meta"
     assert moved.offsets.device.type == "cpu"
     assert moved.keys == batch.keys
 
 
-def test_epochs_are_counted_in_the_labeled_stream_and_else_in_the_unlabeled_one():
+def test_epochs_are_counted_in_the_labeled_stream_if_there_is_one():
     both = loader(0, 2, labeled=10, unlabeled=4, batches=(2, 2))
     assert both.epoch_of(StreamOffsets(5, 400)) == 0.5
     assert both.steps_for(1) == 3  # 10 samples in steps of 4
     assert both.steps_for(1.1) == 3
     assert both.steps_for(1.3) == 4
-    alone = loader(0, 2, unlabeled=4, batches=(0, 2))
-    assert alone.epoch_of(StreamOffsets(0, 6)) == 1.5
-    assert alone.steps_for(2) == 2
+    unlabeled_only = loader(0, 2, unlabeled=4, batches=(0, 2))
+    assert unlabeled_only.epoch_of(StreamOffsets(0, 6)) == 1.5
+    assert unlabeled_only.steps_for(2) == 2
 
 
-def test_steps_of_a_fraction_of_an_epoch_are_not_one_too_many():
+def test_steps_of_a_fraction_of_an_epoch_are_exact():
     assert 0.07 * 100 > 7
     assert loader(labeled=100, batches=(1, 0)).steps_for(0.07) == 7
 
 
-def test_a_labeled_stream_with_an_unlabeled_record_names_it():
-    source = ConcatDataset([InMemoryDataset("l", 3), InMemoryDataset("n", 1, labeled=False)])
-    stream = ImageTrainLoader(source, None, 4, 0, SIZE, seed=0, rank=0, world=1, workers=1, augment=True)
+def test_unlabeled_record_in_the_labeled_stream_is_reported():
+    dataset = ConcatDataset([InMemoryDataset("l", 3), InMemoryDataset("n", 1, labeled=False)])
+    stream = ImageTrainLoader(dataset, None, 4, 0, SIZE, seed=0, rank=0, world=1, workers=1, augment=True)
     with pytest.raises(UserError, match="record 'n0' of the labeled stream has no mask"):
         take(stream, 1)
 
 
 @pytest.mark.parametrize(
-    ("labeled", "unlabeled", "batches", "says"),
+    ("labeled", "unlabeled", "batches", "expected"),
     [
         (InMemoryDataset("l", 0), None, (1, 0), "no labeled images"),
         (InMemoryDataset("l", 1), InMemoryDataset("u", 0), (1, 1), "no unlabeled images"),
@@ -305,41 +306,41 @@ def test_a_labeled_stream_with_an_unlabeled_record_names_it():
         ),
     ],
 )
-def test_streams_that_cannot_be_loaded_are_refused_at_once(labeled, unlabeled, batches, says):
-    with pytest.raises(UserError, match=says):
+def test_invalid_streams_are_rejected_at_construction(labeled, unlabeled, batches, expected):
+    with pytest.raises(UserError, match=expected):
         ImageTrainLoader(labeled, unlabeled, *batches, SIZE, seed=0, rank=0, world=1, workers=0, augment=True)
 
 
 @few
 @given(world=ranks, count=sizes, batch=batch_sizes)
-def test_evaluation_sees_each_sample_exactly_once(world, count, batch):
+def test_evaluation_loads_each_sample_exactly_once(world, count, batch):
     seen = []
     for rank in range(world):
-        for loaded in evaluated(InMemoryDataset("l", count), batch, rank=rank, world=world):
+        for loaded in evaluate(InMemoryDataset("l", count), batch, rank=rank, world=world):
             assert 1 <= len(loaded.keys) <= batch
             assert loaded.labeled == len(loaded.keys)
             assert loaded.keys == [f"l{i}" for i in loaded.offsets]
-            assert all(place % world == rank for place in loaded.offsets.tolist())
+            assert all(index % world == rank for index in loaded.offsets.tolist())
             seen += loaded.keys
     assert sorted(seen) == sorted(f"l{i}" for i in range(count))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_evaluation_with_workers_gives_the_same_batches(workers):
+def test_evaluation_does_not_depend_on_the_number_of_workers(workers):
     def batches(workers):
-        return [(batch, None) for batch in evaluated(InMemoryDataset("l", 9), 2, rank=1, world=2, workers=workers)]
+        return [(batch, None) for batch in evaluate(InMemoryDataset("l", 9), 2, rank=1, world=2, workers=workers)]
 
     assert_same_batches(batches(workers), batches(0))
 
 
-def test_evaluation_of_nothing_is_refused():
+def test_evaluation_of_an_empty_dataset_is_rejected():
     with pytest.raises(UserError, match="no evaluation images"):
         EvalLoader(InMemoryDataset("l", 0), 2, SIZE, rank=0, world=1, workers=0)
 
 
-def test_evaluation_of_some_unlabeled_images_keeps_masks_with_their_images():
+def test_evaluation_with_unlabeled_images_keeps_masks_aligned_with_images():
     mixed = ConcatDataset([InMemoryDataset("n", 1, labeled=False), InMemoryDataset("l", 2)])
-    (batch,) = evaluated(mixed, 3)
+    (batch,) = evaluate(mixed, 3)
     assert batch.keys == ["l0", "l1", "n0"]
     assert batch.offsets.tolist() == [1, 2, 0]
     for row in range(2):
@@ -347,9 +348,9 @@ def test_evaluation_of_some_unlabeled_images_keeps_masks_with_their_images():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_shards_may_be_fewer_than_ranks_and_change_nothing(shard_folder, workers):
-    def stream(source, rank, workers):
-        return ImageTrainLoader(source, None, 2, 0, SIZE, seed=0, rank=rank, world=3, workers=workers, augment=True)
+def test_batches_do_not_depend_on_the_number_of_shards(shard_folder, workers):
+    def stream(dataset, rank, workers):
+        return ImageTrainLoader(dataset, None, 2, 0, SIZE, seed=0, rank=rank, world=3, workers=workers, augment=True)
 
     for rank in range(3):
         from_shards = take(stream(shard_folder, rank, workers), 5)
@@ -357,11 +358,11 @@ def test_shards_may_be_fewer_than_ranks_and_change_nothing(shard_folder, workers
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_corrupt_record_stops_the_loader_with_shard_and_key(shard_folder, workers):
+def test_corrupt_record_stops_the_loader_with_shard_and_key(shard_folder, workers):
     path = shard_folder.folder / shard_folder.records[3].shard
-    whole = path.read_bytes()
-    png = whole.index(b"IDAT", whole.index(b"l3.png"))
-    path.write_bytes(whole[: png + 8] + b"\0\0\0\0" + whole[png + 12 :])
+    content = path.read_bytes()
+    png = content.index(b"IDAT", content.index(b"l3.png"))
+    path.write_bytes(content[: png + 8] + b"\0\0\0\0" + content[png + 12 :])
     stream = ImageTrainLoader(shard_folder, None, 7, 0, SIZE, seed=0, rank=0, world=1, workers=workers, augment=True)
     with pytest.raises(UserError, match=rf"{path.name}: record 'l3' is corrupt"):
         take(stream, 1)
