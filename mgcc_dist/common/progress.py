@@ -84,7 +84,7 @@ class ProgressBar:
 
     def show(self, **values: float) -> None:
         """Show these values next to the progress from now on."""
-        self._values = {key: f"{value:.4g}" for key, value in values.items()}
+        self._values |= {key: f"{value:.4g}" for key, value in values.items()}
         if self._bar is not None:
             self._bar.set_postfix(self._values, refresh=False)
 

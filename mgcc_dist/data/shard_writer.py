@@ -92,15 +92,18 @@ def write_shards_distributed(
         ) as bar,
     ):
         pending: Future[None] | None = None
+        stopped = False
         for turn in range(-(-len(missing) // world)):  # the same number on all ranks: each turn is collective
             items = compute(assigned[turn][1], bar) if turn < len(assigned) else None
             _wait_for(pending)
             pending = writer.submit(write_with_entry, assigned[turn][0], items) if items is not None else None
-            if stop.received_on_any_rank():
-                _wait_for(pending)
-                logger.info("%s: stopped by a signal. Rerun the same command to resume.", task)
-                raise SystemExit(EXIT_STOPPED)
+            stopped = stop.received_on_any_rank()
+            if stopped:
+                break
         _wait_for(pending)
+    if stopped:
+        logger.info("%s: stopped by a signal. Rerun the same command to resume.", task)
+        raise SystemExit(EXIT_STOPPED)
     if accelerator.is_main_process:
         _explain_full_disk(
             folder, task, lambda: write_index([read_json(_entry_file(folder, name)) for name, _ in shards])

@@ -160,12 +160,12 @@ def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) 
                     _require_finite(task.name, state.step, sums_of_rank)
                 _require_finite_weights(task.name, state.step, weights)
                 checkpoints.save(folder, state, weights, ema, accelerator, config.keep_checkpoints)
-            if stopped and not last:
-                logger.info(
-                    "%s: stopped by a signal at step %d. Rerun the same command to resume.", task.name, state.step
-                )
-                raise SystemExit(EXIT_STOPPED)
+            if stopped:
+                break
 
+    if state.step < total:
+        logger.info("%s: stopped by a signal at step %d. Rerun the same command to resume.", task.name, state.step)
+        raise SystemExit(EXIT_STOPPED)
     with _full_module(weights, ema) as module_to_save:
         _export(task, module_to_save, folder / "last", {"step": state.step}, accelerator)
     accelerator.free_memory()

@@ -39,7 +39,8 @@ class MetricsLogger:
         self._file.flush()
         for key, value in values.items():
             self._tensorboard.add_scalar(f"{split}/{key}", value, step)
-        self._bar.show(**dict(list(values.items())[:3]))
+        shown = "loss" if "loss" in values else next(iter(values))
+        self._bar.show(**{shown if split == "train" else f"val_{shown}": values[shown]})
 
     def advance(self) -> None:
         """Count one step as done."""
