@@ -4,6 +4,10 @@
 
 `forward_resident` keeps all images of a channel in the registers of one program. `forward_staged` processes any batch
 in groups of images and can be launched stage by stage, so that ranks can merge statistics in between.
+
+Saved for backward: the input (z or x) and the statistics [3,C] of the norms; y is saved by the matrix product. Bytes
+moved, in passes over one activation tensor: 3 (read z, write x and y), or 2 for a first layer (read x, write y).
+`convmixer` describes the memory layout and the complete layer.
 """
 
 # mypy: disallow-untyped-defs=False

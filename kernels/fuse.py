@@ -57,8 +57,13 @@ TRITON_MODULES = {"msag": "msag", "convmixer": "convmixer", "mixer": "convmixer"
 def fuse(model: nn.Module, kernels: Kernels = "auto", table: Path = TABLE_PATH) -> nn.Module:
     """Wrap each module that has a fused implementation in a dispatcher. Modifies `model` and returns it.
 
-    If `model` itself is such a module, its dispatcher is returned. A fused model can be fused again with other
-    settings.
+    A fused model can be fused again with other settings.
+
+    Args:
+        model: a network, or a single module with a fused implementation, whose dispatcher is then returned.
+        kernels: "auto" uses what `table` shows to be at least as fast, "torch" PyTorch with phase up-convolutions,
+            "triton" the Triton kernels where they support the input.
+        table: measurements for "auto", written by `python -m mgcc_dist.kernels.bench --write-table`.
     """
     return _fused(model, _Policy(kernels, read_table(table) if kernels == "auto" else {}))
 
