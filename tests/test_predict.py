@@ -238,7 +238,7 @@ def test_images_that_would_share_a_mask_file_are_refused():
 def test_error_names_the_unreadable_image(run, images, workers):
     Image.fromarray(noise(20, 20)).save(images / "good.png")
     (images / "bad.png").write_bytes((images / "good.png").read_bytes()[:60])
-    with pytest.raises(UserError, match=r"images/bad\.png .*; fix it or pass --skip-bad"):
+    with pytest.raises(UserError, match=r"images/bad\.png: .*\. Fix it or pass --skip-bad"):
         predict(run, images, workers=workers)
     assert not (run.parent / "out" / "predictions.csv").exists()
 
@@ -256,7 +256,7 @@ def test_skip_bad_lists_unreadable_images_and_predicts_the_others(run, images):
 
 def test_only_unreadable_images_is_an_error_even_with_skip_bad(run, images):
     (images / "bad.png").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"none of 1 images can be read; the first, bad\.png, is not a readable image"):
+    with pytest.raises(UserError, match=r"none of 1 images can be read\. The first error is bad\.png: not a readable"):
         predict(run, images, "--skip-bad")
 
 

@@ -59,7 +59,7 @@ def predict_folder(config: PredictConfig) -> None:
             bar.update(len(loaded) + len(bad))
     if not rows:
         raise UserError(
-            f"{config.images}: none of {len(files)} images can be read; the first, {files[0]}, {skipped[0]['problem']}"
+            f"{config.images}: none of {len(files)} images can be read. The first error is {files[0]}: {skipped[0]['problem']}"
         )
 
     if skipped:
@@ -175,7 +175,7 @@ def _read(
             image = read_grey(folder / file)
         except BadFile as bad:
             if not skip_bad:
-                raise UserError(f"{bad}; fix it or pass --skip-bad") from bad
+                raise UserError(f"{bad}. Fix it or pass --skip-bad.") from bad
             skipped.append({"file": file.as_posix(), "problem": bad.reason})
         else:
             loaded.append((file, NetworkInput(image, resize_image(image, size, size))))

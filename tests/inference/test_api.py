@@ -116,7 +116,7 @@ def test_unusable_images_are_refused(predictor, image, message):
 
 
 def test_unreadable_file_is_named(predictor, tmp_path):
-    with pytest.raises(mgcc.UserError, match=r"missing\.png is not a readable image"):
+    with pytest.raises(mgcc.UserError, match=r"missing\.png: not a readable image"):
         predictor.predict(tmp_path / "missing.png")
 
 
