@@ -59,7 +59,8 @@ def predict_folder(config: PredictConfig) -> None:
             bar.update(len(loaded) + len(bad))
     if not rows:
         raise UserError(
-            f"{config.images}: none of {len(files)} images can be read. The first error is {files[0]}: {skipped[0]['problem']}"
+            f"{config.images}: none of {len(files)} images can be read. "
+            f"The first error is {files[0]}: {skipped[0]['problem']}"
         )
 
     if skipped:
