@@ -9,6 +9,7 @@ mgcc shards split   --root out/mine --out mine.json --validation 0.3 --labeled 0
 docs/how-to/datasets.md lists the files that each command expects.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from mgcc_dist.data.readers.phantoms import Phantoms
 from mgcc_dist.data.readers.reader import Reader
 from mgcc_dist.data.readers.registry import READERS
 from mgcc_dist.data.records import INDEX
+
+logger = logging.getLogger("mgcc_dist.shards")
 
 SPLIT_NOTES = {  # as in the shipped split files
     "grouped": "Stratified by class. No group is on both sides: near-duplicate images, or a patient's where patients "
@@ -101,9 +104,9 @@ def _convert(reader: Reader, out: Path, per_shard: int, size: int | None = None,
     shards = write_shards(reader, out, size, per_shard, skip_bad)
     print(summarize(shards) + (", already exists" if existed else ""))
     if skipped := shards.index["skipped"]:
-        print(f"{skipped} files skipped, see {out / SKIPPED}")
+        logger.warning("shards: %d files skipped, see %s", skipped, out / SKIPPED)
     for note in reader.notes:
-        print(note)
+        logger.warning("shards: %s", note)
 
 
 def write_split_file(config: SplitConfig) -> None:
@@ -117,7 +120,7 @@ def write_split_file(config: SplitConfig) -> None:
     if config.out.exists():
         if read_split(config.out) != split:
             raise UserError(f"{config.out}: already exists with a different split. Delete it or choose another --out.")
-        print(f"{config.out}: already exists")
+        logger.info("shards: %s already exists", config.out)
         return
     subsets = {subset: getattr(split, subset) for subset in SUBSETS}
     category = {record.key: record.category for record in shards.records}
@@ -136,9 +139,10 @@ def write_split_file(config: SplitConfig) -> None:
     )
     print(f"{config.out}: {', '.join(f'{len(keys)} {subset}' for subset, keys in subsets.items())}")
     if leaking:
-        print(
-            f"{leaking} validation records share a patient or are near-duplicates of training records. "
-            "Use --grouped to avoid this."
+        logger.warning(
+            "shards: %d validation records share a patient or are near-duplicates of training records. "
+            "Use --grouped to avoid this.",
+            leaking,
         )
 
 

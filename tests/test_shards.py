@@ -123,7 +123,7 @@ def test_skip_bad_lists_bad_files_and_converts_the_others(images, tmp_path, caps
     listed = json.loads((tmp_path / "out" / "skipped.json").read_text())
     assert {os.path.relpath(entry["file"], images) for entry in listed} == bad
     assert all(entry["problem"] for entry in listed)
-    assert "4 files skipped" in capsys.readouterr().out
+    assert "4 files skipped" in capsys.readouterr().err
     # Image 3 stays: the later file of the same key is the bad one.
     assert ShardFolder.open(tmp_path / "out").keys() == ["3", "4", "5"]
 
@@ -233,7 +233,7 @@ def test_split_file_documents_its_command_and_its_leaks(images, tmp_path, capsys
         assert (notes["kind"], notes["seed"], notes["dataset"]) == ("random", seed, "folder")
         expected = len(leaks(read_split(out), ShardFolder.open(tmp_path / "shards").records))
         assert notes["validation_records_with_group_in_training"] == expected
-        assert ("Use --grouped to avoid this" in capsys.readouterr().out) == (expected > 0)
+        assert ("Use --grouped to avoid this" in capsys.readouterr().err) == (expected > 0)
         leaking.add(expected > 0)
     assert True in leaking
 
@@ -243,7 +243,7 @@ def test_different_split_is_never_overwritten(phantom_shards, tmp_path, capsys):
     main([*command, "--seed", "1"])
     before = (tmp_path / "x.json").read_bytes()
     main([*command, "--seed", "1"])
-    assert "already exists" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"x\.json: already exists with a different split"):
         main([*command, "--seed", "2"])
     assert (tmp_path / "x.json").read_bytes() == before

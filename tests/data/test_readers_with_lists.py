@@ -295,12 +295,12 @@ def test_command_with_skip_bad_lists_the_skipped_files(synthetic, tmp_path, caps
     assert "1 malignant" in capsys.readouterr().out
 
 
-def test_command_prints_the_note_on_rows_without_image(tmp_path, capsys):
+def test_command_warns_about_rows_without_image(tmp_path, capsys):
     layout = write_layout(tmp_path / "data", "busbra")
     for pattern in (layout.image, layout.mask):
         (tmp_path / "data" / pattern.format(layout.names[0])).unlink()
     main(["busbra", "--root", str(tmp_path / "data"), "--out", str(tmp_path / "out")])
-    assert "bus_data.csv: 1 of the 3 images are missing (the first is 'bus_0001-l')" in capsys.readouterr().out
+    assert "bus_data.csv: 1 of the 3 images are missing (the first is 'bus_0001-l')" in capsys.readouterr().err
 
 
 def test_dataset_b_reads_the_published_workbook(tmp_path):
