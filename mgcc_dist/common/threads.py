@@ -1,4 +1,4 @@
-"""CPU threads of a program: as many as it has cores, and a bounded time of spinning while they wait.
+"""CPU threads of a program: one per core, with a bounded spin time while they wait.
 
 OpenMP reads both settings from the environment when torch is loaded, so `configure_threads` runs before torch is
 imported. `mgcc_dist/__init__.py` calls it, but only in a process that runs one of the package's programs: importing the
@@ -20,7 +20,7 @@ _LAUNCHERS = ("accelerate", "torchrun", "torch.distributed", "deepspeed")
 
 
 def is_program(command: Sequence[str] | None = None) -> bool:
-    """Whether this process runs `mgcc`, `python -m mgcc_dist...`, or one of their tasks that submitit started.
+    """Return whether this process runs `mgcc`, `python -m mgcc_dist...`, or a task of a sweep that submitit started.
 
     `command` is the command line of the process; None: `sys.orig_argv`.
     """
@@ -53,7 +53,7 @@ def configure_threads() -> None:
 
 
 def _is_launcher_default() -> bool:
-    """Whether the parent process is a launcher that was started without OMP_NUM_THREADS and without such an option."""
+    """Return whether the parent process is a launcher whose user set neither OMP_NUM_THREADS nor its option for it."""
     try:
         parent = Path(f"/proc/{os.getppid()}")
         words = (parent / "cmdline").read_text(errors="replace").split("\0")

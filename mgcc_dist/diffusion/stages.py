@@ -169,3 +169,4 @@ def _write_result(
         "seconds": {"training": round(state.seconds, 1)},
     }
     write_result(folder, result, accelerator)
+    logger.info("%s: finished -> %s", task.name, folder / "result.json")

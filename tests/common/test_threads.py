@@ -1,4 +1,4 @@
-"""Threads of a program: all cores for one process, a share for each of several ranks, the user's word first."""
+"""Threads of a program: all cores for one process, an equal share per rank for several, unless the user set them."""
 
 import json
 import os
@@ -17,7 +17,7 @@ ONE_PROCESS = ranks.accelerate("--num_processes", "1", "--num_machines", "1", "-
 
 
 def probe(launcher, **variables):
-    """What the processes that `launcher` starts print, with nothing of OpenMP set but `variables`."""
+    """Return what the started processes print, with no OpenMP variable set except `variables`."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
     clean |= {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     words = [sys.executable, *launcher, str(PROBE)]
@@ -28,7 +28,7 @@ def probe(launcher, **variables):
 
 @pytest.fixture(scope="module")
 def plain():
-    """Started by python, without a launcher."""
+    """The output of a process without a launcher."""
     [shown] = probe([])
     return shown
 
@@ -36,11 +36,11 @@ def plain():
 def test_a_program_uses_all_cores_and_spins_for_a_bounded_time(plain):
     assert plain["GOMP_SPINCOUNT"] == SPIN_COUNT
     assert plain["OMP_NUM_THREADS"] is None
-    assert 1 <= plain["threads"] <= CORES  # torch leaves out hyperthreads
+    assert 1 <= plain["threads"] <= CORES  # torch does not use hyperthreads
 
 
 @pytest.mark.multiprocess
-def test_accelerate_launch_of_one_process_takes_no_threads_away(plain):
+def test_accelerate_launch_with_one_process_uses_the_same_threads(plain):
     assert probe(ONE_PROCESS) == [plain]
 
 

@@ -1,12 +1,12 @@
-"""Print, as JSON, the threads of a program of the package; a process of its own, which launchers start as one."""
+"""Print, as JSON, the thread settings of a program. test_threads.py starts this script as launchers start a program."""
 
 import importlib
 import json
 import os
 import sys
 
-sys.orig_argv[1:] = ["-m", "mgcc_dist.segment"]  # as which this script is started
-importlib.import_module("mgcc_dist")  # sets them
+sys.orig_argv[1:] = ["-m", "mgcc_dist.segment"]  # pretend to be this program
+importlib.import_module("mgcc_dist")  # configures the threads
 torch = importlib.import_module("torch")
 
 names = ("GOMP_SPINCOUNT", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
