@@ -13,7 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.compare import figures
+from benchmarks.compare import metrics
 from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.errors import UserError, run_program
 from mgcc_dist.common.files import read_json, replacing, write_json
@@ -49,7 +49,7 @@ def collected(folder: Path) -> dict[str, Any]:
 
 def draw(content: dict[str, Any], path: Path) -> None:
     """Bars of every rate, one panel a benchmark."""
-    rates = {name: value for name, value in figures(content).items() if name.endswith("per_second")}
+    rates = {name: value for name, value in metrics(content).items() if name.endswith("per_second")}
     parts = sorted({name.partition(" / ")[0] for name in rates})
     if not parts:
         return

@@ -5,7 +5,7 @@
 
 A figure is a number under the file's `rows`, or under those of each part of a file of benchmarks.collect. Its name
 says what is better: more `..._per_second`, `ratio...` or `tflops`, less of what holds `seconds`, `milliseconds`, `ms`,
-`us` or `mib`. Of other figures only the ratio is given.
+`us` or `mib`. Of other metrics only the ratio is given.
 """
 
 import argparse
@@ -38,14 +38,14 @@ def comparison(first: dict[str, Any], second: dict[str, Any]) -> str:
     for fact in FACTS:
         a, b = (_fact(content, fact) for content in (first, second))
         lines.append(f"{fact:>16}  A {a}" if a == b else f"{fact:>16}  A {a}\n{'':>16}  B {b}")
-    a, b = figures(first), figures(second)
+    a, b = metrics(first), metrics(second)
     common = [name for name in a if name in b]
     width = max(map(len, common), default=0)
     lines += ["", f"{'':{width}}  {'A':>12}  {'B':>12}  {'B / A':>8}"]
     for name in common:
         ratio = f"{b[name] / a[name]:8.3f}" if a[name] else f"{'-':>8}"
         lines.append(f"{name:{width}}  {a[name]:12.6g}  {b[name]:12.6g}  {ratio}  {better(name, a[name], b[name])}")
-    lines.append(f"{len(common)} figures in both, {len(a) - len(common)} only in A, {len(b) - len(common)} only in B")
+    lines.append(f"{len(common)} metrics in both, {len(a) - len(common)} only in A, {len(b) - len(common)} only in B")
     return "\n".join(lines)
 
 
@@ -57,7 +57,7 @@ def better(name: str, a: float, b: float) -> str:
     return "B" if (b > a) == bool(MORE.search(last)) else "A"
 
 
-def figures(content: dict[str, Any]) -> dict[str, float]:
+def metrics(content: dict[str, Any]) -> dict[str, float]:
     """Every number under `rows`, by its path "part / row / figure"."""
     parts = content.get("parts") or {"": content}
     return {
@@ -71,16 +71,23 @@ def table(content: dict[str, Any]) -> str:
     """The rows as Markdown, a column for each figure; for a row that was not run, why."""
     rows = content["rows"]
     names = list(dict.fromkeys(name for row in rows.values() for name, value in row.items() if _is_number(value)))
-    lines = [f"| | {' | '.join(name.replace('_', ' ') for name in names)} |", "| --- |" + " ---: |" * len(names)]
+    cells = []
     for name, row in rows.items():
         shown = [f"{row[key]:g}" if key in row else "" for key in names]
         if "not_run" in row:
-            shown[0] = f"not run: {row['not_run']}"
+            shown[:1] = [f"not run: {row['not_run']}"]
         label = f"{name} ({', '.join(row['settings'])})" if row.get("settings") else name
-        lines.append(f"| {label} | {' | '.join(shown)} |")
+        cells.append([label, *shown])
     where = ", ".join(str(_fact(content, fact)) for fact in ("processor", "device", "cores"))
-    lines += ["", f"{where} cores, torch {_fact(content, 'versions.torch')}, commit {_fact(content, 'commit')}:"]
-    return "\n".join([*lines, f"`{_fact(content, 'command')}`"])
+    source = f"{where} cores, torch {_fact(content, 'versions.torch')}, commit {_fact(content, 'commit')}:"
+    columns = ["", *(name.replace("_", " ") for name in names)]
+    return "\n".join([markdown_table(columns, cells, "---:"), "", source, f"`{_fact(content, 'command')}`"])
+
+
+def markdown_table(columns: list[str], rows: list[list[str]], rule: str = "---") -> str:
+    """Return a Markdown table; `rule` aligns all columns but the first."""
+    lines = [columns, ["---", *[rule] * (len(columns) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
 def _numbers(tree: Any, path: tuple[str, ...]) -> dict[str, float]:

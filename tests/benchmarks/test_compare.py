@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.busi import before, chosen
 from benchmarks.collect import collected
-from benchmarks.compare import better, comparison, figures, table
+from benchmarks.compare import better, comparison, metrics, table
 from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.sweep_file import read_sweep
@@ -45,7 +45,7 @@ def test_comparison_sets_common_figures_side_by_side_and_counts_the_others():
     other = {"device": "gpu", "rows": {"eager": {"steps_per_second": 5.0}, "new": {"ms": 1}}}
     lines = comparison(FILE, other).splitlines()
     assert any(line.split() == ["eager", "/", "steps_per_second", "2", "5", "2.500", "B"] for line in lines)
-    assert lines[-1] == "1 figures in both, 2 only in A, 1 only in B"
+    assert lines[-1] == "1 metrics in both, 2 only in A, 1 only in B"
 
 
 def test_figures_of_a_collected_file_carry_the_name_of_their_part(tmp_path):
@@ -53,7 +53,7 @@ def test_figures_of_a_collected_file_carry_the_name_of_their_part(tmp_path):
     (tmp_path / "latents.log").write_text("Traceback\nlatents: exit status 1\n")
     content = collected(tmp_path)
     assert content["not_run"] == {"latents": "latents: exit status 1"}
-    assert figures(content)["train_step / eager / steps_per_second"] == 2.0
+    assert metrics(content)["train_step / eager / steps_per_second"] == 2.0
     with pytest.raises(UserError, match="holds no result"):
         collected(tmp_path / "none")
 

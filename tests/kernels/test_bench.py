@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.compare import figures as metrics_of_file
+from benchmarks.compare import metrics as metrics_of_file
 from mgcc_dist.kernels import measured as table
 from mgcc_dist.kernels.bench import __main__ as program
 from mgcc_dist.kernels.bench import counts, run, timing, variants, workloads
