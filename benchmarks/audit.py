@@ -1,11 +1,11 @@
-"""How many planted copies does the memorisation audit find, and how many honest images does it take for copies?
+"""Recall and precision of the memorisation audit on planted near-copies.
 
     python -m benchmarks.audit --shards out/busi_128 --encoder out/runs/unet_1 --out benchmarks/results/audit.json
 
-Of `--images` training images of the split every copy of CHANGES is planted, among all held-out images that have no
-near-duplicate in training, and the audit of `mgcc_dist.ldm` looks at them. Recall is the share of copies that are
-listed, precision that of copies among what is listed, with copies and honest images counted alike: both are of the
-mixture of as many of each. Without an encoder it compares in pixels alone. `--pictures DIR` keeps its pictures.
+Applies every change of CHANGES to `--images` training images, adds the val images that have no near-duplicate in
+training, and runs the audit of `mgcc_dist.ldm` on all of them. Recall is the share of copies that the audit lists.
+Precision is the share of copies among the listed images, for a mixture of as many copies as val images. Without an
+encoder only pixels are compared.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
+from benchmarks.compare import markdown_table
 from mgcc_dist.assessment import features
 from mgcc_dist.assessment.audit import audit
 from mgcc_dist.assessment.config import AuditConfig
@@ -50,7 +51,7 @@ def as_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
 
 
 def enlarged(image: np.ndarray, factor: float) -> np.ndarray:
-    """The middle of `image` [S,S], over all of it."""
+    """Crop the centre of `image` [S,S] and resize it to the full size."""
     side = len(image)
     cut = round(side * (1 - 1 / factor) / 2)
     middle = Image.fromarray(image[cut : side - cut, cut : side - cut])
@@ -61,7 +62,7 @@ def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
     return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)))
 
 
-# Of 128 x 128 images: noise in grey levels, rotations in degrees, moves and blur in pixels.
+# For 128 x 128 images: noise in grey levels, rotations in degrees, shifts and blur in pixels.
 CHANGES: dict[str, Change] = {
     "exact": lambda image, _: image,
     "mirrored": lambda image, _: image[:, ::-1],
@@ -80,14 +81,14 @@ CHANGES: dict[str, Change] = {
     "rotated 12": lambda image, _: rotated(image, 12),
     "enlarged 20 %": lambda image, _: enlarged(image, 1.2),
 }
-NAMED = tuple(CHANGES)[:10]  # what the audit is meant to find; the others show where it ends
+TARGETS = tuple(CHANGES)[:10]  # the audit should find these; the others show its limits
 
 
 def plant(images: ImageData, count: int, folder: Path) -> dict[str, str]:
-    """Write copies and honest images as a folder of samples; the change of each key, "" for the honest ones."""
+    """Write copies and val images as a folder of samples; return the change of each key, "" for val images."""
     generator = np.random.default_rng(0)
     chosen = generator.permutation(len(images.train))[:count].tolist()
-    taken = {images.shards.records[i].group for i in images.train.indices}
+    train_groups = {images.shards.records[i].group for i in images.train.indices}
     samples: list[Sample] = []
     change_of = {}
     for name, change in CHANGES.items():
@@ -97,8 +98,8 @@ def plant(images: ImageData, count: int, folder: Path) -> dict[str, str]:
             samples.append(Sample(key, np.ascontiguousarray(change(image, generator)), None, {}))
             change_of[key] = name
     for i in images.val.indices:
-        if images.shards.records[i].group not in taken:
-            key = f"honest {len(samples)}"
+        if images.shards.records[i].group not in train_groups:
+            key = f"val {len(samples)}"
             samples.append(Sample(key, images.shards[i].image, None, {}))
             change_of[key] = ""
     folder.mkdir(parents=True)
@@ -108,76 +109,77 @@ def plant(images: ImageData, count: int, folder: Path) -> dict[str, str]:
 
 
 def rates(listed: set[str], change_of: dict[str, str]) -> dict[str, Any]:
-    """Precision and recall of the changes in NAMED, honest images listed, and recall by change."""
+    """Return precision and recall on TARGETS, the share of val images that are listed, and recall by change."""
 
     def share(names: tuple[str, ...]) -> float:
         keys = [key for key, name in change_of.items() if name in names]
         return sum(key in listed for key in keys) / len(keys)
 
-    recall, false = share(NAMED), share(("",))
+    recall, false_positives = share(TARGETS), share(("",))
     return {
-        "precision": round(recall / (recall + false), 4),
+        "precision": round(recall / (recall + false_positives), 4),
         "recall": round(recall, 4),
-        "honest_listed": round(false, 4),
+        "false_positive_rate": round(false_positives, 4),
         "by_change": {name: round(share((name,)), 4) for name in CHANGES},
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", required=True)
-    parser.add_argument("--split", default="busi_random_1")
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--encoder", help="as quality.encoder of mgcc_dist.ldm")
-    parser.add_argument("--images", type=int, default=100, help="training images that are copied")
-    parser.add_argument("--false-alarms", type=float, default=0.01)
+    parser.add_argument("--shards", type=Path, required=True, help="shard folder of the real images")
+    parser.add_argument("--split", default="busi_random_1", help="split file or name (default: busi_random_1)")
+    parser.add_argument("--size", type=int, default=128, help="image side in pixels (default: 128)")
+    parser.add_argument("--encoder", help="feature extractor, as quality.encoder of mgcc_dist.ldm")
+    parser.add_argument("--images", type=int, default=100, help="training images to copy (default: 100)")
+    parser.add_argument("--false-alarms", type=float, default=0.01, help="as audit.false_alarms (default: 0.01)")
     parser.add_argument("--pictures", help="folder for the audit's pictures")
-    parser.add_argument("--out", required=True)
-    words = parser.parse_args()
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    options = parser.parse_args()
 
     accelerator = create_accelerator()
-    split = read_split(locate_split(words.split))
-    images = ImageData(DataConfig(image_size=words.size), ShardFolder.open(Path(words.shards)), split)
-    used = features.load(words.encoder, Path(), words.size) if words.encoder else None
+    split = read_split(locate_split(options.split))
+    images = ImageData(DataConfig(image_size=options.size), ShardFolder.open(options.shards), split)
+    encoder = features.load(options.encoder, Path(), options.size) if options.encoder else None
     with tempfile.TemporaryDirectory() as scratch:
         samples, folder = Path(scratch) / "samples", Path(scratch) / "audit"
-        change_of = plant(images, words.images, samples)
-        config = AuditConfig(false_alarms=words.false_alarms)
+        change_of = plant(images, options.images, samples)
+        config = AuditConfig(false_alarms=options.false_alarms)
         report = audit(config, None, images, samples, folder, accelerator)
-        ways = {"pixels alone": set(report["near_copies"])}
-        thresholds = {"pixels alone": report["threshold"]}
-        if used:
-            report = audit(config, used, images, samples, folder, accelerator)
+        listed = {"pixels only": set(report["near_copies"])}
+        thresholds = {"pixels only": report["threshold"]}
+        if encoder:
+            report = audit(config, encoder, images, samples, folder, accelerator)
             both = {"pixels": report["threshold"], "features": report["features"]["threshold"]}
             similarity = {row["key"]: (row["similarity"], row["features"]["similarity"]) for row in report["images"]}
-            for which, way in enumerate(both):
-                ways[way] = {key for key, values in similarity.items() if values[which] > both[way]}
-            ways["either"] = set(report["near_copies"])
+            for index, (criterion, threshold) in enumerate(both.items()):
+                listed[criterion] = {key for key, values in similarity.items() if values[index] > threshold}
+            listed["either"] = set(report["near_copies"])
             thresholds |= both
-        if words.pictures:
-            shutil.copytree(folder, words.pictures, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.json"))
-    honest = sum(name == "" for name in change_of.values())
+        if options.pictures:
+            shutil.copytree(folder, options.pictures, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.json"))
+    val = sum(name == "" for name in change_of.values())
     result = benchmark_header("benchmarks.audit") | {
-        "images": {"training": len(images.train), "copied": words.images, "honest": honest, "size": words.size},
-        "encoder": used.info if used else None,
-        "false_alarms": words.false_alarms,
+        "images": {"train": len(images.train), "copied": options.images, "val": val, "size": options.size},
+        "encoder": encoder.info if encoder else None,
+        "false_alarms": options.false_alarms,
         "thresholds": thresholds,
-        "rows": {way: rates(listed, change_of) for way, listed in ways.items()},
+        "rows": {criterion: rates(keys, change_of) for criterion, keys in listed.items()},
     }
-    write_json(Path(words.out), result)
+    write_json(options.out, result)
     print(table(result))
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result as Markdown; ways of comparing are columns."""
+    """Return the result as Markdown, one column per criterion; (*) marks changes the audit need not find."""
     rows = result["rows"]
-    lines = [f"| | {' | '.join(rows)} |", f"|---|{'---|' * len(rows)}"]
-    for name in ("recall", "precision", "honest_listed"):
-        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(f'{row[name]:.3f}' for row in rows.values())} |")
+    cells = [
+        [name.replace("_", " "), *(f"{row[name]:.3f}" for row in rows.values())]
+        for name in ("recall", "precision", "false_positive_rate")
+    ]
     for change in CHANGES:
-        cells = " | ".join(f"{row['by_change'][change]:.2f}" for row in rows.values())
-        lines.append(f"| {change}{'' if change in NAMED else ' (*)'} | {cells} |")
-    return "\n".join(lines)
+        label = change if change in TARGETS else f"{change} (*)"
+        cells.append([label, *(f"{row['by_change'][change]:.2f}" for row in rows.values())])
+    return markdown_table(["", *rows], cells, "---:")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Set result files side by side: figure by figure, their ratio and which is better.
+"""Compare two result files metric by metric, or print one as a table.
 
     python -m benchmarks.compare benchmarks/results/A.json benchmarks/results/B.json
-    python -m benchmarks.compare --table benchmarks/results/train_step-cpu.json    one file's rows as a Markdown table
+    python -m benchmarks.compare --table benchmarks/results/train_step-cpu.json    the rows as a Markdown table
 
-A figure is a number under the file's `rows`, or under those of each part of a file of benchmarks.collect. Its name
-says what is better: more `..._per_second`, `ratio...` or `tflops`, less of what holds `seconds`, `milliseconds`, `ms`,
-`us` or `mib`. Of other metrics only the ratio is given.
+A metric is a number under `rows` of the file, or of each part of a file written by benchmarks.collect. Its name tells
+which value is better: the higher one for `..._per_second`, `ratio...` and `tflops`, the lower one for names with
+`seconds`, `milliseconds`, `ms`, `us` or `mib`. Other metrics get a ratio only.
 """
 
 import argparse
@@ -16,15 +16,15 @@ from typing import Any
 from mgcc_dist.common.errors import UserError, run_program
 from mgcc_dist.common.files import read_json
 
-MORE = re.compile(r"per_(processor_)?second|ratio|tflops")
-LESS = re.compile(r"(^|_)(seconds|milliseconds|ms|us|mib)($|_)")
+HIGHER_IS_BETTER = re.compile(r"per_(processor_)?second|ratio|tflops")
+LOWER_IS_BETTER = re.compile(r"(^|_)(seconds|milliseconds|ms|us|mib)($|_)")
 FACTS = ("device", "processor", "cores", "commit", "date", "versions.torch", "versions.triton", "command")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", help="two result files, or one with --table")
-    parser.add_argument("--table", action="store_true", help="a Markdown table of one file instead")
+    parser.add_argument("--table", action="store_true", help="print one file as a Markdown table")
     options = parser.parse_args()
     if len(options.files) != (1 if options.table else 2):
         parser.error("give two files, or one with --table")
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def comparison(first: dict[str, Any], second: dict[str, Any]) -> str:
-    """Machine and versions of both, then a line for each figure that both have, and how many only one has."""
+    """Return machine and versions of both, one line per common metric, and the number of other metrics."""
     lines = []
     for fact in FACTS:
         a, b = (_fact(content, fact) for content in (first, second))
@@ -50,15 +50,15 @@ def comparison(first: dict[str, Any], second: dict[str, Any]) -> str:
 
 
 def better(name: str, a: float, b: float) -> str:
-    """ "A", "B", "" if they are equal or if the figure's name does not say which is better."""
+    """Return "A" or "B"; "" if they are equal or the name does not tell which is better."""
     last = name.rpartition(" / ")[2]
-    if a == b or not (MORE.search(last) or LESS.search(last)):
+    if a == b or not (HIGHER_IS_BETTER.search(last) or LOWER_IS_BETTER.search(last)):
         return ""
-    return "B" if (b > a) == bool(MORE.search(last)) else "A"
+    return "B" if (b > a) == bool(HIGHER_IS_BETTER.search(last)) else "A"
 
 
 def metrics(content: dict[str, Any]) -> dict[str, float]:
-    """Every number under `rows`, by its path "part / row / figure"."""
+    """Return every number under `rows` by its path "part / row / metric"."""
     parts = content.get("parts") or {"": content}
     return {
         name: value
@@ -68,7 +68,7 @@ def metrics(content: dict[str, Any]) -> dict[str, float]:
 
 
 def table(content: dict[str, Any]) -> str:
-    """The rows as Markdown, a column for each figure; for a row that was not run, why."""
+    """Return the rows as Markdown, one column per metric; a row that was not run shows the reason."""
     rows = content["rows"]
     names = list(dict.fromkeys(name for row in rows.values() for name, value in row.items() if _is_number(value)))
     cells = []
@@ -112,9 +112,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no result file ({error})") from error
+        raise UserError(f"{path}: not a result file ({error})") from error
     if not isinstance(content, dict) or not ("rows" in content or "parts" in content):
-        raise UserError(f"{path} is no result file: it has neither rows nor parts")
+        raise UserError(f"{path}: not a result file. It has neither `rows` nor `parts`.")
     return content
 
 

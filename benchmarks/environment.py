@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mgcc_dist.common.environment import benchmark_header, facts
+from mgcc_dist.common.environment import benchmark_header, describe_environment
 from mgcc_dist.common.files import write_json
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--modules", nargs="*", default=[], help="modules to import")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    content = {**benchmark_header("benchmarks.environment", device), "environment": facts(device)}
+    content = {**benchmark_header("benchmarks.environment", device), "environment": describe_environment(device)}
     rows: dict[str, Any] = {"first matrix product": {"seconds": round(first_product(device), 3)}}
     if device.type == "cuda":
         rows["gpu"] = gpu_properties(device)

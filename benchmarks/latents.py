@@ -1,12 +1,13 @@
-"""Seconds per training step of the denoiser on stored latents, against encoding the images at every step.
+"""Time per training step of the denoiser on stored latents, compared with encoding the images in every step.
 
     python -m benchmarks.latents --shards out/busi --preset busi_small --out benchmarks/results/latents.json
 
 pixels   images from the loader, encoded by the frozen autoencoder within the step
-latents  the posteriors that were stored once (that time is given too)
+latents  posteriors that were encoded once and stored (that time is reported too)
 
-Both train the same network by the same loss on the same samples and noise, and take turns; each figure is the median
-over the rounds, and the ratio that of the rounds' ratios. Weights are random: they do not change the time.
+Both train the same network with the same loss on the same samples and noise, and are measured alternately. Each time is
+the median over the rounds, and the ratio the median of the rounds' ratios. Weights are random, which does not change
+the times.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from mgcc_dist.train.schedules import Progress
 
 
 class OnTheFly(nn.Module):
-    """The denoiser's loss, of images [B,1,H,W]."""
+    """Encode images [B,1,H,W], then compute the denoiser's loss."""
 
     def __init__(self, loss: DenoiserLoss, vae: nn.Module) -> None:
         super().__init__()
@@ -52,15 +53,15 @@ class OnTheFly(nn.Module):
 def seconds_per_step(module: nn.Module, batches: Iterator, optimizer: torch.optim.Optimizer, steps: int) -> float:
     device = next(module.parameters()).device
     for step in range(steps + 1):
-        if step == 1:  # workers have started, memory is there
+        if step == 1:  # the workers run, memory is allocated
             synchronize(device)
-            began = time.perf_counter()
+            started = time.perf_counter()
         batch, _ = next(batches)
         module(batch.to(device), Progress(step, steps, 0.0, 0))["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
     synchronize(device)
-    return (time.perf_counter() - began) / steps
+    return (time.perf_counter() - started) / steps
 
 
 def synchronize(device: torch.device) -> None:
@@ -70,11 +71,11 @@ def synchronize(device: torch.device) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", help="shard folder of real images; without it phantoms are made")
-    parser.add_argument("--preset", default="busi_small", help="whose networks, image size and batch are taken")
+    parser.add_argument("--shards", help="shard folder of real images (default: phantom data)")
+    parser.add_argument("--preset", default="busi_small", help="for networks, image size and batch")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20, help="steps a round and way")
+    parser.add_argument("--steps", type=int, default=20, help="steps per round, each")
     options = parser.parse_args()
 
     data = ["--data.shards", options.shards] if options.shards else ["--data.phantom", "60", "--data.split", "null"]
@@ -83,9 +84,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         images = open_images(config.data, Path(scratch), accelerator)
         vae = autoencoder.build(config.autoencoder, images.size).requires_grad_(False).eval().to(accelerator.device)
-        began = time.perf_counter()
+        started = time.perf_counter()
         stored = latents.encode(vae, "random", images, config.autoencoder.batch, Path(scratch) / "latents", accelerator)
-        encoding = time.perf_counter() - began
+        encoding = time.perf_counter() - started
         unet = denoiser.build(config.denoiser, stored.shape, len(stored.classes)).to(accelerator.device)
         loss = DenoiserLoss(unet, denoiser.build_scheduler(config.denoiser), config.denoiser.label_dropout)
         optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5)

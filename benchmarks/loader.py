@@ -1,14 +1,14 @@
-"""Samples per second of the shard loader, against a plain folder loader as the paper's released code has it.
+"""Throughput of the shard loader against a plain folder loader like that of the paper's released code.
 
     python -m benchmarks.loader --root Dataset_BUSI_with_GT --out benchmarks/results/loader.json
 
-plain   torch's DataLoader over the published files: decode image and mask, to RGB, resize to 256x256, rotate and flip,
-        normalise. Every epoch again.
-shards  this package's ImageTrainLoader over shards that were written once at 256x256 (that time is given too): in the
-        first epoch, which decodes records, and after EPOCHS epochs, when every process has nearly all of them decoded.
+plain   torch's DataLoader over the published files: decode image and mask, convert to RGB, resize to 256x256, rotate,
+        flip, normalise; again in every epoch.
+shards  the package's StreamLoader over shards written once at 256x256 (that time is reported too): in the first epoch,
+        which decodes the records, and after EPOCHS epochs, when nearly all of them are cached in every process.
 
-Both give augmented float32 batches of eight images with masks to one consumer that does nothing with them. The two
-take turns; each figure is the median over the rounds, and the ratio that of the rounds' ratios.
+Both yield augmented float32 batches of eight images with masks to one consumer that does nothing with them. The two are
+measured alternately; each rate is the median over the rounds, and the ratio the median of the rounds' ratios.
 """
 
 import argparse
@@ -36,7 +36,7 @@ EPOCHS = 8
 
 
 class Folder(Dataset):
-    """Image and mask files, read when asked for."""
+    """Image and mask files, decoded on every access."""
 
     def __init__(self, root: Path) -> None:
         self.files = [(item.image, item.masks[0]) for item in busi(root).items]
@@ -68,15 +68,15 @@ def sharded(folder: ShardFolder, workers: int) -> Iterator[object]:
 
 
 def samples_per_second(batches: Iterator[object], count: int) -> float:
-    next(batches)  # workers start
-    began = time.perf_counter()
+    next(batches)  # starts the workers
+    started = time.perf_counter()
     for _ in itertools.islice(batches, count):
         pass
-    return count * BATCH / (time.perf_counter() - began)
+    return count * BATCH / (time.perf_counter() - started)
 
 
 def compared(pairs: list[tuple[float, float]]) -> dict[str, object]:
-    """The row of (plain, shards) samples per second of each round."""
+    """Return the result row for (plain, shards) samples per second of each round."""
     ratios = sorted(fast / slow for slow, fast in pairs)
     return {
         "plain_samples_per_second": round(statistics.median(slow for slow, _ in pairs), 1),
@@ -91,15 +91,15 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True, help="BUSI as published")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=60, help="batches a round and loader")
+    parser.add_argument("--batches", type=int, default=60, help="batches per round and loader")
     options = parser.parse_args()
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        began = time.perf_counter()
+        started = time.perf_counter()
         folder = write_shards(busi(options.root), Path(scratch) / "shards", size=SIZE)
         rows = {}
-        written = time.perf_counter() - began
+        written = time.perf_counter() - started
         for workers in (0, 1, 2):
             first, later = [], []
             decoded = sharded(folder, workers)
@@ -112,10 +112,8 @@ def main() -> None:
             for name, pairs in (("first epoch", first), ("later epochs", later)):
                 rows[f"{workers} workers, {name}"] = compared(pairs)
                 print(f"{workers} workers, {name}: {rows[f'{workers} workers, {name}']}", flush=True)
-    write_json(
-        options.out,
-        {**benchmark_header("benchmarks.loader"), "seconds_to_write_shards": round(written, 1), "rows": rows},
-    )
+    header = benchmark_header("benchmarks.loader")
+    write_json(options.out, {**header, "seconds_to_write_shards": round(written, 1), "rows": rows})
     print(f"loader: {options.out}")
 
 

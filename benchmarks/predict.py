@@ -1,14 +1,14 @@
-"""Images per second of `predict`, against the plain eager float32 network; and how many pixels of the masks differ.
+"""Throughput of `predict` against the plain eager float32 network, and the share of mask pixels that differ.
 
     python -m benchmarks.predict --run out/runs/mgcc_1 --images Dataset_BUSI_with_GT --out predict.json
 
 plain   the run's network as it is: eager, float32, contiguous, in batches of --batch
-fast    as `predict` runs it: fused (--kernels), channels-last, bfloat16 where the processor has instructions for it
+fast    as `predict` runs it: fused (--kernels), channels-last, bfloat16 where the device has instructions for it
 
-Both get the same decoded images and give probabilities at each image's own size; reading and writing files is not
-timed. They take turns; each figure is the median over the rounds, and the ratio that of the rounds' ratios. Masks are
-compared pixel by pixel at the images' own sizes. Without --run it is the paper's network with random weights: then the
-speed counts and the masks are not compared. On a GPU it also gives milliseconds at batch 1 under a CUDA graph.
+Both get the same decoded images and return probabilities at each image's own size; file I/O is not timed. They are
+measured alternately; each rate is the median over the rounds, and the ratio the median of the rounds' ratios. Masks are
+compared pixel by pixel at the images' own sizes. Without --run the network is MGCC at the paper's size with random
+weights, and masks are not compared. On a GPU the time of batch 1 in a CUDA graph is reported too.
 """
 
 import argparse
@@ -38,7 +38,7 @@ Pass = Callable[[list[NetworkInput]], list[np.ndarray]]
 
 
 def read_inputs(folder: Path, count: int, size: int) -> list[NetworkInput]:
-    """`count` images spread evenly over the folder; a mask that lies beside its image is none."""
+    """Read `count` images spread evenly over the folder, without mask files."""
     files = [file for file in list_images(folder, folder.parent / "nowhere") if "_mask" not in file.stem]
     chosen = files[:: max(1, len(files) // count)][:count]
     images = [read_grey(folder / file) for file in chosen]
@@ -53,14 +53,14 @@ def in_batches(predictor: Predictor, batch: int) -> Pass:
     ]
 
 
-def seconds(work: Pass, inputs: list[NetworkInput]) -> float:
-    began = time.perf_counter()
-    work(inputs)
-    return time.perf_counter() - began
+def seconds(run: Pass, inputs: list[NetworkInput]) -> float:
+    started = time.perf_counter()
+    run(inputs)
+    return time.perf_counter() - started
 
 
 def differing_pixels(plain: list[np.ndarray], fast: list[np.ndarray]) -> dict[str, float]:
-    """Share of pixels in which the masks differ: over all pixels, and of the worst image."""
+    """Return the share of pixels in which the masks differ: over all images, and in the worst image."""
     wrong = [(a > 0.5) != (b > 0.5) for a, b in zip(plain, fast, strict=True)]
     return {
         "all": round(sum(int(w.sum()) for w in wrong) / sum(w.size for w in wrong), 6),
@@ -71,7 +71,7 @@ def differing_pixels(plain: list[np.ndarray], fast: list[np.ndarray]) -> dict[st
 
 @torch.inference_mode()
 def graph_milliseconds(network: nn.Module, size: int, precision: torch.dtype) -> float:
-    """Median time of one image [1,1,size,size] under a CUDA graph."""
+    """Return the median time of one image [1,1,size,size] in a CUDA graph."""
     image = torch.randn(1, 1, size, size, device="cuda")
 
     def forward() -> torch.Tensor:
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--kernels", choices=("auto", "torch", "triton"), default="torch")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--count", type=int, default=16, help="images a round")
+    parser.add_argument("--count", type=int, default=16, help="images per round")
     parser.add_argument("--compare", type=int, default=64, help="images whose masks are compared, with --run")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=256, help="image size without --run")
@@ -107,8 +107,8 @@ def main() -> None:
 
     inputs = read_inputs(options.images, max(options.count, options.compare if options.run else 0), size)
     timed = inputs[: options.count]
-    for work in (slow, fast):
-        work(timed[: options.batch])
+    for run in (slow, fast):
+        run(timed[: options.batch])
     pairs = [(seconds(slow, timed), seconds(fast, timed)) for _ in range(options.rounds)]
     ratios = sorted(s / f for s, f in pairs)
     settings = {
@@ -135,9 +135,8 @@ def main() -> None:
             "fast": graph_milliseconds(fused, size, precision),
         }
     print(row, flush=True)
-    write_json(
-        options.out, {**benchmark_header("benchmarks.predict"), **settings, "rows": {f"batch {options.batch}": row}}
-    )
+    header = benchmark_header("benchmarks.predict")
+    write_json(options.out, {**header, **settings, "rows": {f"batch {options.batch}": row}})
     print(f"predict: {options.out}")
 
 

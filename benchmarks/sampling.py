@@ -1,17 +1,18 @@
-"""Images per second of this package's sampling, against plain diffusers' LDMPipeline with DDIM; same network.
+"""Throughput of the package's sampling against diffusers' LDMPipeline with DDIM, with the same network.
 
     python -m benchmarks.sampling --pipeline out/ldm/pipeline --out benchmarks/results/sampling.json
 
 stock    `LDMPipeline(batch_size=..., num_inference_steps=100)`, float32, as loaded
-ddim     this package's, as many steps
-fast     this package's, DPM-Solver++ with 25 steps
+ddim     the package's sampler with the same number of steps
+fast     the package's sampler, DPM-Solver++ with 25 steps
 
-All make the images of one list of starting noise and take turns; a rate is the median over the rounds, a ratio that of
-the rounds' ratios. On a GPU ours have bfloat16 weights and CUDA graphs; --precision and --compile say otherwise.
+All start from the same noise and are measured alternately. A rate is the median over the rounds, a ratio the median of
+the rounds' ratios. On a GPU the package's sampler uses bfloat16 weights and CUDA graphs; change this with --precision
+and --compile.
 
-Beside each stands how far its images are from the exact solution, in grey levels of 255 (mean absolute difference to
-DDIM with --reference steps in float32 from the same noise): a solver's error, not how real the images look.
-Without --pipeline the networks are those of --preset with random weights: the times hold, the errors mean nothing.
+`grey_levels_from_exact` is the mean absolute difference, in grey levels of 255, to DDIM with --reference steps in
+float32 from the same noise. It is the solver's error, not a measure of image quality. Without --pipeline the networks
+are those of --preset with random weights: the times are valid, the errors are not.
 """
 
 import argparse
@@ -72,13 +73,13 @@ def ours(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pipeline", type=Path, help="OUT/pipeline of a trained model without classes")
-    parser.add_argument("--preset", default="busi_small", help="whose networks are taken without --pipeline")
+    parser.add_argument("--preset", default="busi_small", help="for the networks without --pipeline")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=16, help="images a round")
-    parser.add_argument("--steps", type=int, default=100, help="of stock and ddim")
+    parser.add_argument("--batch", type=int, default=16, help="images per round")
+    parser.add_argument("--steps", type=int, default=100, help="steps of stock and ddim")
     parser.add_argument("--fast-steps", type=int, default=25)
-    parser.add_argument("--reference", type=int, default=1000, help="steps of the reference; 0 leaves it out")
+    parser.add_argument("--reference", type=int, default=1000, help="steps of the reference; 0 skips it")
     cuda = torch.cuda.is_available()
     parser.add_argument("--precision", choices=["no", "bf16"], default="bf16" if cuda else "no")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=cuda)
@@ -88,18 +89,18 @@ def main() -> None:
     half, indices = options.precision == "bf16", list(range(options.batch))
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.pipeline or random_pipeline(options.preset, Path(scratch) / "pipeline")
-        ways = {
+        samplers = {
             "stock": stock(folder, options.steps, device),
             "ddim": ours(folder, "ddim", options.steps, half, options.compile, device),
             "fast": ours(folder, "dpm_solver++", options.fast_steps, half, options.compile, device),
         }
-        made = {name: make(indices) for name, make in ways.items()}  # compiles, too
-        rates: dict[str, list[float]] = {name: [] for name in ways}
+        made = {name: make(indices) for name, make in samplers.items()}  # also compiles
+        rates: dict[str, list[float]] = {name: [] for name in samplers}
         for _ in range(options.rounds):
-            for name, make in ways.items():
-                began = time.perf_counter()
+            for name, make in samplers.items():
+                started = time.perf_counter()
                 make(indices)
-                rates[name].append(options.batch / (time.perf_counter() - began))
+                rates[name].append(options.batch / (time.perf_counter() - started))
         exact = ours(folder, "ddim", options.reference, False, False, device)(indices) if options.reference else None
     rows = {}
     for name, rate in rates.items():

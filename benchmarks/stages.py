@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.step import TOY_SIZE, TOY_WIDTHS
 from benchmarks.train_step import MIXED
-from mgcc_dist.kernels.measured import TABLE
+from mgcc_dist.kernels import TABLE_PATH
 
 Command = list[str]
 """a module and its options: what follows `python -m`"""
@@ -43,7 +43,7 @@ class Context:
     @property
     def table(self) -> Path:
         """The kernel table to write. A quick benchmark must not change the one that `auto` reads."""
-        return self.out / "measured.json" if self.quick else TABLE
+        return self.out / "measured.json" if self.quick else TABLE_PATH
 
 
 MakeCommand = Callable[[Context, float], Command]
