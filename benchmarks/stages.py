@@ -104,7 +104,7 @@ def gpu_tests(context: Context, seconds: float) -> Command:
 
 def kernels(operation: str) -> MakeCommand:
     def command(context: Context, seconds: float) -> Command:
-        start_last = seconds - (30 if context.cuda and not context.quick else 5)  # a workload compiles its kernels
+        start_last = seconds - (25 if context.cuda and not context.quick else 5)  # a workload compiles its kernels
         options = ["--op", operation, "--no-compile", "--seconds", _number(start_last)]
         if context.quick:
             options += ["--quick", *([] if context.cuda else ["--dtypes", "float32"])]
@@ -172,9 +172,11 @@ def predict(context: Context, seconds: float) -> Command:
     return ["benchmarks.predict", *_out(context, "predict"), "--images", str(context.images), *options]
 
 
-def kernel_stage(operation: str, description: str, share: float, most: float, needs: Needs = always) -> Stage:
+def kernel_stage(
+    operation: str, description: str, share: float, least: float, most: float, needs: Needs = always
+) -> Stage:
     command = kernels(operation)
-    return Stage(f"kernels_{operation}", description, command, share, 20, most, needs=needs, writes_table=True)
+    return Stage(f"kernels_{operation}", description, command, share, least, most, needs=needs, writes_table=True)
 
 
 def extra(name: str, description: str, command: MakeCommand, needs: Needs = always) -> Stage:
@@ -188,16 +190,15 @@ _ORDERED = (
         "compile the Triton kernels on all cores, during the GPU tests",
         precompile,
         share=0,
-        least=20,
-        most=150,
+        least=120,
         needs=needs_cuda,
         background=True,
     ),
     Stage("gpu_tests", "tests that need a GPU", gpu_tests, share=110, least=30, most=150, needs=needs_cuda),
-    kernel_stage("mixer", "ConvMixer kernels", share=65, most=90, needs=needs_workloads),
-    kernel_stage("msag", "gate kernels", share=110, most=180, needs=needs_workloads),
-    kernel_stage("upconv", "up-convolution kernels", share=75, most=120),
-    Stage("train_step", "settings of a complete training step", train_step, share=270, least=40, most=450),
+    kernel_stage("mixer", "ConvMixer kernels", share=65, least=60, most=90, needs=needs_workloads),
+    kernel_stage("msag", "gate kernels", share=110, least=80, most=180, needs=needs_workloads),
+    kernel_stage("upconv", "up-convolution kernels", share=75, least=60, most=120),
+    Stage("train_step", "settings of a complete training step", train_step, share=270, least=80, most=450),
     Stage("profile", "profile of a training step", profile("profile", MIXED), share=45, least=20, most=60),
     Stage(
         "profile_kernels",
@@ -208,7 +209,7 @@ _ORDERED = (
         most=60,
         needs=needs_cuda,
     ),
-    Stage("training_run", "full-size MGCC training", training_run, share=250, least=60, grace=30),
+    Stage("training_run", "full-size MGCC training", training_run, share=250, least=120),
     extra("runs_per_gpu", "several runs on one device", runs_per_gpu),
     extra("sampling", "diffusion sampling against diffusers", sampling),
     extra("latents", "denoiser training on stored latents", latents),

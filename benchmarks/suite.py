@@ -135,8 +135,7 @@ class Suite:
 
     def start(self, stage: Stage, seconds: float) -> None:
         """Run `stage` to its end, or start it if it is a background stage."""
-        grace = min(stage.grace, 5.0) if self.context.quick else stage.grace
-        command = python(stage.command(self.context, seconds - grace - START_SECONDS))
+        command = python(stage.command(self.context, seconds - stage.grace - START_SECONDS))
         shown = " ".join(["python", *command[1:]])
         if reason := self.reason_to_skip(stage):
             self.report(stage, status="skipped", reason=reason, command=shown)
@@ -146,7 +145,7 @@ class Suite:
             old.unlink(missing_ok=True)
         print(f"suite: {stage.name} (at most {seconds:.0f} s of {self.left:.0f} s left): {shown}", flush=True)
         self.report(stage, status="running", command=shown)
-        child = Child(command, seconds - grace, grace, log)
+        child = Child(command, seconds - stage.grace, stage.grace, log)
         if stage.background:
             self.running = stage, child
         else:
