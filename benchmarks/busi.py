@@ -4,7 +4,7 @@
     python -m benchmarks.busi --root DIR --minutes 55 -- --loop.precision bf16
 
 Writes shards of --size once, then trains the runs of the sweep file: U-Net, MGCC, the other rows of the first split,
-then the next splits. When the time is up, or on SIGTERM, the current run is told to stop and saves a checkpoint; rerun
+then the next splits. When the time is up, or on SIGTERM, the current run gets SIGTERM and saves a checkpoint; rerun
 the same command to resume. Options after `--` go to every run (`mgcc_dist.segment`). The result.json of each finished
 run, without weights, is copied to benchmarks/results/busi/ and named by row and seed.
 """

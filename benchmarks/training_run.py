@@ -3,8 +3,8 @@
     python -m benchmarks.training_run --paper --shards out/busi --seconds 240 --folder out/run --out training_run.json
 
 The number of steps follows from the speed in --step-times, a result file of benchmarks.train_step at the same size;
-without one the speed is measured first. The fastest setting of `segment` in it is used. At the deadline the run is told
-to stop and saves a checkpoint, and the same command with the same --folder resumes it; give --total-seconds if several
+without one the speed is measured first. The fastest setting of `segment` in it is used. At the deadline the run gets
+SIGTERM and saves a checkpoint, and the same command with the same --folder resumes it; give --total-seconds if several
 calls are planned. Without --shards it trains on phantom data, which is good for the speed only.
 """
 

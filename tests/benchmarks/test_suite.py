@@ -185,15 +185,15 @@ def test_a_later_call_keeps_the_stages_of_an_earlier_one(make, tmp_path):
 
 def test_stages_are_told_to_end_before_they_are_stopped(tmp_path):
     context = Context(tmp_path, tmp_path, cuda=False, quick=False)
-    told = []
+    received = []
 
     def command(context, seconds):
-        told.append(seconds)
+        received.append(seconds)
         return ["timeit", "-n1", "-r1", "pass"]
 
     suite = Suite(context, time.monotonic() + 60)
     suite.start(Stage("a", "", command, share=1, least=1, grace=10), seconds=40)
-    assert told == [40 - 10 - START_SECONDS]
+    assert received == [40 - 10 - START_SECONDS]
 
 
 def test_the_environment_stage_imports_the_modules_of_all_stages(tmp_path):
