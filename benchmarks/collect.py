@@ -1,6 +1,6 @@
 """Merge the results of one run of benchmarks.suite into one file, and plot its rates.
 
-    python -m benchmarks.collect out/bench --out benchmarks/results
+    python -m benchmarks.collect out/suite --out benchmarks/results
 
 Writes {device}-{date}.json, which holds the result of each stage as a part and lists stages without a result under
 `not_run`, and a PNG next to it.

@@ -1,8 +1,8 @@
 """Benchmarks within a time budget, the most valuable first: for a GPU machine that is yours for some minutes.
 
-    python -m benchmarks.suite --seconds 600 --out out/bench                   (also on a CPU, at smaller sizes)
-    python -m benchmarks.suite --seconds 120 --out out/bench --quick           (toy sizes: shows that everything runs)
-    python -m benchmarks.suite --seconds 300 --out out/bench --stages training_run --shards out/busi
+    python -m benchmarks.suite --seconds 600 --out out/suite                   (also on a CPU, at smaller sizes)
+    python -m benchmarks.suite --seconds 120 --out out/suite --quick           (toy sizes: shows that everything runs)
+    python -m benchmarks.suite --seconds 300 --out out/suite --stages training_run --shards out/busi
 
 Each stage is a process of its own with its share of the time. A stage that fails or exceeds its share is reported and
 the next one starts. OUT holds, at any moment, everything measured so far: STAGE.json and STAGE.log of each stage,
@@ -78,7 +78,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, required="--list" not in sys.argv, help="time for all stages")
-    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder for results (default: out/bench)")
+    parser.add_argument("--out", type=Path, default=Path("out/suite"), help="folder for results (default: out/suite)")
     default = [stage.name for stage in STAGES.values() if not stage.on_request]
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=default, metavar="STAGE", help="see --list")
     parser.add_argument("--list", action="store_true", help="list the stages and exit")

@@ -24,7 +24,7 @@ from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.errors import EXIT_STOPPED, UserError, run_program
 from mgcc_dist.common.files import read_json, write_json
 from mgcc_dist.data.convert import write_shards
-from mgcc_dist.data.readers.registry import Phantoms
+from mgcc_dist.data.readers.phantoms import Phantoms
 from mgcc_dist.data.splits import Split, locate_split, make_split, read_split, write_split
 
 KEPT = ("result.json", "metrics.jsonl", "config.yaml", "environment.json", "best/gallery.png", "last/gallery.png")
