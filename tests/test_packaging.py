@@ -97,15 +97,19 @@ def test_every_import_is_a_declared_dependency(requirements):
     always = {canonicalize_name(each.name) for each in requirements if not each.marker}
     by_extra = {
         part: {canonicalize_name(r.name) for r in requirements if r.marker and r.marker.evaluate({"extra": part})}
-        for part in ("kernels", "slurm", "deepspeed")
+        for part in ("kernels", "slurm", "deepspeed", "readers")
     }
-    only_under_zero = Path("mgcc_dist/train/weights.py")  # it imports DeepSpeed where DeepSpeed runs already
+    extra_of_file = {
+        "mgcc_dist/train/weights.py": "deepspeed",  # imported only where DeepSpeed already runs
+        "mgcc_dist/data/readers/ddti.py": "readers",
+        "mgcc_dist/data/readers/lists.py": "readers",
+    }
     distributions = packages_distributions()
     undeclared = []
     for file in files_of_the_tree("mgcc_dist", "kernels", "slurm"):
         if file.suffix != ".py":
             continue
-        extra = "deepspeed" if file == only_under_zero else file.parts[0]
+        extra = extra_of_file.get(file.as_posix(), file.parts[0])
         allowed = always | by_extra.get(extra, set())
         for module in imported(ROOT / file) - sys.stdlib_module_names - {"mgcc_dist"}:
             if not {canonicalize_name(name) for name in distributions.get(module, [module])} & allowed:
