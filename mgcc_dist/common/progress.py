@@ -1,4 +1,4 @@
-"""The progress of long work, shown by the main process: a bar on a terminal, else a log line now and then."""
+"""Progress of long work, shown by the main process: a bar on a terminal, otherwise a log line now and then."""
 
 import logging
 import sys
@@ -15,26 +15,25 @@ Item = TypeVar("Item")
 logger = logging.getLogger(__name__)
 
 LINE_EVERY_PERCENT = 5
-LINE_AT_LEAST_SECONDS = 10
-"""between two lines, so that short work does not fill a log"""
-LINE_AT_MOST_SECONDS = 180
+MIN_SECONDS_BETWEEN_LINES = 10  # short work must not fill a log
+MAX_SECONDS_BETWEEN_LINES = 180
 
-# The ETA stands before what is cut off in a narrow terminal.
+# The remaining time comes before the parts that a narrow terminal cuts off.
 BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 
 
 class ProgressBar:
-    """Progress of `total` units of work, with the time that is left.
+    """Progress bar with the remaining time.
 
     On a terminal it is a tqdm bar on stderr, as wide as the terminal. Elsewhere (a Slurm log, a pipe) it logs a plain
-    line every 5 %, at most one in 10 seconds and at least one in 3 minutes, and one at the end. Other ranks than 0 show
-    nothing, nor does a log level above INFO.
+    line every 5 %, but no more than one in 10 seconds, no less than one in 3 minutes, and one at the end. Nothing is
+    shown on ranks other than 0 or with a log level above INFO.
 
     Args:
         total: units of work.
-        description: what is done, such as `sampling`; begins each line.
+        description: the work, such as `sampling`; each line starts with it.
         unit: what is counted, in the plural, such as `images`.
-        initial: units that an earlier start of the program has done.
+        initial: units done by an earlier start of the program.
     """
 
     def __init__(self, total: int, description: str, unit: str, initial: int = 0) -> None:
@@ -72,7 +71,7 @@ class ProgressBar:
             since = time.monotonic() - self._last_line
             stepped = 100 * (self.done - self._last_logged) >= LINE_EVERY_PERCENT * self.total
             if self.done < self.total and (
-                since >= LINE_AT_MOST_SECONDS or (stepped and since >= LINE_AT_LEAST_SECONDS)
+                since >= MAX_SECONDS_BETWEEN_LINES or (stepped and since >= MIN_SECONDS_BETWEEN_LINES)
             ):
                 self._log()
 
