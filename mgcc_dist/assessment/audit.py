@@ -104,8 +104,12 @@ def audit(
         _save_pairs(pairs, pixels.threshold, folder / "closest.png")
         if extractor:
             pairs = [
-                (read_square(shards, i), symmetry(read_square(real, train[j]), which), rows[i] | rows[i]["features"])
-                for i, j, which in features.closest()
+                (
+                    read_square(shards, i),
+                    symmetry(read_square(real, train[j]), symmetry_index),
+                    rows[i] | rows[i]["features"],
+                )
+                for i, j, symmetry_index in features.closest()
             ]
             _save_pairs(pairs, features.threshold, folder / "closest_features.png")
         write_json(folder / "audit.json", report)
@@ -212,9 +216,9 @@ def _nearest_in_pixels(
     return [(value, j, alignment) for _, value, j, alignment in sorted(gather_object(rows))]
 
 
-def _read_square(source: SampleDataset, i: int, size: int) -> np.ndarray:
+def _read_square(dataset: SampleDataset, i: int, size: int) -> np.ndarray:
     """Return the image [S,S] as the model sees it."""
-    return resize_image(source[i].image, size, size)
+    return resize_image(dataset[i].image, size, size)
 
 
 def _summarize(values: list[float]) -> dict[str, float]:

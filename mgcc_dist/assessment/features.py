@@ -38,16 +38,16 @@ class FeatureExtractor:
     info: dict[str, Any]
 
     @torch.no_grad()
-    def extract(self, source: SampleDataset, accelerator: Accelerator) -> np.ndarray:
-        """Return the features float64 [N,D] of all images of `source`, in its order, on every rank. Collective.
+    def extract(self, dataset: SampleDataset, accelerator: Accelerator) -> np.ndarray:
+        """Return the features float64 [N,D] of all images of `dataset`, in its order, on every rank. Collective.
 
         Raises:
             UserError: the network does not return one finite vector per image.
         """
         rank, world = accelerator.process_index, accelerator.num_processes
-        loader = EvalLoader(source, BATCH_SIZE, self.image_size, rank=rank, world=world, workers=0)
+        loader = EvalLoader(dataset, BATCH_SIZE, self.image_size, rank=rank, world=world, workers=0)
         network, rows = self.network.to(accelerator.device), []
-        with ProgressBar(len(range(rank, len(source), world)), "extracting features", "images") as bar:
+        with ProgressBar(len(range(rank, len(dataset), world)), "extracting features", "images") as bar:
             for batch in bar.count(loader.batches(), lambda batch: len(batch.keys)):
                 features = self._validated(network(batch.to(accelerator.device).images), len(batch.keys))
                 rows += list(zip(batch.offsets.tolist(), features.double().cpu().numpy(), strict=True))

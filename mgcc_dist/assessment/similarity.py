@@ -42,7 +42,9 @@ def pixel_similarity(images: Sequence[np.ndarray], thumbnails: Tensor) -> tuple[
     `apply_alignment`.
     """
     rotated = [thumbnail(_rotate(image, angle)) for image in images for angle in ANGLES]
-    variants = np.stack([symmetry(structure, which) for structure in rotated for which in range(SYMMETRIES)])
+    variants = np.stack(
+        [symmetry(structure, symmetry_index) for structure in rotated for symmetry_index in range(SYMMETRIES)]
+    )
     inner = SIDE - 2 * SHIFT
     queries = _standardize(torch.from_numpy(variants[:, SHIFT:-SHIFT, SHIFT:-SHIFT].copy()).to(thumbnails.device))
     best = torch.full((len(variants), len(thumbnails)), -1.0, device=thumbnails.device)
@@ -59,7 +61,12 @@ class FeatureSimilarity:
     def __init__(self, extractor: FeatureExtractor, training: SampleDataset, accelerator: Accelerator) -> None:
         self._extractor = extractor
         self._accelerator = accelerator
-        views = np.stack([extractor.extract(_Transformed(training, which), accelerator) for which in range(SYMMETRIES)])
+        views = np.stack(
+            [
+                extractor.extract(_Transformed(training, symmetry_index), accelerator)
+                for symmetry_index in range(SYMMETRIES)
+            ]
+        )
         self._mean = views[0].mean(axis=0)
         _, deviations, components = np.linalg.svd(views[0] - self._mean, full_matrices=False)
         kept = min(PCA_COMPONENTS, len(training) // 4, int((deviations > 1e-6 * deviations[0]).sum()))
@@ -82,32 +89,32 @@ class FeatureSimilarity:
 
 
 class _Transformed:
-    """The images of `source`, without masks, under one of the eight symmetries of the square."""
+    """The images of `dataset`, without masks, under one of the eight symmetries of the square."""
 
-    def __init__(self, source: SampleDataset, which: int) -> None:
-        self._source = source
-        self._which = which
+    def __init__(self, dataset: SampleDataset, symmetry_index: int) -> None:
+        self._dataset = dataset
+        self._symmetry_index = symmetry_index
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        sample = self._source[index]
-        return Sample(sample.key, np.ascontiguousarray(symmetry(sample.image, self._which)), None, sample.meta)
+        sample = self._dataset[index]
+        return Sample(sample.key, np.ascontiguousarray(symmetry(sample.image, self._symmetry_index)), None, sample.meta)
 
 
 def apply_alignment(image: np.ndarray, alignment: int) -> np.ndarray:
     """Return the square image [S,S] in the orientation in which it is most similar to the other one."""
-    angle, which = divmod(alignment, SYMMETRIES)
-    return symmetry(_rotate(image, ANGLES[angle]), which)
+    angle, symmetry_index = divmod(alignment, SYMMETRIES)
+    return symmetry(_rotate(image, ANGLES[angle]), symmetry_index)
 
 
 def describe_alignment(alignment: int) -> str:
     """Return the alignment in words: `rotated by 5°, then by 90°, mirrored`."""
-    angle, which = divmod(alignment, SYMMETRIES)
-    rotations = [f"{degrees}°" for degrees in (ANGLES[angle], which % 4 * 90) if degrees]
+    angle, symmetry_index = divmod(alignment, SYMMETRIES)
+    rotations = [f"{degrees}°" for degrees in (ANGLES[angle], symmetry_index % 4 * 90) if degrees]
     words = [f"rotated by {', then by '.join(rotations)}"] if rotations else []
-    return ", ".join(words + ["mirrored"] * (which >= 4)) or "unchanged"
+    return ", ".join(words + ["mirrored"] * (symmetry_index >= 4)) or "unchanged"
 
 
 def _rotate(image: np.ndarray, degrees: float) -> np.ndarray:

@@ -49,9 +49,9 @@ class ImageData:
         """Return a loader that yields every validation image once, divided over the ranks."""
         return self._eval_loader(self.val, batch, accelerator)
 
-    def _eval_loader(self, source: SampleDataset, batch: int, accelerator: Accelerator) -> EvalLoader:
+    def _eval_loader(self, dataset: SampleDataset, batch: int, accelerator: Accelerator) -> EvalLoader:
         return EvalLoader(
-            source,
+            dataset,
             batch=batch,
             image_size=self.size,
             rank=accelerator.process_index,

@@ -166,12 +166,12 @@ def encode(
         UserError: `folder` holds latents of a different autoencoder or of different images.
     """
     parts = {"training": (images.train, images.mirror), "held_out": (images.val, False)}
-    for name, (source, mirror) in parts.items():
-        request = _request(vae_sha256, images, source, mirror)
+    for name, (dataset, mirror) in parts.items():
+        request = _request(vae_sha256, images, dataset, mirror)
         if is_complete(folder / name, request, "latents"):
             logger.info("latents: %s already exists", folder / name / "index.json")
         else:
-            _encode(vae.to(accelerator.device), images, source, batch, folder / name, request, accelerator)
+            _encode(vae.to(accelerator.device), images, dataset, batch, folder / name, request, accelerator)
     train, val = (LatentFolder.open(folder / name, verify=accelerator.is_local_main_process) for name in parts)
     return LatentData(train, val, images.workers)
 
@@ -179,7 +179,7 @@ def encode(
 def _encode(
     vae: AutoencoderKL,
     images: ImageData,
-    source: SampleDataset,
+    dataset: SampleDataset,
     batch: int,
     folder: Path,
     request: dict[str, Any],
@@ -188,39 +188,38 @@ def _encode(
     """Write one of the two folders."""
     shape = (vae.config.latent_channels, *[images.size // 2 ** (len(vae.config.block_out_channels) - 1)] * 2)
     shards = [
-        (f"latents-{start:06d}.tar", range(start, min(start + PER_SHARD, len(source))))
-        for start in range(0, len(source), PER_SHARD)
+        (f"latents-{start:06d}.tar", range(start, min(start + PER_SHARD, len(dataset))))
+        for start in range(0, len(dataset), PER_SHARD)
     ]
     write_shards_distributed(
         folder,
         request,
         shards,
-        partial(_encode_records, vae, source, images.size, request["mirror"], batch),
-        lambda path, records: write_records(path, records),
+        partial(_encode_records, vae, dataset, images.size, request["mirror"], batch),
+        write_records,
         lambda entries: write_index(
             folder, images.shards.dataset, entries, LatentFolder.FORMAT, shape=shape, request=request
         ),
-        f"encoding {folder.name.replace('_', ' ')} images",
+        f"encoding {'training' if dataset is images.train else 'validation'} images",
         accelerator,
     )
 
 
 @torch.no_grad()
 def _encode_records(
-    vae: AutoencoderKL, source: SampleDataset, size: int, mirror: bool, batch: int, items: range, bar: ProgressBar
+    vae: AutoencoderKL, dataset: SampleDataset, size: int, mirror: bool, batch: int, items: range, bar: ProgressBar
 ) -> list[dict[str, Any]]:
     """Return the records of the images with indices `items`."""
     records = []
     for start in range(0, len(items), batch):
-        samples = [source[i] for i in items[start : start + batch]]
+        samples = [dataset[i] for i in items[start : start + batch]]
         squares = np.stack([resize_image(sample.image, size, size) for sample in samples])
         views = [_posterior(vae, squares)]
         if mirror:
             views.append(_posterior(vae, np.stack([symmetry(square, MIRROR) for square in squares])))
         moments = torch.stack(views, dim=1)  # [B,V,2C,h,w]
-        for sample, (mean, logvar) in zip(
-            samples, (views_of_image.chunk(2, dim=1) for views_of_image in moments), strict=True
-        ):
+        for sample, image_moments in zip(samples, moments, strict=True):
+            mean, logvar = image_moments.chunk(2, dim=1)
             content = save({"mean": mean.contiguous(), "logvar": logvar.contiguous()})
             meta = {
                 "class": sample.meta["class"],
@@ -240,10 +239,10 @@ def _posterior(vae: AutoencoderKL, squares: np.ndarray) -> Tensor:
     return torch.cat([posterior.mean, posterior.logvar], dim=1).half().cpu()
 
 
-def _request(vae_sha256: str, images: ImageData, source: Subset[Sample], mirror: bool) -> dict[str, Any]:
+def _request(vae_sha256: str, images: ImageData, dataset: Subset[Sample], mirror: bool) -> dict[str, Any]:
     """Return everything that the latents depend on."""
     shards = [shard["sha256"] for shard in images.shards.index["shards"]]
-    selection = json.dumps([shards, list(source.indices)])
+    selection = json.dumps([shards, list(dataset.indices)])
     return {
         "autoencoder": vae_sha256,
         "images": hashlib.sha256(selection.encode()).hexdigest(),

@@ -52,10 +52,10 @@ def sample(config: SamplingConfig, pipeline: Path, folder: Path, accelerator: Ac
             labels = [class_of_index(i, counts) for i in padded] if counts else None
             images = sampler.generate(initial_noise(config.seed, padded, model.latent_shape), labels)
             classes = [names[label] for label in labels] if labels else ["synthetic"] * len(padded)
-            for index, image, category in zip(indices, images, classes, strict=False):
+            for index, image, class_name in zip(indices, images, classes, strict=False):
                 meta = {
                     "dataset": "synthetic",
-                    "class": category,
+                    "class": class_name,
                     "original_size": [image.shape[1], image.shape[0]],
                     "checkpoint": request["checkpoint"],
                     "seed": config.seed,

@@ -34,7 +34,7 @@ def launch(toy: Path, out: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def finished(toy) -> tuple[Path, str]:
-    """Output folder and stdout of a run on two ranks."""
+    """Output folder and stderr of a run on two ranks."""
     out = toy.parent / "two"
     done = launch(toy, out)
     assert done.returncode == 0, done.stderr
