@@ -106,7 +106,7 @@ def test_commands_of_the_selected_runs_are_printed_and_quoted_for_a_shell(tmp_pa
     lines = capsys.readouterr().out.splitlines()
     expected = [run for run in read_sweep(path).runs if run.row == "U-Net" and run.seed > 1]
     assert [shlex.split(line)[1:] for line in lines] == [run.command() for run in expected]
-    with pytest.raises(UserError, match=r"--rows: 'UNet' is not in .*\. Choose from: U-Net, MGCC"):
+    with pytest.raises(UserError, match=r"--rows: 'UNet' is not in .*\. Did you mean U-Net\?"):
         main([str(path), "--rows", "UNet"])
 
 

@@ -3,6 +3,7 @@
 import copy
 import re
 from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 from mgcc_dist.common.config import parse
 from mgcc_dist.common.distributed import seed_step
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.methods.config import MethodConfig
+from mgcc_dist.common.value_types import choices
+from mgcc_dist.methods.config import MethodConfig, MethodName
 from mgcc_dist.methods.cutmix_teacher import random_boxes
 from mgcc_dist.methods.registry import METHODS, build
 from mgcc_dist.methods.teacher import update_teacher
+from mgcc_dist.models import registry
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.train.schedules import Progress
 
@@ -237,3 +240,8 @@ def test_invalid_value_on_the_command_line_is_a_one_line_error_naming_the_key(wo
     with pytest.raises(UserError, match=re.escape(key)) as caught:
         parse(NetworkConfig, words)
     assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_knows_every_method_and_network():
+    assert set(get_args(MethodName)) == set(METHODS)
+    assert set(choices(get_type_hints(NetworkConfig)["name"])) == set(registry.NETWORKS)
