@@ -50,10 +50,12 @@ def run(config: LdmConfig) -> None:
     from mgcc_dist.assessment import quality
     from mgcc_dist.assessment import stages as assessment
     from mgcc_dist.common.distributed import create_accelerator, describe
+    from mgcc_dist.common.lock import lock_folder
     from mgcc_dist.diffusion import stages as diffusion
 
     out = Path(config.out)
     accelerator = create_accelerator(config.autoencoder.loop.precision)
+    lock_folder(out, accelerator)
     logger.info("ldm: %s", describe(accelerator))
     if accelerator.is_main_process:
         save(config, out / "config.yaml")

@@ -13,6 +13,7 @@ from mgcc_dist.common.config import as_plain, flatten, save
 from mgcc_dist.common.environment import describe_environment, source
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_json, write_bytes, write_json
+from mgcc_dist.common.lock import lock_folder
 
 # Keys that do not affect the result of a run.
 IGNORED_KEYS = ("out", "data.workers", "kernels")
@@ -23,13 +24,15 @@ DIFF_LIMIT = 2**20
 
 
 def open_run_folder(folder: Path, config: Any, accelerator: Accelerator) -> None:
-    """Create or reopen the run folder of `config` and save the config there. Collective.
+    """Create or reopen the run folder of `config`, lock it, and save the config there. Collective.
 
     A folder without checkpoints may be reused by any config: its run failed at the start, perhaps on wrong settings.
 
     Raises:
-        UserError: the folder holds a run with another config; the message names a key that differs.
+        UserError: another process uses the folder, or it holds a run with another config; the message names a key that
+            differs.
     """
+    lock_folder(folder, accelerator)
     path = folder / "config.yaml"
     resumes = path.is_file() and (is_finished(folder) or any(folder.glob("checkpoints/step-*")))
     if resumes:
