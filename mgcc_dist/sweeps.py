@@ -2,7 +2,7 @@
 
     mgcc sweep configs/sweeps/table_1.yaml --datasets BUSI | sh
 
-runs them one after another. To run two at a time:
+runs them one after another. To run two at a time, if the sweep has no `prepare` steps:
 
     mgcc sweep configs/sweeps/table_1.yaml | xargs -P 2 -d '\\n' -I{} sh -c '{}'
 

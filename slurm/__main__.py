@@ -11,6 +11,7 @@
 Finished, running and pending runs are not submitted again. docs/how-to/cluster.md has the details.
 """
 
+import logging
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from mgcc_dist.common.value_types import FileOrName, FilePath, Name, PositiveFlo
 from mgcc_dist.slurm import cluster, job_graph, resources, status, submit
 from mgcc_dist.slurm.job_graph import REPORT, Task
 from mgcc_dist.slurm.status import Registry
+
+logger = logging.getLogger("mgcc_dist.slurm")
 
 EXIT_FAILED = 1
 """exit code if a task of the sweep has failed"""
@@ -81,12 +84,14 @@ def _start(config: SubmitConfig, retry_failed: bool, sweep: Sweep) -> None:
     registry.cluster_file = config.cluster_file or registry.cluster_file
     tasks = _tasks(sweep, config.sweep, registry)
     for line in submit.describe_outdated_folders(sweep):
-        print(f"slurm: {line}")
+        logger.warning("slurm: %s", line)
     statuses = status.query(tasks, registry)
     selected = submit.select_tasks(statuses, retry_failed)
     failed = sum(each.state == "failed" for each in statuses)
     if failed and not retry_failed:
-        print(f"slurm: {failed} failed earlier. Run `mgcc slurm resume {config.sweep}` to start them again.")
+        logger.warning(
+            "slurm: %d failed earlier. Run `mgcc slurm resume %s` to start them again.", failed, config.sweep
+        )
     if not selected:
         print(f"slurm: nothing to submit; {status.summarize(statuses)}")
         return
@@ -110,7 +115,7 @@ def _start(config: SubmitConfig, retry_failed: bool, sweep: Sweep) -> None:
             else:
                 failures = submit.run_in_process(selected, registry)
         except KeyboardInterrupt:
-            print(f"slurm: stopped. Run `mgcc slurm resume {config.sweep}` to resume from the checkpoints.")
+            logger.warning("slurm: stopped. Run `mgcc slurm resume %s` to resume from the checkpoints.", config.sweep)
             sys.exit(EXIT_STOPPED)
         print(f"slurm: {count - len(failures)} of {count} tasks are done; logs are in {registry.logs}")
         if failures:

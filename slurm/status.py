@@ -1,7 +1,6 @@
 """State of each task of a sweep, from its output, Slurm's queue, its metrics and its log. Does not import torch."""
 
 import json
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -19,8 +18,6 @@ from mgcc_dist.slurm.job_graph import Task
 STATES = ("done", "running", "pending", "failed", "missing")
 WAITING_STATES = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING")
 """Slurm's states of jobs that have not started"""
-PROGRESS_BAR = re.compile(r"^.*?\d+%\|.*?\|.*?\[.*?\]")
-"""may be followed by an error on the same line"""
 TAIL_BYTES = 4096
 """read from the end of a log or metrics file"""
 COLUMNS = ("run", "state", "step", "epoch", "remaining", "node", "job", "reason")
@@ -146,7 +143,7 @@ def final_log_lines(logs: Iterable[Path], count: int = 3) -> list[str]:
     for path in logs:
         if path.suffix != ".err":
             continue
-        lines = [text for line in read_tail(path).splitlines() if (text := PROGRESS_BAR.sub("", line).strip())]
+        lines = [text for line in read_tail(path).splitlines() if (text := line.strip())]
         from_program = [line for line in lines if not line.startswith(("srun:", "slurmstepd"))]
         if from_program:
             return from_program[-count:]

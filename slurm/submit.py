@@ -111,14 +111,14 @@ def run_locally(tasks: list[Task], registry: Registry, parallel: int) -> list[Ta
                     for subtask in (subtask for subtask in task.subtasks if not subtask.is_done):
                         failed.append(subtask)
                         lines = final_log_lines(select_logs(find_logs(registry).get(job.job_id, ()), subtask))
-                        logger.error("%s", "\n    ".join([f"{subtask.name} failed", *lines]))
+                        logger.error("slurm: %s", "\n    ".join([f"{subtask.name} failed", *lines]))
             failed_names = {task.name for task in failed}
             for task in [task for task in waiting if failed_names & set(task.depends_on) and not task.after_any]:
                 waiting.remove(task)
                 failed += task.subtasks
                 failed_names |= {subtask.name for subtask in task.subtasks}
                 bar.update()
-                logger.error("%s skipped: a task that it depends on failed", task.name)
+                logger.error("slurm: %s skipped: a task that it depends on failed", task.name)
             unfinished_tasks = [*waiting, *(task for task, _ in running.values())]
             unfinished = {subtask.name for task in unfinished_tasks for subtask in task.subtasks}
             free = parallel - len(running)
@@ -146,7 +146,7 @@ def run_in_process(tasks: list[Task], registry: Registry) -> list[Task]:
     """Run `tasks` one after another in this process, for a debugger; the first error is raised."""
     executor = submitit.DebugExecutor(registry.logs)
     for task in tasks:
-        print(f"slurm: {task.name}", flush=True)
+        logger.info("slurm: %s", task.name)
         (task.folder / ATTEMPTS_FILE).unlink(missing_ok=True)
         executor.submit(make_program(task, registry.logs)).result()
     return []
