@@ -13,14 +13,12 @@ from typing import Any
 import yaml
 
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.sweep_file import RESULT_NEUTRAL_KEYS
 from mgcc_dist.train.metrics_logger import read_rows
 from mgcc_dist.train.run_folder import is_finished, read_result
 
-# Keys in which the runs of one group may differ: split, seed, and keys that do not affect the result.
-UNGROUPED_KEYS = (
-    *("out", "data.split", "data.shards", "data.synthetic", "data.workers"),
-    *("loop.seed", "loop.log_every", "loop.checkpoint_every", "loop.keep_checkpoints"),
-)
+# Keys in which the runs of one group may differ.
+UNGROUPED_KEYS = RESULT_NEUTRAL_KEYS | {"data.split", "data.shards", "data.synthetic", "loop.seed"}
 REQUIRED_RESULT_KEYS = {"segment": ("method", "network", "split", "seed", "best", "last"), "ldm": ("stage",)}
 
 
