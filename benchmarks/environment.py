@@ -40,7 +40,7 @@ def main() -> None:
             rows[f"import {name}"] = {"seconds": round(time.perf_counter() - started, 3)}
     write_json(options.out, {**content, "rows": rows, "not_importable": failures})
     print(f"environment: {content['device']}, torch {content['versions']['torch']} -> {options.out}")
-    sys.exit(bool(failures))
+    sys.exit(1 if failures else 0)
 
 
 def first_product(device: torch.device) -> float:

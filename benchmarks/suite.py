@@ -72,7 +72,7 @@ def main() -> None:
         sys.exit(130)
     finally:
         print(f"suite: {context.out / 'summary.md'}\n{suite.table()}", flush=True)
-    sys.exit(any(suite.stages[stage.name]["status"] == "failed" for stage in selected))
+    sys.exit(1 if any(suite.stages[stage.name]["status"] == "failed" for stage in selected) else 0)
 
 
 def _options() -> argparse.Namespace:

@@ -71,7 +71,7 @@ def test_files_of_gpu_tests_are_found_and_those_of_kernels_come_first():
 
 def options_of(measured, seconds=1000.0, steps=None):
     words = run_options(SMALL, Path("shards"), SPLIT, measured, seconds, steps)
-    return parse(SegmentConfig, "segment", "", CONFIGS / "segment", "mgcc_demo", [*words, "--out", "run"])
+    return parse(SegmentConfig, [*words, "--out", "run"], CONFIGS / "segment", "mgcc_demo")
 
 
 def test_the_training_run_takes_the_setting_with_which_most_steps_fit():
