@@ -90,7 +90,7 @@ def test_the_training_run_takes_the_setting_with_which_most_steps_fit():
 
 def test_the_training_run_fits_into_the_time_and_has_at_most_300_epochs():
     slow, fast = options_of({MIXED: 1.0}), options_of({MIXED: 1000.0})
-    assert 900 < slow.loop.steps < 1000
+    assert 700 < slow.loop.steps < 1000  # validations take some of the 1000 seconds
     assert fast.loop.steps == 263 * 300 / 4
     assert fast.loop.validate_every == 15
     assert options_of({MIXED: 1.0}, seconds=1).loop.steps == 1

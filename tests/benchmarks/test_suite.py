@@ -119,7 +119,7 @@ def test_stages_that_fail_hang_or_need_what_is_missing_do_not_stop_the_others(ma
         "too_long": "skipped",
         "works": "ran",
     }
-    assert stages["fails"]["reason"] == "exit status 1: no such option"
+    assert stages["fails"]["reason"] == "exit status 1: SystemExit: no such option"
     assert "its share of the time" in stages["hangs"]["reason"]
     assert stages["ignores_sigterm"]["seconds"] < 30
     assert stages["needs_gpu"]["reason"] == "needs a CUDA device"
