@@ -61,6 +61,7 @@ class Parsed(BaseException):
     """Ends a program once its options are parsed."""
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("cuda", [True, False])
 @pytest.mark.parametrize("quick", [True, False])
 @pytest.mark.parametrize("name", STAGES)
