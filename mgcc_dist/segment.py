@@ -25,26 +25,36 @@ def run(config: SegmentConfig) -> None:
     from accelerate.utils import set_seed
 
     from mgcc_dist.common.distributed import create_accelerator, describe
-    from mgcc_dist.data.records import ShardFolder
+    from mgcc_dist.data.records import INDEX, ShardFolder
     from mgcc_dist.data.splits import locate_split, read_split
     from mgcc_dist.segmentation.task import SegmentationTask
     from mgcc_dist.train.loop import fit
-    from mgcc_dist.train.run_folder import is_finished, open_run_folder, write_result
+    from mgcc_dist.train.run_folder import (
+        check_inputs,
+        hash_inputs,
+        is_finished,
+        open_run_folder,
+        read_result,
+        write_result,
+    )
 
     began = time.monotonic()
     accelerator = create_accelerator(config.loop.precision, config.loop.accumulation)
     folder = Path(config.out)
     open_run_folder(folder, config, accelerator)
     logger.info("segment: %s", describe(accelerator))
+    sources = [config.data.shards, config.data.synthetic, *config.data.similar, *config.data.external]
+    inputs = [locate_split(config.data.split), *(Path(source) / INDEX for source in sources if source)]
     if is_finished(folder):
+        check_inputs(folder, read_result(folder).get("inputs", {}), hash_inputs(inputs))
         logger.info("segment: %s already exists; nothing to do", folder / "result.json")
         return
 
     data = ShardFolder.open(Path(config.data.shards), verify=accelerator.is_local_main_process)
-    split = read_split(locate_split(config.data.split))
+    split = read_split(inputs[0])
     set_seed(config.loop.seed)
     task = SegmentationTask(config, data, split, accelerator)
-    state = fit(task, config.loop, folder, accelerator)
+    state = fit(task, config.loop, folder, accelerator, inputs)
 
     best = {"step": state.best["step"], "epoch": state.best["epoch"]} | task.score_saved(folder, "best", accelerator)
     epoch = round(task.loader.epoch_of(state.offsets), 4)
@@ -58,6 +68,7 @@ def run(config: SegmentConfig) -> None:
         "seed": config.loop.seed,
         "images": task.counts,
         "synthetic": task.synthetic,
+        "inputs": state.inputs,
         "parameters": task.parameters(),
         "best": best,
         "last": last,

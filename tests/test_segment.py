@@ -1,6 +1,8 @@
 """`mgcc segment`: the images of each setting, the files a run writes, the settings it refuses."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,8 @@ from mgcc_dist.inference.loading import load_predictor
 from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.segment import run
 from mgcc_dist.segmentation.task import SegmentationTask
+
+INPUTS = ("split.json", "data/index.json", "other/index.json")
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +136,35 @@ def test_run_writes_a_result_and_loadable_networks(data, tmp_path, caplog):
     assert "nothing to do" in caplog.text
     with pytest.raises(UserError, match=r"holds a run with loop\.seed = 0, not 1"):
         run(configured(data, *steps, "--loop.seed", "1"))
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("changed", INPUTS)
+def test_run_whose_split_or_data_changed_is_refused(data, tmp_path, phantom_shards, finished, changed):
+    """Without this, images of the validation set become training images when a run is resumed."""
+    shutil.copytree(phantom_shards.folder, tmp_path / "data")
+    (tmp_path / "other").mkdir()
+    write_index(tmp_path / "other", "other", [write_shard(tmp_path / "other" / "s.tar", [phantom_shards[0]])])
+    split = make_split(phantom_shards.records, seed=0, validation=8, labeled=8, grouped=False, name="s_1")
+    write_split(tmp_path / "split.json", split)
+    paths = ["--data.shards", tmp_path / "data", "--data.split", tmp_path / "split.json"]
+    paths += ["--data.external", json.dumps([str(tmp_path / "other")])]
+    out = tmp_path / "run"
+    config = configured(data, *paths, "--loop.epochs", "null", "--loop.steps", "1", "--out", out)
+    run(config)
+    inputs = json.loads((out / "result.json").read_text())["inputs"]
+    assert inputs == {str(tmp_path / name): sha256_of(tmp_path / name) for name in INPUTS}
+    if not finished:
+        (out / "result.json").unlink()  # resume from the checkpoint
+    run(config)
+
+    swapped = replace(split, labeled=split.validation, validation=split.labeled)
+    if changed == "split.json":
+        write_split(tmp_path / changed, swapped)
+    else:
+        index = json.loads((tmp_path / changed).read_text())
+        write_json(tmp_path / changed, index | {"note": "another version"})
+    if not finished:
+        (out / "result.json").unlink()
+    with pytest.raises(UserError, match=rf"{changed}: changed since the run in .*/run started \(sha256 .* then, "):
+        run(config)

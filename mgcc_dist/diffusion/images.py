@@ -1,5 +1,8 @@
 """Training and validation images of the generative stage. Labels are not used."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
@@ -15,11 +18,13 @@ from mgcc_dist.diffusion.config import DataConfig
 class ImageData:
     """The training and validation images of a split, and loaders for them."""
 
-    def __init__(self, config: DataConfig, shards: ShardFolder, split: Split) -> None:
+    def __init__(self, config: DataConfig, shards: ShardFolder, split: Split, files: Sequence[Path] = ()) -> None:
         self.size = config.image_size
         counts = {"training": len(split.labeled + split.unlabeled), "held_out": len(split.validation)}
         self.info = {"dataset": shards.dataset, "split": split.name, "images": counts}
         """description for result.json"""
+        self.files = files
+        """split file and index of the shards, whose content a run must not change"""
         self.mirror = config.mirror
         self.workers = config.workers
         self.shards = shards

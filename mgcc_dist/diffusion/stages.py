@@ -14,7 +14,7 @@ from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of
 from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.readers.phantoms import Phantoms
-from mgcc_dist.data.records import ShardFolder
+from mgcc_dist.data.records import INDEX, ShardFolder
 from mgcc_dist.data.splits import locate_split, make_split, read_split, write_split
 from mgcc_dist.diffusion import autoencoder, denoiser, latents, pipeline, sampling
 from mgcc_dist.diffusion.autoencoder import AutoencoderTask
@@ -24,7 +24,14 @@ from mgcc_dist.diffusion.images import ImageData
 from mgcc_dist.diffusion.latents import LatentData
 from mgcc_dist.train.loop import Task, TrainState, fit
 from mgcc_dist.train.metrics_logger import read_rows
-from mgcc_dist.train.run_folder import is_finished, open_run_folder, write_result
+from mgcc_dist.train.run_folder import (
+    check_inputs,
+    hash_inputs,
+    is_finished,
+    open_run_folder,
+    read_result,
+    write_result,
+)
 from mgcc_dist.train.weights import count_parameters
 
 logger = logging.getLogger(__name__)
@@ -71,7 +78,7 @@ def open_images(config: DataConfig, out: Path, accelerator: Accelerator) -> Imag
         split = make_split(shards.records, seed=0, validation=validation, labeled=labeled, grouped=True, name="split")
         write_split(path, split)
     accelerator.wait_for_everyone()
-    return ImageData(config, shards, read_split(path))
+    return ImageData(config, shards, read_split(path), [path, folder / INDEX])
 
 
 def train_autoencoder(config: AutoencoderConfig, data: DataConfig, images: ImageData, out: Path) -> None:
@@ -79,12 +86,12 @@ def train_autoencoder(config: AutoencoderConfig, data: DataConfig, images: Image
     folder, loop = out / "autoencoder", config.loop
     accelerator = create_accelerator(loop.precision, loop.accumulation)
     open_run_folder(folder, AutoencoderRun(data, config), accelerator)
-    if is_finished(folder):
+    if _is_finished(folder, images):
         logger.info("autoencoder: %s already exists", folder / "result.json")
         return
     set_seed(loop.seed)
     task = AutoencoderTask(config, images, accelerator)
-    state = fit(task, loop, folder, accelerator)
+    state = fit(task, loop, folder, accelerator, images.files)
 
     vae = autoencoder.load(config, images.size, folder / "last").to(accelerator.device)
     loader = images.train_eval_loader(config.batch, accelerator)
@@ -109,12 +116,12 @@ def train_denoiser(config: DenoiserConfig, data: DataConfig, images: ImageData, 
     folder, loop = out / "denoiser", config.loop
     accelerator = create_accelerator(loop.precision, loop.accumulation)
     open_run_folder(folder, DenoiserRun(data, config, encoded.autoencoder), accelerator)
-    if is_finished(folder):
+    if _is_finished(folder, images):
         logger.info("denoiser: %s already exists", folder / "result.json")
         return
     set_seed(loop.seed)
     task = DenoiserTask(config, encoded, accelerator)
-    state = fit(task, loop, folder, accelerator)
+    state = fit(task, loop, folder, accelerator, images.files)
     _write_result(task, {}, state, images, loop.seed, folder, accelerator)
 
 
@@ -145,6 +152,18 @@ def generate_samples(config: SamplingConfig, out: Path, accelerator: Accelerator
     logger.info("samples: %d synthetic images -> %s", config.count, folder)
 
 
+def _is_finished(folder: Path, images: ImageData) -> bool:
+    """Return whether the stage is finished.
+
+    Raises:
+        UserError: it was trained on another split, or on other images.
+    """
+    if not is_finished(folder):
+        return False
+    check_inputs(folder, read_result(folder).get("inputs", {}), hash_inputs(images.files))
+    return True
+
+
 def _write_result(
     task: Task,
     extra: dict[str, Any],
@@ -160,6 +179,7 @@ def _write_result(
         "program": "ldm",
         "stage": task.name,
         **images.info,
+        "inputs": state.inputs,
         "seed": seed,
         "parameters": count_parameters(task.module),
         **extra,

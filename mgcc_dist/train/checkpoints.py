@@ -50,6 +50,8 @@ class TrainState:
     """batches per optimizer step, over all micro-steps and ranks; 0 before the first start"""
     seconds: float = 0.0
     """wall time of training so far, over all starts of the run"""
+    inputs: dict[str, str] = field(default_factory=dict)
+    """sha256 by path of the split file and shard indexes that the run uses"""
 
 
 def save(

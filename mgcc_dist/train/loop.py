@@ -14,7 +14,7 @@ ranks accumulate more. Batches and random draws are then the same, so the losses
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +32,7 @@ from mgcc_dist.train.checkpoints import TrainState
 from mgcc_dist.train.config import LoopConfig
 from mgcc_dist.train.ema import Ema
 from mgcc_dist.train.metrics_logger import MetricsLogger
+from mgcc_dist.train.run_folder import check_inputs, hash_inputs
 from mgcc_dist.train.schedules import Progress, learning_rate_factor
 from mgcc_dist.train.weights import Weights, meta_copy, zero_stage
 
@@ -73,13 +74,19 @@ def total_steps(config: LoopConfig, loader: TrainLoader) -> int:
     return math.ceil(loader.steps_for(config.epochs) / config.accumulation)
 
 
-def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) -> TrainState:
+def fit(
+    task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator, inputs: Iterable[Path] = ()
+) -> TrainState:
     """Train `task` in the run folder `folder`, resuming from its newest checkpoint. Collective.
+
+    `inputs` are the files that say what data the task uses (split file, shard indexes). Their sha256 is saved in the
+    checkpoints.
 
     Writes `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `best/model.safetensors` and `last/model.safetensors`.
 
     Raises:
-        UserError: the loss is not finite, or a record or checkpoint can't be read.
+        UserError: the loss is not finite, a record or checkpoint can't be read, or one of `inputs` changed since the
+            run started.
         SystemExit: with EXIT_STOPPED after a signal, once a checkpoint is saved.
     """
     # --- numerics and launcher settings
@@ -98,6 +105,10 @@ def fit(task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) 
     weights = Weights(task.module, optimizer, template, accelerator)
     ema = Ema(weights.shards, config.ema_decay) if config.ema_decay else None
     state = checkpoints.restore(folder, weights, ema, accelerator)
+    with raise_on_all_ranks():
+        hashes = hash_inputs(inputs)
+        check_inputs(folder, state.inputs, hashes)
+        state.inputs = hashes
     accumulation = _accumulation(task, config, state, folder, accelerator)
     sums = _LossSums(state, accelerator)
     trained = sum(parameter.numel() for parameter in template.parameters() if parameter.requires_grad)

@@ -2,6 +2,7 @@
 as finished."""
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from accelerate.utils import gather_object
 from mgcc_dist.common.config import as_plain, flatten, save
 from mgcc_dist.common.environment import describe_environment, source
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import read_json, write_bytes, write_json
+from mgcc_dist.common.files import read_json, sha256_of, write_bytes, write_json
 from mgcc_dist.common.lock import lock_folder
 
 # Keys that do not affect the result of a run.
@@ -50,6 +51,25 @@ def open_run_folder(folder: Path, config: Any, accelerator: Accelerator) -> None
     if accelerator.is_main_process:
         save(config, path)
     _record_environment(folder, accelerator, resumes)
+
+
+def hash_inputs(paths: Iterable[Path]) -> dict[str, str]:
+    """Return the sha256 of each file that says what data the run uses; files that no longer exist are left out."""
+    return {str(path): sha256_of(path) for path in paths if path.is_file()}
+
+
+def check_inputs(folder: Path, saved: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Check the hashes of a run's input files against those that were saved with it.
+
+    Raises:
+        UserError: a file in both has another content now.
+    """
+    for path, sha256 in now.items():
+        if saved.get(path, sha256) != sha256:
+            raise UserError(
+                f"{path}: changed since the run in {folder} started (sha256 {saved[path][:12]} then, {sha256[:12]} "
+                "now). Restore the file, or choose another --out."
+            )
 
 
 def is_finished(folder: Path) -> bool:
