@@ -42,15 +42,15 @@ class Context:
 
     @property
     def table(self) -> Path:
-        """The kernel table to write. A quick benchmark must not change the one that `auto` reads."""
-        return self.out / "measured.json" if self.quick else TABLE_PATH
+        """The kernel table to write: on a GPU the one that `auto` reads. Its CPU rows were measured on quiet machines."""
+        return TABLE_PATH if self.cuda and not self.quick else self.out / "measured.json"
 
 
 MakeCommand = Callable[[Context, float], Command]
 Needs = Callable[[Context], str | None]
 
 
-def always(context: Context) -> None:
+def no_requirement(context: Context) -> None:
     return None
 
 
@@ -68,7 +68,7 @@ class Stage:
     """seconds"""
     grace: float = 5
     """seconds between SIGTERM and SIGKILL, part of the stage's time"""
-    needs: Needs = always
+    needs: Needs = no_requirement
     """why the stage cannot run; None if it can"""
     background: bool = False
     """runs alongside the next stage"""
@@ -173,13 +173,13 @@ def predict(context: Context, seconds: float) -> Command:
 
 
 def kernel_stage(
-    operation: str, description: str, share: float, least: float, most: float, needs: Needs = always
+    operation: str, description: str, share: float, least: float, most: float, needs: Needs = no_requirement
 ) -> Stage:
     command = kernels(operation)
     return Stage(f"kernels_{operation}", description, command, share, least, most, needs=needs, writes_table=True)
 
 
-def extra(name: str, description: str, command: MakeCommand, needs: Needs = always) -> Stage:
+def extra(name: str, description: str, command: MakeCommand, needs: Needs = no_requirement) -> Stage:
     return Stage(name, description, command, share=60, least=30, most=200, needs=needs, on_request=True)
 
 

@@ -1,4 +1,4 @@
-"""Benchmarks within a time budget, the most valuable first: for a GPU machine that is yours for some minutes.
+"""Run benchmarks within a time budget, the most valuable first, for example on a GPU machine you have for ten minutes.
 
     python -m benchmarks.suite --seconds 600 --out out/suite                   (also on a CPU, at smaller sizes)
     python -m benchmarks.suite --seconds 120 --out out/suite --quick           (toy sizes: shows that everything runs)
@@ -9,8 +9,8 @@ the next one starts. OUT holds, at any moment, everything measured so far: STAGE
 measured.json (the kernel table), and summary.json and summary.md: whether each stage ran, failed or was skipped, how
 long it took, and its command. Stages of earlier calls with the same OUT stay in the summary.
 
-Unless --quick is given, the kernel stages write their rows to kernels/measured.json, which `auto` reads. Exits with
-status 1 if a stage failed.
+On a GPU, without --quick, the kernel stages also write their rows to kernels/measured.json, which `auto` reads. Exits
+with status 1 if a stage failed.
 """
 
 import argparse

@@ -76,7 +76,7 @@ def test_a_run_is_stopped_at_the_deadline_and_not_started_after_it(tmp_path, sav
     assert train(["false"], time.monotonic() + 60) == 1
 
 
-def test_nothing_survives_a_child_with_a_session_of_its_own(tmp_path):
+def test_a_child_with_its_own_session_leaves_no_processes_behind(tmp_path):
     pid = tmp_path / "pid"
     child = Child(["sh", "-c", f"sleep 60 & echo $! > {pid}; wait"], seconds=1, grace=1, log=tmp_path / "log")
     child.wait()

@@ -21,6 +21,7 @@ from benchmarks.compare import metrics
 from benchmarks.stages import STAGES, Context, Stage, modules
 from benchmarks.suite import START_SECONDS, Suite
 from mgcc_dist.common.files import read_json
+from mgcc_dist.kernels import TABLE_PATH
 
 REPOSITORY = Path(__file__).parents[2]
 IMAGES, SHARDS = Path("images"), Path("shards")
@@ -65,7 +66,7 @@ class Parsed(BaseException):
 @pytest.mark.parametrize("cuda", [True, False])
 @pytest.mark.parametrize("quick", [True, False])
 @pytest.mark.parametrize("name", STAGES)
-def test_every_stage_has_options_that_its_program_knows(name, quick, cuda, tmp_path, monkeypatch):
+def test_programs_accept_the_options_of_their_stage(name, quick, cuda, tmp_path, monkeypatch):
     context = Context(tmp_path, tmp_path, cuda, quick, shards=SHARDS, images=IMAGES, total_seconds=500)
     module, *words = STAGES[name].command(replace(context, modules=("json",)), 100)
     parse = argparse.ArgumentParser.parse_args
@@ -80,9 +81,12 @@ def test_every_stage_has_options_that_its_program_knows(name, quick, cuda, tmp_p
         runpy.run_module(module, run_name="__main__")
 
 
-def test_a_quick_suite_does_not_change_the_table_that_auto_reads(tmp_path):
-    context = Context(tmp_path, tmp_path, cuda=True, quick=True)
+@pytest.mark.parametrize(("cuda", "quick"), [(True, True), (False, True), (False, False)])
+def test_only_a_full_suite_on_a_gpu_changes_the_table_that_auto_reads(cuda, quick, tmp_path):
+    context = Context(tmp_path, tmp_path, cuda, quick)
     assert str(tmp_path / "measured.json") in STAGES["kernels_msag"].command(context, 100)
+    on_gpu = replace(context, cuda=True, quick=False)
+    assert str(TABLE_PATH) in STAGES["kernels_msag"].command(on_gpu, 100)
 
 
 def fake(name, code, **options):
@@ -184,7 +188,7 @@ def test_a_later_call_keeps_the_stages_of_an_earlier_one(make, tmp_path):
     assert "reason" not in stages["second"]
 
 
-def test_stages_are_told_to_end_before_they_are_stopped(tmp_path):
+def test_commands_get_less_time_than_their_stage(tmp_path):
     context = Context(tmp_path, tmp_path, cuda=False, quick=False)
     received = []
 
