@@ -42,7 +42,7 @@ class Context:
 
     @property
     def table(self) -> Path:
-        """The kernel table to write: on a GPU the one that `auto` reads. Its CPU rows were measured on quiet machines."""
+        """The kernel table to write: on a GPU the one that `auto` reads, whose CPU rows are of quiet machines."""
         return TABLE_PATH if self.cuda and not self.quick else self.out / "measured.json"
 
 
