@@ -52,7 +52,7 @@ def data_root():
     """The folder of real data sets: MGCC_DATA, or ../shared/data next to the repository."""
     root = Path(os.environ.get("MGCC_DATA", REPOSITORY.parent / "shared" / "data"))
     if not root.is_dir():
-        pytest.skip(f"needs real data and {root} is not there; set MGCC_DATA to the folder of the data sets")
+        pytest.skip(f"needs real data: {root} does not exist; set MGCC_DATA to the folder of the data sets")
     return root
 
 
@@ -61,7 +61,7 @@ def busi_root(data_root):
     """BUSI as published."""
     root = data_root / "Dataset_BUSI_with_GT"
     if not root.is_dir():
-        pytest.skip(f"needs BUSI and {root} is not there; set MGCC_DATA to the folder that holds it")
+        pytest.skip(f"needs BUSI: {root} does not exist; set MGCC_DATA to the folder that holds it")
     return root
 
 

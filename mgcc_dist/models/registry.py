@@ -1,4 +1,4 @@
-"""Segmentation networks by name. Another network is one file beside these, and a line in `NETWORKS`."""
+"""Segmentation networks by name. A new network is one file in this folder and one line in `NETWORKS`."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Union

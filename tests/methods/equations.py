@@ -86,7 +86,7 @@ class Reference:
         return [sigmoid(logits) for logits in (main, *auxiliary)]
 
     def mgcc_main(self, images):
-        """The main decoder of MGCC alone."""
+        """Only the main decoder of MGCC."""
         *skips, x = self.encoder(images)
         for layer in range(self.taps[-1]):
             x = self.mixer_layer(f"mixer.{layer}", x)
