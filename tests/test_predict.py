@@ -197,7 +197,7 @@ def test_batch_size_and_workers_do_not_change_the_result(run, images, network):
         Image.fromarray(noise(20 + i, 30)).save(images / f"{i}.png")
     contents = []
     for batch, workers in ((1, 0), (3, 2), (50, 1)):
-        out = predict(run, images, "--batch", str(batch), workers=workers)
+        out = predict(run, images, "--batch", str(batch), "--overwrite", workers=workers)
         contents.append({name: (out / name).read_bytes() for name in files_in(out)})
     assert contents[0] == contents[1] == contents[2]
 
@@ -260,7 +260,7 @@ def test_only_unreadable_images_is_an_error_even_with_skip_bad(run, images):
         predict(run, images, "--skip-bad")
 
 
-def test_rerun_of_the_same_prediction_replaces_it(run, images):
+def test_rerun_of_an_interrupted_prediction_completes_it(run, images):
     Image.fromarray(noise(20, 20)).save(images / "a.png")
     out = predict(run, images)
     first = {name: (out / name).read_bytes() for name in files_in(out)}
@@ -293,8 +293,75 @@ def test_predictions_of_other_weights_or_images_need_overwrite(run, images, tmp_
             predict(run, folder)
     assert {name: (out / name).read_bytes() for name in files_in(out)} == before
     predict(run, others, "--overwrite")
-    assert files_in(out) == ["masks/b.png", "overlays/b.png", "predict.json", "predictions.csv"]
+    assert files_in(out) == ["masks/b.png", "overlays/b.png", "predict.json", "predictions.csv", "written.jsonl"]
     assert json.loads((out / "predict.json").read_text())["images"] == str(others)
+
+
+def bytes_in(folder):
+    return {name: (folder / name).read_bytes() for name in files_in(folder)}
+
+
+def test_finished_prediction_is_left_as_it_is_with_its_corrections(run, images, capsys):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(noise(20, 20)).save(images / name)
+    out = predict(run, images)
+    (out / "masks" / "a.png").write_bytes(b"corrected by hand")
+    (out / "predictions.csv").write_text("file,reader\na.png,me\nb.png,me\n")
+    (out / "masks" / "notes.txt").write_text("mine")
+    before = bytes_in(out)
+    predict(run, images)
+    assert f"{out}/predictions.csv already exists; nothing to do" in capsys.readouterr().err
+    with pytest.raises(
+        UserError, match=r"--overwrite: 3 files .*: masks/a\.png, masks/notes\.txt, predictions\.csv\. M"
+    ):
+        predict(run, images, "--overwrite")
+    assert bytes_in(out) == before
+
+
+def test_corrected_mask_is_kept_and_named_while_a_prediction_is_completed(run, images, capsys):
+    for name in ("a.png", "b.png", "c.png"):
+        Image.fromarray(noise(20, 20)).save(images / name)
+    out = predict(run, images)
+    written = bytes_in(out)
+    (out / "masks" / "a.png").write_bytes(b"corrected by hand")
+    (out / "masks" / "b.png").unlink()
+    (images / "c.png").rename(images / "d.png")  # c's files are stale, d's do not exist
+    (out / "masks" / "c.png").write_bytes(b"corrected by hand, too")
+    predict(run, images)
+    log = capsys.readouterr().err
+    assert "kept 2 files that were changed, or not written by `mgcc predict`: masks/c.png, masks/a.png." in log
+    now = bytes_in(out)
+    assert now["masks/a.png"] == b"corrected by hand"
+    assert now["masks/c.png"] == b"corrected by hand, too"
+    assert now["masks/b.png"] == written["masks/b.png"]
+    assert now["masks/d.png"] == written["masks/c.png"]
+    assert "overlays/c.png" not in now
+    assert [row["file"] for row in read_csv(out / "predictions.csv")] == ["a.png", "b.png", "d.png"]
+
+
+def test_changed_table_is_not_replaced_when_images_are_added(run, images):
+    Image.fromarray(noise(20, 20)).save(images / "a.png")
+    out = predict(run, images)
+    (out / "predictions.csv").write_text("file,reader\na.png,me\n")
+    Image.fromarray(noise(20, 20)).save(images / "b.png")
+    before = bytes_in(out)
+    with pytest.raises(
+        UserError, match=r"predictions\.csv: was changed, or not written by this version.* Move it else"
+    ):
+        predict(run, images)
+    assert bytes_in(out) == before
+
+
+def test_output_without_a_list_of_hashes_is_never_overwritten(run, images):
+    """Of a version that wrote no list: any mask may have been corrected."""
+    Image.fromarray(noise(20, 20)).save(images / "a.png")
+    out = predict(run, images)
+    (out / "written.jsonl").unlink()
+    before = bytes_in(out)
+    predict(run, images)
+    with pytest.raises(UserError, match="--overwrite: 3 files in"):
+        predict(run, images, "--overwrite")
+    assert bytes_in(out) == before
 
 
 @pytest.mark.parametrize("options", [[], ["--overwrite"]])

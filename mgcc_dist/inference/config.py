@@ -28,4 +28,4 @@ class PredictConfig:
     skip_bad: bool = flag()
     """list unreadable images in skipped.csv and continue"""
     overwrite: bool = flag()
-    """replace predictions of other images or weights"""
+    """predict all images again, also with other images or weights; refuses if files were changed by hand"""

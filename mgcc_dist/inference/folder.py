@@ -3,7 +3,6 @@
 import csv
 import io
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -16,33 +15,38 @@ from PIL import Image
 from torch.nn import functional as F
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import read_json, replacing, write_bytes, write_json
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.images import SUFFIXES, BadFile, read_grey, resize_image
 from mgcc_dist.data.workers import load_in_order
 from mgcc_dist.inference.config import PredictConfig
+from mgcc_dist.inference.output_folder import MASKS, OVERLAYS, PREDICTIONS, SKIPPED, OutputFolder, list_names
 from mgcc_dist.inference.predictor import THRESHOLD, NetworkInput, Predictor, load
 
 logger = logging.getLogger("mgcc_dist.predict")
 
-MASKS, OVERLAYS, PREDICTIONS, SKIPPED, CONTENTS = "masks", "overlays", "predictions.csv", "skipped.csv", "predict.json"
 CONTOUR = (255, 90, 78)
+_CODEC = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names need not be UTF-8
 
 
 Loaded = tuple[Path, NetworkInput]  # a file below the folder of images, and its pixels
 
 
 def predict_folder(config: PredictConfig) -> None:
-    """Segment a folder of images.
+    """Segment a folder of images, unless that is done already. Files in `out` that somebody else changed are kept.
 
     Raises:
         UserError: `run` holds no trained network, `images` no image or an unreadable one, or `out` other files.
     """
     predictor = load(config.run, config.weights, precision=config.precision, kernels=config.kernels)
     names = output_names(list_images(config.images, config.out))
-    open_output_folder(config.out, _contents(config, predictor), config.overwrite)
-
     files = list(names)
+    out = OutputFolder(config.out, _contents(config, predictor))
+    out.open(config.overwrite)
+    if out.is_finished() and _listed(config.out) == {file.as_posix() for file in files}:
+        logger.info("predict: %s already exists; nothing to do", config.out / PREDICTIONS)
+        return
+    out.reopen((folder / name).as_posix() for name in names.values() for folder in (Path(MASKS), Path(OVERLAYS)))
+
     chunks = [files[start : start + config.batch] for start in range(0, len(files), config.batch)]
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
@@ -52,8 +56,8 @@ def predict_folder(config: PredictConfig) -> None:
             probabilities = predictor.probabilities([pixels for _, pixels in loaded])
             for (file, pixels), probability in zip(loaded, probabilities, strict=True):
                 name, mask = names[file], probability > THRESHOLD
-                _save(np.where(mask, 255, 0).astype(np.uint8), config.out / MASKS / name)
-                _save(overlay(pixels.image, mask), config.out / OVERLAYS / name)
+                out.write((MASKS / name).as_posix(), _png(np.where(mask, 255, 0).astype(np.uint8)))
+                out.write((OVERLAYS / name).as_posix(), _png(overlay(pixels.image, mask)))
                 rows.append({"file": file.as_posix(), "mask": (MASKS / name).as_posix()} | measure(probability))
             skipped += bad
             bar.update(len(loaded) + len(bad))
@@ -64,9 +68,16 @@ def predict_folder(config: PredictConfig) -> None:
         )
 
     if skipped:
-        _write_csv(config.out / SKIPPED, skipped)
+        out.write(SKIPPED, _csv(skipped))
         logger.warning("predict: skipped %d files, see %s", len(skipped), config.out / SKIPPED)
-    _write_csv(config.out / PREDICTIONS, rows)
+    out.write(PREDICTIONS, _csv(rows))
+    out.finish()
+    if out.kept:
+        logger.warning(
+            "predict: kept %d files that were changed, or not written by `mgcc predict`: %s. "
+            "predictions.csv describes the network's masks.",
+            *(len(out.kept), list_names(out.kept)),
+        )
     lesions = sum(row["lesion"] == "yes" for row in rows)
     logger.info("predict: %d images, %d with a lesion -> %s", len(rows), lesions, config.out / PREDICTIONS)
 
@@ -108,35 +119,6 @@ def output_names(files: Sequence[Path]) -> dict[Path, Path]:
             raise UserError(f"the masks of {owners[name]} and {file} would both be {name}. Rename one of the images.")
         owners[name] = file
     return names
-
-
-def open_output_folder(out: Path, contents: dict[str, Any], overwrite: bool) -> None:
-    """Create `out`, or empty it of earlier predictions with the same `contents` (with `overwrite`: of any).
-
-    Raises:
-        UserError: it holds predictions of other images or weights, or files that are not predictions.
-    """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file. Give a folder.")
-    existing = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    if existing and CONTENTS not in existing:
-        raise UserError(f"--out {out}: holds {existing[0]!r} and is not a folder of predictions. Choose another --out.")
-    if existing and not overwrite:
-        try:
-            earlier = read_json(out / CONTENTS)
-        except ValueError as error:
-            raise UserError(f"{out / CONTENTS}: damaged. Pass --overwrite to replace these predictions.") from error
-        if earlier != contents:
-            raise UserError(
-                f"--out {out}: holds predictions of other images or weights (see its {CONTENTS}). "
-                "Choose another --out, or pass --overwrite to replace them."
-            )
-    for name in (PREDICTIONS, SKIPPED):
-        (out / name).unlink(missing_ok=True)
-    for name in (MASKS, OVERLAYS):
-        if (out / name).exists():
-            shutil.rmtree(out / name)
-    write_json(out / CONTENTS, contents)
 
 
 def measure(probability: np.ndarray) -> dict[str, Any]:
@@ -193,14 +175,22 @@ def _contents(config: PredictConfig, predictor: Predictor) -> dict[str, Any]:
     }
 
 
-def _save(pixels: np.ndarray, path: Path) -> None:
-    with replacing(path) as scratch:
-        Image.fromarray(pixels).save(scratch, format="PNG")
+def _listed(out: Path) -> set[str]:
+    """The image files that the tables of an earlier prediction list."""
+    tables = [path for name in (PREDICTIONS, SKIPPED) if (path := out / name).is_file()]
+    rows = (row for path in tables for row in csv.DictReader(io.StringIO(path.read_bytes().decode(**_CODEC))))
+    return {row.get("file", "") for row in rows}
 
 
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def _png(pixels: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, format="PNG")
+    return content.getvalue()
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_bytes(path, text.getvalue().encode(errors="surrogateescape"))  # file names need not be UTF-8
+    return text.getvalue().encode(**_CODEC)

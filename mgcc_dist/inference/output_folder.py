@@ -1,0 +1,156 @@
+"""The output folder of `mgcc predict`, in which a file that somebody else wrote or changed is never lost.
+
+`written.jsonl` lists the sha256 of every file that this program wrote there. Only a file whose content is on that list
+is replaced or deleted. Any other file, such as a mask corrected by hand, is kept and named.
+"""
+
+import json
+from collections.abc import Iterable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import read_json, sha256_of, write_bytes, write_json, write_text
+
+MASKS, OVERLAYS, PREDICTIONS, SKIPPED, CONTENTS = "masks", "overlays", "predictions.csv", "skipped.csv", "predict.json"
+WRITTEN = "written.jsonl"
+
+
+class OutputFolder:
+    """The folder `path`, opened for the prediction that `contents` describes (predict.json)."""
+
+    def __init__(self, path: Path, contents: dict[str, Any]) -> None:
+        self.path = path
+        self.contents = contents
+        self.kept: list[str] = []
+        """files that were not replaced, because this program did not write their content"""
+        self._written = _read_written(path / WRITTEN)
+
+    def open(self, overwrite: bool) -> None:
+        """Create the folder, or check that it holds earlier predictions; with `overwrite`, delete them.
+
+        Raises:
+            UserError: it holds other files, predictions of other images or weights, or, with `overwrite`, predictions
+                that were changed.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out {self.path}: is a file. Give a folder.")
+        existing = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
+        if existing and CONTENTS not in existing:
+            raise UserError(
+                f"--out {self.path}: holds {existing[0]!r} and is not a folder of predictions. Choose another --out."
+            )
+        if overwrite:
+            self._delete_own()
+        elif existing:
+            self._check_contents()
+        if not existing or overwrite:
+            write_json(self.path / CONTENTS, self.contents)
+
+    def is_finished(self) -> bool:
+        return (self.path / PREDICTIONS).is_file()
+
+    def reopen(self, names: Iterable[str]) -> None:
+        """Delete the tables and every earlier output of this program that is not one of `names`.
+
+        Raises:
+            UserError: a table was changed, so the new one can't replace it.
+        """
+        for table in (PREDICTIONS, SKIPPED):
+            if (self.path / table).exists() and not self._is_own(table):
+                raise UserError(
+                    f"{self.path / table}: was changed, or not written by this version of `mgcc predict`. "
+                    "Move it elsewhere and rerun, or choose another --out."
+                )
+        expected = set(names)
+        for name in self._files():
+            if name not in expected:
+                self._delete(name)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file, unless a file of that name exists that this program did not write: then keep that one."""
+        path, digest = self.path / name, sha256(content).hexdigest()
+        unchanged = path.is_file() and sha256_of(path) == digest
+        if path.exists() and not unchanged and not self._is_own(name):
+            self.kept.append(name)
+            return
+        # The line first: a file without one would count as somebody else's if the process is killed in between.
+        with (self.path / WRITTEN).open("a") as file:
+            file.write(_line(name, digest))
+        self._written.setdefault(name, set()).add(digest)
+        if not unchanged:
+            write_bytes(path, content)
+
+    def finish(self) -> None:
+        """Leave one line per file in the list."""
+        lines = [_line(name, sha256_of(self.path / name)) for name in self._files() if self._is_own(name)]
+        write_text(self.path / WRITTEN, "".join(lines))
+
+    def _is_own(self, name: str) -> bool:
+        path = self.path / name
+        return path.is_file() and sha256_of(path) in self._written.get(name, ())
+
+    def _files(self) -> list[str]:
+        """The outputs that exist, of this program or of somebody else, without predict.json."""
+        files = [path for folder in (MASKS, OVERLAYS) for path in (self.path / folder).rglob("*") if path.is_file()]
+        files += [path for name in (PREDICTIONS, SKIPPED) if (path := self.path / name).exists()]
+        return sorted(path.relative_to(self.path).as_posix() for path in files)
+
+    def _delete(self, name: str) -> None:
+        """Delete the file if it is this program's own, with the folders that it leaves empty."""
+        if not self._is_own(name):
+            self.kept.append(name)
+            return
+        path = self.path / name
+        path.unlink()
+        for folder in path.parents:
+            if folder == self.path or any(folder.iterdir()):
+                break
+            folder.rmdir()
+
+    def _delete_own(self) -> None:
+        changed = [name for name in self._files() if not self._is_own(name)]
+        if changed:
+            raise UserError(
+                f"--overwrite: {len(changed)} files in {self.path} were changed, or not written by `mgcc predict`: "
+                f"{list_names(changed)}. Move them elsewhere and rerun, or choose another --out."
+            )
+        for name in self._files():
+            self._delete(name)
+        (self.path / WRITTEN).unlink(missing_ok=True)
+        self._written = {}
+
+    def _check_contents(self) -> None:
+        path = self.path / CONTENTS
+        try:
+            earlier = read_json(path)
+        except ValueError as error:
+            raise UserError(f"{path}: damaged. Pass --overwrite to replace these predictions.") from error
+        if earlier != self.contents:
+            raise UserError(
+                f"--out {self.path}: holds predictions of other images or weights (see its {CONTENTS}). "
+                "Choose another --out, or pass --overwrite to replace them."
+            )
+
+
+def list_names(names: list[str]) -> str:
+    """The first names, and how many more there are, on one line."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(repr(name)[1:-1] for name in names[:5]) + more
+
+
+def _line(name: str, digest: str) -> str:
+    return json.dumps({"file": name, "sha256": digest}) + "\n"
+
+
+def _read_written(path: Path) -> dict[str, set[str]]:
+    """All hashes in the list by file name; a line that was cut off by a kill is left out."""
+    written: dict[str, set[str]] = {}
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+            written.setdefault(entry["file"], set()).add(entry["sha256"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return written
