@@ -209,15 +209,25 @@ def read_index(folder: Path, kind: str = FORMAT) -> dict[str, Any]:
     """Return the content of index.json.
 
     Raises:
-        UserError: the folder does not exist or is incomplete, or index.json is not JSON or has another format or
-            version.
+        UserError: the folder does not exist or is incomplete, or index.json is not JSON, has another format or version,
+            or names a file outside the folder.
     """
     path = folder / INDEX
     if not folder.is_dir():
         raise UserError(f"{folder}: does not exist. Create it with `mgcc shards`.")
     if not path.is_file():
         raise UserError(f"{folder}: incomplete, it has no {INDEX}. Rerun the command that creates it.")
-    return read_versioned(path, kind, VERSION, REMEDY)
+    index = read_versioned(path, kind, VERSION, REMEDY)
+    shards = index.get("shards")
+    for shard in shards if isinstance(shards, list) else ():
+        name = shard.get("name") if isinstance(shard, dict) else None
+        if not _is_file_name(name):
+            raise UserError(f"{path}: {name!r} is not a plain file name, so it could be outside the folder. {REMEDY}")
+    return index
+
+
+def _is_file_name(name: object) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
 class CorruptRecord(Exception):

@@ -190,6 +190,21 @@ def test_a_selection_that_does_not_match_the_samples_is_refused_and_nothing_is_w
         apply_selection(run / "selection.json", run / "samples", run / "curated")
 
 
+def test_samples_that_name_a_file_elsewhere_are_refused_and_it_is_unchanged(run):
+    """Joined to the output folder, an absolute name is that file itself."""
+    index = json.loads((run / "samples" / "index.json").read_text())
+    shard = run / "samples" / index["shards"][0]["name"]
+    before = sha256_of(shard)
+    index["shards"][0]["name"] = str(shard)
+    write_json(run / "samples" / "index.json", index)
+    selection = {"format": FORMAT, "version": 1, "samples": REQUEST, "accepted": ["synthetic-000001"], "rejected": []}
+    write_json(run / "selection.json", selection)
+    with pytest.raises(UserError, match=r"index\.json: '.*' is not a plain file name"):
+        apply_selection(run / "selection.json", run / "samples", run / "curated")
+    assert sha256_of(shard) == before
+    assert not (run / "curated").exists()
+
+
 def test_a_damaged_or_missing_selection_is_refused(run):
     (run / "selection.json").write_text('{"format": ')
     with pytest.raises(UserError, match="is not JSON"):

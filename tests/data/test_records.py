@@ -172,6 +172,17 @@ def test_index_without_a_field_is_rejected(folder):
         ShardFolder.open(folder)
 
 
+@pytest.mark.parametrize("name", ["/tmp/a.tar", "../a.tar", "sub/a.tar", "..", "", "a\\b.tar", "a\0.tar", 7, None])
+def test_index_that_names_a_file_outside_the_folder_is_rejected(folder, name):
+    index = json.loads((folder / "index.json").read_text())
+    index["shards"][1]["name"] = name
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError) as raised:
+        ShardFolder.open(folder)
+    line = f"{folder}/index.json: {name!r} is not a plain file name, so it could be outside the folder. Delete the"
+    assert str(raised.value).startswith(line)
+
+
 def test_unknown_key_is_reported(folder):
     with pytest.raises(UserError, match=r"no record 'malignant \(9\)'"):
         ShardFolder.open(folder).index_of("malignant (9)")
