@@ -73,7 +73,8 @@ def command(line):
 
 
 def run(words, tree):
-    clean = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    # Compiled kernels go into a cache of the tree, not into the user's.
+    clean = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tree / "cache")}
     done = subprocess.run(words, cwd=tree, env=clean, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
     return done.stdout
