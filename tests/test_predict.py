@@ -364,6 +364,22 @@ def test_output_without_a_list_of_hashes_is_never_overwritten(run, images):
     assert bytes_in(out) == before
 
 
+class Broken(Threshold):
+    """Its output for images that are brighter than middle grey is NaN."""
+
+    def forward(self, x):
+        return super().forward(x) + torch.where(x.mean(dim=(1, 2, 3), keepdim=True) > 0, torch.nan, 0.0)
+
+
+def test_output_that_is_not_finite_is_an_error_that_names_the_image(run, images, network):
+    network(Broken())
+    for name, grey in (("a.png", 10), ("b.png", 250), ("c.png", 10)):
+        Image.fromarray(np.full((9, 9), grey, np.uint8)).save(images / name)
+    with pytest.raises(UserError, match=r"^predict: the result for 'b\.png' is not finite \(NaN or infinity\)\. Use"):
+        predict(run, images)
+    assert not (run.parent / "out" / "predictions.csv").exists()
+
+
 @pytest.mark.parametrize("options", [[], ["--overwrite"]])
 def test_folder_with_other_files_is_never_written_to(run, images, options):
     """Ground truth in OUT/masks, say."""

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from mgcc_dist.assessment.config import AuditConfig
+from mgcc_dist.assessment.constant_images import refuse_constant_images
 from mgcc_dist.assessment.features import FeatureExtractor
 from mgcc_dist.assessment.similarity import FeatureSimilarity, apply_alignment, describe_alignment, pixel_similarity
 from mgcc_dist.common.errors import UserError
@@ -72,6 +73,7 @@ def audit(
     Without `extractor` images are compared in pixels only.
     """
     shards = ShardFolder.open(samples, verify=False)
+    refuse_constant_images(shards, accelerator)
     real, train = images.shards, images.train.indices
     calibration = np.random.default_rng(0).permutation([*train, *images.val.indices])[:CALIBRATION_IMAGES].tolist()
     false_alarms = config.false_alarms / (2 if extractor else 1)

@@ -33,6 +33,7 @@ from scipy.spatial.distance import cdist
 from tabulate import tabulate
 
 from mgcc_dist.assessment.config import QualityConfig
+from mgcc_dist.assessment.constant_images import refuse_constant_images
 from mgcc_dist.assessment.features import FeatureExtractor, locate_encoder
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_json, write_json, write_text
@@ -81,6 +82,7 @@ def evaluate(
     """Write `quality.json` and `quality.md` to `folder` and return the report. Collective."""
     shards = ShardFolder.open(samples, verify=False)
     check_config(config, images, len(shards))
+    refuse_constant_images(shards, accelerator)
     real, synthetic = extractor.extract(images.val, accelerator), extractor.extract(shards, accelerator)
     groups = [images.shards.records[i].group for i in images.val.indices]
     report = {

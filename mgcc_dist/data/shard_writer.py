@@ -67,7 +67,7 @@ def write_shards_distributed(
         task: prefix of the progress bar and of messages.
 
     Raises:
-        UserError: the disk is full. Written shards are kept, and a rerun resumes after them.
+        UserError: `compute` raised it, or the disk is full. Written shards are kept, and a rerun resumes after them.
         SystemExit: with EXIT_STOPPED after a signal, once the shards in progress are written.
     """
     if accelerator.is_main_process:
@@ -94,8 +94,12 @@ def write_shards_distributed(
         pending: Future[None] | None = None
         stopped = False
         for turn in range(-(-len(missing) // world)):  # the same number on all ranks: each turn is collective
-            items = compute(assigned[turn][1], bar) if turn < len(assigned) else None
-            _wait_for(pending)
+            items, failure = None, None
+            try:
+                items = compute(assigned[turn][1], bar) if turn < len(assigned) else None
+            except UserError as error:
+                failure = error
+            _wait_for(pending, failure)
             pending = writer.submit(write_with_entry, assigned[turn][0], items) if items is not None else None
             stopped = stop.received_on_any_rank()
             if stopped:
@@ -112,11 +116,13 @@ def write_shards_distributed(
     accelerator.wait_for_everyone()
 
 
-def _wait_for(pending: "Future[None] | None") -> None:
-    """Wait for the shard being written; if that failed on any rank, all raise. Collective."""
+def _wait_for(pending: "Future[None] | None", failure: UserError | None = None) -> None:
+    """Wait for the shard being written. If that or computing the next one failed on any rank, all raise. Collective."""
     with raise_on_all_ranks():
         if pending:
             pending.result()
+        if failure:
+            raise failure
 
 
 def _explain_full_disk(folder: Path, task: str, write: Callable[[], None]) -> None:

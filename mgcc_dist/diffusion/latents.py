@@ -26,6 +26,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.utils.data import Subset
 
+from mgcc_dist.common.finite import require_finite
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.augment import MIRROR, symmetry
 from mgcc_dist.data.datasets import SampleDataset
@@ -218,6 +219,8 @@ def _encode_records(
         if mirror:
             views.append(_posterior(vae, np.stack([symmetry(square, MIRROR) for square in squares])))
         moments = torch.stack(views, dim=1)  # [B,V,2C,h,w]
+        keys = [f"image {sample.key!r}" for sample in samples]
+        require_finite(moments, "encoding", keys, "Train the autoencoder again with a lower learning rate.")
         for sample, image_moments in zip(samples, moments, strict=True):
             mean, logvar = image_moments.chunk(2, dim=1)
             content = save({"mean": mean.contiguous(), "logvar": logvar.contiguous()})

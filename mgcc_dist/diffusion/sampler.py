@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from mgcc_dist.common.finite import require_finite
 from mgcc_dist.diffusion.config import Solver
 from mgcc_dist.diffusion.noise import RngStream, make_generators
 from mgcc_dist.diffusion.pipeline import LatentDiffusionModel
@@ -76,8 +77,16 @@ class Sampler:
             self._vae.decoder.compile(mode=mode, dynamic=False)
 
     @torch.inference_mode()
-    def generate(self, noise: Tensor, labels: Sequence[int] | None = None) -> np.ndarray:
-        """Return images uint8 [B,S,S] for initial noise [B,C,h,w]; `labels` are their classes, if the model has any."""
+    def generate(
+        self, noise: Tensor, labels: Sequence[int] | None = None, indices: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Return images uint8 [B,S,S] for initial noise [B,C,h,w].
+
+        `labels` are their classes, if the model has any; `indices` name the images in an error.
+
+        Raises:
+            UserError: the network's result is not finite.
+        """
         z = noise.to(self.device, memory_format=torch.channels_last)
         classes = torch.tensor(labels, device=self.device) if labels is not None else None
         self._scheduler.set_timesteps(self.steps)
@@ -86,6 +95,8 @@ class Sampler:
         for t, device_t in zip(timesteps, timesteps.to(self.device), strict=True):
             z = self._scheduler.step(self._predict_noise(z, device_t, classes), t, z).prev_sample
         decoded = self._vae.decode((z / self._vae.config.scaling_factor).to(self.dtype)).sample
+        items = [f"image {index}" for index in (range(len(noise)) if indices is None else indices)]
+        require_finite(decoded, "sampling", items, "Sample with precision no, or train with a lower learning rate.")
         grey = (decoded[:, 0].float() / 2 + 0.5).clamp(0, 1) * 255
         return grey.round().to(torch.uint8).cpu().numpy()
 

@@ -50,7 +50,7 @@ def sample(config: SamplingConfig, pipeline: Path, folder: Path, accelerator: Ac
             padding = config.batch - len(indices) if config.compile else 0
             padded = indices + indices[-1:] * padding
             labels = [class_of_index(i, counts) for i in padded] if counts else None
-            images = sampler.generate(initial_noise(config.seed, padded, model.latent_shape), labels)
+            images = sampler.generate(initial_noise(config.seed, padded, model.latent_shape), labels, padded)
             classes = [names[label] for label in labels] if labels else ["synthetic"] * len(padded)
             for index, image, class_name in zip(indices, images, classes, strict=False):
                 meta = {

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
@@ -12,6 +13,7 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from mgcc_dist.common.distributed import create_accelerator
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of
+from mgcc_dist.common.finite import require_finite
 from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.readers.phantoms import Phantoms
 from mgcc_dist.data.records import INDEX, ShardFolder
@@ -96,6 +98,12 @@ def train_autoencoder(config: AutoencoderConfig, data: DataConfig, images: Image
     vae = autoencoder.load(config, images.size, folder / "last").to(accelerator.device)
     loader = images.train_eval_loader(config.batch, accelerator)
     mean, std = autoencoder.latent_moments(vae, loader.batches(), accelerator)
+    require_finite(
+        torch.stack([mean, std, 1 / std]).T,
+        "autoencoder",
+        [f"latent channel {channel} of the training images" for channel in range(len(mean))],
+        "Delete the stage's folder and train it again with a lower learning rate.",
+    )
     autoencoder.normalize_latents(vae, mean, std)
     if accelerator.is_main_process:
         vae.save_pretrained(folder / "vae")

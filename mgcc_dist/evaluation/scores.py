@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from mgcc_dist.common.errors import SharedError
 from mgcc_dist.data.loader import Batch, ByteBatch, EvalLoader
 from mgcc_dist.evaluation.metrics import pixel_counts, scores_from_counts, surface_distances
 
@@ -50,9 +51,12 @@ def score_images(
     `network` maps images [B,1,H,W] to logits [B,1,H,W] and is in evaluation mode. `surface` adds HD95 and average
     surface distance, which are slow. Pixels are counted on the device; without `surface` nothing waits for it before
     the last batch.
+
+    Raises:
+        SharedError: the network's output for an image is not finite.
     """
     keys: list[str] = []
-    counts: list[Tensor] = []  # int64 [B,3] per batch, on the device
+    counts: list[Tensor] = []  # int64 [B,4] per batch, on the device: whether the output is finite, pixel counts
     distances: list[dict[str, float | None]] = []
     pixels = 0
     for batch in batches:
@@ -61,14 +65,21 @@ def score_images(
             logits = network(moved.images)
         predicted, truth = logits.float().sigmoid() > 0.5, moved.masks > 0.5
         keys += batch.keys
-        counts.append(pixel_counts(predicted, truth))
+        finite = logits.isfinite().flatten(1).all(dim=1, keepdim=True)
+        counts.append(torch.cat([finite, pixel_counts(predicted, truth)], dim=1))
         pixels = predicted[0].numel()
         if surface:
             pairs = zip(predicted.cpu().numpy()[:, 0], truth.cpu().numpy()[:, 0], strict=True)
             distances += [surface_distances(*pair) for pair in pairs]
 
     rows = torch.cat(counts).tolist() if counts else []
-    scores = [{"key": key, **scores_from_counts(row, pixels)} for key, row in zip(keys, rows, strict=True)]
+    broken = gather_object([key for key, row in zip(keys, rows, strict=True) if not row[0]])
+    if broken:
+        raise SharedError(
+            f"scoring: the network's output for image {min(broken)!r} is not finite (NaN or infinity), as for "
+            f"{len(broken) - 1} others. Try loop.precision no or a lower loop.learning_rate."
+        )
+    scores = [{"key": key, **scores_from_counts(row[1:], pixels)} for key, row in zip(keys, rows, strict=True)]
     if surface:
         scores = [score | distance for score, distance in zip(scores, distances, strict=True)]
     return sorted(gather_object(scores), key=lambda score: score["key"])

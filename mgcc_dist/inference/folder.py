@@ -53,7 +53,9 @@ def predict_folder(config: PredictConfig) -> None:
     with ProgressBar(len(files), "predict", "images") as bar:
         read = partial(_read, config.images, chunks, predictor.image_size, config.skip_bad)
         for loaded, bad in load_in_order(read, range(len(chunks)), config.workers):
-            probabilities = predictor.probabilities([pixels for _, pixels in loaded])
+            probabilities = predictor.probabilities(
+                [pixels for _, pixels in loaded], [repr(file.as_posix()) for file, _ in loaded]
+            )
             for (file, pixels), probability in zip(loaded, probabilities, strict=True):
                 name, mask = names[file], probability > THRESHOLD
                 out.write((MASKS / name).as_posix(), _png(np.where(mask, 255, 0).astype(np.uint8)))

@@ -66,7 +66,7 @@ class ImageSampler:
         for start in range(0, count, batch):
             indices = range(start, min(start + batch, count))
             noise = initial_noise(seed, indices, self.model.latent_shape)
-            images += map(Image.fromarray, sampler.generate(noise, self._labels(indices, class_name)))
+            images += map(Image.fromarray, sampler.generate(noise, self._labels(indices, class_name), indices))
         return images
 
     def _labels(self, indices: range, class_name: str | None) -> list[int] | None:

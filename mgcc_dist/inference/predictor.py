@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from mgcc_dist.common.environment import has_bf16
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.finite import require_finite
 from mgcc_dist.data.images import grey_from_array, grey_from_image, read_grey, resize_image
 from mgcc_dist.data.loader import normalize
 from mgcc_dist.inference.loading import load_network, run_info, weights_file
@@ -107,14 +108,20 @@ class Predictor:
         return NetworkInput(grey, resize_image(grey, self.image_size, self.image_size))
 
     @torch.inference_mode()
-    def probabilities(self, inputs: Sequence[NetworkInput]) -> list[np.ndarray]:
-        """Lesion probability, float32 [H,W] in [0,1], of each input at its own size; all inputs in one forward pass."""
+    def probabilities(self, inputs: Sequence[NetworkInput], names: Sequence[object] | None = None) -> list[np.ndarray]:
+        """Lesion probability, float32 [H,W] in [0,1], of each input at its own size; all inputs in one forward pass.
+
+        Raises:
+            UserError: the network's output is not finite; the message has the image's name or its index.
+        """
         if not inputs:
             return []
         device, dtype = self.device, self.dtype
         squares = torch.from_numpy(np.stack([each.square for each in inputs]))[:, None]  # [B,1,S,S]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = self.network(normalize(squares.to(device)).contiguous(memory_format=torch.channels_last))
+        items = names or [f"image {index}" for index in range(len(inputs))]
+        require_finite(logits, "predict", items, "Use precision no, or weights of another run.")
         probabilities = logits.float().sigmoid()
         return [
             F.interpolate(probability[None], each.image.shape, mode="bilinear", antialias=True)[0, 0].cpu().numpy()

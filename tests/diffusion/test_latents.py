@@ -1,6 +1,7 @@
 """Encoded latents: their values, their order, and the checks that they belong to the autoencoder."""
 
 import copy
+import re
 import shutil
 from contextlib import closing
 from itertools import islice
@@ -233,3 +234,11 @@ def test_a_denoiser_of_another_autoencoder_or_architecture_is_refused(encoded, u
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(UserError, match="is damaged"):
         denoiser.load(DENOISER, encoded, path.parent)
+
+
+def test_latent_that_is_not_finite_in_float16_stops_the_encoding(vae, images, tmp_path):
+    vae.quant_conv.bias.data[0] = 1e5  # more than the 65504 of float16
+    first = images.train[0].key
+    with pytest.raises(UserError, match=rf"^encoding: the result for image '{re.escape(first)}' is not finite"):
+        latents.encode(vae, "abc", images, 4, tmp_path / "latents", Accelerator(cpu=True))
+    assert not (tmp_path / "latents" / "training" / "index.json").exists()

@@ -253,3 +253,20 @@ def test_two_ranks_sample_every_index_once_and_the_same_images_as_one_rank(pipel
 
     sampling.sample(SAMPLING, pipeline_folder, tmp_path / "one", accelerator)
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_image_that_is_not_finite_stops_the_run_and_is_named(pipeline_folder, tmp_path, accelerator, monkeypatch):
+    """Without this, it is saved as a black image."""
+
+    def noise(seed, indices, shape):
+        values = initial_noise(seed, indices, shape)
+        values[[index == 3 for index in indices]] = torch.inf
+        return values
+
+    monkeypatch.setattr(sampling, "initial_noise", noise)
+    with pytest.raises(
+        UserError, match=r"^sampling: the result for image 3 is not finite \(NaN or infinity\)\. Sample"
+    ):
+        sampling.sample(SAMPLING, pipeline_folder, tmp_path / "s", accelerator)
+    assert not (tmp_path / "s" / "index.json").exists()
+    assert sorted(path.name for path in (tmp_path / "s").glob("*.tar")) == ["synthetic-000000.tar"]  # images 0 and 1

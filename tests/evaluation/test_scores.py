@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from mgcc_dist.common.errors import SharedError
 from mgcc_dist.data.loader import Batch
 from mgcc_dist.evaluation import scores
 from mgcc_dist.evaluation.metrics import score_image
@@ -46,6 +47,13 @@ def test_scoring_without_surface_distances_synchronises_once(monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("a read of the device in the loop"))
     assert len(score_images(nn.Identity(), batches((3, 3, 1)), Accelerator(cpu=True), surface=False)) == 7
     assert len(reads) == 1
+
+
+def test_output_that_is_not_finite_is_an_error_and_not_an_empty_mask():
+    data = batches((3, 3, 1))
+    data[1].images[2, 0, 5, 5] = torch.nan
+    with pytest.raises(SharedError, match=r"network's output for image 'k5' is not finite .*as for 0 others"):
+        score_images(nn.Identity(), data, Accelerator(cpu=True), surface=False)
 
 
 @pytest.mark.parametrize(("limit", "loads"), [(2**30, 1), (5000, 2)])
