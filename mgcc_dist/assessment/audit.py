@@ -44,6 +44,7 @@ from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.selection import drop_records
 from mgcc_dist.diffusion.images import ImageData
 
+AUDIT_FORMAT = 2  # of audit.json; an audit in another format is repeated
 CALIBRATION_IMAGES = 300
 SHOWN_PAIRS = 20
 BLOCK_SIZE = 16  # synthetic images compared at a time, to limit memory
@@ -233,6 +234,7 @@ def _request(
     """Return everything that the report depends on."""
     keys = json.dumps([images.shards.records[i].key for i in images.train.indices])
     return {
+        "format": AUDIT_FORMAT,
         "samples": shards.index["request"],
         "training": {
             "dataset": images.info["dataset"],

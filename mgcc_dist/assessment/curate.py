@@ -25,6 +25,7 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 from scipy.stats import rankdata
 
+from mgcc_dist.assessment.audit import AUDIT_FORMAT
 from mgcc_dist.assessment.config import CurateConfig
 from mgcc_dist.assessment.features import FeatureExtractor
 from mgcc_dist.common.errors import UserError
@@ -122,6 +123,8 @@ def _read_audit(path: Path, shards: ShardFolder) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"curate: {path} does not exist. Run `mgcc ldm` with --audit.enabled true first")
     audit = read_json(path)
+    if audit["request"].get("format") != AUDIT_FORMAT:
+        raise UserError(f"curate: {path} was written by an earlier version. Run `mgcc ldm` again to repeat the audit")
     rows = {row["key"]: row for row in audit["images"]}
     if audit["request"]["samples"] != shards.index["request"] or any(row.key not in rows for row in shards.records):
         raise UserError(f"curate: {path} is the audit of other samples than {shards.folder}. Run `mgcc ldm` again")

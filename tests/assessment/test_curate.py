@@ -8,6 +8,7 @@ import pytest
 from chromium import browser, install
 
 from mgcc_dist.assessment import features
+from mgcc_dist.assessment.audit import AUDIT_FORMAT
 from mgcc_dist.assessment.config import CurateConfig
 from mgcc_dist.assessment.curate import curate, weighted_k_center
 from mgcc_dist.common.errors import UserError
@@ -56,7 +57,7 @@ def run(tmp_path, phantom_shards, vae):
         {"key": sample.key, "nearest": nearest, "similarity": 0.1 * i / 12, "near_copy": i == 4}
         for i, sample in enumerate(samples)
     ]
-    write_json(tmp_path / "audit.json", {"request": {"samples": REQUEST}, "images": rows})
+    write_json(tmp_path / "audit.json", {"request": {"format": AUDIT_FORMAT, "samples": REQUEST}, "images": rows})
     vae.save_pretrained(tmp_path / "vae")
     return tmp_path
 
@@ -86,8 +87,13 @@ def test_realism_is_the_scaled_rank_by_distance_to_the_training_images(curated):
 def test_an_audit_of_other_samples_is_refused(run, phantom_shards):
     images = ImageData(DataConfig(), phantom_shards, Split("c", (), tuple(phantom_shards.keys()), ()))
     extractor = features.load(None, run / "vae", 16)
-    write_json(run / "audit.json", {"request": {"samples": REQUEST | {"seed": 4}}, "images": []})
+    write_json(
+        run / "audit.json", {"request": {"format": AUDIT_FORMAT, "samples": REQUEST | {"seed": 4}}, "images": []}
+    )
     with pytest.raises(UserError, match="is the audit of other samples than"):
+        curate(CurateConfig(out=""), extractor, images, run / "samples", run / "audit.json", run / "curation")
+    write_json(run / "audit.json", {"request": {"samples": REQUEST}, "images": []})
+    with pytest.raises(UserError, match="written by an earlier version"):
         curate(CurateConfig(out=""), extractor, images, run / "samples", run / "audit.json", run / "curation")
     with pytest.raises(UserError, match=r"does not exist\. Run"):
         curate(CurateConfig(out=""), extractor, images, run / "samples", run / "none.json", run / "curation")
