@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from mgcc_dist.common.errors import UserError, run_program
-from mgcc_dist.common.options import flag
+from mgcc_dist.common.options import argument, flag
 from mgcc_dist.common.program import Command, Program
 from mgcc_dist.common.value_types import FilePath, FolderPath, NonNegativeInt, PositiveInt, UnitInterval
 from mgcc_dist.data.readers.phantoms import Phantoms
-from mgcc_dist.data.readers.reader import Reader
+from mgcc_dist.data.readers.reader import ImageFileReader, Reader
 from mgcc_dist.data.readers.registry import READERS
 from mgcc_dist.data.records import INDEX
 
@@ -53,10 +53,12 @@ class FilesConfig:
     per_shard: PositiveInt = 128
     """records per shard"""
     size: NonNegativeInt = 0
-    """stretch images (antialiased bilinear) and masks (nearest) to SIZE x SIZE pixels; 0 keeps the original sizes, and
-    training resizes on loading"""
+    """stretch images and masks to SIZE x SIZE pixels (antialiased bilinear, masks with a threshold at the midpoint); 0
+    keeps the original sizes, and training resizes on loading"""
     skip_bad: bool = flag()
     """skip unusable files and list them in OUT/skipped.json instead of stopping at the first"""
+    label_values: tuple[NonNegativeInt, ...] = argument((), nargs="+")
+    """values of the mask files that are lesion, for masks with several labels; all others are background"""
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,11 @@ class SplitConfig:
     """keep near-duplicates and images of the same patient together, in training or in validation"""
 
 
-def convert_files(read: Callable[[Path], Reader], config: FilesConfig) -> None:
-    _convert(read(config.root), config.out, config.per_shard, config.size or None, config.skip_bad)
+def convert_files(read: Callable[[Path], ImageFileReader], config: FilesConfig) -> None:
+    reader = read(config.root)
+    if config.label_values:
+        reader.select_labels(config.label_values)
+    _convert(reader, config.out, config.per_shard, config.size or None, config.skip_bad)
 
 
 def draw_phantoms(config: PhantomConfig) -> None:
@@ -99,14 +104,18 @@ def draw_phantoms(config: PhantomConfig) -> None:
 
 def _convert(reader: Reader, out: Path, per_shard: int, size: int | None = None, skip_bad: bool = False) -> None:
     from mgcc_dist.data.convert import SKIPPED, summarize, write_shards
+    from mgcc_dist.data.mask_summary import describe_masks
 
     existed = (out / INDEX).exists()
     shards = write_shards(reader, out, size, per_shard, skip_bad)
     print(summarize(shards) + (", already exists" if existed else ""))
     if skipped := shards.index["skipped"]:
         logger.warning("shards: %d files skipped, see %s", skipped, out / SKIPPED)
-    for note in reader.notes:
+    counts, mask_notes = describe_masks(shards.index["masks"]) if "masks" in shards.index else ("", [])  # not in 0.1
+    for note in (*reader.notes, *mask_notes):
         logger.warning("shards: %s", note)
+    if counts:
+        print(counts)
 
 
 def write_split_file(config: SplitConfig) -> None:
@@ -146,7 +155,7 @@ def write_split_file(config: SplitConfig) -> None:
         )
 
 
-def _files_command(read: Callable[[Path], Reader]) -> Command:
+def _files_command(read: Callable[[Path], ImageFileReader]) -> Command:
     text = (getdoc(read) or "").partition("\n\nRaises:")[0]
     return Command(FilesConfig, partial(convert_files, read), text.partition("\n")[0], text)
 

@@ -88,6 +88,35 @@ def test_phantoms_have_three_classes_and_reproducible_bytes(tmp_path):
     assert set(ShardFolder.open(tmp_path / "a").index["classes"]) == {"benign", "malignant", "normal"}
 
 
+def test_every_conversion_ends_with_the_counts_of_its_masks(images, tmp_path, capsys):
+    save_mask = Image.fromarray(np.full((30, 40), 255, np.uint8)).save
+    save_mask(images / "masks" / "0.png")
+    Image.open(images / "masks" / "1.png").save(images / "1.jpg", quality=60)
+    (images / "1.jpg").rename(images / "masks" / "1.png")  # JPEG bytes under another suffix
+    Image.new("L", (40, 30)).save(images / "masks" / "2.png")
+    for _ in range(2):  # also if it already exists
+        main(["folder", "--root", str(images), "--out", str(tmp_path / "out")])
+        printed = capsys.readouterr()
+        assert "\n6 masks: 1 empty, 1 full, 1 ambiguous, median lesion area 11.67% of the image\n" in printed.out
+        assert "1 masks are all lesion. Check that the background is 0: '0'" in printed.err
+    shards = ShardFolder.open(tmp_path / "out")
+    assert (shards[shards.index_of("1")].mask > 0).sum() == 110
+
+
+def test_masks_of_several_labels_need_label_values(images, tmp_path, capsys):
+    labels = np.zeros((30, 40), np.uint8)
+    labels[5:10, 5:10], labels[15:20, 15:25] = 1, 2
+    Image.fromarray(labels).save(images / "masks" / "4.png")
+    command = ["folder", "--root", str(images), "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match=r"4\.png: has 3 values, not two: 0, 1, 2\. Pass --label-values"):
+        main(command)
+    main([*command, "--label-values", "2", "255"])
+    shards = ShardFolder.open(tmp_path / "out")
+    np.testing.assert_array_equal(shards[shards.index_of("4")].mask > 0, labels == 2)
+    with pytest.raises(UserError, match=r"made with label_values \[2, 255\], not \[1\]"):
+        main([*command, "--label-values", "1"])
+
+
 def add_bad_files(images):
     """Add one unusable file of each kind; return their names."""
     (images / "images" / "0.png").write_bytes(b"no image")

@@ -12,6 +12,7 @@ from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import write_json
 from mgcc_dist.common.progress import track
 from mgcc_dist.data.images import BadFile, resize_image, resize_mask
+from mgcc_dist.data.mask_summary import MaskSummary
 from mgcc_dist.data.readers.reader import Reader
 from mgcc_dist.data.records import INDEX, ShardFolder, read_index, write_index, write_shard
 from mgcc_dist.data.sample import Sample
@@ -48,7 +49,8 @@ def write_shards(
         raise UserError(f"{bad_files[0]}{more}. Fix it or pass --skip-bad.")
     _prepare_folder(out, reader.dataset)
 
-    samples = _read_samples(reader, size, bad_files if skip_bad else None)
+    masks = MaskSummary()
+    samples = _read_samples(reader, size, bad_files if skip_bad else None, masks)
     shards: list[dict[str, Any]] = []
     while batch := list(islice(samples, per_shard)):
         shards.append(write_shard(out / f"{reader.dataset}-{len(shards):06d}.tar", batch))
@@ -56,7 +58,7 @@ def write_shards(
         raise UserError(f"none of the {len(bad_files)} files is usable. The first error is {bad_files[0]}")
     if skip_bad:
         write_json(out / SKIPPED, [{"file": str(bad.path), "problem": bad.reason} for bad in bad_files])
-    write_index(out, reader.dataset, shards, skipped=len(bad_files), made=arguments)
+    write_index(out, reader.dataset, shards, skipped=len(bad_files), made=arguments, masks=masks.to_index())
     return ShardFolder.open(out)
 
 
@@ -69,8 +71,10 @@ def summarize(shards: ShardFolder) -> str:
     return f"{shards.folder}: {len(shards)} records ({counts}){without_mask}"
 
 
-def _read_samples(reader: Reader, size: int | None, skipped: list[BadFile] | None) -> Iterator[Sample]:
-    """Yield the resized samples with their groups; bad files go to `skipped` if it is a list."""
+def _read_samples(
+    reader: Reader, size: int | None, skipped: list[BadFile] | None, masks: MaskSummary
+) -> Iterator[Sample]:
+    """Yield the resized samples with their groups; bad files go to `skipped` if it is a list, counts to `masks`."""
     groups = reader.groups()
     for i in track(range(len(reader)), f"writing {reader.dataset} shards", "images"):
         try:
@@ -84,6 +88,7 @@ def _read_samples(reader: Reader, size: int | None, skipped: list[BadFile] | Non
         if size:
             image = resize_image(image, size, size)
             mask = None if mask is None else resize_mask(mask, size, size)
+        masks.add(sample.key, sample.mask, mask, reader.mask_facts.get(sample.key, []))
         yield Sample(sample.key, image, mask, {**sample.meta, "group": groups[i]})
 
 

@@ -1,5 +1,8 @@
 """Write image and mask files for the reader tests."""
 
+import struct
+import zlib
+
 import numpy as np
 from PIL import Image
 
@@ -22,3 +25,15 @@ def write_box_mask(path, box, size=(30, 20)):
 def bad_file_messages(reader):
     """The reader's bad files as "name: reason"."""
     return [f"{bad.path.name}: {bad.reason}" for bad in reader.bad_files]
+
+
+def write_png_of_16_bits(path, pixels):
+    """Write [H,W,3] or [H,W,4] as PNG with 16 bits per channel, which Pillow cannot write."""
+    height, width, channels = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    path.write_bytes(content)
+    return path

@@ -1,8 +1,13 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from image_files import write_png_of_16_bits
 from PIL import Image
 
-from mgcc_dist.data.images import BadFile, read_grey, read_mask, resize_image, resize_mask
+from mgcc_dist.data.datasets import ResizedDataset
+from mgcc_dist.data.images import BadFile, read_grey, resize_image, resize_mask
+from mgcc_dist.data.sample import Sample
 
 GREY = np.random.default_rng(0).integers(0, 256, (12, 17), dtype=np.uint8)
 
@@ -80,20 +85,6 @@ def test_damaged_files_are_an_error_that_names_the_file(tmp_path, suffix, keep):
     assert error.value.path == path
 
 
-def test_mask_is_foreground_where_any_channel_is_nonzero(tmp_path):
-    faint = np.zeros((2, 3, 3), dtype=np.uint8)
-    faint[0, 1, 2] = 1  # luminance 0
-    faint[1, 2, :] = 255
-    np.testing.assert_array_equal(read_mask(save(tmp_path / "x.png", faint)), [[0, 255, 0], [0, 0, 255]])
-    assert read_mask(save(tmp_path / "y.png", np.array([[0, 1, 300]], dtype=np.uint16))).tolist() == [[0, 255, 255]]
-
-
-def test_jpeg_artefacts_do_not_enlarge_masks(tmp_path):
-    mask = np.zeros((40, 40), dtype=np.uint8)
-    mask[13:27, 11:30] = 255
-    np.testing.assert_array_equal(read_mask(save(tmp_path / "x.jpg", mask)), mask)
-
-
 def test_images_are_antialiased_and_masks_stay_binary_when_resized():
     stripes = np.tile(np.array([0, 255], dtype=np.uint8), (32, 32))
     small = resize_image(stripes, 16, 8)
@@ -101,3 +92,65 @@ def test_images_are_antialiased_and_masks_stay_binary_when_resized():
     assert np.abs(small[:, 2:-2].astype(int) - 127).max() < 10
     assert set(np.unique(resize_mask(stripes, 17, 9))) <= {0, 255}
     assert resize_mask(stripes, 17, 9).shape == (9, 17)
+
+
+def test_16_bit_colour_keeps_its_low_bytes(tmp_path):
+    path = write_png_of_16_bits(tmp_path / "x.png", np.array([[[0, 0, 0], [100, 100, 100], [255, 255, 255]]]))
+    np.testing.assert_array_equal(read_grey(path), [[0, 100, 255]])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(64, 300), min_size=1, max_size=2),
+    original=st.integers(64, 600),
+    centre=st.tuples(st.floats(0.35, 0.65), st.floats(0.35, 0.65)),
+    radius=st.floats(0.2, 0.33),
+)
+def test_resizing_moves_neither_image_nor_mask(sizes, original, centre, radius):
+    """A disc keeps its centre and its area through one or two resizes of any ratio."""
+    disc = draw_disc(original, centre, radius)
+    image = mask = disc
+    for size in sizes:
+        image, mask = resize_image(image, size, size), resize_mask(mask, size, size)
+    coarsest = min(original, *sizes)
+    for resized in (image, mask):
+        for found, expected in zip(centre_of(resized), centre_of(disc), strict=True):
+            assert abs(found - expected) * coarsest < 0.15  # pixels, of which most is the staircase of the outline
+    area = (mask > 0).mean() * coarsest**2
+    assert abs(area - (disc > 0).mean() * coarsest**2) < 0.2 * 2 * np.pi * radius * coarsest  # 0.2 pixels of radius
+
+
+@pytest.mark.parametrize("sizes", [(512, 256), (512, 128), (256, 85), (600, 256), (100, 256), (512, 256, 128)], ids=str)
+def test_resizing_has_no_mean_shift_and_keeps_the_mean_area(sizes):
+    """Nearest-neighbour sampling moves masks by 0.25 pixels and more at even factors."""
+    generator = np.random.default_rng(0)
+    shifts, areas = [], []
+    for centre, radius in zip(generator.uniform(0.4, 0.6, (40, 2)), generator.uniform(0.1, 0.3, 40), strict=True):
+        disc = resized = draw_disc(sizes[0], centre, radius)
+        for size in sizes[1:]:
+            resized = resize_mask(resized, size, size)
+        shifts.append(np.subtract(centre_of(resized), centre) * min(sizes))
+        areas.append((resized > 0).mean() / (disc > 0).mean())
+    assert np.abs(np.mean(shifts, axis=0)).max() < 0.02  # pixels
+    assert abs(np.mean(areas) - 1) < 0.003
+
+
+def test_training_loader_resizes_like_the_conversion():
+    disc = draw_disc(512, (0.43, 0.57), 0.2)
+    sample = Sample("disc", disc, disc, {})
+    loaded = ResizedDataset([sample], 256)[0]
+    for array in (loaded.image, loaded.mask):
+        np.testing.assert_allclose(centre_of(array), (0.43, 0.57), atol=0.0002)
+    np.testing.assert_array_equal(loaded.mask, resize_mask(disc, 256, 256))
+
+
+def draw_disc(size, centre, radius):
+    x, y = np.meshgrid((np.arange(size) + 0.5) / size, (np.arange(size) + 0.5) / size)
+    return np.where((x - centre[0]) ** 2 + (y - centre[1]) ** 2 < radius**2, 255, 0).astype(np.uint8)
+
+
+def centre_of(image):
+    """Return x and y of the centre of mass, as fractions of the sides."""
+    weights = image / image.sum()
+    positions = (np.arange(len(image)) + 0.5) / len(image)
+    return weights.sum(axis=0) @ positions, weights.sum(axis=1) @ positions

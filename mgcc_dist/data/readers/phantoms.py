@@ -3,6 +3,7 @@
 from typing import Any
 
 from mgcc_dist.data.images import BadFile
+from mgcc_dist.data.masks import MaskFacts
 from mgcc_dist.data.sample import Sample
 
 
@@ -15,6 +16,7 @@ class Phantoms:
         self.arguments: dict[str, Any] = {"count": count, "seed": seed, "size": size}
         self.bad_files: list[BadFile] = []
         self.notes: list[str] = []
+        self.mask_facts: dict[str, list[MaskFacts]] = {}
         self._keys = [f"phantom-{seed}-{index:06d}" for index in range(count)]
 
     def __len__(self) -> int:

@@ -13,7 +13,8 @@ import numpy as np
 
 from mgcc_dist.common.files import sha256_of
 from mgcc_dist.common.progress import track
-from mgcc_dist.data.images import BadFile, read_grey, read_mask
+from mgcc_dist.data.images import BadFile, read_grey
+from mgcc_dist.data.masks import MaskFacts, read_mask
 from mgcc_dist.data.sample import Sample, is_key
 
 
@@ -24,6 +25,7 @@ class Reader(Protocol):
     arguments: dict[str, Any]  # what the samples depend on, comparable between runs
     bad_files: list[BadFile]  # found while listing; not among the samples
     notes: list[str]  # lines to show to the user that are not errors
+    mask_facts: dict[str, list[MaskFacts]]  # by key, of the mask files read so far
 
     def __len__(self) -> int: ...
 
@@ -64,6 +66,8 @@ class ImageFileReader:
         self.items: list[ImageItem] = []
         self.bad_files = list(bad_files)
         self.notes = list(notes)
+        self.mask_facts: dict[str, list[MaskFacts]] = {}
+        self.label_values: tuple[int, ...] = ()
         image_by_key: dict[str, Path] = {}
         for item in sorted(items, key=lambda item: (item.key, item.image)):
             if item.key in image_by_key:
@@ -80,6 +84,11 @@ class ImageFileReader:
             listing = "\n".join(f"{path.relative_to(root).as_posix()} {sha256_of(path)}" for path in sorted(lists))
             self.arguments["lists_sha256"] = _sha256(listing)
 
+    def select_labels(self, values: Sequence[int]) -> None:
+        """Take these values of the mask files as lesion, and all others as background."""
+        self.label_values = tuple(values)
+        self.arguments["label_values"] = list(values)
+
     def __len__(self) -> int:
         return len(self.items)
 
@@ -92,12 +101,14 @@ class ImageFileReader:
 
     def mask(self, item: ImageItem, width: int, height: int) -> np.ndarray | None:
         """Return the mask uint8 [height,width] of 0 and 255 of an image of that size, or None. Raises BadFile."""
-        mask = None
+        mask, facts = None, []
         for path in item.masks:
-            part = read_mask(path)
+            part, how_read = read_mask(path, self.label_values)
+            facts.append(how_read)
             if part.shape != (height, width):
                 raise BadFile(path, f"is {part.shape[1]}x{part.shape[0]} but its image is {width}x{height}")
             mask = part if mask is None else mask | part
+        self.mask_facts[item.key] = facts
         return mask
 
     def groups(self) -> list[str]:

@@ -12,10 +12,10 @@ from mgcc_dist.data.readers.busi import busi
 from mgcc_dist.data.readers.datasetb import datasetb
 from mgcc_dist.data.readers.ddti import ddti
 from mgcc_dist.data.readers.folder import folder
-from mgcc_dist.data.readers.reader import Reader
+from mgcc_dist.data.readers.reader import ImageFileReader
 from mgcc_dist.data.readers.tn3k import tn3k
 from mgcc_dist.data.readers.tnscui2020 import tnscui2020
 
-READERS: dict[str, Callable[[Path], Reader]] = {
+READERS: dict[str, Callable[[Path], ImageFileReader]] = {
     reader.__name__: reader for reader in (busi, busbra, bus, datasetb, tn3k, tnscui2020, ddti, folder)
 }
