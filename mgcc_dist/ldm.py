@@ -43,11 +43,28 @@ class LdmConfig:
     def __post_init__(self) -> None:
         if self.autoencoder.loop.precision != self.denoiser.loop.precision:
             raise ValueError("autoencoder.loop.precision and denoiser.loop.precision must be equal")
+        multiple = self.autoencoder.downsampling * 2 ** (len(self.denoiser.channels) - 1)
+        if self.data.image_size % multiple:
+            raise ValueError(
+                f"data.image_size: {self.data.image_size} is not a multiple of {multiple}. The "
+                f"{len(self.autoencoder.channels)} levels of autoencoder.channels and {len(self.denoiser.channels)} of "
+                "denoiser.channels each halve the size, except the first of both. Choose another size or fewer levels."
+            )
+        if self.sampling.steps > self.denoiser.diffusion_steps:
+            raise ValueError(
+                f"sampling.steps: {self.sampling.steps} is more than denoiser.diffusion_steps "
+                f"({self.denoiser.diffusion_steps}). Choose at most as many."
+            )
+        if self.sampling.guidance != 1 and not self.denoiser.classes:
+            raise ValueError(
+                f"sampling.guidance: {self.sampling.guidance:g} needs a denoiser with classes. "
+                "Set denoiser.classes true, or leave sampling.guidance at 1."
+            )
 
 
 def run(config: LdmConfig) -> None:
     """Run all stages, skipping those whose result already exists."""
-    from mgcc_dist.assessment import quality
+    from mgcc_dist.assessment import audit, quality
     from mgcc_dist.assessment import stages as assessment
     from mgcc_dist.common.distributed import create_accelerator, describe
     from mgcc_dist.common.lock import lock_folder
@@ -63,6 +80,7 @@ def run(config: LdmConfig) -> None:
     images = diffusion.open_images(config.data, out, accelerator)
     if config.until == "gallery":
         quality.check_config(config.quality, images, config.sampling.count)
+        audit.check_config(config.audit, images)
     diffusion.train_autoencoder(config.autoencoder, config.data, images, out)
     if config.until == "autoencoder":
         return

@@ -78,6 +78,14 @@ def test_batch_that_does_not_fit_the_method_is_refused(data, preset, words, mess
         counts_of(configured(data, *words, preset=preset))
 
 
+def test_mean_teacher_whose_consistency_loss_would_stay_off_is_refused(data):
+    words = ["--method.name", "mean_teacher", "--loop.epochs", "null", "--loop.steps", "40", "--method.teacher_start"]
+    preset = ["--network.name", "unet"]
+    with pytest.raises(UserError, match=r"teacher_start: the run has 40 steps.* starts at step 40, .* Set it to 2, or"):
+        counts_of(configured(data, *preset, *words, 40))
+    assert counts_of(configured(data, *preset, *words, 39))["labeled"] == 8
+
+
 def test_external_data_set_is_scored_but_not_trained_on(data, tmp_path, phantom_shards):
     other = tmp_path / "other"
     other.mkdir()

@@ -50,6 +50,17 @@ SHOWN_PAIRS = 20
 BLOCK_SIZE = 16  # synthetic images compared at a time, to limit memory
 
 
+def check_config(config: AuditConfig, images: ImageData) -> None:
+    """Check before training that the thresholds can be calibrated.
+
+    Raises:
+        UserError: all images belong to one group.
+    """
+    records = images.shards.records
+    if config.enabled and len({records[i].group for i in (*images.train.indices, *images.val.indices)}) == 1:
+        _require_any([])
+
+
 def is_finished(
     config: AuditConfig, extractor: FeatureExtractor | None, images: ImageData, samples: Path, folder: Path
 ) -> bool:

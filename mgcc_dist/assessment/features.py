@@ -53,6 +53,20 @@ class FeatureExtractor:
                 rows += list(zip(batch.offsets.tolist(), features.double().cpu().numpy(), strict=True))
         return np.stack([features for _, features in sorted(gather_object(rows), key=lambda row: row[0])])
 
+    @torch.no_grad()
+    def check(self) -> None:
+        """Run the network on two blank images.
+
+        Raises:
+            UserError: it fails, or does not return one finite vector per image.
+        """
+        try:
+            features = self.network(torch.zeros(2, 1, self.image_size, self.image_size))
+        except (RuntimeError, torch.jit.Error) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(f"quality.encoder: {self.info['file']} fails on images: {reason}") from error
+        self._validated(features, 2)
+
     def _validated(self, features: Any, images: int) -> Tensor:
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != images:
             got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__

@@ -34,7 +34,7 @@ from tabulate import tabulate
 
 from mgcc_dist.assessment.config import QualityConfig
 from mgcc_dist.assessment.constant_images import refuse_constant_images
-from mgcc_dist.assessment.features import FeatureExtractor, locate_encoder
+from mgcc_dist.assessment.features import FeatureExtractor, load
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_json, write_json, write_text
 from mgcc_dist.data.records import ShardFolder
@@ -46,13 +46,13 @@ Array = NDArray[np.float64]
 
 
 def check_config(config: QualityConfig, images: ImageData, synthetic: int) -> None:
-    """Check before training that the encoder exists and that there will be enough images.
+    """Check before training that the encoder works and that there will be enough images.
 
     Raises:
-        UserError: the encoder does not exist, or half of the images are too few for `neighbours`.
+        UserError: the encoder does not exist or can't be used, or half of the images are too few for `neighbours`.
     """
     if config.encoder is not None:
-        locate_encoder(config.encoder)
+        load(config.encoder, Path(), images.size).check()
     half = min(len(images.val), synthetic) // 2
     if config.enabled and half <= config.neighbours:
         smaller_k = f"--quality.neighbours {half - 1} or " if half > 1 else ""

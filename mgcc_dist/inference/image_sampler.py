@@ -53,11 +53,16 @@ class ImageSampler:
             batch: images in one forward pass, as memory allows.
 
         Raises:
-            UserError: count, steps or batch is not positive, or the model does not have that class.
+            UserError: count, steps or batch is not positive, steps is too high, or the model does not have that class.
         """
         for name, value in (("count", count), ("steps", steps), ("batch", batch)):
             if value < 1:
                 raise UserError(f"sample: {name} must be a positive integer, got {value}")
+        trained = self.model.scheduler.config.num_train_timesteps
+        if steps > trained:
+            raise UserError(f"sample: steps must be at most {trained}, the model's number of timesteps, got {steps}")
+        if guidance != 1 and not self.classes:
+            raise UserError(f"sample: guidance {guidance:g} needs a model with classes. Leave it at 1.")
         if class_name is not None and class_name not in self.classes:
             known = ", ".join(self.classes) or "none: it was trained without classes"
             raise UserError(f"sample: the model has no class {class_name!r}. Its classes: {known}.")

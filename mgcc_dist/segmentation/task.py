@@ -25,6 +25,7 @@ from mgcc_dist.kernels.fuse import fuse
 from mgcc_dist.methods.method import Method
 from mgcc_dist.methods.registry import build
 from mgcc_dist.methods.segment_config import SegmentConfig
+from mgcc_dist.train.loop import total_steps
 from mgcc_dist.train.schedules import Progress
 from mgcc_dist.train.weights import count_parameters, zero_stage
 
@@ -76,6 +77,7 @@ class SegmentationTask:
             workers=config.data.workers,
             augment=True,
         )
+        _check_teacher_start(config, total_steps(config.loop, self.loader))
         validation = self._evaluation(subset_by_keys(data, split.validation), accelerator)
         self.validation = CachedBatches(validation, accelerator.device)
         self.external = [
@@ -171,6 +173,16 @@ def _check_batch(config: SegmentConfig, uses_unlabeled: bool, has_unlabeled: boo
         raise UserError(
             f"method.name: {name} needs unlabeled images and there are none. "
             "Set data.synthetic or data.similar, or data.labels half with data.unlabeled true."
+        )
+
+
+def _check_teacher_start(config: SegmentConfig, steps: int) -> None:
+    """Raise UserError if the mean teacher's consistency loss would stay off for the complete run."""
+    start = config.method.teacher_start
+    if config.method.name == "mean_teacher" and start >= steps:
+        raise UserError(
+            f"method.teacher_start: the run has {steps} steps, so the consistency loss, which starts at step {start}, "
+            f"would stay off. Set it to {steps // 20}, or train longer."
         )
 
 

@@ -163,3 +163,36 @@ def test_too_few_images_and_a_missing_encoder_are_refused_before_training(images
     quality.check_config(QualityConfig(neighbours=5, enabled=False), images, 10)
     with pytest.raises(UserError, match=r"quality\.encoder: nowhere does not exist"):
         quality.check_config(QualityConfig(encoder="nowhere", enabled=False), images, 10)
+
+
+class Encoder(torch.nn.Module):
+    def __init__(self, result):
+        super().__init__()
+        self.result = result
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.result == "map":
+            return x
+        if self.result == "nan":
+            return x.flatten(1) / 0
+        assert x.shape[3] == 99, "wants 99 pixels"
+        return x.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ("map", r"returns \[2, 1, 16, 16\] for 2 images\. Use a network that returns features \[2, D\]"),
+        ("nan", r"returns features that are not finite"),
+        ("assert", r"fails on images: .*wants 99 pixels"),
+        (None, r"is not a \.safetensors or TorchScript file"),
+    ],
+)
+def test_broken_encoder_is_refused_before_training(images, tmp_path, result, message):
+    file = tmp_path / "encoder.pt"
+    if result:
+        torch.jit.script(Encoder(result)).save(file)
+    else:
+        file.write_bytes(b"no network")
+    with pytest.raises(UserError, match=rf"quality\.encoder: {file} {message}"):
+        quality.check_config(QualityConfig(encoder=str(file)), images, 10)

@@ -156,7 +156,16 @@ def test_other_settings_in_the_same_folder_are_refused(finished, toy, words, mes
             "--preset busi_small",
             r"data\.shards: no shard folder given\. For BUSI, run `mgcc shards busi",
         ),
-        ("--preset demo --data.phantom 40 --data.image_size 18", r"data\.image_size: 18 is not a multiple of 4"),
+        ("--preset demo --data.phantom 40 --data.image_size 18", r"data\.image_size: 18 is not a multiple of 8\."),
+        (
+            "--preset busi --data.image_size 224",
+            r"224 is not a multiple of 64\. The 4 levels of autoencoder\.channels and 4 of denoiser\.channels",
+        ),
+        (
+            "--preset demo --sampling.steps 1001",
+            r"sampling\.steps: 1001 is more than denoiser\.diffusion_steps \(1000\)",
+        ),
+        ("--preset demo --sampling.guidance 3", r"sampling\.guidance: 3 needs a denoiser with classes\. Set denoiser"),
         ("--preset demo --denoiser.attention [true]", r"denoiser\.attention: has 1 levels but denoiser\.channels has"),
         ("--preset demo --autoencoder.norm_groups 24", r"autoencoder\.channels: .* not a multiple of"),
         ("--preset demo --data.shards nowhere", "nowhere: does not exist"),

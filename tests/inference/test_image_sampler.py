@@ -34,6 +34,19 @@ def test_samples_are_pil_images_that_depend_only_on_seed_and_index(vae, tmp_path
     assert abs(pixels(images) - pixels(sampler.sample(5, seed=4, steps=2))).max() > 1
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 1001}, "steps must be at most 1000, .* got 1001"),
+        ({"guidance": 2}, "guidance 2 needs a model with cl"),
+    ],
+)
+def test_settings_that_the_model_cannot_follow_are_refused(vae, tmp_path, options, message):
+    save_pipeline(vae, tmp_path, {})
+    with pytest.raises(mgcc.UserError, match=message):
+        mgcc.load_pipeline(tmp_path, device="cpu").sample(1, **options)
+
+
 def test_a_class_can_be_chosen_and_unknown_ones_are_refused(vae, tmp_path):
     save_pipeline(vae, tmp_path, CLASSES)
     sampler = mgcc.load_pipeline(tmp_path, device="cpu")
