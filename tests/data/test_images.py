@@ -99,25 +99,22 @@ def test_16_bit_colour_keeps_its_low_bytes(tmp_path):
     np.testing.assert_array_equal(read_grey(path), [[0, 100, 255]])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     sizes=st.lists(st.integers(64, 300), min_size=1, max_size=2),
     original=st.integers(64, 600),
     centre=st.tuples(st.floats(0.35, 0.65), st.floats(0.35, 0.65)),
     radius=st.floats(0.2, 0.33),
 )
-def test_resizing_moves_neither_image_nor_mask(sizes, original, centre, radius):
-    """A disc keeps its centre and its area through one or two resizes of any ratio."""
-    disc = draw_disc(original, centre, radius)
-    image = mask = disc
+def test_resizing_keeps_position_and_area_at_any_ratio(sizes, original, centre, radius):
+    """A disc stays where it is through one or two resizes; single masks are off by the staircase of their outline."""
+    disc = image = mask = draw_disc(original, centre, radius)
     for size in sizes:
         image, mask = resize_image(image, size, size), resize_mask(mask, size, size)
-    coarsest = min(original, *sizes)
-    for resized in (image, mask):
-        for found, expected in zip(centre_of(resized), centre_of(disc), strict=True):
-            assert abs(found - expected) * coarsest < 0.15  # pixels, of which most is the staircase of the outline
-    area = (mask > 0).mean() * coarsest**2
-    assert abs(area - (disc > 0).mean() * coarsest**2) < 0.2 * 2 * np.pi * radius * coarsest  # 0.2 pixels of radius
+    pixel = 1 / min(original, *sizes)
+    np.testing.assert_allclose(centre_of(image), centre_of(disc), atol=0.03 * pixel)
+    np.testing.assert_allclose(centre_of(mask), centre_of(disc), atol=0.4 * pixel)
+    assert abs((mask > 0).mean() - (disc > 0).mean()) < 2 * np.pi * radius * 0.3 * pixel
 
 
 @pytest.mark.parametrize("sizes", [(512, 256), (512, 128), (256, 85), (600, 256), (100, 256), (512, 256, 128)], ids=str)
