@@ -95,6 +95,8 @@ def convert_files(read: Callable[[Path], ImageFileReader], config: FilesConfig) 
     reader = read(config.root)
     if config.label_values:
         reader.select_labels(config.label_values)
+    for note in reader.unread:
+        logger.warning("shards: %s", note)
     _convert(reader, config.out, config.per_shard, config.size or None, config.skip_bad)
 
 

@@ -1,8 +1,9 @@
-"""Read image files: PNG, JPEG, BMP and TIFF of any depth and colour become 8-bit grey arrays (masks: masks.py).
+"""Read image files of any depth and colour as 8-bit grey arrays (masks: masks.py).
 
 Transparency is composited onto black; colours and palettes become luminance (ITU-R 601). 16-bit images are scaled to
 8 bits using the smallest of 8, 10, 12, 14 and 16 bits that fits the image's maximum, so that a 12-bit image in a 16-bit
-file is not black. EXIF rotation is applied.
+file is not black. EXIF rotation is applied. Of a phone's MPO file the first picture is read; other files with several
+images are rejected.
 """
 
 import re
@@ -15,7 +16,10 @@ from PIL import Image, ImageFile, ImageOps
 
 from mgcc_dist.common.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jpe", ".jfif", ".mpo", ".jp2", ".j2k"),
+    *(".dib", ".pbm", ".pgm", ".ppm", ".pnm", ".tga"),
+)
 
 
 class BadFile(UserError):
@@ -103,7 +107,8 @@ def load_image(path: Path) -> tuple[Image.Image, Image.Image | None]:
     low_bytes = None
     try:
         with Image.open(path) as image:
-            frames = getattr(image, "n_frames", 1)
+            # Phones append other pictures (depth, preview) to the first one and call it JPEG.
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             other_order = _other_byte_order(image)
             upright = ImageOps.exif_transpose(image)
         if other_order and frames == 1:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.progress import ProgressBar
+from mgcc_dist.data.file_listing import describe_unread, walk_files
 from mgcc_dist.data.images import SUFFIXES, BadFile, read_grey, resize_image
 from mgcc_dist.data.workers import load_in_order
 from mgcc_dist.inference.config import PredictConfig
@@ -85,7 +86,7 @@ def predict_folder(config: PredictConfig) -> None:
 
 
 def list_images(folder: Path, out: Path) -> list[Path]:
-    """List the image files in `folder` and its subfolders, relative to it, sorted; hidden files are skipped.
+    """List the image files in `folder` and its subfolders, relative to it, sorted (see `walk_files`).
 
     Raises:
         UserError: there are none, or one of `out` and `folder` contains the other, so that masks could pass for images.
@@ -95,13 +96,13 @@ def list_images(folder: Path, out: Path) -> list[Path]:
     inner, outer = folder.resolve(), out.resolve()
     if inner.is_relative_to(outer) or outer.is_relative_to(inner):
         raise UserError(f"--out {out}: --images {folder} is inside it, or it is inside --images. Choose another --out.")
-    files = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    images = sorted(
-        file for file in files if (folder / file).is_file() and not any(part.startswith(".") for part in file.parts)
-    )
+    files = list(walk_files(folder))
+    images = sorted(file for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
+    for note in describe_unread(set(files) - set(images), folder):
+        logger.warning("predict: %s", note)
     if not images:
         raise UserError(f"--images {folder}: no images ({', '.join(SUFFIXES)}) in the folder or its subfolders")
-    return images
+    return [image.relative_to(folder) for image in images]
 
 
 def output_names(files: Sequence[Path]) -> dict[Path, Path]:

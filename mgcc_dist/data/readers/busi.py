@@ -12,7 +12,7 @@ from mgcc_dist.data.readers.reader import ImageFileReader, ImageItem
 
 LAYOUT = "benign/, malignant/, normal/"
 CLASSES = ("benign", "malignant", "normal")
-NAME = re.compile(r"(?P<stem>(?P<category>benign|malignant|normal) \(\d+\))(?P<mask>_mask(_\d+)?)?\.png")
+NAME = re.compile(r"(?P<stem>(?P<category>benign|malignant|normal) \(\d+\))(?P<mask>_mask(_\d+)?)?\.(png|PNG)")
 
 
 def busi(root: Path) -> ImageFileReader:

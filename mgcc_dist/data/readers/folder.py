@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.data.file_listing import readable_name
 from mgcc_dist.data.images import BadFile
 from mgcc_dist.data.readers.layout import attach_masks, find_images, require_root
 from mgcc_dist.data.readers.reader import ImageFileReader, ImageItem
@@ -24,7 +25,7 @@ def folder(root: Path) -> ImageFileReader:
     bad_files: list[BadFile] = []
     for path in find_images(root / "images"):
         relative = path.relative_to(root / "images")
-        name = relative.with_suffix("").as_posix()
+        name = readable_name(relative.with_suffix("").as_posix())
         category = relative.parts[0] if len(relative.parts) > 1 else "unknown"
         if name in images:
             bad_files.append(BadFile(path, f"has the same key as {images[name].image}"))
@@ -34,5 +35,6 @@ def folder(root: Path) -> ImageFileReader:
         return ImageFileReader("folder", root, images.values(), bad_files)
     masks: dict[str, list[Path]] = {}
     for path in find_images(root / "masks"):
-        masks.setdefault(path.relative_to(root / "masks").with_suffix("").as_posix(), []).append(path)
+        name = readable_name(path.relative_to(root / "masks").with_suffix("").as_posix())
+        masks.setdefault(name, []).append(path)
     return ImageFileReader("folder", root, attach_masks(images, masks, bad_files).values(), bad_files)

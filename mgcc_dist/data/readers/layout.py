@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.data.file_listing import walk_files
 from mgcc_dist.data.images import SUFFIXES, BadFile
 from mgcc_dist.data.readers.reader import ImageItem
 
@@ -29,16 +30,12 @@ def require_subfolder(root: Path, name: str, layout: str) -> Path:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Return all image files in `folder` and its subfolders, sorted, without hidden files.
+    """Return all image files in `folder` and its subfolders (see `walk_files`), sorted.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or a link leads in a loop.
     """
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+    files = sorted(path for path in walk_files(folder) if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
         raise UserError(f"{folder}: no images found ({', '.join(SUFFIXES)})")
     return files

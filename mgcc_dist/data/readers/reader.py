@@ -4,8 +4,9 @@ A file that cannot be used is a `BadFile`: either found while listing (in `bad_f
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from mgcc_dist.common.files import sha256_of
 from mgcc_dist.common.progress import track
+from mgcc_dist.data.file_listing import describe_unread, readable_name, walk_files
 from mgcc_dist.data.images import BadFile, read_grey
 from mgcc_dist.data.masks import MaskFacts, read_mask
 from mgcc_dist.data.sample import Sample, is_key
@@ -50,7 +52,8 @@ class ImageItem:
 class ImageFileReader:
     """Reader of image files. Groups are patients, or near-duplicates (duplicates.py) if patients are unknown.
 
-    `lists` are further files that the samples depend on: classes, patients, outlines.
+    `lists` are further files that the samples depend on: classes, patients, outlines. `unread` is a note about
+    the files in `root` that are none of these, or empty.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class ImageFileReader:
         self.mask_facts: dict[str, list[MaskFacts]] = {}
         self.label_values: tuple[int, ...] = ()
         image_by_key: dict[str, Path] = {}
+        items = [replace(item, key=readable_name(item.key), category=readable_name(item.category)) for item in items]
         for item in sorted(items, key=lambda item: (item.key, item.image)):
             if item.key in image_by_key:
                 self.bad_files.append(BadFile(item.image, f"has the same key {item.key!r} as {image_by_key[item.key]}"))
@@ -78,6 +82,8 @@ class ImageFileReader:
                 image_by_key[item.key] = item.image
                 self.items.append(item)
         files = sorted(path for item in self.items for path in (item.image, *item.masks))
+        read = {*files, *lists, *(bad.path for bad in self.bad_files)}
+        self.unread = describe_unread((path for path in walk_files(root) if path not in read), root)
         listing = "\n".join(f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in files)
         self.arguments: dict[str, Any] = {"files": len(files), "names_and_sizes_sha256": _sha256(listing)}
         if lists:
@@ -129,4 +135,4 @@ class ImageFileReader:
 
 
 def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(os.fsencode(text)).hexdigest()
