@@ -114,6 +114,48 @@ def test_runs_with_different_settings_are_not_averaged(tmp_path, capsys, other, 
     assert len(rows_of("mgcc", capsys.readouterr().out)) == rows
 
 
+def test_surface_distances_state_how_many_lesions_they_cover(tmp_path, capsys):
+    best = copy.deepcopy(RESULT["best"])
+    best["summary"] |= {"hd95": 0.0, "surfaces": 1, "lesions": 10, "hd95_penalized": 9.25, "asd_penalized": 8.125}
+    make_run(tmp_path / "runs" / "a", best=best)
+    page = report(tmp_path / "runs", out=tmp_path / "report.html")
+    printed = capsys.readouterr().out
+    assert re.search(r"0\.00 \(1 of 10\) +9\.25 ", rows_of("mgcc", printed)[0])
+    assert "0.00 (1 of 10)" in page
+    assert "9.25" in page
+    assert "8.12" in page
+
+
+@pytest.mark.parametrize(
+    ("second", "remark"),
+    [
+        ({}, "identical to a"),
+        ({"seed": 2, "config": with_setting("loop.seed", 2)}, "identical to a"),
+        ({"best": with_iou(0.7)}, "same settings and seed as a"),
+    ],
+)
+def test_repeated_runs_are_named_and_count_once(tmp_path, capsys, second, remark):
+    make_run(tmp_path / "runs" / "a")
+    make_run(tmp_path / "runs" / "b", **second)
+    page = report(tmp_path / "runs", out=tmp_path / "report.html")
+    printed = capsys.readouterr().out
+    (row,) = rows_of("mgcc", printed)
+    assert row.endswith(f"a, b ({remark})")
+    assert f"b ({remark})" in page
+    assert "61.00" in row
+    assert "±" not in row
+
+
+def test_repeated_runs_do_not_shrink_the_deviation_of_others(tmp_path, capsys):
+    for name, seed, iou in (("a", 1, 0.60), ("b", 1, 0.60), ("c", 2, 0.64)):
+        config = with_setting("loop.seed", seed)
+        make_run(tmp_path / "runs" / name, config=config, seed=seed, best=with_iou(iou))
+    report(tmp_path / "runs", out=tmp_path / "report.html")
+    (row,) = rows_of("mgcc", capsys.readouterr().out)
+    assert "62.00 ± 2.83" in row
+    assert row.endswith("a, b (identical to a), c")
+
+
 def test_a_run_passed_twice_counts_once(tmp_path, capsys):
     make_run(tmp_path / "runs" / "a")
     report(tmp_path / "runs", tmp_path / "runs" / "a", tmp_path / "runs" / ".." / "runs", out=tmp_path / "report.html")

@@ -26,6 +26,8 @@ OTHER_METRICS: list[tuple[str, tuple[str, ...], float]] = [
     ("Specificity", ("specificity",), 100),
     ("HD95 px", ("hd95",), 1),
     ("ASD px", ("asd",), 1),
+    ("HD95 penalized", ("hd95_penalized",), 1),
+    ("ASD penalized", ("asd_penalized",), 1),
 ]
 HEADLINE_METRICS = CORRECTED_METRICS + OTHER_METRICS
 PROTOCOLS = ("corrected", "lesion", "paper")
@@ -41,6 +43,7 @@ def render_page(found: RunCollection, sections: Sequence[ReportSection] = ()) ->
     return templates.get_template("page.html").render(
         sections=sections,
         created=_format_time(datetime.now(UTC)),
+        other_headings=[heading for heading, _, _ in OTHER_METRICS[1:]],
         headings=[heading for heading, _, _ in HEADLINE_METRICS],
         headline=[
             (group, [group.score("best", *path, scale=scale) for _, path, scale in HEADLINE_METRICS])

@@ -23,6 +23,7 @@ COLUMNS: list[tuple[str, tuple[str, ...], float]] = [
     ("lesion IoU", ("lesion", "iou"), 100),
     ("specificity", ("specificity",), 100),
     ("HD95 px", ("hd95",), 1),
+    ("HD95 penalized", ("hd95_penalized",), 1),
 ]
 
 
@@ -113,6 +114,10 @@ def main_table(found: RunCollection) -> str:
         align = ("left", *["right"] * (len(headings) - 2), "left")
         lines.append(tabulate(rows, headings, tablefmt="simple", colalign=align, disable_numparse=True))
         lines.append("Validation images at the best step, corrected protocol, in percent.")
+        lines.append(
+            "HD95 in pixels, and how many of the lesions it covers; penalized: a missed lesion counts as the image "
+            "diagonal."
+        )
         if any("*" in row[2] for row in rows):
             lines.append("* includes synthetic images")
     lines += [f"unfinished: {run.name}" for run in found.unfinished]

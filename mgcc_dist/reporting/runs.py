@@ -7,11 +7,13 @@ import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mgcc_dist.common.config import flatten
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.sweep_file import RESULT_NEUTRAL_KEYS
 from mgcc_dist.train.metrics_logger import read_rows
@@ -19,6 +21,7 @@ from mgcc_dist.train.run_folder import is_finished, read_result
 
 # Keys in which the runs of one group may differ.
 UNGROUPED_KEYS = RESULT_NEUTRAL_KEYS | {"data.split", "data.shards", "data.synthetic", "loop.seed"}
+SURFACE_METRICS = (("hd95",), ("asd",))
 REQUIRED_RESULT_KEYS = {"segment": ("method", "network", "split", "seed", "best", "last"), "ldm": ("stage",)}
 
 
@@ -110,7 +113,11 @@ class RunGroup:
 
     @property
     def names(self) -> str:
-        return ", ".join(run.name for run in self.runs)
+        return ", ".join(run.name + self.repeats.get(run.folder, "") for run in self.runs)
+
+    @cached_property
+    def repeats(self) -> dict[Path, str]:
+        return find_repeats(self.runs)
 
     @property
     def splits(self) -> str:
@@ -123,13 +130,43 @@ class RunGroup:
         return f"{count}*" if synthetic else str(count)
 
     def score(self, weights: str, *path: str, scale: float = 100.0) -> str:
-        """Return the mean over the runs of one value in `summary`, with the standard deviation for several runs."""
-        values = [lookup(run.result[weights]["summary"], path) for run in self.runs]
-        numbers = [scale * value for value in values if value is not None]
+        """Return the mean over the runs of one value in `summary`, with the standard deviation for several runs.
+
+        Surface distances also state how many of the lesions they cover. Repeated runs count once.
+        """
+        summaries = [run.result[weights]["summary"] for run in self.runs if run.folder not in self.repeats]
+        numbers = [scale * value for summary in summaries if (value := lookup(summary, path)) is not None]
         if not numbers:
             return "-"
-        mean = f"{statistics.mean(numbers):.2f}"
-        return f"{mean} ± {statistics.stdev(numbers):.2f}" if len(numbers) > 1 else mean
+        text = f"{statistics.mean(numbers):.2f}"
+        if len(numbers) > 1:
+            text += f" ± {statistics.stdev(numbers):.2f}"
+        if path in SURFACE_METRICS and all("surfaces" in summary for summary in summaries):
+            covered, lesions = (sum(summary[key] for summary in summaries) for key in ("surfaces", "lesions"))
+            text += f" ({covered} of {lesions})"
+        return text
+
+
+def find_repeats(runs: Sequence[Run]) -> dict[Path, str]:
+    """Return the folders of runs that repeat an earlier one of `runs`, each with a remark that says which.
+
+    Such runs are no independent samples: their scores are equal, or they have the same settings, split and seed.
+    """
+    repeats: dict[Path, str] = {}
+    first: dict[str, Run] = {}
+    for run in runs:
+        settings = {key: value for key, value in flatten(run.config).items() if key not in RESULT_NEUTRAL_KEYS}
+        scores = [[run.result[weights].get(key) for key in ("summary", "images")] for weights in ("best", "last")]
+        marks = {json.dumps(scores, sort_keys=True): "identical to"}
+        if settings:
+            same = [settings, run.result["split"], run.result["seed"]]
+            marks[json.dumps(same, sort_keys=True, default=str)] = "same settings and seed as"
+        remark = next((f" ({words} {first[mark].name})" for mark, words in marks.items() if mark in first), None)
+        if remark:
+            repeats[run.folder] = remark
+        for mark in marks:
+            first.setdefault(mark, run)
+    return repeats
 
 
 def group_runs(runs: Sequence[Run]) -> list[RunGroup]:

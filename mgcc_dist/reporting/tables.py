@@ -13,7 +13,7 @@ from mgcc_dist.common.sweep_file import Sweep
 from mgcc_dist.evaluation.statistics import Difference, holm, paired_bootstrap
 from mgcc_dist.reporting.matching import match_runs
 from mgcc_dist.reporting.paper import PaperTable, load_paper_table
-from mgcc_dist.reporting.runs import Run, RunCollection, lookup
+from mgcc_dist.reporting.runs import Run, RunCollection, find_repeats, lookup
 
 PROTOCOLS = ("paper", "corrected", "lesion")
 METRICS = ("iou", "recall", "precision", "f1")
@@ -106,7 +106,9 @@ def build_table(sweep: Sweep, found: RunCollection, folders: Sequence[Path]) -> 
 
 
 def _values(runs: dict[int, Run], protocol: str, metric: str) -> tuple[float, ...]:
-    values = [lookup(run.result["best"]["summary"], (protocol, metric)) for run in runs.values()]
+    repeats = find_repeats(list(runs.values()))
+    distinct = [run for run in runs.values() if run.folder not in repeats]
+    values = [lookup(run.result["best"]["summary"], (protocol, metric)) for run in distinct]
     return tuple(100 * value for value in values if value is not None)
 
 

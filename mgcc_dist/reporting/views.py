@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mgcc_dist.evaluation.statistics import MIN_IMAGES, RESAMPLES
+from mgcc_dist.reporting.runs import find_repeats
 from mgcc_dist.reporting.tables import METRICS, PROTOCOLS, ResultTable, RowResult, Score
 
 METRIC_LABELS = {"iou": "IoU", "recall": "Recall", "precision": "Precision", "f1": "F1"}
@@ -53,6 +54,14 @@ def sweep_section(table: ResultTable) -> ReportSection:
             notes.append(
                 f"{dataset} replaces the paper's {column}, so differences from the paper include that of the data sets."
             )
+    for dataset, rows in table.results.items():
+        for row, result in rows.items():
+            repeats = find_repeats(list(result.finished.values()))
+            notes += [
+                f"{row} on {dataset}: {run.name}{repeats[run.folder]}, so it is not counted in mean and deviation."
+                for run in result.finished.values()
+                if run.folder in repeats
+            ]
     tables, details = [], []
     for dataset, rows in table.results.items():
         tables.append(_comparison_with_paper(f"{dataset}, protocol of the paper's released code", rows))

@@ -10,6 +10,7 @@ from mgcc_dist.evaluation.metrics import score_image, summarize
 NAMES = ("iou", "recall", "precision", "f1")
 EMPTY = np.zeros((16, 16), bool)
 FULL = np.ones((16, 16), bool)
+DIAGONAL = 16 * 2**0.5
 
 
 def square(top, left, size=6):
@@ -109,6 +110,8 @@ def test_summary_has_none_where_there_is_no_image_to_average():
         "hd95": None,
         "asd": None,
         "surfaces": 0,
+        "hd95_penalized": pytest.approx(DIAGONAL),
+        "asd_penalized": pytest.approx(DIAGONAL),
     }
     assert summarize([score_image(EMPTY, EMPTY, surface=False)])["lesion"] is None
 
@@ -152,6 +155,18 @@ def test_mean_distance_is_over_the_images_where_it_is_defined():
     summary = summarize(images)
     assert summary["hd95"] == images[0]["hd95"]
     assert summary["surfaces"] == 1
+
+
+def test_a_missed_lesion_costs_the_image_diagonal_in_the_penalized_distances():
+    """Without the penalty, one exact hit and nine misses are as good as ten exact hits."""
+    hit, miss = (score_image(predicted, square(3, 3), surface=True) for predicted in (square(3, 3), EMPTY))
+    no_lesion = [score_image(predicted, EMPTY, surface=True) for predicted in (EMPTY, square(1, 1))]
+    summary = summarize([hit, *[miss] * 9, *no_lesion])
+    assert (summary["hd95"], summary["asd"], summary["surfaces"], summary["lesions"]) == (0.0, 0.0, 1, 10)
+    assert summary["hd95_penalized"] == pytest.approx(0.9 * DIAGONAL)
+    assert summary["asd_penalized"] == pytest.approx(0.9 * DIAGONAL)
+    moved = score_image(square(3, 3), square(3, 7), surface=True)
+    assert (moved["hd95_penalized"], moved["asd_penalized"]) == (moved["hd95"], moved["asd"])
 
 
 def test_scores_and_summary_are_plain_json_without_nan():

@@ -45,6 +45,20 @@ def test_a_score_is_the_mean_over_runs_next_to_the_paper_s(tmp_path):
     assert texts(view, "MGCC")[:4] == ["2 of 2", "70.00 ± 7.07", "68.06 ± 2.45", "+1.94"]
 
 
+def test_runs_with_identical_scores_are_named_and_give_no_deviation(tmp_path):
+    path = make_sweep(tmp_path)
+    for run in read_sweep(path).runs:
+        if run.row == "MGCC":
+            finish(run, [scores("a", 0.6), scores("b", 0.7)])
+    table = table_of(path)
+    assert score(table, "MGCC").values == pytest.approx((65,))
+    section = sweep_section(table)
+    assert texts(section.tables[0], "MGCC")[:2] == ["2 of 2", "65.00"]
+    (note,) = [note for note in section.notes if "identical" in note]
+    first, second = (run.name for run in table.results["BUSI"]["MGCC"].finished.values())
+    assert note == f"MGCC on BUSI: {second} (identical to {first}), so it is not counted in mean and deviation."
+
+
 def test_missing_and_unfinished_runs_are_shown_and_no_row_is_dropped(tmp_path):
     path = make_sweep(tmp_path)
     for run in read_sweep(path).runs:
