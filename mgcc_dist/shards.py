@@ -38,10 +38,14 @@ SPLIT_NOTES = {  # as in the shipped split files
 
 if TYPE_CHECKING:
     PhantomSize = int
+    PixelBits = int
 else:
     from jsonargparse.typing import restricted_number_type
 
     PhantomSize = Annotated[restricted_number_type("PhantomSize", int, (">=", 16)), "integer from 16"]
+    PixelBits = Annotated[
+        restricted_number_type("PixelBits", int, [(">=", 8), ("<=", 16)], join="and"), "integer from 8 to 16"
+    ]
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class FilesConfig:
     """skip unusable files and list them in OUT/skipped.json instead of stopping at the first"""
     label_values: tuple[NonNegativeInt, ...] = argument((), nargs="+")
     """values of the mask files that are lesion, for masks with several labels; all others are background"""
+    bits: PixelBits | None = None
+    """bits that 16-bit images use, such as 12; none takes the smallest of 8, 10, 12, 14 and 16 that fits all images"""
 
 
 @dataclass(frozen=True)
@@ -95,8 +101,12 @@ def convert_files(read: Callable[[Path], ImageFileReader], config: FilesConfig) 
     reader = read(config.root)
     if config.label_values:
         reader.select_labels(config.label_values)
+    if config.bits:
+        reader.select_bits(config.bits)
     for note in reader.unread:
         logger.warning("shards: %s", note)
+    if reader.bits:
+        logger.info("shards: 16-bit images are scaled to 8 bits as images of %d bits (--bits)", reader.bits)
     _convert(reader, config.out, config.per_shard, config.size or None, config.skip_bad)
 
 

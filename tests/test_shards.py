@@ -117,6 +117,23 @@ def test_masks_of_several_labels_need_label_values(images, tmp_path, capsys):
         main([*command, "--label-values", "1"])
 
 
+def test_16_bit_images_of_a_folder_are_scaled_alike(tmp_path, capsys):
+    scene = np.random.default_rng(3).integers(0, 4000, (30, 40), dtype=np.uint16)
+    (tmp_path / "images").mkdir()
+    for name, brightest in (("a", 4095), ("b", 4096)):  # their own maxima would need 12 and 14 bits
+        scene[0, 0] = brightest
+        Image.fromarray(scene).save(tmp_path / "images" / f"{name}.png")
+    main(["folder", "--root", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert "16-bit images are scaled to 8 bits as images of 14 bits" in capsys.readouterr().err
+    first, second = (ShardFolder.open(tmp_path / "out")[i].image for i in range(2))
+    np.testing.assert_array_equal(first.ravel()[1:], second.ravel()[1:])
+    np.testing.assert_array_equal(first, np.where(scene == 4096, 4095, scene) >> 6)
+    with pytest.raises(UserError, match=r"b\.png: has pixels up to 4096, more than 12 bits hold"):
+        main(["folder", "--root", str(tmp_path), "--out", str(tmp_path / "more"), "--bits", "12"])
+    main(["folder", "--root", str(tmp_path), "--out", str(tmp_path / "other"), "--bits", "16"])
+    np.testing.assert_array_equal(ShardFolder.open(tmp_path / "other")[1].image, scene >> 8)
+
+
 def add_bad_files(images):
     """Add one unusable file of each kind; return their names."""
     (images / "images" / "0.png").write_bytes(b"no image")

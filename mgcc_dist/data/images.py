@@ -1,13 +1,14 @@
 """Read image files of any depth and colour as 8-bit grey arrays (masks: masks.py).
 
 Transparency is composited onto black; colours and palettes become luminance (ITU-R 601). 16-bit images are scaled to
-8 bits using the smallest of 8, 10, 12, 14 and 16 bits that fits the image's maximum, so that a 12-bit image in a 16-bit
-file is not black. EXIF rotation is applied. Of a phone's MPO file the first picture is read; other files with several
-images are rejected.
+8 bits using the smallest of 8, 10, 12, 14 and 16 bits that fits the maximum, so that a 12-bit image in a 16-bit file is
+not black. The maximum is that of all images of a dataset, or of a single image read alone. EXIF rotation is applied. Of
+a phone's MPO file the first picture is read; other files with several images are rejected.
 """
 
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,32 @@ class BadFile(UserError):
         self.reason = reason
 
 
-def read_grey(path: Path) -> np.ndarray:
-    """Read an image file as uint8 [H,W].
+def read_grey(path: Path, bits: int | None = None) -> np.ndarray:
+    """Read an image file as uint8 [H,W]; `bits` is how many bits of 16-bit pixels are used (None: see `bits_used`).
 
     Raises:
-        BadFile: the file is not a readable image or has no sensible 8-bit grey representation.
+        BadFile: the file is not a readable image or has no sensible 8-bit grey representation, or its pixels have more
+            bits.
     """
-    return _to_8_bits(_read_pixels(path))
+    try:
+        return _to_8_bits(_read_pixels(path), bits)
+    except ValueError as error:
+        raise BadFile(path, str(error)) from error
+
+
+def bits_used(paths: Iterable[Path]) -> int | None:
+    """Return how many bits the 16-bit images among these files use, or None if there is none.
+
+    One scale for all images of a dataset keeps their brightness comparable. Unreadable files count as none.
+    """
+    found = []
+    for path in paths:
+        try:
+            if _has_16_bits(path):
+                found.append(_smallest_bits(_read_pixels(path)))
+        except BadFile:  # reported when the image is read
+            continue
+    return max(found, default=None)
 
 
 def grey_from_image(image: Image.Image) -> np.ndarray:
@@ -177,11 +197,30 @@ def _decode_pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
-    """Convert the result of `_decode_pixels` to grey uint8 [H,W]."""
+def _has_16_bits(path: Path) -> bool:
+    """Return whether a file has 16-bit (or 32-bit) pixels, without decoding them."""
+    try:
+        with Image.open(path) as image:
+            return image.mode.startswith(("I", "F")) or bool(_other_byte_order(image))
+    except Exception as error:  # Pillow's decoders raise many types for damaged files
+        raise BadFile(path, f"not a readable image ({error})") from error
+
+
+def _smallest_bits(pixels: np.ndarray) -> int:
+    return next(bits for bits in (8, 10, 12, 14, 16) if int(pixels.max()) < 2**bits)
+
+
+def _to_8_bits(pixels: np.ndarray, bits: int | None = None) -> np.ndarray:
+    """Convert the result of `_read_pixels` to grey uint8 [H,W].
+
+    Raises:
+        ValueError: 16-bit pixels have more than `bits` bits.
+    """
     if pixels.dtype == np.uint8:
         return np.asarray(Image.fromarray(pixels).convert("L")) if pixels.ndim == 3 else pixels
     if pixels.ndim == 3:
         pixels = (pixels @ np.array([299, 587, 114], np.uint32) // 1000).astype(np.uint16)
-    bits = next(bits for bits in (8, 10, 12, 14, 16) if int(pixels.max()) < 2**bits)
+    bits = bits or _smallest_bits(pixels)
+    if int(pixels.max()) >= 2**bits:
+        raise ValueError(f"has pixels up to {int(pixels.max())}, more than {bits} bits hold")
     return (pixels >> (bits - 8)).astype(np.uint8)

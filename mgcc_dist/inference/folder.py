@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.file_listing import describe_unread, walk_files
-from mgcc_dist.data.images import SUFFIXES, BadFile, read_grey, resize_image
+from mgcc_dist.data.images import SUFFIXES, BadFile, bits_used, read_grey, resize_image
 from mgcc_dist.data.workers import load_in_order
 from mgcc_dist.inference.config import PredictConfig
 from mgcc_dist.inference.output_folder import MASKS, OVERLAYS, PREDICTIONS, SKIPPED, OutputFolder, list_names
@@ -48,11 +48,14 @@ def predict_folder(config: PredictConfig) -> None:
         return
     out.reopen((folder / name).as_posix() for name in names.values() for folder in (Path(MASKS), Path(OVERLAYS)))
 
+    bits = bits_used(config.images / file for file in files)
+    if bits:
+        logger.info("predict: 16-bit images are scaled to 8 bits as images of %d bits", bits)
     chunks = [files[start : start + config.batch] for start in range(0, len(files), config.batch)]
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
     with ProgressBar(len(files), "predict", "images") as bar:
-        read = partial(_read, config.images, chunks, predictor.image_size, config.skip_bad)
+        read = partial(_read, config.images, chunks, predictor.image_size, config.skip_bad, bits)
         for loaded, bad in load_in_order(read, range(len(chunks)), config.workers):
             probabilities = predictor.probabilities(
                 [pixels for _, pixels in loaded], [repr(file.as_posix()) for file, _ in loaded]
@@ -152,13 +155,13 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _read(
-    folder: Path, chunks: list[list[Path]], size: int, skip_bad: bool, index: int
+    folder: Path, chunks: list[list[Path]], size: int, skip_bad: bool, bits: int | None, index: int
 ) -> tuple[list[Loaded], list[dict[str, str]]]:
     """Load the images of chunk `index`; with `skip_bad` also the rows of skipped.csv."""
     loaded, skipped = [], []
     for file in chunks[index]:
         try:
-            image = read_grey(folder / file)
+            image = read_grey(folder / file, bits)
         except BadFile as bad:
             if not skip_bad:
                 raise UserError(f"{bad}. Fix it or pass --skip-bad.") from bad

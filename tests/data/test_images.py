@@ -6,7 +6,7 @@ from image_files import write_png_of_16_bits
 from PIL import Image
 
 from mgcc_dist.data.datasets import ResizedDataset
-from mgcc_dist.data.images import BadFile, read_grey, resize_image, resize_mask
+from mgcc_dist.data.images import BadFile, bits_used, read_grey, resize_image, resize_mask
 from mgcc_dist.data.sample import Sample
 
 GREY = np.random.default_rng(0).integers(0, 256, (12, 17), dtype=np.uint8)
@@ -53,6 +53,23 @@ def test_transparency_is_composited_onto_black(tmp_path):
 def test_12_and_16_bit_pixels_are_scaled_to_the_8_bit_range(tmp_path, suffix, bits, top):
     deep = np.array([[0, top // 2, top]], dtype=np.uint16)
     np.testing.assert_array_equal(read_grey(save(tmp_path / f"x.{suffix}", deep)), [[0, 127, 255]])
+
+
+def test_given_bits_scale_all_images_alike_and_larger_pixels_are_an_error(tmp_path):
+    path = save(tmp_path / "x.png", np.array([[0, 100, 1023]], dtype=np.uint16))
+    assert read_grey(path).tolist() == [[0, 25, 255]]
+    assert read_grey(path, 12).tolist() == [[0, 6, 63]]
+    with pytest.raises(BadFile, match=r"x\.png: has pixels up to 1023, more than 9 bits hold"):
+        read_grey(path, 9)
+
+
+def test_bits_used_are_those_of_the_brightest_16_bit_image(tmp_path):
+    paths = [save(tmp_path / f"{top}.png", np.array([[0, top]], dtype=np.uint16)) for top in (200, 4095, 4096, 900)]
+    paths.append(write_png_of_16_bits(tmp_path / "colour.png", np.array([[[0, 0, 0], [1000] * 3]])))
+    assert [bits_used([path]) for path in paths] == [8, 12, 14, 10, 10]
+    (tmp_path / "damaged.png").write_bytes(b"no image")
+    assert bits_used([*paths, tmp_path / "damaged.png", save(tmp_path / "8.png", GREY)]) == 14
+    assert bits_used([tmp_path / "8.png"]) is None
 
 
 @pytest.mark.parametrize("array", [np.array([[0.5, 2.0]], dtype=np.float32), np.array([[0, 2**20]], dtype=np.int32)])

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ import numpy as np
 from mgcc_dist.common.files import sha256_of
 from mgcc_dist.common.progress import track
 from mgcc_dist.data.file_listing import describe_unread, readable_name, walk_files
-from mgcc_dist.data.images import BadFile, read_grey
+from mgcc_dist.data.images import BadFile, bits_used, read_grey
 from mgcc_dist.data.masks import MaskFacts, read_mask
 from mgcc_dist.data.sample import Sample, is_key
 
@@ -90,6 +91,15 @@ class ImageFileReader:
             listing = "\n".join(f"{path.relative_to(root).as_posix()} {sha256_of(path)}" for path in sorted(lists))
             self.arguments["lists_sha256"] = _sha256(listing)
 
+    @cached_property
+    def bits(self) -> int | None:
+        """How many bits of 16-bit pixels are used: one number for all images; None if no image has 16 bits."""
+        return bits_used(item.image for item in self.items)
+
+    def select_bits(self, bits: int) -> None:
+        """Scale 16-bit images by this number of bits instead of the images' maximum."""
+        self.bits = self.arguments["bits"] = bits
+
     def select_labels(self, values: Sequence[int]) -> None:
         """Take these values of the mask files as lesion, and all others as background."""
         self.label_values = tuple(values)
@@ -100,7 +110,7 @@ class ImageFileReader:
 
     def __getitem__(self, index: int) -> Sample:
         item = self.items[index]
-        image = read_grey(item.image)
+        image = read_grey(item.image, self.bits)
         height, width = image.shape
         meta = {"dataset": self.dataset, "class": item.category, "original_size": [width, height]}
         return Sample(item.key, image, self.mask(item, width, height), meta)
@@ -126,7 +136,7 @@ class ImageFileReader:
         keys, thumbnails = [], []
         for item in track(self.items, "searching near-duplicates", "images"):
             try:
-                thumbnails.append(duplicates.thumbnail(read_grey(item.image)))
+                thumbnails.append(duplicates.thumbnail(read_grey(item.image, self.bits)))
                 keys.append(item.key)
             except BadFile:  # reported when the sample is read; here it gets its own group
                 continue
