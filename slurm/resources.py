@@ -67,7 +67,8 @@ class Resources:
             "array_parallelism": self.parallel,
             "setup": [*exports, *self.setup] or None,
             # If a rank dies, stop the others, which would wait for it until the time limit.
-            "srun_args": ["--kill-on-bad-exit=1"],
+            # Since Slurm 22.05, srun does not inherit --cpus-per-task.
+            "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={self.cpus}"],
             "additional_parameters": self._additional(),
         }
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import submitit
-from submitit.helpers import environment_variables
+from submitit.helpers import clean_env, environment_variables
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.progress import ProgressBar
@@ -74,21 +74,54 @@ def submit_to_slurm(sweep: Sweep, tasks: list[Task], statuses: list[TaskStatus],
     return jobs
 
 
+@contextmanager
+def outside_job() -> Iterator[None]:
+    """Hide the variables of the job that this process runs in, if any. sbatch and srun would take them as options."""
+    if "SLURM_JOB_ID" not in os.environ:
+        yield
+        return
+    kept = {key: os.environ[key] for key in ("SLURM_CONF",) if key in os.environ}
+    with clean_env(), environment_variables(**kept):
+        yield
+
+
 def submit_job(job: Job, logs: Path, dependency: str | None) -> list[str]:
     """Submit one job or array with sbatch and return the id of each task.
 
     Raises:
         UserError: sbatch fails.
     """
-    retry = f"{shlex.quote(sys.executable)} -m mgcc_dist.slurm.retry $code {shlex.quote(str(logs))}"
-    parameters = job.resources.executor_parameters() | ({"dependency": dependency} if dependency else {})
+    parameters = batch_parameters(job, logs, dependency)
     try:
         executor = submitit.SlurmExecutor(logs, max_num_timeout=10_000)  # `attempts` limits the restarts instead
-        executor.update_parameters(**parameters, job_name=job.name, teardown=["code=$?", retry, "exit $code"])
-        submitted = executor.submit_array([make_program(task, logs) for task in job.tasks])
+        executor.update_parameters(**parameters)
+        with outside_job():
+            submitted = executor.submit_array([make_program(task, logs) for task in job.tasks])
     except RuntimeError as error:  # the public base class of submitit's errors
         raise UserError(f"Slurm rejected {job.name}: {' '.join(str(error).split())}") from error
     return [each.job_id for each in submitted]
+
+
+def batch_parameters(job: Job, logs: Path, dependency: str | None) -> dict[str, Any]:
+    """Return the parameters of submitit's SlurmExecutor for a job.
+
+    Raises:
+        UserError: submitit would replace a part of the log folder's name.
+    """
+    if tag := next((tag for tag in ("%A", "%a", "%j", "%t") if tag in str(logs)), None):
+        raise UserError(f"out: submitit would replace {tag} in {logs}. Choose an output folder without {tag}.")
+    retry = f"{shlex.quote(sys.executable)} -m mgcc_dist.slurm.retry $code {shlex.quote(str(logs))}"
+    parameters = job.resources.executor_parameters()
+    parameters |= {"job_name": job.name, "teardown": ["code=$?", retry, "exit $code"]}
+    if dependency:
+        parameters["dependency"] = dependency
+    if "%" in str(logs):  # which Slurm expands in names of log files
+        job_id = "%A_%a" if len(job.tasks) > 1 else "%j"
+        pattern = f"{str(logs).replace('%', '%%')}/{job_id}_{{rank}}_log."
+        batch, ranks = pattern.format(rank="0"), pattern.format(rank="%t")
+        parameters["additional_parameters"] |= {"output": f"{batch}out", "error": f"{batch}err"}
+        parameters["srun_args"] += ["--output", f"{ranks}out", "--error", f"{ranks}err"]  # the last one counts
+    return parameters
 
 
 def run_locally(tasks: list[Task], registry: Registry, parallel: int) -> list[Task]:

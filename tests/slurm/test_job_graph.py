@@ -132,6 +132,13 @@ def test_the_sbatch_script_matches_the_golden_file(tmp_path, fake_slurm):
     assert set(job.resources.sbatch_options()) <= options
 
 
+def test_a_log_folder_that_submitit_would_rename_is_refused(tmp_path, fake_slurm):
+    job = Job("x", [task for task in tasks_of(write_sweep(tmp_path)) if task.run])
+    with pytest.raises(UserError, match=r"replace %t in .*50%test/jobs"):
+        submit.submit_job(job, tmp_path / "50%test" / "jobs", None)
+    assert not (tmp_path / "50%test").exists()
+
+
 CLUSTER = {
     "partition": "gpu",
     "account": "lab",

@@ -1,0 +1,56 @@
+"""What a job's processes get from Slurm: CPUs, variables, and logs in paths with `%`."""
+
+import sys
+
+import pytest
+from jobs import have_ended, read_log, until
+
+from mgcc_dist.slurm import submit
+from mgcc_dist.slurm.job_graph import Job, Task
+from mgcc_dist.slurm.resources import Resources
+
+pytestmark = pytest.mark.slurm
+
+PROGRAM = """
+import os
+import pathlib
+import subprocess
+
+step = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
+print(subprocess.check_output(["scontrol", "show", "step", "-d", step], text=True))
+print({key: value for key, value in os.environ.items() if key.startswith(("SLURM", "SBATCH"))})
+pathlib.Path(OUT).write_text("done")
+"""
+
+
+def write_task(folder, **resources):
+    """Return a task that prints the step's resources, and its output file."""
+    output = folder / "output"
+    (folder / "show_step.py").write_text(PROGRAM.replace("OUT", repr(str(output))))
+    environment = {"PYTHONPATH": ":".join([str(folder), *sys.path])}
+    requested = Resources(memory_gb=1, time="5", environment=environment, **resources)
+    return Task("show", "show", ["-m", "show_step"], folder / "task", output, requested)
+
+
+def test_every_rank_gets_its_cpus_and_logs_into_a_folder_with_percent_signs(slurm_up, tmp_path):
+    folder = tmp_path / "10%_of 50%% %d"
+    folder.mkdir()
+    task = write_task(folder, cpus=2, tasks_per_node=2)
+    (job,) = submit.submit_job(Job("show", [task]), folder / "jobs", None)
+    until(lambda: have_ended(job))
+    assert task.output.is_file()
+    logs = [read_log(folder, job, str(rank)) for rank in range(2)]
+    assert all("CPUs=4 Tasks=2" in log for log in logs), logs
+
+
+def test_a_job_submitted_inside_a_job_does_not_inherit_its_options(slurm_up, tmp_path):
+    task = write_task(tmp_path, cpus=3)
+    outer = {"SLURM_JOB_ID": "999", "SLURM_MEM_PER_CPU": "10", "SLURM_CPU_BIND": "map_cpu:0", "SBATCH_NO_REQUEUE": "1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in outer.items():
+            patch.setenv(key, value)
+        (job,) = submit.submit_job(Job("show", [task]), tmp_path / "jobs", None)
+    until(lambda: have_ended(job))
+    log = read_log(tmp_path, job)  # with both MEM_PER_CPU and MEM_PER_NODE srun refuses to start
+    assert "CPUs=3 Tasks=1" in log, log
+    assert not any(f"'{key}'" in log for key in outer if key != "SLURM_JOB_ID"), log
