@@ -88,9 +88,10 @@ class SplitConfig:
     out: FilePath
     """JSON file to write; the split is named after it"""
     validation: UnitInterval = 0.3
-    """fraction of the records for validation (paper, BUSI: 254 of 780, 0.3256)"""
+    """fraction of the records with a mask for validation (paper, BUSI: 254 of 780, 0.3256)"""
     labeled: UnitInterval = 0.5
-    """fraction of the training records that is labeled (paper: 0.5)"""
+    """fraction of the training records with a mask that is labeled (paper: 0.5); the others, and records without a
+    mask, are unlabeled"""
     seed: NonNegativeInt = 1
     """random seed"""
     grouped: bool = flag()
@@ -135,8 +136,9 @@ def write_split_file(config: SplitConfig) -> None:
     from mgcc_dist.data.splits import SUBSETS, leaks, make_split, read_split, write_split
 
     shards = ShardFolder.open(config.root, verify=False)
-    validation = round(config.validation * len(shards))
-    labeled = round(config.labeled * (len(shards) - validation))
+    with_mask = sum(record.labeled for record in shards.records)
+    validation = round(config.validation * with_mask)
+    labeled = round(config.labeled * (with_mask - validation))
     split = make_split(shards.records, config.seed, validation, labeled, config.grouped, config.out.stem)
     if config.out.exists():
         if read_split(config.out) != split:
@@ -159,6 +161,8 @@ def write_split_file(config: SplitConfig) -> None:
         classes={subset: dict(sorted(Counter(map(category.get, keys)).items())) for subset, keys in subsets.items()},
     )
     print(f"{config.out}: {', '.join(f'{len(keys)} {subset}' for subset, keys in subsets.items())}")
+    if left_out := len(shards) - sum(map(len, subsets.values())):
+        logger.warning("shards: %d records without a mask are in no subset: their groups are in validation", left_out)
     if leaking:
         logger.warning(
             "shards: %d validation records share a patient or are near-duplicates of training records. "

@@ -138,19 +138,21 @@ def add_bad_files(images):
     """Add one unusable file of each kind; return their names."""
     (images / "images" / "0.png").write_bytes(b"no image")
     Image.new("L", (41, 30)).save(images / "masks" / "1.png")
-    (images / "masks" / "2.png").unlink()
+    (images / "masks" / "2.png").rename(images / "masks" / "2_.png")
     (images / "images" / "more").mkdir()
     (images / "masks" / "more").mkdir()
     Image.new("L", (40, 30)).save(images / "images" / "more" / "3.png")
     Image.new("L", (40, 30)).save(images / "masks" / "more" / "3.png")
-    return {"images/0.png", "masks/1.png", "images/2.png", "images/more/3.png"}
+    return {"images/0.png", "masks/1.png", "images/2.png", "masks/2_.png", "images/more/3.png"}
 
 
 def test_bad_file_is_an_error_with_its_name_and_advice(images, tmp_path):
     add_bad_files(images)
-    with pytest.raises(UserError, match=r"2\.png: has no mask \(1 more bad file\)\. Fix it or pass --skip-bad"):
+    with pytest.raises(
+        UserError, match=r"2_\.png: has no image \(the nearest name is '2'\) \(2 more bad files\)\. Fix"
+    ):
         main(["folder", "--root", str(images), "--out", str(tmp_path / "out")])
-    (images / "images" / "2.png").unlink()
+    (images / "masks" / "2_.png").rename(images / "masks" / "2.png")
     (images / "images" / "more" / "3.png").unlink()
     (images / "masks" / "more" / "3.png").unlink()
     with pytest.raises(UserError, match=r"0\.png: not a readable image .*\. Fix it or pass --skip-bad"):
@@ -169,7 +171,7 @@ def test_skip_bad_lists_bad_files_and_converts_the_others(images, tmp_path, caps
     listed = json.loads((tmp_path / "out" / "skipped.json").read_text())
     assert {os.path.relpath(entry["file"], images) for entry in listed} == bad
     assert all(entry["problem"] for entry in listed)
-    assert "4 files skipped" in capsys.readouterr().err
+    assert "5 files skipped" in capsys.readouterr().err
     # Image 3 stays: the later file of the same key is the bad one.
     assert ShardFolder.open(tmp_path / "out").keys() == ["3", "4", "5"]
 
@@ -263,6 +265,25 @@ def test_grouped_split_of_a_shard_folder_keeps_groups_together(images, tmp_path,
         assert leaks(split, ShardFolder.open(tmp_path / "shards").records) == []
     assert split.name == "split-5"
     assert "2 labeled, 2 unlabeled, 2 validation" in capsys.readouterr().out
+
+
+def test_split_of_a_partly_labeled_folder_uses_images_without_masks_as_unlabeled(images, tmp_path, capsys):
+    for i in range(1, 5):
+        (images / "masks" / f"{i}.png").unlink()
+    main(["folder", "--root", str(images), "--out", str(tmp_path / "shards")])
+    assert "6 records (6 unknown), 2 with a mask, 4 without a mask" in capsys.readouterr().out
+    command = ["split", "--root", str(tmp_path / "shards"), "--validation", "0.5", "--labeled", "1"]
+    main([*command, "--out", str(tmp_path / "random.json")])
+    split = read_split(tmp_path / "random.json")
+    assert {*split.labeled, *split.validation} == {"0", "5"}
+    assert split.unlabeled == ("1", "2", "3", "4")
+    # Images 3 and 5 are near-duplicates: 3 is in training only if 5 is not in validation.
+    for seed in range(4):
+        out = tmp_path / f"{seed}.json"
+        main([*command, "--grouped", "--seed", str(seed), "--out", str(out)])
+        printed, grouped = capsys.readouterr().err, read_split(out)
+        assert ("3" in grouped.unlabeled) == ("5" in grouped.labeled)
+        assert ("1 records without a mask are in no subset" in printed) == ("5" in grouped.validation)
 
 
 def test_split_file_documents_its_command_and_its_leaks(images, tmp_path, capsys):

@@ -67,7 +67,8 @@ def summarize(shards: ShardFolder) -> str:
     classes = Counter(record.category for record in shards.records)
     counts = ", ".join(f"{number} {category}" for category, number in sorted(classes.items()))
     unlabeled = sum(not record.labeled for record in shards.records)
-    without_mask = f", {unlabeled} without a mask" if unlabeled else ""
+    with_mask = f", {len(shards) - unlabeled} with a mask" if 0 < unlabeled < len(shards) else ""
+    without_mask = f"{with_mask}, {unlabeled} without a mask" if unlabeled else ""
     return f"{shards.folder}: {len(shards)} records ({counts}){without_mask}"
 
 

@@ -6,6 +6,7 @@ in both training and validation. Shipped splits are in configs/splits/.
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,26 +46,37 @@ def make_split(
 
     Each class gets its share of each subset to within one record. With `grouped` only complete groups go to validation:
     first those that fit the quotas of their classes, then any that fit the total. If none fits, validation stays
-    smaller than requested, and a class may be off by what its groups require.
+    smaller than requested, and a class may be off by what its groups require. Records without a mask are for training,
+    unlabeled; those whose group is in validation are in no subset.
 
     Raises:
-        UserError: there are fewer records than requested, or records without a mask.
+        UserError: there are fewer records with masks than requested, or no group fits.
     """
+    without_mask = [record for record in records if not record.labeled]
+    group_of = {record.key: record.group if grouped else record.key for record in records}
+    records = sorted((record for record in records if record.labeled), key=lambda record: record.key)
     if not 0 < validation < len(records) or not 0 < labeled <= len(records) - validation:
         raise UserError(
             f"{name}: cannot take {validation} validation and {labeled} labeled training records from {len(records)}"
+            + (f" with masks ({len(without_mask)} have none)" if without_mask else "")
         )
-    if unlabeled := [record.key for record in records if not record.labeled]:
-        raise UserError(
-            f"{name}: {len(unlabeled)} records have no mask, the first is {unlabeled[0]!r}. A split needs masks."
-        )
-    records = sorted(records, key=lambda record: record.key)
-    group_of = {record.key: record.group if grouped else record.key for record in records}
     groups: dict[str, list[RecordInfo]] = {}
     for record in records:
         groups.setdefault(group_of[record.key], []).append(record)
 
     validation_groups = _choose_groups(groups, records, validation, seed)
+    if not validation_groups:
+        smallest = min(map(len, groups.values()))
+        raise UserError(
+            f"{name}: no group fits into {validation} validation records. There are {len(groups)} groups, the smallest "
+            f"with {smallest} of {len(records)} records. "
+            + (
+                f"Use --validation {math.ceil(1000 * smallest / len(records)) / 1000:g} or more, or split without "
+                "--grouped."
+                if len(groups) > 1
+                else "Split without --grouped, or convert with other groups."
+            )
+        )
     train = {record.key: record.category for record in records if group_of[record.key] not in validation_groups}
     quota = _quotas(Counter(train.values()), labeled)
     with_mask = set()
@@ -75,7 +87,12 @@ def make_split(
     return Split(
         name,
         labeled=tuple(key for key in train if key in with_mask),
-        unlabeled=tuple(key for key in train if key not in with_mask),
+        unlabeled=tuple(
+            sorted(
+                [key for key in train if key not in with_mask]
+                + [record.key for record in without_mask if group_of[record.key] not in validation_groups]
+            )
+        ),
         validation=tuple(record.key for record in records if record.key not in train),
     )
 

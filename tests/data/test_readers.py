@@ -133,12 +133,44 @@ def test_folder_without_masks_is_unlabeled(small_folder):
     assert [reader[i].mask for i in range(2)] == [None, None]
 
 
-def test_folder_with_masks_requires_one_per_image(small_folder):
+def test_images_without_a_mask_are_unlabeled_and_masks_without_an_image_are_bad_files(small_folder):
     write_image(small_folder / "images" / "c.png")
-    write_image(small_folder / "masks" / "d.png")
+    write_image(small_folder / "masks" / "scan.png")
     reader = folder(small_folder)
-    assert [item.key for item in reader.items] == ["a", "b"]
-    assert bad_file_messages(reader) == ["c.png: has no mask", "d.png: has no image"]
+    assert [(item.key, len(item.masks)) for item in reader.items] == [("a", 1), ("b", 1), ("c", 0)]
+    assert bad_file_messages(reader) == ["scan.png: has no image"]
+
+
+def test_a_typo_in_a_mask_s_name_is_a_bad_file_that_names_the_image(small_folder):
+    for name in ("case_17", "case_18", "other"):
+        write_image(small_folder / "images" / f"{name}.png")
+    write_image(small_folder / "masks" / "csae_17.png")
+    write_image(small_folder / "masks" / "case_18.png", value=0)
+    reader = folder(small_folder)
+    assert [item.key for item in reader.items] == ["a", "b", "case_18", "other"]
+    assert bad_file_messages(reader) == [
+        "csae_17.png: has no image (the nearest name is 'case_17')",
+        "case_17.png: has no mask, but there is 'csae_17.png'",
+    ]
+
+
+@pytest.mark.parametrize("ending", ["_mask", "-mask", "_masks", "_GT", "_seg", " label", "_segmentation", "_mask_1"])
+def test_masks_may_have_an_ending(tmp_path, ending):
+    write_image(tmp_path / "images" / "cyst" / "1.png")
+    write_box_mask(tmp_path / "masks" / "cyst" / f"1{ending}.png", (0, 0, 5, 5))
+    reader = folder(tmp_path)
+    assert reader.bad_files == []
+    assert (reader[0].mask > 0).sum() == 25
+
+
+def test_numbered_masks_are_united_and_an_image_named_like_a_mask_keeps_its_own(tmp_path):
+    for name in ("1", "1_mask"):
+        write_image(tmp_path / "images" / f"{name}.png")
+    write_box_mask(tmp_path / "masks" / "1_mask.png", (0, 0, 9, 9))
+    write_box_mask(tmp_path / "masks" / "1_mask_1.png", (0, 0, 5, 5))
+    write_box_mask(tmp_path / "masks" / "1_mask_2.png", (10, 10, 15, 15))
+    reader = folder(tmp_path)
+    assert [(reader[i].key, (reader[i].mask > 0).sum()) for i in range(2)] == [("1", 50), ("1_mask", 81)]
 
 
 def test_first_subfolder_is_the_class(small_folder):

@@ -28,7 +28,7 @@ def cases(draw):
         for group, size in enumerate(sizes)
         for i in range(size)
     ]
-    validation = draw(st.integers(1, len(records) - 1))
+    validation = draw(st.integers(min(sizes), len(records) - 1))  # at least one group fits
     labeled = draw(st.integers(1, len(records) - validation))
     return records, draw(st.integers(0, 1000)), validation, labeled
 
@@ -96,9 +96,34 @@ def test_infeasible_sizes_are_rejected(validation, labeled):
         make_split([record(f"key {i}") for i in range(4)], 0, validation, labeled, False, "x")
 
 
-def test_records_without_a_mask_are_rejected():
-    with pytest.raises(UserError, match="1 records have no mask, the first is 'b'"):
-        make_split([record("a"), record("b", labeled=False), record("c")], 0, 1, 1, False, "x")
+@MANY_CASES
+@given(cases(), st.booleans(), st.data())
+def test_records_without_a_mask_are_unlabeled_unless_their_group_is_in_validation(case, grouped, data):
+    records, seed, validation, labeled = case
+    groups = [*sorted({r.group for r in records}), "of its own"]
+    more = [
+        record(f"more {i}", group=data.draw(st.sampled_from(groups)), labeled=False)
+        for i in range(data.draw(st.integers(1, 8)))
+    ]
+    alone = make_split(records, seed, validation, labeled, grouped, "x")
+    split = make_split([*more, *records], seed, validation, labeled, grouped, "x")
+    assert (split.labeled, split.validation) == (alone.labeled, alone.validation)
+    held_out = {r.group for r in records if r.key in split.validation} if grouped else set()
+    added = [r.key for r in more if r.group not in held_out]
+    assert split.unlabeled == tuple(sorted([*alone.unlabeled, *added]))
+
+
+def test_a_grouped_split_without_validation_records_is_an_error_that_says_what_is_possible():
+    videos = [record(f"{video} {i:02}", group=video) for video in ("v1", "v2") for i in range(15)]
+    message = r"x: no group fits into 9 validation records\. There are 2 groups, the smallest with 15 of 30 records\. "
+    with pytest.raises(UserError, match=message + r"Use --validation 0\.5 or more, or split without --grouped"):
+        make_split(videos, 0, 9, 10, True, "x")
+    assert len(make_split(videos, 0, 15, 10, True, "x").validation) == 15
+    one_group = [record(f"{i}", group="v") for i in range(6)]
+    with pytest.raises(
+        UserError, match=r"There are 1 groups, .* Split without --grouped, or convert with other groups"
+    ):
+        make_split(one_group, 0, 3, 3, True, "x")
 
 
 def test_a_misspelt_shipped_split_is_answered_with_the_nearest():

@@ -1,19 +1,27 @@
 """Your own images."""
 
+import re
+from collections.abc import Collection
+from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.file_listing import readable_name
 from mgcc_dist.data.images import BadFile
-from mgcc_dist.data.readers.layout import attach_masks, find_images, require_root
+from mgcc_dist.data.readers.layout import find_images, require_root
 from mgcc_dist.data.readers.reader import ImageFileReader, ImageItem
+
+MASK_NAME = re.compile(r"(?P<image>.+?)[-_ ](mask|gt|seg|segmentation|label)s?([-_ ]?\d+)?", re.IGNORECASE)
+SIMILAR = 0.6  # of difflib: names that may be the same with a typo
 
 
 def folder(root: Path) -> ImageFileReader:
     """Your own data: `images/NAME.*` and `masks/NAME.*`; with subfolders, the first one is the class.
 
-    Without a `masks` folder all images are unlabeled. With one, every image needs a mask of the same name; the suffix
-    may differ. Keys are the file stems, with `_` instead of dots.
+    Masks have the name of their image, also with `_mask`, `_gt`, `_seg` or `_label` at the end (and a number: the mask
+    is the union). The file type may differ. Images without a mask are unlabeled; a mask without an image is an error.
+    Keys are the file stems, with `_` instead of dots.
 
     Raises:
         UserError: the root or its images folder does not exist or has no images.
@@ -36,5 +44,31 @@ def folder(root: Path) -> ImageFileReader:
     masks: dict[str, list[Path]] = {}
     for path in find_images(root / "masks"):
         name = readable_name(path.relative_to(root / "masks").with_suffix("").as_posix())
-        masks.setdefault(name, []).append(path)
-    return ImageFileReader("folder", root, attach_masks(images, masks, bad_files).values(), bad_files)
+        masks.setdefault(_image_of(name, images), []).append(path)
+    return ImageFileReader("folder", root, _attach_masks(images, masks, bad_files), bad_files)
+
+
+def _image_of(mask: str, images: Collection[str]) -> str:
+    """Return the name of the image that a mask of that name belongs to, or the mask's own name if there is none."""
+    match = MASK_NAME.fullmatch(mask)
+    return match["image"] if mask not in images and match and match["image"] in images else mask
+
+
+def _attach_masks(
+    images: dict[str, ImageItem], masks: dict[str, list[Path]], bad_files: list[BadFile]
+) -> list[ImageItem]:
+    """Return the items with their masks; those without are unlabeled.
+
+    Masks without an image go to `bad_files`, with the image whose name looks like a typo of theirs.
+    """
+    items = {name: replace(item, masks=tuple(masks.get(name, ()))) for name, item in images.items()}
+    unlabeled = [name for name, item in items.items() if not item.masks]
+    for name, paths in masks.items():
+        if name in images:
+            continue
+        nearest = get_close_matches(name, unlabeled, n=1, cutoff=SIMILAR)
+        hint = f" (the nearest name is {nearest[0]!r})" if nearest else ""
+        bad_files += [BadFile(path, f"has no image{hint}") for path in paths]
+        if nearest and nearest[0] in items:
+            bad_files.append(BadFile(items.pop(nearest[0]).image, f"has no mask, but there is {paths[0].name!r}"))
+    return list(items.values())
