@@ -208,6 +208,30 @@ def test_other_arguments_or_files_never_overwrite_a_complete_folder(images, tmp_
     assert contents(tmp_path / "out") == before
 
 
+def test_an_edited_mask_makes_the_folder_stale(images, tmp_path):
+    command = ["folder", "--root", str(images), "--out", str(tmp_path / "out")]
+    main(command)
+    before = contents(tmp_path / "out")
+    mask = images / "masks" / "3.png"
+    size = mask.stat().st_size
+    edited = bytearray(Image.open(mask).tobytes())
+    edited[0] = 255
+    Image.frombytes("L", (40, 30), bytes(edited)).save(mask)
+    mask.write_bytes(mask.read_bytes().ljust(size, b"\0"))  # the size may stay
+    with pytest.raises(UserError, match="out: stale, files of the dataset have changed"):
+        main(command)
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_folder_of_version_0_1_is_not_kept(images, tmp_path):
+    command = ["folder", "--root", str(images), "--out", str(tmp_path / "out")]
+    main(command)
+    index = tmp_path / "out" / "index.json"
+    index.write_text(index.read_text().replace("contents_sha256", "names_and_sizes_sha256"))
+    with pytest.raises(UserError, match=r"out: made by version 0\.1, which read and resized masks in another way"):
+        main(command)
+
+
 def test_folder_with_foreign_files_is_not_touched(images, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("x")

@@ -96,15 +96,18 @@ def _read_samples(
 def _check_same(out: Path, found: Any, wanted: dict[str, Any]) -> None:
     """Raise UserError unless the folder was made with the arguments `wanted`."""
     found = found if isinstance(found, dict) else {}
+    remedy = "Delete it or choose another --out."
+    if "names_and_sizes_sha256" in found:
+        raise UserError(f"{out}: made by version 0.1, which read and resized masks in another way. {remedy}")
     differences = [
         f"{name} {json.dumps(found.get(name))}, not {json.dumps(wanted.get(name))}"
         for name in dict.fromkeys((*wanted, *found))
         if found.get(name) != wanted.get(name)
     ]
+    if [name for name in wanted if found.get(name) != wanted[name]] == ["contents_sha256"]:
+        raise UserError(f"{out}: stale, files of the dataset have changed since it was made. {remedy}")
     if differences:
-        raise UserError(
-            f"{out}: already exists, made with {'; '.join(differences)}. Delete it or choose another --out."
-        )
+        raise UserError(f"{out}: already exists, made with {'; '.join(differences)}. {remedy}")
 
 
 def _prepare_folder(out: Path, dataset: str) -> None:

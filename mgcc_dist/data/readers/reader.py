@@ -85,8 +85,8 @@ class ImageFileReader:
         files = sorted(path for item in self.items for path in (item.image, *item.masks))
         read = {*files, *lists, *(bad.path for bad in self.bad_files)}
         self.unread = describe_unread((path for path in walk_files(root) if path not in read), root)
-        listing = "\n".join(f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in files)
-        self.arguments: dict[str, Any] = {"files": len(files), "names_and_sizes_sha256": _sha256(listing)}
+        listing = "\n".join(f"{path.relative_to(root).as_posix()} {sha256_of(path)}" for path in files)
+        self.arguments: dict[str, Any] = {"files": len(files), "contents_sha256": _sha256(listing)}
         if lists:
             listing = "\n".join(f"{path.relative_to(root).as_posix()} {sha256_of(path)}" for path in sorted(lists))
             self.arguments["lists_sha256"] = _sha256(listing)
