@@ -25,6 +25,20 @@ def replacing(path: Path) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
+def create_folder(folder: Path) -> None:
+    """Create an output folder, with its parents, if it does not exist.
+
+    Raises:
+        UserError: it is a file, or it can't be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if folder.is_file():
+            raise UserError(f"--out {folder}: is a file. Give a folder.") from error
+        raise UserError(f"--out {folder}: can't be created ({error.strerror}). Choose another --out.") from error
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     with replacing(path) as scratch:
         scratch.write_bytes(content)
@@ -38,8 +52,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+class InvalidJson(UserError, ValueError):
+    """A file is not JSON; its text names the file."""
+
+
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
+    """Read a JSON file.
+
+    Raises:
+        InvalidJson: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InvalidJson(f"{path}: is not JSON ({error})") from error
 
 
 def read_versioned(path: Path, kind: str, version: int, remedy: str) -> dict[str, Any]:
@@ -50,8 +76,8 @@ def read_versioned(path: Path, kind: str, version: int, remedy: str) -> dict[str
     """
     try:
         content = read_json(path)
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({error}). {remedy}") from error
+    except InvalidJson as error:
+        raise UserError(f"{error}. {remedy}") from error
     if not isinstance(content, dict) or content.get("format") != kind:
         raise UserError(f"{path}: is not a {kind} file. {remedy}")
     if content.get("version") != version:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import create_folder
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def lock_folder(folder: Path, accelerator: Accelerator) -> None:
     not inherit it. Locking the same folder again in the same process does nothing.
 
     Raises:
-        UserError: another process holds the lock.
+        UserError: another process holds the lock, or the folder can't be created or written.
     """
     with raise_on_all_ranks():
         if accelerator.is_main_process:
@@ -40,8 +41,11 @@ def _lock(folder: Path) -> None:
     path = folder.resolve() / LOCK
     if path in _held:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+")
+    create_folder(folder)
+    try:
+        file = path.open("a+")
+    except OSError as error:
+        raise UserError(f"--out {folder}: can't be written ({error.strerror}). Choose another --out.") from error
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

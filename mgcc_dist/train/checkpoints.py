@@ -8,6 +8,7 @@ for use, not for resuming.
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -28,6 +29,8 @@ from mgcc_dist.train.ema import Ema
 from mgcc_dist.train.weights import Weights, zero_stage
 
 HEADER = "mgcc_dist"  # one key, because safetensors writes several in no fixed order
+_DAMAGE = (OSError, EOFError, KeyError, ValueError, RuntimeError, TypeError, SafetensorError, pickle.UnpicklingError)
+"""what loading a damaged checkpoint raises"""
 _SCRATCH = ".saving"
 _DELETING = ".deleting-"
 
@@ -122,9 +125,10 @@ def restore(folder: Path, weights: Weights, ema: Ema | None, accelerator: Accele
             ema.updates = updates
         offsets = StreamOffsets(**saved.pop("position"))
         return TrainState(**saved, offsets=offsets)
-    except (OSError, KeyError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path}: can't be loaded ({error}). Delete it to resume from the checkpoint before."
+            f"{path}: can't be loaded ({reason}). Delete it to resume from the checkpoint before."
         ) from error
 
 

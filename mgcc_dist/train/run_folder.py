@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from mgcc_dist.common.config import as_plain, flatten, save
 from mgcc_dist.common.environment import describe_environment, source
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import read_json, sha256_of, write_bytes, write_json
+from mgcc_dist.common.files import InvalidJson, read_json, sha256_of, write_bytes, write_json
 from mgcc_dist.common.lock import lock_folder
 
 # Keys that do not affect the result of a run.
@@ -37,7 +37,7 @@ def open_run_folder(folder: Path, config: Any, accelerator: Accelerator) -> None
     path = folder / "config.yaml"
     resumes = path.is_file() and (is_finished(folder) or any(folder.glob("checkpoints/step-*")))
     if resumes:
-        then, now = flatten(yaml.safe_load(path.read_text())), flatten(as_plain(config))
+        then, now = flatten(_read_config(path)), flatten(as_plain(config))
         differing = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
         differing = [key for key in differing if key not in IGNORED_KEYS]
         if differing:
@@ -51,6 +51,17 @@ def open_run_folder(folder: Path, config: Any, accelerator: Accelerator) -> None
     if accelerator.is_main_process:
         save(config, path)
     _record_environment(folder, accelerator, resumes)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: is damaged ({reason}). Restore it, or choose another --out.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: is damaged (no settings in it). Restore it, or choose another --out.")
+    return config
 
 
 def hash_inputs(paths: Iterable[Path]) -> dict[str, str]:
@@ -79,8 +90,10 @@ def is_finished(folder: Path) -> bool:
 def read_result(folder: Path) -> dict[str, Any]:
     try:
         return read_json(folder / "result.json")
-    except ValueError as error:
-        raise UserError(f"{folder / 'result.json'}: is damaged ({error}). Delete it and rerun the run.") from error
+    except InvalidJson as error:
+        raise UserError(
+            f"{folder / 'result.json'}: is damaged ({error.__cause__}). Delete it and rerun the run."
+        ) from error
 
 
 def write_result(folder: Path, result: dict[str, Any], accelerator: Accelerator) -> None:

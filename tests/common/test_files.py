@@ -2,6 +2,7 @@
 
 import pytest
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_json, replacing, sha256_of, write_json, write_text
 
 
@@ -31,3 +32,10 @@ def test_json_round_trip_creates_folders_and_refuses_nan(tmp_path):
 def test_sha256(tmp_path):
     write_text(tmp_path / "a", "abc")
     assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff"])
+def test_damaged_json_is_an_error_for_the_user_that_names_the_file(tmp_path, content):
+    (tmp_path / "request.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"request\.json: is not JSON \("):
+        read_json(tmp_path / "request.json")

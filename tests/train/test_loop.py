@@ -141,3 +141,19 @@ def test_kill_dash_nine_at_any_moment_of_saving_loses_nothing(tmp_path):
     assert weights[0] == weights[1]
     state = json.loads((killed / "checkpoints" / "step-00000300" / "state.json").read_text())
     assert state["step"] == 300
+
+
+@pytest.mark.parametrize("file", ["optimizer.bin", "state.json", "model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"\0: garbage\n\nmore"])
+def test_a_damaged_file_of_a_checkpoint_is_reported_in_one_line(tmp_path, file, content):
+    run(tmp_path)
+    newest = tmp_path / "checkpoints" / "step-00000012"
+    (newest / file).write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"step-00000012: can't be loaded \(.*\)\. Delete it to resume from the"
+    ) as raised:
+        run(tmp_path)
+    assert "\n" not in str(raised.value)
+    shutil.rmtree(newest)
+    task, state = run(tmp_path)
+    assert (state.step, task.steps_seen) == (12, [9, 10, 11])

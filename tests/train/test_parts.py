@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -107,6 +109,26 @@ def test_a_run_is_finished_when_its_result_exists_and_a_damaged_result_is_named(
     (tmp_path / "result.json").write_text(json.dumps(result)[:-9])
     with pytest.raises(UserError, match=r"result\.json: is damaged"):
         run_folder.read_result(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"\0{: garbage", b"- 1\n", b"", b"\xff"])
+def test_a_damaged_config_is_named_in_one_line(tmp_path, accelerator, content):
+    run_folder.open_run_folder(tmp_path, Config(Inner()), accelerator)
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.yaml: is damaged \(.*\)\. Restore it, or choose") as raised:
+        run_folder.open_run_folder(tmp_path, Config(Inner()), accelerator)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("", "is a file. Give a folder."), ("/x", "can't be created (Not a dir")]
+)
+def test_an_output_folder_that_cannot_be_created_is_refused(tmp_path, accelerator, name, message):
+    (tmp_path / "file").touch()
+    out = Path(f"{tmp_path / 'file'}{name}")
+    with pytest.raises(UserError, match=re.escape(f"--out {out}: {message}")):
+        run_folder.open_run_folder(out, Config(Inner()), accelerator)
 
 
 def test_a_result_lists_starts_on_other_hosts_or_sources_and_the_diff_is_saved(tmp_path, accelerator, monkeypatch):
