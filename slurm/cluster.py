@@ -50,6 +50,11 @@ def requeue(job: str) -> None:
     _run("scontrol", "requeue", job)
 
 
+def restart_count() -> int:
+    """Return how often Slurm has restarted the job that this process is in."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0))
+
+
 def is_this_job_running() -> bool:
     """Return whether this process is in a Slurm job that is neither ending (scancel, time limit) nor requeued."""
     job = os.environ.get("SLURM_JOB_ID")

@@ -1,7 +1,8 @@
 """The last command of the batch script: `python -m mgcc_dist.slurm.retry CODE FOLDER`, with srun's exit code.
 
 Requeues a job that crashed (a killed rank, a failed GPU or network), so that it resumes from its last checkpoint, up to
-`attempts` times without progress. Jobs with invalid settings are not requeued, since they would fail again.
+`attempts` times without progress. Starts that end before the program records them count as well. Jobs with invalid
+settings are not requeued, since they would fail again.
 """
 
 import sys
@@ -11,7 +12,7 @@ from submitit import JobEnvironment, SlurmJob
 
 from mgcc_dist.slurm import cluster
 from mgcc_dist.slurm.packing import PackedPrograms
-from mgcc_dist.slurm.worker import Program, read_attempts
+from mgcc_dist.slurm.worker import Program, is_attempt_recorded, read_attempts, record_attempt
 
 
 def main(code: int, folder: Path) -> None:
@@ -25,6 +26,11 @@ def main(code: int, folder: Path) -> None:
 
 
 def _has_attempts_left(program: Program, code: int) -> bool:
+    if not is_attempt_recorded(program.folder):
+        try:
+            record_attempt(program.folder, program.output, program.max_attempts)
+        except SystemExit:  # after printing the reason
+            return False
     previous = read_attempts(program.folder)
     if previous.get("hopeless"):
         return False

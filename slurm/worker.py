@@ -90,11 +90,19 @@ def record_attempt(folder: Path, output: Path, max_attempts: int) -> None:
         )
         give_up(folder)
         sys.exit(EXIT_USER_ERROR)
-    write_json(folder / ATTEMPTS_FILE, {"attempts": attempts, "step": step})
+    write_json(folder / ATTEMPTS_FILE, {"attempts": attempts, "step": step, "restarts": cluster.restart_count()})
+
+
+def is_attempt_recorded(folder: Path) -> bool:
+    """Return whether the program has recorded the current start of the job."""
+    return read_attempts(folder).get("restarts") == cluster.restart_count()
 
 
 def read_attempts(folder: Path) -> dict[str, int]:
-    """Return the number of starts without progress and their step; "hopeless" is set if another start cannot help."""
+    """Return the number of starts without progress, their step, and the job's restarts before the last of them.
+
+    "hopeless" is set if another start cannot help.
+    """
     path = folder / ATTEMPTS_FILE
     return read_json(path) if path.is_file() else {"attempts": 0, "step": 0}
 

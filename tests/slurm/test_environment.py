@@ -1,9 +1,9 @@
-"""What a job's processes get from Slurm: CPUs, variables, and logs in paths with `%`."""
+"""What a job's processes get from Slurm: CPUs, variables, logs in paths with `%`, and a limited number of starts."""
 
 import sys
 
 import pytest
-from jobs import have_ended, read_log, until
+from jobs import have_ended, read_log, restarts, until, until_in_slurm
 
 from mgcc_dist.slurm import submit
 from mgcc_dist.slurm.job_graph import Job, Task
@@ -54,3 +54,15 @@ def test_a_job_submitted_inside_a_job_does_not_inherit_its_options(slurm_up, tmp
     log = read_log(tmp_path, job)  # with both MEM_PER_CPU and MEM_PER_NODE srun refuses to start
     assert "CPUs=3 Tasks=1" in log, log
     assert not any(f"'{key}'" in log for key in outer if key != "SLURM_JOB_ID"), log
+
+
+def test_a_job_that_dies_before_the_program_starts_is_given_up_after_its_attempts(slurm_up, tmp_path):
+    task = write_task(tmp_path, cpus=1, attempts=2)
+    # Ends Python in srun's step at start-up, but not in the batch script.
+    (tmp_path / "sitecustomize.py").write_text("import os\nif 'SLURM_STEP_ID' in os.environ:\n    os._exit(1)\n")
+    (job,) = submit.submit_job(Job("show", [task]), tmp_path / "jobs", None)
+    until_in_slurm(lambda: have_ended(job) or restarts(job) > 1)
+    log = read_log(tmp_path, job)
+    assert restarts(job) == 1, log
+    assert "attempt 1 of 2 from step 0: requeued" in log
+    assert "attempt 2 of 2 from step 0: giving up" in log
