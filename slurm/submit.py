@@ -144,7 +144,7 @@ def run_locally(tasks: list[Task], registry: Registry, parallel: int) -> list[Ta
                     for subtask in (subtask for subtask in task.subtasks if not subtask.is_done):
                         failed.append(subtask)
                         lines = final_log_lines(select_logs(find_logs(registry).get(job.job_id, ()), subtask))
-                        logger.error("slurm: %s", "\n    ".join([f"{subtask.name} failed", *lines]))
+                        logger.error("\n    ".join([f"slurm: {subtask.name} failed", *lines]))
             failed_names = {task.name for task in failed}
             for task in [task for task in waiting if failed_names & set(task.depends_on) and not task.after_any]:
                 waiting.remove(task)

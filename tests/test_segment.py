@@ -78,6 +78,15 @@ def test_batch_that_does_not_fit_the_method_is_refused(data, preset, words, mess
         counts_of(configured(data, *words, preset=preset))
 
 
+@pytest.mark.parametrize("batch", [(1, 0), (4, 1)])
+def test_batch_of_one_image_of_one_pixel_is_refused(data, batch):
+    preset = "mgcc_demo" if batch[1] else "unet_demo"
+    words = ["--data.batch_labeled", batch[0], "--data.batch_unlabeled", batch[1], "--data.image_size"]
+    with pytest.raises(UserError, match=r"batch_.*: BatchNorm can't train on one image of one pixel, .*2 levels leave"):
+        counts_of(configured(data, *words, 2, preset=preset))
+    assert counts_of(configured(data, *words, 4, preset=preset))["labeled"] == 8
+
+
 def test_mean_teacher_whose_consistency_loss_would_stay_off_is_refused(data):
     words = ["--method.name", "mean_teacher", "--loop.epochs", "null", "--loop.steps", "40", "--method.teacher_start"]
     preset = ["--network.name", "unet"]

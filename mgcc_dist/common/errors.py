@@ -3,6 +3,7 @@
 import difflib
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
@@ -20,14 +21,16 @@ EXIT_USER_ERROR = 2
 """Exit code after a UserError or a full disk: the user has to act before a rerun."""
 EXIT_STOPPED = 75
 """Exit code of a run that saved itself after a signal (EX_TEMPFAIL); rerun the same command to resume."""
+EXTRAS = {"submitit": "slurm"}
+"""optional packages without which a program can't start, and the extra that installs them"""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run_program(program: str, main: Callable[[], None]) -> None:
     """Set up logging and run `main`.
 
-    The exit code is 0 after success, EXIT_USER_ERROR after a UserError or a full disk, which are printed to stderr as
-    `program: message`, EXIT_STOPPED after a signal, and 1 after any other exception.
+    The exit code is 0 after success, EXIT_USER_ERROR after a UserError, a full disk or a missing optional package,
+    which are printed to stderr as `program: message`, EXIT_STOPPED after a signal, and 1 after any other exception.
     """
     from mgcc_dist.common.log import configure_logging  # which imports this module
 
@@ -37,6 +40,10 @@ def run_program(program: str, main: Callable[[], None]) -> None:
         sys.stdout.flush()
     except UserError as error:
         _exit(program, str(error), only_rank_0=isinstance(error, SharedError))
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        _exit(program, f"{error.name} is not installed. Run `pip install 'mgcc-dist[{EXTRAS[error.name]}]'`.")
     except BrokenPipeError:  # as in `mgcc sweep FILE | head`, where nobody reads the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -46,7 +53,13 @@ def run_program(program: str, main: Callable[[], None]) -> None:
         _exit(program, f"{error}. What was saved so far is kept. Free some space and rerun the same command to resume.")
 
 
+def one_line(text: str) -> str:
+    """Escape control characters, such as a newline in a file name, so that a message stays one line."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: repr(match[0])[1:-1], text)
+
+
 def _exit(program: str, message: str, only_rank_0: bool = False) -> NoReturn:
+    message = one_line(message)
     rank = os.environ.get("RANK", "0")  # under Slurm it is set only once the process has joined its group
     if rank == "0":
         print(f"{program}: {message}", file=sys.stderr)

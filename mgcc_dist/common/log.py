@@ -7,13 +7,15 @@ shows INFO and above, other ranks WARNING and above. Results that a user may pip
 instead.
 """
 
+import copy
 import logging
 import os
 import sys
+from pathlib import Path
 
 from tqdm import tqdm
 
-from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.errors import UserError, one_line
 
 LEVELS = ("debug", "info", "warning", "error")
 VARIABLE = "MGCC_LOG_LEVEL"
@@ -61,8 +63,11 @@ class _StderrHandler(logging.Handler):
         if here and record.levelno < logging.WARNING and PACKAGE.level > logging.DEBUG:
             return
         try:
-            vars(record)["rank"] = here
-            tqdm.write(self.format(record), file=sys.stderr)
+            shown = copy.copy(record)
+            vars(shown)["rank"] = here
+            if isinstance(record.args, tuple):  # file names, say
+                shown.args = tuple(one_line(str(arg)) if isinstance(arg, (str, Path)) else arg for arg in record.args)
+            tqdm.write(self.format(shown), file=sys.stderr)
             sys.stderr.flush()
         except Exception:
             self.handleError(record)

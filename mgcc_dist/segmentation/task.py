@@ -59,6 +59,7 @@ class SegmentationTask:
         self.synthetic = selection.provenance(synthetic) if isinstance(synthetic, ShardFolder) else None
         """checkpoint and selection that the synthetic images come from"""
         _check_batch(config, uses_unlabeled, bool(unlabeled))
+        _check_pixels(config)
         self.counts = {
             "labeled": len(labeled),
             "unlabeled": sum(map(len, unlabeled.values())),
@@ -174,6 +175,19 @@ def _check_batch(config: SegmentConfig, uses_unlabeled: bool, has_unlabeled: boo
             f"method.name: {name} needs unlabeled images and there are none. "
             "Set data.synthetic or data.similar, or data.labels half with data.unlabeled true."
         )
+
+
+def _check_pixels(config: SegmentConfig) -> None:
+    """Raise UserError if BatchNorm would get one value per channel: one image, of one pixel at the lowest level."""
+    data, levels = config.data, len(config.network.widths)
+    if config.network.name == "swin_unet" or data.image_size > 2 ** (levels - 1):
+        return
+    for key in ("batch_labeled", "batch_unlabeled"):
+        if getattr(data, key) == 1:
+            raise UserError(
+                f"data.{key}: BatchNorm can't train on one image of one pixel, which is what {levels} levels leave of "
+                f"data.image_size {data.image_size}. Set a larger image_size or {key} 2."
+            )
 
 
 def _check_teacher_start(config: SegmentConfig, steps: int) -> None:

@@ -34,6 +34,19 @@ def test_a_user_error_is_one_line_and_a_shared_one_comes_from_rank_0(error, rank
     assert run_failing(error, rank, monkeypatch, capfd) == (EXIT_USER_ERROR, line)
 
 
+def test_control_characters_of_a_file_name_stay_on_one_line(monkeypatch, capfd):
+    error = UserError("images/a\nb\x1b[31m.png: not a readable image")
+    assert run_failing(error, "0", monkeypatch, capfd)[1] == (
+        "segment: images/a\\nb\\x1b[31m.png: not a readable image\n"
+    )
+
+
+def test_a_missing_optional_package_is_one_line_with_the_extra(monkeypatch, capfd):
+    error = ModuleNotFoundError("No module named 'submitit'", name="submitit")
+    line = "segment: submitit is not installed. Run `pip install 'mgcc-dist[slurm]'`.\n"
+    assert run_failing(error, "0", monkeypatch, capfd) == (EXIT_USER_ERROR, line)
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_one_line_that_says_how_to_resume(number, monkeypatch, capfd):
     full = OSError(number, os.strerror(number), "out/a.tar")

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,15 @@ def test_a_line_has_time_and_rank_and_other_ranks_show_warnings_only(rank, level
         re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[rank (\d)\] (.*)", line) for line in captured.err.splitlines()
     ]
     assert [(line[1], line[2]) for line in lines] == [(rank, one) for one in shown]
+
+
+def test_a_newline_in_a_file_name_is_escaped(capfd):
+    configure_logging()
+    logger.info("%s: skipped %d files", Path("a\nb.png"), 2)
+    logger.info("two\nlines")
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert lines[0].endswith("INFO a\\nb.png: skipped 2 files")
 
 
 def test_a_level_that_is_given_wins_over_the_environment(monkeypatch, capfd):
