@@ -20,7 +20,7 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -63,8 +63,13 @@ def fuse(model: nn.Module, kernels: Kernels = "auto", table: Path = TABLE_PATH) 
         model: a network, or a single module with a fused implementation, whose dispatcher is then returned.
         kernels: "auto" uses what `table` shows to be at least as fast, "torch" PyTorch with phase up-convolutions,
             "triton" the Triton kernels where they support the input.
-        table: measurements for "auto", written by `python -m mgcc_dist.kernels.bench --write-table`.
+        table: measurements for "auto", written by `mgcc bench --write-table`.
+
+    Raises:
+        ValueError: `kernels` is none of the three.
     """
+    if kernels not in get_args(Kernels):
+        raise ValueError(f"fuse: unknown kernels {kernels!r}. Choose one of {', '.join(get_args(Kernels))}.")
     return _fused(model, _Policy(kernels, read_table(table) if kernels == "auto" else {}))
 
 

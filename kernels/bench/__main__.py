@@ -1,8 +1,8 @@
 """Benchmark the fused kernels against PyTorch, and write the table that `fuse(model, "auto")` reads.
 
-    python -m mgcc_dist.kernels.bench --json FILE --png FILE        results and a plot of them
-    python -m mgcc_dist.kernels.bench --write-table [FILE]          also write this device's rows of measured.json
-    python -m mgcc_dist.kernels.bench --op upconv --quick           one operation, briefly
+    mgcc bench --json FILE --png FILE        results and a plot of them
+    mgcc bench --write-table [FILE]          also write this device's rows of measured.json
+    mgcc bench --op upconv --quick           one operation, briefly
 
 On a GPU: the paper's shapes in bfloat16 (--dtypes). Plain PyTorch in both memory layouts, with cudnn.benchmark, is
 compared with every fused implementation and then, while time remains, with torch.compile (default, max-autotune, forced
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m mgcc_dist.kernels.bench",
+        "mgcc bench",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

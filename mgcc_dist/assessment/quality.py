@@ -58,7 +58,7 @@ def check_config(config: QualityConfig, images: ImageData, synthetic: int) -> No
         smaller_k = f"--quality.neighbours {half - 1} or " if half > 1 else ""
         raise UserError(
             f"quality.neighbours: {config.neighbours} is too large for {len(images.val)} validation and {synthetic} "
-            f"synthetic images, because half of them are only {half} images. Pass {smaller_k}--quality.enabled false"
+            f"synthetic images, because half of them are only {half} images. Pass {smaller_k}--quality.enabled false."
         )
 
 

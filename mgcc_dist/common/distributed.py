@@ -91,11 +91,11 @@ def _first_host(nodes: str) -> str:
 
 def describe(accelerator: Accelerator) -> str:
     """Return a log line about the process group: `world size 2 (MULTI_CPU), device cpu, precision no`."""
-    kind = accelerator.distributed_type.value
+    kind = f" ({accelerator.distributed_type.value})" if accelerator.num_processes > 1 else ""
     precision = accelerator.mixed_precision
     if precision == "bf16" and not has_bf16(accelerator.device):
         precision += " (emulated, because this device has no bfloat16 instructions; `no` is many times faster)"
-    return f"world size {accelerator.num_processes} ({kind}), device {accelerator.device}, precision {precision}"
+    return f"world size {accelerator.num_processes}{kind}, device {accelerator.device}, precision {precision}"
 
 
 @contextmanager

@@ -214,7 +214,7 @@ def read_index(folder: Path, kind: str = FORMAT) -> dict[str, Any]:
     """
     path = folder / INDEX
     if not folder.is_dir():
-        raise UserError(f"{folder}: does not exist. Create it with `mgcc shards`.")
+        raise UserError(f"{folder}: does not exist. Create it with `mgcc shards` (synthetic images: `mgcc ldm`).")
     if not path.is_file():
         raise UserError(f"{folder}: incomplete, it has no {INDEX}. Rerun the command that creates it.")
     index = read_versioned(path, kind, VERSION, REMEDY)

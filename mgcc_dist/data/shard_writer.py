@@ -77,7 +77,7 @@ def write_shards_distributed(
     missing = broadcast_object_list([missing])[0]
     rank, world = accelerator.process_index, accelerator.num_processes
     assigned = [shards[number] for number in missing[rank::world]]
-    logger.info("%s: %d of %d shards missing -> %s", task, len(missing), len(shards), folder)
+    logger.info("%s: writing %d of %d shards -> %s", task, len(missing), len(shards), folder)
 
     def write_with_entry(name: str, items: Items) -> None:
         _explain_full_disk(folder, task, lambda: write_json(_entry_file(folder, name), write(folder / name, items)))

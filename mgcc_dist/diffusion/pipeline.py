@@ -30,7 +30,7 @@ PIPELINE_FILES = (
 )
 VAE_WEIGHTS = PIPELINE_FILES[1]
 CLASSES_FILE = "classes.json"
-REBUILD = "Delete the folder and run `mgcc ldm` again to rebuild it"
+REBUILD = "Delete the folder and run `mgcc ldm` again to rebuild it."
 
 
 @dataclass(frozen=True, eq=False)

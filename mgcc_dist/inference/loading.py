@@ -45,8 +45,8 @@ def weights_file(run_or_file: Path, weights: Literal["best", "last"] = "best") -
     if path.is_file():
         return path
     if run_or_file.is_dir():
-        raise UserError(f"{path} does not exist. Is {run_or_file} the folder of a `segment` run?")
-    raise UserError(f"{run_or_file} does not exist. Name the folder of a `segment` run, or its {WEIGHTS}.")
+        raise UserError(f"{path}: does not exist. Is {run_or_file} the folder of a `segment` run?")
+    raise UserError(f"{run_or_file}: does not exist. Name the folder of a `segment` run, or its {WEIGHTS}.")
 
 
 def load_network(path: Path) -> tuple[nn.Module, int]:

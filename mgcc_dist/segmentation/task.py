@@ -117,20 +117,21 @@ class SegmentationTask:
         """Score a saved network image by image, with surface distances; draw RUN/WEIGHTS/gallery.png."""
         network, _ = load_predictor(run, weights)
         network.to(accelerator.device)
-        scored = self._scored(network, self.data, self.validation, accelerator)
+        scored = self._scored(network, weights, self.data, self.validation, accelerator)
         if accelerator.is_main_process:
             gallery = run / weights / "gallery.png"
             segmentation_gallery(network, self.data, scored["images"], self.config.data.image_size, gallery)
         if self.external:
             scored["external"] = {
-                folder.dataset: self._scored(network, folder, batches, accelerator) for folder, batches in self.external
+                folder.dataset: self._scored(network, weights, folder, batches, accelerator)
+                for folder, batches in self.external
             }
         return scored
 
     def _scored(
-        self, network: nn.Module, data: ShardFolder, batches: CachedBatches, accelerator: Accelerator
+        self, network: nn.Module, weights: str, data: ShardFolder, batches: CachedBatches, accelerator: Accelerator
     ) -> dict[str, Any]:
-        with ProgressBar(len(batches.loader.indices), f"scoring on {data.dataset}", "images") as bar:
+        with ProgressBar(len(batches.loader.indices), f"scoring {weights} weights on {data.dataset}", "images") as bar:
             images = score_images(network, bar.count(batches, lambda batch: len(batch.keys)), accelerator, surface=True)
         classes = {record.key: record.category for record in data.records}
         for image in images:

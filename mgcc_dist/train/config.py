@@ -9,10 +9,10 @@ from mgcc_dist.common.value_types import NonNegativeFloat, NonNegativeInt, Posit
 @dataclass(frozen=True)
 class LoopConfig:
     epochs: PositiveFloat | None = None
-    """length in epochs of the labeled images (of all images if none are labeled); or set `steps` (paper: 300 for
-    segmentation, 1000 for autoencoder and denoiser)"""
+    """length in epochs of the labeled images (of all images if none are labeled); needs `steps` null (paper: 300
+    for segmentation, 1000 for autoencoder and denoiser)"""
     steps: PositiveInt | None = None
-    """length in optimizer steps, instead of `epochs`"""
+    """length in optimizer steps; needs `epochs` null"""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     """optimizer (paper: sgd for segmentation, adam for the autoencoder, adamw for the denoiser)"""
     learning_rate: PositiveFloat = 0.01
@@ -52,4 +52,7 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError(f"give one of loop.epochs and loop.steps, got {self.epochs} and {self.steps}")
+            raise ValueError(
+                f"loop.epochs and loop.steps: expected one number and one null, got {self.epochs} and {self.steps}. "
+                "Set the one that you do not use to null."
+            )

@@ -138,9 +138,9 @@ def test_weights_file_alone_is_enough(run, predictor, tmp_path):
 
 
 def test_missing_and_foreign_files_are_refused(run, tmp_path):
-    with pytest.raises(mgcc.UserError, match=r"nowhere does not exist\. Name the folder of a `segment` run"):
+    with pytest.raises(mgcc.UserError, match=r"nowhere: does not exist\. Name the folder of a `segment` run"):
         mgcc.load(tmp_path / "nowhere")
-    with pytest.raises(mgcc.UserError, match=r"model\.safetensors does not exist\. Is .* the folder of"):
+    with pytest.raises(mgcc.UserError, match=r"model\.safetensors: does not exist\. Is .* the folder of"):
         mgcc.load(tmp_path)
     (tmp_path / "other.safetensors").write_bytes(b"nothing")
     with pytest.raises(mgcc.UserError, match=r"other\.safetensors does not hold a segmentation network"):

@@ -116,6 +116,11 @@ def test_torch_compile_traces_triton_implementations_and_gradients_into_one_grap
         torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-3, atol=1e-2)
 
 
+def test_unknown_kernels_are_rejected():
+    with pytest.raises(ValueError, match=r"fuse: unknown kernels 'cuda'\. Choose one of auto, torch, triton"):
+        fuse(network()[0], "cuda")
+
+
 def test_fused_and_plain_models_load_the_same_state_dict():
     plain, images = network()
     fused = fuse(network(seed=1)[0], "torch")

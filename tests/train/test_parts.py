@@ -184,3 +184,4 @@ def test_emulated_bfloat16_is_reported(monkeypatch, has_instructions, expected):
     line = describe(accelerator)
     assert expected in line
     assert ("emulated" in line) is not has_instructions
+    assert line.startswith("world size 1, device cpu")
