@@ -10,18 +10,22 @@ docs/how-to/datasets.md lists the files that each command expects.
 """
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import getdoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from mgcc_dist.common.errors import UserError, run_program
 from mgcc_dist.common.options import argument, flag
 from mgcc_dist.common.program import Command, Program
-from mgcc_dist.common.value_types import FilePath, FolderPath, NonNegativeInt, PositiveInt, UnitInterval
+from mgcc_dist.common.value_types import FilePath, FolderPath, Name, NonNegativeInt, PositiveInt, UnitInterval
+from mgcc_dist.data.file_listing import readable_name
+from mgcc_dist.data.readers.folder import folder
+from mgcc_dist.data.readers.patients import SUBFOLDER, is_list
 from mgcc_dist.data.readers.phantoms import Phantoms
 from mgcc_dist.data.readers.reader import ImageFileReader, Reader
 from mgcc_dist.data.readers.registry import READERS
@@ -68,6 +72,17 @@ class FilesConfig:
 
 
 @dataclass(frozen=True)
+class FolderConfig(FilesConfig):
+    name: Name | None = None
+    """name of the dataset in shards, results and reports; none takes the name of the folder OUT"""
+    groups: Literal["similar", "patient", "none"] = "similar"
+    """what a grouped split keeps together: near-duplicates, the images of a patient, or nothing"""
+    patient: str = SUBFOLDER
+    """with --groups patient: `subfolder`, the folder of an image; a CSV with the columns image and patient; or a
+    regular expression for the file name whose first group is the patient, such as '(case_[0-9]+)_'"""
+
+
+@dataclass(frozen=True)
 class PhantomConfig:
     out: FolderPath
     """folder to write; a complete one made with the same arguments is kept"""
@@ -99,7 +114,24 @@ class SplitConfig:
 
 
 def convert_files(read: Callable[[Path], ImageFileReader], config: FilesConfig) -> None:
-    reader = read(config.root)
+    _convert_files(read(config.root), config)
+
+
+def convert_folder(config: FolderConfig) -> None:
+    reader = folder(config.root, config.patient if config.groups == "patient" else "")
+    if config.groups == "none":
+        reader.leave_ungrouped()
+    reader.dataset = config.name or re.sub(r"[^\w-]", "_", readable_name(config.out.resolve().name))
+    if config.name:
+        if not re.fullmatch(r"[\w-]+", config.name):
+            raise UserError(f"--name {config.name}: use only letters, digits, - and _")
+        reader.arguments["name"] = config.name
+    if config.groups == "patient":
+        reader.arguments["patient"] = Path(config.patient).name if is_list(config.patient) else config.patient
+    _convert_files(reader, config)
+
+
+def _convert_files(reader: ImageFileReader, config: FilesConfig) -> None:
     if config.label_values:
         reader.select_labels(config.label_values)
     if config.bits:
@@ -173,6 +205,8 @@ def write_split_file(config: SplitConfig) -> None:
 
 def _files_command(read: Callable[[Path], ImageFileReader]) -> Command:
     text = (getdoc(read) or "").partition("\n\nRaises:")[0]
+    if read is folder:
+        return Command(FolderConfig, convert_folder, text.partition("\n")[0], text)
     return Command(FilesConfig, partial(convert_files, read), text.partition("\n")[0], text)
 
 

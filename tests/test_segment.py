@@ -127,6 +127,13 @@ def test_run_on_curated_samples_records_their_selection(data, tmp_path):
     assert result["synthetic"]["selection"] == {"sha256": sha256, "accepted": 2, "of": 5}
 
 
+def test_external_data_sets_of_one_name_are_refused(data):
+    with pytest.raises(
+        UserError, match=r"data\.external: 2 shard folders are called 'phantom', and results are by name"
+    ):
+        counts_of(configured(data, "--data.external", json.dumps([data[0][1]] * 2)))
+
+
 def test_external_data_set_without_masks_is_refused(data):
     with pytest.raises(UserError, match=r"data\.external: 5 records of .* have no mask, the first is 'synthetic-0'"):
         counts_of(configured(data, "--data.external", json.dumps([str(data[1])])))

@@ -56,7 +56,7 @@ def test_folder_keeps_original_sizes_by_default(images, tmp_path, capsys):
     main(["folder", "--root", str(images), "--out", str(tmp_path / "out"), "--per-shard", "4"])
     assert f"{tmp_path / 'out'}: 6 records (6 unknown)" in capsys.readouterr().out
     shards = ShardFolder.open(tmp_path / "out")
-    assert [shard["name"] for shard in shards.index["shards"]] == ["folder-000000.tar", "folder-000001.tar"]
+    assert [shard["name"] for shard in shards.index["shards"]] == ["out-000000.tar", "out-000001.tar"]
     sample = shards[shards.index_of("4")]
     assert sample.image.shape == sample.mask.shape == (30, 40)
     assert [shards.records[i].group for i in range(6)] == ["0", "1", "2", "3", "4", "3"]
@@ -132,6 +132,83 @@ def test_16_bit_images_of_a_folder_are_scaled_alike(tmp_path, capsys):
         main(["folder", "--root", str(tmp_path), "--out", str(tmp_path / "more"), "--bits", "12"])
     main(["folder", "--root", str(tmp_path), "--out", str(tmp_path / "other"), "--bits", "16"])
     np.testing.assert_array_equal(ShardFolder.open(tmp_path / "other")[1].image, scene >> 8)
+
+
+def write_patients(root):
+    """Write two images of each of three patients, in the layout images/PATIENT/frame_N.png."""
+    for patient in range(3):
+        for frame in range(2):
+            noise = np.random.default_rng((patient, frame)).integers(0, 256, (30, 40), dtype=np.uint8)
+            for name, pixels in (("images", noise), ("masks", (noise > 250) * np.uint8(255))):
+                path = root / name / f"p{patient}" / f"frame_{frame}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+
+
+def test_patients_in_subfolders_are_converted_and_split_by_patient(tmp_path, capsys):
+    write_patients(tmp_path)
+    main(["folder", "--root", str(tmp_path), "--out", str(tmp_path / "out"), "--groups", "patient"])
+    records = ShardFolder.open(tmp_path / "out").records
+    assert [(r.key, r.group, r.category) for r in records][:3] == [
+        ("p0_frame_0", "patient-p0", "unknown"),
+        ("p0_frame_1", "patient-p0", "unknown"),
+        ("p1_frame_0", "patient-p1", "unknown"),
+    ]
+    for seed in range(3):
+        out = tmp_path / f"{seed}.json"
+        command = ["split", "--root", str(tmp_path / "out"), "--out", str(out), "--validation", "0.34", "--grouped"]
+        main([*command, "--seed", str(seed)])
+        assert len({key[:2] for key in read_split(out).validation}) == 1
+        assert len(read_split(out).validation) == 2
+
+
+@pytest.mark.parametrize("how", ["pattern", "csv"])
+def test_patients_by_pattern_or_list_group_the_images(images, tmp_path, how):
+    source = "([0-9])"
+    expected = [f"patient-{i}" for i in range(6)]
+    if how == "csv":
+        source, expected = str(tmp_path / "who.csv"), ["patient-anna"] * 3 + ["patient-ben"] * 3
+        rows = [f"{i}{'.png' * (i % 2)},{'anna' if i < 3 else 'ben'}" for i in range(6)]
+        (tmp_path / "who.csv").write_text("\n".join(["image,patient", *rows]))
+    command = ["folder", "--root", str(images), "--groups", "patient", "--patient", source]
+    main([*command, "--out", str(tmp_path / "out")])
+    assert [record.group for record in ShardFolder.open(tmp_path / "out").records] == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("subfolder", r"0\.png: is not in the folder of a patient \(5 more bad files\)"),
+        ("(x+)", r"0\.png: its name does not match --patient \(x\+\)"),
+        ("[0-9]", r"--patient \[0-9\]: has no group\. Put the patient into parentheses"),
+        ("(", r"--patient \(: not a regular expression"),
+        ("nowhere.csv", r"--patient nowhere\.csv: does not exist"),
+    ],
+)
+def test_images_without_a_patient_are_named(images, tmp_path, source, expected):
+    with pytest.raises(UserError, match=expected):
+        main(
+            ["folder", "--root", str(images), "--out", str(tmp_path / "o"), "--groups", "patient", "--patient", source]
+        )
+
+
+def test_groups_none_does_not_search_near_duplicates(images, tmp_path, capsys):
+    main(["folder", "--root", str(images), "--out", str(tmp_path / "out"), "--groups", "none"])
+    assert [record.group for record in ShardFolder.open(tmp_path / "out").records] == list("012345")
+    assert "near-duplicates" not in capsys.readouterr().err
+
+
+def test_own_datasets_are_named_after_their_output_or_by_name(images, tmp_path):
+    main(["folder", "--root", str(images), "--out", str(tmp_path / "clinic.a")])
+    main(["folder", "--root", str(images), "--out", str(tmp_path / "x"), "--name", "clinic-b"])
+    first, second = ShardFolder.open(tmp_path / "clinic.a"), ShardFolder.open(tmp_path / "x")
+    assert (first.dataset, first[0].meta["dataset"]) == ("clinic_a", "clinic_a")
+    assert (second.dataset, second[0].meta["dataset"]) == ("clinic-b", "clinic-b")
+    assert second.index["shards"][0]["name"] == "clinic-b-000000.tar"
+    with pytest.raises(UserError, match="--name a/b: use only letters, digits"):
+        main(["folder", "--root", str(images), "--out", str(tmp_path / "y"), "--name", "a/b"])
+    with pytest.raises(UserError, match='made with name "clinic-b", not "other"'):
+        main(["folder", "--root", str(images), "--out", str(tmp_path / "x"), "--name", "other"])
 
 
 def add_bad_files(images):
@@ -235,10 +312,10 @@ def test_a_folder_of_version_0_1_is_not_kept(images, tmp_path):
 def test_folder_with_foreign_files_is_not_touched(images, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("x")
-    (tmp_path / "out" / "folder-000000.tar").write_text("x")
+    (tmp_path / "out" / "out-000000.tar").write_text("x")
     with pytest.raises(UserError, match=r"out: contains 'thesis\.tex'"):
         main(["folder", "--root", str(images), "--out", str(tmp_path / "out")])
-    assert contents(tmp_path / "out") == {"thesis.tex": b"x", "folder-000000.tar": b"x"}
+    assert contents(tmp_path / "out") == {"thesis.tex": b"x", "out-000000.tar": b"x"}
 
 
 class KillingPhantoms(Phantoms):
@@ -321,7 +398,7 @@ def test_split_file_documents_its_command_and_its_leaks(images, tmp_path, capsys
         main(["split", "--root", root, "--validation", "0.34", "--seed", str(seed), "--out", str(out)])
         notes = json.loads(out.read_text())
         assert notes["made_by"].endswith(f"split --validation 0.34 --labeled 0.5 --seed {seed}")
-        assert (notes["kind"], notes["seed"], notes["dataset"]) == ("random", seed, "folder")
+        assert (notes["kind"], notes["seed"], notes["dataset"]) == ("random", seed, "shards")
         expected = len(leaks(read_split(out), ShardFolder.open(tmp_path / "shards").records))
         assert notes["validation_records_with_group_in_training"] == expected
         assert ("Use --grouped to avoid this" in capsys.readouterr().err) == (expected > 0)

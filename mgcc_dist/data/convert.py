@@ -33,7 +33,7 @@ def write_shards(
             shards made with other arguments.
     """
     arguments = {
-        "reader": reader.dataset,
+        "reader": reader.kind,
         **reader.arguments,
         "size": size,
         "per_shard": per_shard,

@@ -1,5 +1,6 @@
 """A segmentation run as a task of the training loop: its batches, validation and final scores."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,6 +86,12 @@ class SegmentationTask:
             (folder, CachedBatches(self._evaluation(folder, accelerator), accelerator.device))
             for folder in map(self._open, config.data.external)
         ]
+        names = Counter(folder.dataset for folder, _ in self.external)
+        if repeated := [name for name, times in names.items() if times > 1]:
+            raise UserError(
+                f"data.external: {names[repeated[0]]} shard folders are called {repeated[0]!r}, and results are by "
+                "name. Convert one of them with another --name."
+            )
         for folder, _ in self.external:
             if unmasked := [record.key for record in folder.records if not record.labeled]:
                 raise UserError(

@@ -10,7 +10,7 @@ from mgcc_dist.data.sample import Sample
 class Phantoms:
     """The built-in synthetic data (see phantom.py): `count` images of `size` x `size`."""
 
-    dataset = "phantom"
+    kind = dataset = "phantom"
 
     def __init__(self, count: int, seed: int, size: int) -> None:
         self.arguments: dict[str, Any] = {"count": count, "seed": seed, "size": size}

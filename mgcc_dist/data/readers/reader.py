@@ -24,7 +24,8 @@ from mgcc_dist.data.sample import Sample, is_key
 class Reader(Protocol):
     """What `write_shards` converts."""
 
-    dataset: str
+    kind: str  # the command that reads it
+    dataset: str  # its name in shards and results
     arguments: dict[str, Any]  # what the samples depend on, comparable between runs
     bad_files: list[BadFile]  # found while listing; not among the samples
     notes: list[str]  # lines to show to the user that are not errors
@@ -66,7 +67,8 @@ class ImageFileReader:
         lists: Sequence[Path] = (),
         notes: Iterable[str] = (),
     ) -> None:
-        self.dataset = dataset
+        self.kind = self.dataset = dataset
+        self.similar_groups = True
         self.items: list[ImageItem] = []
         self.bad_files = list(bad_files)
         self.notes = list(notes)
@@ -88,8 +90,16 @@ class ImageFileReader:
         listing = "\n".join(f"{path.relative_to(root).as_posix()} {sha256_of(path)}" for path in files)
         self.arguments: dict[str, Any] = {"files": len(files), "contents_sha256": _sha256(listing)}
         if lists:
-            listing = "\n".join(f"{path.relative_to(root).as_posix()} {sha256_of(path)}" for path in sorted(lists))
+            listing = "\n".join(
+                f"{path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name} {sha256_of(path)}"
+                for path in sorted(lists)
+            )
             self.arguments["lists_sha256"] = _sha256(listing)
+
+    def leave_ungrouped(self) -> None:
+        """Make every image its own group if patients are unknown, instead of searching near-duplicates."""
+        self.similar_groups = False
+        self.arguments["groups"] = "none"
 
     @cached_property
     def bits(self) -> int | None:
@@ -131,6 +141,8 @@ class ImageFileReader:
         patients = [item.patient for item in self.items if item.patient is not None]
         if len(patients) == len(self.items):
             return patients
+        if not self.similar_groups:
+            return [item.key for item in self.items]
         from mgcc_dist.data import duplicates  # imports SciPy, which only this search needs
 
         keys, thumbnails = [], []
