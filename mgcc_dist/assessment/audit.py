@@ -47,6 +47,7 @@ from mgcc_dist.diffusion.images import ImageData
 AUDIT_FORMAT = 2  # of audit.json; an audit in another format is repeated
 CALIBRATION_IMAGES = 300
 SHOWN_PAIRS = 20
+NEAR_COPY_COLOR = "#c0281c"
 BLOCK_SIZE = 16  # synthetic images compared at a time, to limit memory
 
 
@@ -111,11 +112,14 @@ def audit(
     report |= {"near_copies": copies, "images": rows}
     if accelerator.is_main_process:
         read_square = partial(_read_square, size=images.size)
+        rule = f"similarity above {pixels.threshold:.2f}"
+        if extractor:
+            rule += f" in pixels or {features.threshold:.2f} in features"
         pairs = [
             (apply_alignment(read_square(shards, i), alignment), read_square(real, train[j]), rows[i])
             for i, j, alignment in pixels.closest()
         ]
-        _save_pairs(pairs, pixels.threshold, folder / "closest.png")
+        _save(draw_pairs(pairs, rule), folder / "closest.png")
         if extractor:
             pairs = [
                 (
@@ -125,7 +129,7 @@ def audit(
                 )
                 for i, j, symmetry_index in features.closest()
             ]
-            _save_pairs(pairs, features.threshold, folder / "closest_features.png")
+            _save(draw_pairs(pairs, rule), folder / "closest_features.png")
         write_json(folder / "audit.json", report)
         if config.drop_copies:
             drop_records(samples, copies)
@@ -257,8 +261,11 @@ def _request(
     }
 
 
-def _save_pairs(pairs: list[tuple[np.ndarray, np.ndarray, dict[str, Any]]], threshold: float, path: Path) -> None:
-    """Save pairs of (synthetic image, training image, its report row) as PNG, five pairs per row."""
+def draw_pairs(pairs: list[tuple[np.ndarray, np.ndarray, dict[str, Any]]], rule: str) -> Figure:
+    """Draw pairs of (synthetic image, training image, its report row), five per row; `rule` defines a near-copy.
+
+    The titles of the near-copies of the report are red, whether pixels or features decided.
+    """
     rows = -(-len(pairs) // 5)
     figure = Figure(figsize=(14, 1.75 * rows + 0.6), layout="constrained", dpi=110)
     axes = figure.subplots(rows, 10, squeeze=False)
@@ -269,12 +276,16 @@ def _save_pairs(pairs: list[tuple[np.ndarray, np.ndarray, dict[str, Any]]], thre
         left.imshow(synthetic, cmap="gray", vmin=0, vmax=255)
         right.imshow(real, cmap="gray", vmin=0, vmax=255)
         title = f"{row['key'].removeprefix('synthetic-')}: {row['similarity']:.2f}"
-        left.set_title(title, fontsize=8, color="#c0281c" if row["similarity"] > threshold else "black")
+        left.set_title(title, fontsize=8, color=NEAR_COPY_COLOR if row["near_copy"] else "black")
         right.set_title(row["nearest"], fontsize=8)
     figure.suptitle(
         "Synthetic image and its most similar training image, one of them rotated or mirrored to match the other; "
-        f"red: near-copy (similarity above {threshold:.2f})",
+        f"red: near-copy ({rule})",
         fontsize=10,
     )
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
     with replacing(path) as scratch:
         figure.savefig(scratch, format="png")
