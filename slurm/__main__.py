@@ -24,7 +24,7 @@ from mgcc_dist.common.options import argument, flag
 from mgcc_dist.common.program import Command, Program
 from mgcc_dist.common.sweep_file import Sweep, read_sweep
 from mgcc_dist.common.value_types import FileOrName, FilePath, Name, PositiveFloat, PositiveInt
-from mgcc_dist.slurm import cluster, job_graph, resources, status, submit
+from mgcc_dist.slurm import cluster, job_graph, resources, status
 from mgcc_dist.slurm.job_graph import REPORT, Task
 from mgcc_dist.slurm.status import Registry
 
@@ -51,7 +51,7 @@ class SubmitConfig(SweepConfig):
     parallel: PositiveInt = 1
     """number of tasks at the same time with --cluster local"""
     dry_run: bool = flag()
-    """print the jobs without submitting them"""
+    """print the jobs and their batch scripts, and check their resources, without submitting them"""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,13 @@ class LogsConfig(SweepConfig):
 
 def start(config: SubmitConfig, retry_failed: bool) -> None:
     """Submit missing tasks and, with `retry_failed`, failed ones."""
+    from mgcc_dist.slurm import submit  # needs submitit
+
     sweep = read_sweep(config.sweep)
     if config.dry_run:
+        if sweep.out.is_file() or (sweep.out / submit.LOCK).is_file():
+            with submit.submission_lock(sweep.out):  # raises what submitting would
+                pass
         _start(config, retry_failed, sweep)
     else:
         with submit.submission_lock(sweep.out):
@@ -79,9 +84,18 @@ def start(config: SubmitConfig, retry_failed: bool) -> None:
 
 
 def _start(config: SubmitConfig, retry_failed: bool, sweep: Sweep) -> None:
+    from mgcc_dist.slurm import submit  # needs submitit
+
     registry = Registry.read(sweep.out)
     registry.cluster = config.cluster or registry.cluster
     registry.cluster_file = config.cluster_file or registry.cluster_file
+    max_array_size = cluster.DEFAULT_MAX_ARRAY_SIZE
+    unreachable = None
+    if config.dry_run and registry.cluster == "slurm":
+        try:
+            max_array_size = cluster.max_array_size()
+        except UserError as error:
+            unreachable, registry.jobs = str(error), {}  # the states of submitted jobs are unknown
     tasks = _tasks(sweep, config.sweep, registry)
     for line in submit.describe_outdated_folders(sweep):
         logger.warning("slurm: %s", line)
@@ -100,9 +114,14 @@ def _start(config: SubmitConfig, retry_failed: bool, sweep: Sweep) -> None:
         selected = job_graph.pack_runs(selected)
     if config.dry_run:
         waiting = [each.task.name for each in statuses if each.state in ("pending", "running")]
-        max_array_size = cluster.max_array_size() if registry.cluster == "slurm" else len(tasks)
         jobs = job_graph.build_jobs(selected, waiting, max_array_size, sweep.name)
-        print(submit.describe_jobs(jobs))
+        if unreachable:
+            logger.warning(
+                "slurm: resources and earlier jobs were not checked, because Slurm cannot be used here: %s", unreachable
+            )
+        elif registry.cluster == "slurm":
+            submit.check_jobs(jobs)
+        print(submit.describe_jobs(jobs, registry, with_scripts=registry.cluster == "slurm"))
         print(f"slurm: dry run; {count} tasks in {len(jobs)} jobs were not submitted")
     elif registry.cluster == "slurm":
         jobs = submit.submit_to_slurm(sweep, selected, statuses, registry)
@@ -124,6 +143,8 @@ def _start(config: SubmitConfig, retry_failed: bool, sweep: Sweep) -> None:
 
 def show_status(config: StatusConfig) -> None:
     """Print the status table; exit with code 1 if a task has failed."""
+    from mgcc_dist.slurm import submit  # needs submitit
+
     sweep = read_sweep(config.sweep)
     registry = Registry.read(sweep.out)
     tasks = _tasks(sweep, config.sweep, registry)
@@ -140,6 +161,8 @@ def show_status(config: StatusConfig) -> None:
 
 def cancel(config: SweepConfig) -> None:
     """Cancel all pending and running tasks."""
+    from mgcc_dist.slurm import submit  # needs submitit
+
     sweep = read_sweep(config.sweep)
     registry = Registry.read(sweep.out)
     statuses = status.query(_tasks(sweep, config.sweep, registry), registry)

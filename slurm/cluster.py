@@ -10,6 +10,9 @@ from pathlib import Path
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.slurm.resources import Resources, to_minutes
 
+DEFAULT_MAX_ARRAY_SIZE = 1000
+"""used where Slurm does not say"""
+
 
 @dataclass(frozen=True)
 class QueueEntry:
@@ -66,7 +69,7 @@ def is_this_job_running() -> bool:
 def max_array_size() -> int:
     """Return the largest number of tasks that the site allows in a job array."""
     match = re.search(r"MaxArraySize\s*=\s*(\d+)", _run("scontrol", "show", "config"))
-    return int(match.group(1)) if match else 1000
+    return int(match.group(1)) if match else DEFAULT_MAX_ARRAY_SIZE
 
 
 def check_partition(requested: Resources) -> None:

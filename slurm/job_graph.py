@@ -204,4 +204,4 @@ def _corresponding_job(dependencies: list[tuple[str, ...]], jobs: list[Job]) -> 
 
 
 def _sort_key(task_id: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in task_id.split("_"))
+    return tuple(int(part) for part in task_id.removeprefix("JOB").split("_"))

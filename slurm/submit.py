@@ -3,26 +3,34 @@
 import fcntl
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
-
-import submitit
-from submitit.helpers import clean_env, environment_variables
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.common.sweep_file import Sweep, slug
 from mgcc_dist.slurm import cluster
 from mgcc_dist.slurm.job_graph import REPORT, Job, Task, build_jobs, dependency_option
-from mgcc_dist.slurm.packing import PackedPrograms
 from mgcc_dist.slurm.status import Registry, TaskStatus, final_log_lines, find_logs, select_logs
-from mgcc_dist.slurm.worker import ATTEMPTS_FILE, Program
+
+try:
+    import submitit
+    from submitit.helpers import clean_env, environment_variables
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    from mgcc_dist.slurm.packing import PackedPrograms
+    from mgcc_dist.slurm.worker import ATTEMPTS_FILE, Program
+except ModuleNotFoundError as error:
+    if error.name != "submitit":
+        raise
+    raise UserError("submitit is not installed. Run `pip install 'mgcc-dist[slurm]'`.") from error
 
 logger = logging.getLogger(__name__)
 
@@ -50,19 +58,46 @@ def select_tasks(statuses: list[TaskStatus], retry_failed: bool) -> list[Task]:
     return list(selected.values())
 
 
+def check_jobs(jobs: list[Job]) -> None:
+    """Ask Slurm whether it would accept these jobs.
+
+    Raises:
+        UserError: it would reject one.
+    """
+    with outside_job():
+        for requested in {repr(job.resources): job.resources for job in jobs}.values():
+            cluster.check_partition(requested)
+            cluster.check_accepted(requested)
+
+
 def submit_to_slurm(sweep: Sweep, tasks: list[Task], statuses: list[TaskStatus], registry: Registry) -> list[Job]:
     """Submit `tasks`; the ids of each job are saved in the registry before the next job is submitted.
 
     Raises:
-        UserError: Slurm rejects a job.
+        UserError: Slurm rejects a job. Jobs of this call that it accepted earlier are cancelled.
     """
     waiting = [status.task.name for status in statuses if status.state in ("pending", "running")]
     jobs = build_jobs(tasks, waiting, cluster.max_array_size(), sweep.name)
-    for requested in {repr(job.resources): job.resources for job in jobs}.values():
-        cluster.check_partition(requested)
-        cluster.check_accepted(requested)
-    task_ids = registry.jobs = registry.jobs or {}
+    check_jobs(jobs)
+    saved, previous = registry.path.is_file(), dict(registry.jobs or {})
     job_ids: dict[str, str] = {}
+    try:
+        _submit_jobs(jobs, registry, job_ids)
+    except UserError:
+        if job_ids:
+            cluster.cancel(list(job_ids.values()))
+            registry.jobs = previous
+            if saved:
+                registry.save()
+            else:
+                registry.path.unlink(missing_ok=True)
+        _remove_submission_files(registry.logs, job_ids.values())
+        raise
+    return jobs
+
+
+def _submit_jobs(jobs: list[Job], registry: Registry, job_ids: dict[str, str]) -> None:
+    task_ids = registry.jobs = registry.jobs or {}
     for job in jobs:
         for subtask in (subtask for task in job.tasks for subtask in task.subtasks):
             (subtask.folder / ATTEMPTS_FILE).unlink(missing_ok=True)
@@ -71,7 +106,21 @@ def submit_to_slurm(sweep: Sweep, tasks: list[Task], statuses: list[TaskStatus],
             task_ids |= dict.fromkeys((subtask.name for subtask in task.subtasks), task_id)
         job_ids[job.name] = submitted[0].partition("_")[0]
         registry.save()
-    return jobs
+
+
+def _remove_submission_files(logs: Path, jobs: Iterable[str]) -> None:
+    """Delete submitit's files of jobs that were not submitted, and of cancelled `jobs`."""
+    for path in list(logs.glob("*")):
+        unsubmitted = re.fullmatch(r"[0-9a-f]{32}\.pkl", path.name) or (
+            path.name.startswith(".submission_file_") and not path.is_symlink()
+        )
+        if unsubmitted or any(path.resolve().name.startswith(f"{job}_") for job in jobs):
+            path.unlink(missing_ok=True)
+    for path in logs.glob(".submission_file_*"):
+        if not path.exists():  # a link to a deleted file
+            path.unlink()
+    if logs.is_dir() and not any(logs.iterdir()):
+        logs.rmdir()
 
 
 @contextmanager
@@ -122,6 +171,13 @@ def batch_parameters(job: Job, logs: Path, dependency: str | None) -> dict[str, 
         parameters["additional_parameters"] |= {"output": f"{batch}out", "error": f"{batch}err"}
         parameters["srun_args"] += ["--output", f"{ranks}out", "--error", f"{ranks}err"]  # the last one counts
     return parameters
+
+
+def batch_script(job: Job, logs: Path, dependency: str | None) -> str:
+    """Return the batch script that `submit_job` submits. Needs no Slurm, unlike submitit's executor."""
+    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(logs))}"
+    count = len(job.tasks) if len(job.tasks) > 1 else None
+    return _make_sbatch_string(command, logs, map_count=count, **batch_parameters(job, logs, dependency))
 
 
 def run_locally(tasks: list[Task], registry: Registry, parallel: int) -> list[Task]:
@@ -193,10 +249,14 @@ def make_program(task: Task, logs: Path) -> Program | PackedPrograms:
     return PackedPrograms(programs, logs) if task.packed else next(iter(programs.values()))
 
 
-def describe_jobs(jobs: list[Job]) -> str:
-    """Format every job with its resources, dependencies and commands."""
+def describe_jobs(jobs: list[Job], registry: Registry, with_scripts: bool) -> str:
+    """Format every job with its resources, dependencies, commands and, if it goes to Slurm, its batch script.
+
+    In dependencies, JOB1 stands for the id of the first new job, and so on.
+    """
     lines = []
-    for job in jobs:
+    task_ids, job_ids = dict(registry.jobs or {}), dict[str, str]()
+    for number, job in enumerate(jobs, 1):
         array = f", array of {len(job.tasks)}, {min(len(job.tasks), job.resources.parallel)} at a time"
         lines.append(f"{job.name}: {job.resources}{array if len(job.tasks) > 1 else ''}")
         if job.corresponds_to:
@@ -208,6 +268,13 @@ def describe_jobs(jobs: list[Job]) -> str:
         for task in job.tasks:
             lines += [f"  {task.name}: {len(task.packed)} runs on one GPU"] if task.packed else []
             lines += [f"  {subtask.name}: python {' '.join(subtask.command)}" for subtask in task.subtasks]
+        if with_scripts:
+            script = batch_script(job, registry.logs, dependency_option(job, task_ids, job_ids))
+            lines += ["  batch script:", *(f"    {line}".rstrip() for line in script.splitlines())]
+        job_ids[job.name] = f"JOB{number}"
+        for index, task in enumerate(job.tasks):
+            task_id = f"JOB{number}_{index}" if len(job.tasks) > 1 else f"JOB{number}"
+            task_ids |= dict.fromkeys((subtask.name for subtask in task.subtasks), task_id)
     return "\n".join(lines)
 
 
@@ -218,14 +285,25 @@ def submission_lock(out: Path) -> Iterator[None]:
     Raises:
         UserError: another process is submitting the sweep.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    created = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot create this folder ({error.strerror}). Choose another `out`.") from error
     with (out / LOCK).open("a+") as file:
         if not _lock(file):
             raise UserError(f"{out}: being submitted by another process. Wait until it has finished.")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        try:
+            yield
+        except UserError:
+            if created and [path.name for path in out.iterdir()] == [LOCK]:
+                (out / LOCK).unlink()
+                for folder in created:
+                    folder.rmdir()
+            raise
 
 
 def cancel_local(out: Path, jobs: list[str]) -> None:

@@ -125,6 +125,7 @@ def test_the_sbatch_script_matches_the_golden_file(tmp_path, fake_slurm):
     job = Job("tiny-runs-3", [task for task in tasks_of(write_sweep(tmp_path), **CLUSTER) if task.run])
     assert submit.submit_job(job, tmp_path / "jobs", "afterok:11:12") == [f"12_{index}" for index in range(6)]
     text = (tmp_path / "jobs" / "12_submission.sh").read_text()
+    assert submit.batch_script(job, tmp_path / "jobs", "afterok:11:12") == text  # what --dry-run shows
     text = text.replace(str(tmp_path), "OUT").replace(sys.executable, "PYTHON")
     assert text == (GOLDEN / "array.sbatch").read_text()
     # `sbatch --test-only` checks the same options that the script sets.
