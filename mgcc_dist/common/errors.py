@@ -32,8 +32,10 @@ def run_program(program: str, main: Callable[[], None]) -> None:
     The exit code is 0 after success, EXIT_USER_ERROR after a UserError, a full disk or a missing optional package,
     which are printed to stderr as `program: message`, EXIT_STOPPED after a signal, and 1 after any other exception.
     """
+    from mgcc_dist.common.launcher import stop_with_launcher
     from mgcc_dist.common.log import configure_logging  # which imports this module
 
+    stop_with_launcher()
     try:
         configure_logging()
         main()
