@@ -74,7 +74,7 @@ def describe_masks(entry: dict[str, Any]) -> tuple[str, list[str]]:
         "full": "are all lesion. Check that the background is 0",
         "mostly_lesion": f"are more than {MOSTLY_LESION:.0%} lesion. Check that they are not inverted",
         "ambiguous": "have more than two values, as after JPEG or smooth resizing, and were thresholded at the "
-        f"midpoint ({entry['ambiguous_area']:.2%} of their area lies between the two)",
+        f"midpoint ({entry['ambiguous_area']:.2%} of their area is close to neither value)",
         "from_opacity": "have one colour only, so their opacity was read",
         "lost_in_resizing": "lost their lesion in resizing. Choose a larger --size",
     }

@@ -107,13 +107,22 @@ def test_a_third_label_is_an_error_unless_labels_are_selected(folder, lesion, va
     low, middle, high = sorted(values)
     if min(middle - low, high - middle) < 0.15 * (high - low):
         return  # as close as artefacts are
-    pixels = np.where(lesion, high, low).astype(np.uint8)
-    pixels[5 : 5 + side, 60 : 60 + side] = middle
+    main = values[:2]  # the third label lies below, between or above these
+    pixels = np.where(lesion, max(main), min(main)).astype(np.uint8)
+    pixels[5 : 5 + side, 60 : 60 + side] = values[2]
     path = save(folder / "x.png", pixels)
     with pytest.raises(BadFile, match=f"x.png: has 3 values, not two: {low}, {middle}, {high}. Pass --label-values"):
         read_mask(path)
     for chosen in ([middle], [high], [middle, high]):
         np.testing.assert_array_equal(read_mask(path, chosen)[0] > 0, np.isin(pixels, chosen))
+
+
+def test_an_image_in_the_place_of_a_mask_is_an_error(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80), dtype=np.uint8)
+    with pytest.raises(
+        BadFile, match=r"x\.png: has [5-9]\d% of its pixels close to neither of two values\. It looks like an image"
+    ):
+        read_mask(save(tmp_path / "x.png", noise))
 
 
 def test_label_numbers_are_an_error_even_without_an_area(tmp_path):
@@ -215,5 +224,5 @@ def test_summary_counts_and_names_suspicious_masks():
     assert [note.rpartition(": ")[2] for note in notes[:5]] == [
         f"'{k}'" for k in ("full", "inverted", "grey", "alpha", "tiny")
     ]
-    assert "10.00% of their area lies between" in notes[2]
+    assert "10.00% of their area is close to neither" in notes[2]
     assert "(1 in 1 files, 255 in 3 files)" in notes[5]

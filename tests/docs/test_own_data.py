@@ -21,7 +21,7 @@ def test_script_keeps_every_patient_on_one_side(tmp_path, monkeypatch):
             for kind in ("images", "masks"):
                 file = tmp_path / "mydata" / kind / "benign" / f"case_{patient:03d}_{number}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)).save(file)
+                Image.fromarray(rng.integers(0, 2, (16, 16), dtype=np.uint8) * np.uint8(255)).save(file)
     write_shards(folder(tmp_path / "mydata"), tmp_path / "out" / "mydata")
 
     (script,) = re.findall(
