@@ -33,6 +33,7 @@ setup: $(READY)
 $(READY): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "$(PYTHON) is not Python 3.11 or newer. Name one: make setup PYTHON=python3.11"; exit 1; }
+	@echo "installing into $(VENV): about 3 GB, minutes without output"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,kernels,slurm,deepspeed]'
