@@ -1,7 +1,5 @@
 """`mgcc predict`: images of every kind, masks at their own size, tables, overlays, errors."""
 
-import csv
-import json
 import os
 import subprocess
 import sys
@@ -11,31 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from predict_runs import SIZE, files_in, noise, predict, read_csv, save_run
 from torch import nn
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.inference import predictor
 from mgcc_dist.inference.folder import measure, output_names, overlay
-from mgcc_dist.inference.loading import header, load_predictor
+from mgcc_dist.inference.loading import load_predictor
 from mgcc_dist.inference.predictor import NetworkInput, Predictor
-from mgcc_dist.methods.config import MethodConfig
-from mgcc_dist.methods.registry import build
-from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.predict import main
-from mgcc_dist.train.checkpoints import save_weights
-
-SIZE = 32
-
-
-def save_run(folder, seed=0):
-    """A run folder with tiny networks of random weights."""
-    torch.manual_seed(seed)
-    method, network = MethodConfig(name="supervised"), NetworkConfig(name="unet", widths=(2, 4))
-    for which in ("best", "last"):
-        weights = build(method, network).predictor().state_dict()
-        weights["decoder.head.bias"].zero_()
-        save_weights(weights, folder / which / "model.safetensors", header(method, network, SIZE))
-    return folder
 
 
 @pytest.fixture
@@ -70,26 +52,6 @@ def network(monkeypatch):
         monkeypatch.setattr(predictor, "load_network", lambda path: (module, SIZE))
 
     return use
-
-
-def predict(run, images, *options, workers=0):
-    out = run.parent / "out"
-    main(["--run", str(run), "--images", str(images), "--out", str(out), "--workers", str(workers), *options])
-    return out
-
-
-def read_csv(path):
-    with path.open(newline="", errors="surrogateescape") as file:
-        return list(csv.DictReader(file))
-
-
-def files_in(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def noise(width, height, channels=None):
-    shape = (height, width) if channels is None else (height, width, channels)
-    return np.random.default_rng(width).integers(0, 256, shape, dtype=np.uint8)
 
 
 KINDS = {
@@ -260,110 +222,6 @@ def test_only_unreadable_images_is_an_error_even_with_skip_bad(run, images):
         predict(run, images, "--skip-bad")
 
 
-def test_rerun_of_an_interrupted_prediction_completes_it(run, images):
-    Image.fromarray(noise(20, 20)).save(images / "a.png")
-    out = predict(run, images)
-    first = {name: (out / name).read_bytes() for name in files_in(out)}
-    (out / "predictions.csv").unlink()  # as a run leaves it that was killed
-    (out / "masks" / "a.png").unlink()
-    predict(run, images)
-    assert {name: (out / name).read_bytes() for name in files_in(out)} == first
-
-
-def test_interrupted_prediction_has_no_table(run, images):
-    """The table of an earlier, finished prediction is removed too."""
-    Image.fromarray(noise(20, 20)).save(images / "a.png")
-    out = predict(run, images)
-    (images / "b.png").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"b\.png"):
-        predict(run, images)
-    assert not (out / "predictions.csv").exists()
-
-
-def test_predictions_of_other_weights_or_images_need_overwrite(run, images, tmp_path):
-    Image.fromarray(noise(20, 20)).save(images / "a.png")
-    out = predict(run, images)
-    before = {name: (out / name).read_bytes() for name in files_in(out)}
-    others = tmp_path / "others"
-    others.mkdir()
-    Image.fromarray(noise(21, 20)).save(others / "b.png")
-    save_run(tmp_path / "run", seed=1)
-    for folder in (images, others):
-        with pytest.raises(UserError, match="predictions of other images or weights"):
-            predict(run, folder)
-    assert {name: (out / name).read_bytes() for name in files_in(out)} == before
-    predict(run, others, "--overwrite")
-    assert files_in(out) == ["masks/b.png", "overlays/b.png", "predict.json", "predictions.csv", "written.jsonl"]
-    assert json.loads((out / "predict.json").read_text())["images"] == str(others)
-
-
-def bytes_in(folder):
-    return {name: (folder / name).read_bytes() for name in files_in(folder)}
-
-
-def test_finished_prediction_is_left_as_it_is_with_its_corrections(run, images, capsys):
-    for name in ("a.png", "b.png"):
-        Image.fromarray(noise(20, 20)).save(images / name)
-    out = predict(run, images)
-    (out / "masks" / "a.png").write_bytes(b"corrected by hand")
-    (out / "predictions.csv").write_text("file,reader\na.png,me\nb.png,me\n")
-    (out / "masks" / "notes.txt").write_text("mine")
-    before = bytes_in(out)
-    predict(run, images)
-    assert f"{out}/predictions.csv already exists; nothing to do" in capsys.readouterr().err
-    with pytest.raises(
-        UserError, match=r"--overwrite: 3 files .*: masks/a\.png, masks/notes\.txt, predictions\.csv\. M"
-    ):
-        predict(run, images, "--overwrite")
-    assert bytes_in(out) == before
-
-
-def test_corrected_mask_is_kept_and_named_while_a_prediction_is_completed(run, images, capsys):
-    for name in ("a.png", "b.png", "c.png"):
-        Image.fromarray(noise(20, 20)).save(images / name)
-    out = predict(run, images)
-    written = bytes_in(out)
-    (out / "masks" / "a.png").write_bytes(b"corrected by hand")
-    (out / "masks" / "b.png").unlink()
-    (images / "c.png").rename(images / "d.png")  # c's files are stale, d's do not exist
-    (out / "masks" / "c.png").write_bytes(b"corrected by hand, too")
-    predict(run, images)
-    log = capsys.readouterr().err
-    assert "kept 2 files that were changed, or not written by `mgcc predict`: masks/c.png, masks/a.png." in log
-    now = bytes_in(out)
-    assert now["masks/a.png"] == b"corrected by hand"
-    assert now["masks/c.png"] == b"corrected by hand, too"
-    assert now["masks/b.png"] == written["masks/b.png"]
-    assert now["masks/d.png"] == written["masks/c.png"]
-    assert "overlays/c.png" not in now
-    assert [row["file"] for row in read_csv(out / "predictions.csv")] == ["a.png", "b.png", "d.png"]
-
-
-def test_changed_table_is_not_replaced_when_images_are_added(run, images):
-    Image.fromarray(noise(20, 20)).save(images / "a.png")
-    out = predict(run, images)
-    (out / "predictions.csv").write_text("file,reader\na.png,me\n")
-    Image.fromarray(noise(20, 20)).save(images / "b.png")
-    before = bytes_in(out)
-    with pytest.raises(
-        UserError, match=r"predictions\.csv: was changed, or not written by this version.* Move it else"
-    ):
-        predict(run, images)
-    assert bytes_in(out) == before
-
-
-def test_output_without_a_list_of_hashes_is_never_overwritten(run, images):
-    """Of a version that wrote no list: any mask may have been corrected."""
-    Image.fromarray(noise(20, 20)).save(images / "a.png")
-    out = predict(run, images)
-    (out / "written.jsonl").unlink()
-    before = bytes_in(out)
-    predict(run, images)
-    with pytest.raises(UserError, match="--overwrite: 3 files in"):
-        predict(run, images, "--overwrite")
-    assert bytes_in(out) == before
-
-
 class Broken(Threshold):
     """Its output for images that are brighter than middle grey is NaN."""
 
@@ -378,19 +236,6 @@ def test_output_that_is_not_finite_is_an_error_that_names_the_image(run, images,
     with pytest.raises(UserError, match=r"^predict: the result for 'b\.png' is not finite \(NaN or infinity\)\. Use"):
         predict(run, images)
     assert not (run.parent / "out" / "predictions.csv").exists()
-
-
-@pytest.mark.parametrize("options", [[], ["--overwrite"]])
-def test_folder_with_other_files_is_never_written_to(run, images, options):
-    """Ground truth in OUT/masks, say."""
-    Image.fromarray(noise(20, 20)).save(images / "a.png")
-    truth = run.parent / "out" / "masks" / "a.png"
-    truth.parent.mkdir(parents=True)
-    truth.write_bytes(b"truth")
-    with pytest.raises(UserError, match=r"holds 'masks' and is not a folder of predictions\. Choose another --out"):
-        predict(run, images, *options)
-    assert truth.read_bytes() == b"truth"
-    assert files_in(run.parent / "out") == ["masks/a.png"]
 
 
 def test_out_inside_images_and_images_inside_out_are_refused(run, images, tmp_path):

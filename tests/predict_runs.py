@@ -1,0 +1,50 @@
+"""Helpers of the tests of `mgcc predict`: runs with random weights, images, and what a prediction wrote."""
+
+import csv
+
+import numpy as np
+import torch
+
+from mgcc_dist.inference.loading import header
+from mgcc_dist.methods.config import MethodConfig
+from mgcc_dist.methods.registry import build
+from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.predict import main
+from mgcc_dist.train.checkpoints import save_weights
+
+SIZE = 32
+
+
+def save_run(folder, seed=0):
+    """A run folder with tiny networks of random weights."""
+    torch.manual_seed(seed)
+    method, network = MethodConfig(name="supervised"), NetworkConfig(name="unet", widths=(2, 4))
+    for which in ("best", "last"):
+        weights = build(method, network).predictor().state_dict()
+        weights["decoder.head.bias"].zero_()
+        save_weights(weights, folder / which / "model.safetensors", header(method, network, SIZE))
+    return folder
+
+
+def predict(run, images, *options, workers=0):
+    out = run.parent / "out"
+    main(["--run", str(run), "--images", str(images), "--out", str(out), "--workers", str(workers), *options])
+    return out
+
+
+def read_csv(path):
+    with path.open(newline="", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def files_in(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def noise(width, height, channels=None):
+    shape = (height, width) if channels is None else (height, width, channels)
+    return np.random.default_rng(width).integers(0, 256, shape, dtype=np.uint8)
+
+
+def bytes_in(folder):
+    return {name: (folder / name).read_bytes() for name in files_in(folder)}

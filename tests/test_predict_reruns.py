@@ -1,0 +1,134 @@
+"""`mgcc predict` again into the same folder: nothing that somebody else wrote or changed is lost."""
+
+import json
+
+import pytest
+from PIL import Image
+from predict_runs import bytes_in, files_in, noise, predict, read_csv, save_run
+
+from mgcc_dist.common.errors import UserError
+
+
+@pytest.fixture
+def run(tmp_path):
+    return save_run(tmp_path / "run")
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    return folder
+
+
+def test_rerun_of_an_interrupted_prediction_completes_it(run, images):
+    Image.fromarray(noise(20, 20)).save(images / "a.png")
+    out = predict(run, images)
+    first = {name: (out / name).read_bytes() for name in files_in(out)}
+    (out / "predictions.csv").unlink()  # as a run leaves it that was killed
+    (out / "masks" / "a.png").unlink()
+    predict(run, images)
+    assert {name: (out / name).read_bytes() for name in files_in(out)} == first
+
+
+def test_interrupted_prediction_has_no_table(run, images):
+    """The table of an earlier, finished prediction is removed too."""
+    Image.fromarray(noise(20, 20)).save(images / "a.png")
+    out = predict(run, images)
+    (images / "b.png").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"b\.png"):
+        predict(run, images)
+    assert not (out / "predictions.csv").exists()
+
+
+def test_predictions_of_other_weights_or_images_need_overwrite(run, images, tmp_path):
+    Image.fromarray(noise(20, 20)).save(images / "a.png")
+    out = predict(run, images)
+    before = {name: (out / name).read_bytes() for name in files_in(out)}
+    others = tmp_path / "others"
+    others.mkdir()
+    Image.fromarray(noise(21, 20)).save(others / "b.png")
+    save_run(tmp_path / "run", seed=1)
+    for folder in (images, others):
+        with pytest.raises(UserError, match="predictions of other images or weights"):
+            predict(run, folder)
+    assert {name: (out / name).read_bytes() for name in files_in(out)} == before
+    predict(run, others, "--overwrite")
+    assert files_in(out) == ["masks/b.png", "overlays/b.png", "predict.json", "predictions.csv", "written.jsonl"]
+    assert json.loads((out / "predict.json").read_text())["images"] == str(others)
+
+
+def test_finished_prediction_is_left_as_it_is_with_its_corrections(run, images, capsys):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(noise(20, 20)).save(images / name)
+    out = predict(run, images)
+    (out / "masks" / "a.png").write_bytes(b"corrected by hand")
+    (out / "predictions.csv").write_text("file,reader\na.png,me\nb.png,me\n")
+    (out / "masks" / "notes.txt").write_text("mine")
+    before = bytes_in(out)
+    predict(run, images)
+    assert f"{out}/predictions.csv already exists; nothing to do" in capsys.readouterr().err
+    with pytest.raises(
+        UserError, match=r"--overwrite: 3 files .*: masks/a\.png, masks/notes\.txt, predictions\.csv\. M"
+    ):
+        predict(run, images, "--overwrite")
+    assert bytes_in(out) == before
+
+
+def test_corrected_mask_is_kept_and_named_while_a_prediction_is_completed(run, images, capsys):
+    for name in ("a.png", "b.png", "c.png"):
+        Image.fromarray(noise(20, 20)).save(images / name)
+    out = predict(run, images)
+    written = bytes_in(out)
+    (out / "masks" / "a.png").write_bytes(b"corrected by hand")
+    (out / "masks" / "b.png").unlink()
+    (images / "c.png").rename(images / "d.png")  # c's files are stale, d's do not exist
+    (out / "masks" / "c.png").write_bytes(b"corrected by hand, too")
+    predict(run, images)
+    log = capsys.readouterr().err
+    assert "kept 2 files that were changed, or not written by `mgcc predict`: masks/c.png, masks/a.png." in log
+    now = bytes_in(out)
+    assert now["masks/a.png"] == b"corrected by hand"
+    assert now["masks/c.png"] == b"corrected by hand, too"
+    assert now["masks/b.png"] == written["masks/b.png"]
+    assert now["masks/d.png"] == written["masks/c.png"]
+    assert "overlays/c.png" not in now
+    assert [row["file"] for row in read_csv(out / "predictions.csv")] == ["a.png", "b.png", "d.png"]
+
+
+def test_changed_table_is_not_replaced_when_images_are_added(run, images):
+    Image.fromarray(noise(20, 20)).save(images / "a.png")
+    out = predict(run, images)
+    (out / "predictions.csv").write_text("file,reader\na.png,me\n")
+    Image.fromarray(noise(20, 20)).save(images / "b.png")
+    before = bytes_in(out)
+    with pytest.raises(
+        UserError, match=r"predictions\.csv: was changed, or not written by this version.* Move it else"
+    ):
+        predict(run, images)
+    assert bytes_in(out) == before
+
+
+def test_output_without_a_list_of_hashes_is_never_overwritten(run, images):
+    """Of a version that wrote no list: any mask may have been corrected."""
+    Image.fromarray(noise(20, 20)).save(images / "a.png")
+    out = predict(run, images)
+    (out / "written.jsonl").unlink()
+    before = bytes_in(out)
+    predict(run, images)
+    with pytest.raises(UserError, match="--overwrite: 3 files in"):
+        predict(run, images, "--overwrite")
+    assert bytes_in(out) == before
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+def test_folder_with_other_files_is_never_written_to(run, images, options):
+    """Ground truth in OUT/masks, say."""
+    Image.fromarray(noise(20, 20)).save(images / "a.png")
+    truth = run.parent / "out" / "masks" / "a.png"
+    truth.parent.mkdir(parents=True)
+    truth.write_bytes(b"truth")
+    with pytest.raises(UserError, match=r"holds 'masks' and is not a folder of predictions\. Choose another --out"):
+        predict(run, images, *options)
+    assert truth.read_bytes() == b"truth"
+    assert files_in(run.parent / "out") == ["masks/a.png"]
