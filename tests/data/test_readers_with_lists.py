@@ -100,8 +100,8 @@ def write_layout(root, name):
         write_box_mask(root / layout.mask.format(image), (3, 4, 13, 14))
     write_list(root, layout, layout.rows)
     if name == "tn3k":
-        for folder in ("test-image", "test-mask"):
-            write_image(root / folder / "0000.jpg", seed=7)
+        write_image(root / "test-image" / "0000.jpg", seed=7)
+        write_box_mask(root / "test-mask" / "0000.jpg", (3, 4, 13, 14))
         (root / "tn3k-trainval-fold0.json").write_text(json.dumps({"train": [0, 1], "val": [2]}))
     return layout
 
