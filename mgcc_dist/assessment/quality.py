@@ -16,7 +16,7 @@ the same metrics for one half of the validation images against the other half, t
 Compare it with the column for equally many synthetic images against the same halves. Both are means over random
 halves. Images of a group (patient) stay together, except where the halves meet.
 
-The 95 % interval of a metric is 1.96 standard errors either way. The standard error is the standard deviation over
+The 95 % interval of a metric is 1.96 standard errors either way, cut off at the ends of its range. The standard error is the standard deviation over
 the halves: this is a bootstrap with halves drawn without replacement, in which an estimate from half of the images
 varies as much as the estimate from all images does. Drawing with replacement would put copies among the nearest
 neighbors. If there are more synthetic than real images, the halves are limited by the real ones and the interval is
@@ -42,6 +42,8 @@ from mgcc_dist.diffusion.images import ImageData
 
 BLOCK_SIZE = 1024  # rows of the distance matrix computed at a time, to limit memory
 METRICS = ("fid", "kid", "precision", "recall", "density", "coverage")
+# An unbiased KID may be negative; KID and FID have no upper end.
+RANGES = {"fid": (0, np.inf), "precision": (0, 1), "recall": (0, 1), "density": (0, np.inf), "coverage": (0, 1)}
 Array = NDArray[np.float64]
 
 
@@ -112,9 +114,9 @@ def metrics_with_intervals(real: Array, synthetic: Array, groups: list[str], k: 
     full = compute_metrics(real, synthetic, k)
     return {
         "images": {"real": len(real), "synthetic": len(synthetic), "half": half},
-        "synthetic": {name: _interval(full[name], [row[name] for row in synthetic_halves]) for name in METRICS},
-        "synthetic_halves": {name: _interval(None, [row[name] for row in synthetic_halves]) for name in METRICS},
-        "real_halves": {name: _interval(None, [row[name] for row in real_halves]) for name in METRICS},
+        "synthetic": {name: _interval(name, synthetic_halves, full[name]) for name in METRICS},
+        "synthetic_halves": {name: _interval(name, synthetic_halves) for name in METRICS},
+        "real_halves": {name: _interval(name, real_halves) for name in METRICS},
     }
 
 
@@ -213,11 +215,13 @@ def _format(metric: dict[str, float]) -> str:
     return f"{metric['value']:.3g} ({metric['low']:.3g} to {metric['high']:.3g})"
 
 
-def _interval(value: float | None, halves: list[float]) -> dict[str, float]:
-    """Return `value`, by default the mean over `halves`, with its 95 % interval."""
-    center = float(np.mean(halves)) if value is None else value
-    margin = 1.96 * float(np.std(halves))
-    return {"value": center, "low": center - margin, "high": center + margin}
+def _interval(name: str, halves: list[dict[str, float]], value: float | None = None) -> dict[str, float]:
+    """Return `value`, by default the mean over `halves`, with its 95 % interval within the range of metric `name`."""
+    values = [row[name] for row in halves]
+    center = float(np.mean(values)) if value is None else value
+    margin = 1.96 * float(np.std(values))
+    lowest, highest = RANGES.get(name, (-np.inf, np.inf))
+    return {"value": center, "low": max(lowest, center - margin), "high": min(highest, center + margin)}
 
 
 def _grouped_permutation(groups: list[str], generator: np.random.Generator) -> NDArray[np.int64]:

@@ -114,6 +114,19 @@ def test_intervals_match_the_standard_deviation_of_the_metric():
     assert np.mean(widths) == pytest.approx(np.std(values), rel=0.25)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_intervals_stay_within_the_range_of_their_metric(seed):
+    """With few images and a wide spread, 1.96 standard errors reach beyond 0 and 1."""
+    groups = [str(i) for i in range(24)]
+    real, synthetic = gaussian(24, 0, np.ones(3), seed), gaussian(24, 0.5, np.ones(3), 100 + seed)
+    report = metrics_with_intervals(real, synthetic, groups, k=3, halves=10)
+    for column in ("synthetic", "synthetic_halves", "real_halves"):
+        for name, metric in report[column].items():
+            assert metric["low"] <= metric["value"] <= metric["high"]
+            assert name == "kid" or metric["low"] >= 0
+            assert name not in ("precision", "recall", "coverage") or metric["high"] <= 1
+
+
 def test_halves_do_not_split_groups():
     groups = [str(i // 4) for i in range(40)]
     for seed in range(20):
