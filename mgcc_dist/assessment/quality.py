@@ -16,11 +16,11 @@ the same metrics for one half of the validation images against the other half, t
 Compare it with the column for equally many synthetic images against the same halves. Both are means over random
 halves. Images of a group (patient) stay together, except where the halves meet.
 
-The 95 % interval of a metric is 1.96 standard errors either way, cut off at the ends of its range. The standard error is the standard deviation over
-the halves: this is a bootstrap with halves drawn without replacement, in which an estimate from half of the images
-varies as much as the estimate from all images does. Drawing with replacement would put copies among the nearest
-neighbors. If there are more synthetic than real images, the halves are limited by the real ones and the interval is
-conservative.
+The 95 % interval of a metric is 1.96 standard errors either way, cut off at the ends of its range. The standard error
+is the standard deviation over the halves: this is a bootstrap with halves drawn without replacement, in which an
+estimate from half of the images varies as much as the estimate from all images does. Drawing with replacement would put
+copies among the nearest neighbors. If there are more synthetic than real images, the halves are limited by the real
+ones and the interval is conservative.
 """
 
 from pathlib import Path
