@@ -111,3 +111,24 @@ def vae():
     vae = autoencoder.build(AUTOENCODER, 16)
     vae.register_to_config(scaling_factor=1.7)
     return vae
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Six images of 40x30 with masks; two differ only in brightness."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for i in range(5):
+        coarse = rng.integers(0, 200, (6, 8), dtype=np.uint8)
+        Image.fromarray(coarse).resize((40, 30)).save(tmp_path / "data" / "images" / f"{i}.png")
+    brighter = np.asarray(Image.open(tmp_path / "data" / "images" / "3.png")) + np.uint8(20)
+    Image.fromarray(brighter).save(tmp_path / "data" / "images" / "5.png")
+    for i in range(6):
+        mask = Image.new("L", (40, 30))
+        mask.paste(255, (10, 10, 20 + i, 20))
+        mask.save(tmp_path / "data" / "masks" / f"{i}.png")
+    return tmp_path / "data"
