@@ -59,7 +59,7 @@ demo-busi: $(READY)
 
 # Tests start ranks of their own, one thread each; more threads than cores would only slow them down.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(RUN) pytest -n $(TEST_PROCESSES) --durations=15 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(RUN) pytest -n $(TEST_PROCESSES) --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from mgcc_dist.data.readers.busi import busi
 from mgcc_dist.data.readers.phantoms import Phantoms
 
 REPOSITORY = Path(__file__).parents[1]
+LONGEST_FIRST = ("tests/slurm/", "tests/kernels/", "tests/benchmarks/", "tests/e2e/", "tests/docs/", "tests/launch/")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -25,6 +26,15 @@ def pytest_xdist_make_scheduler(config, log):
             return folder if folder in ("tests/kernels", "tests/slurm") else file
 
     return FolderOrFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """Run the longest scopes first: one that started last would leave the other processes of `-n` without work."""
+
+    def rank(item):
+        return next((i for i, folder in enumerate(LONGEST_FIRST) if item.nodeid.startswith(folder)), len(LONGEST_FIRST))
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session", autouse=True)
