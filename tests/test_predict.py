@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from predict_runs import SIZE, files_in, noise, predict, read_csv, save_run
+from predict_runs import SIZE, bytes_in, files_in, noise, predict, read_csv, save_run
 from torch import nn
 
 from mgcc_dist.common.errors import UserError
@@ -160,7 +160,7 @@ def test_batch_size_and_workers_do_not_change_the_result(run, images, network):
     contents = []
     for batch, workers in ((1, 0), (3, 2), (50, 1)):
         out = predict(run, images, "--batch", str(batch), "--overwrite", workers=workers)
-        contents.append({name: (out / name).read_bytes() for name in files_in(out)})
+        contents.append(bytes_in(out))
     assert contents[0] == contents[1] == contents[2]
 
 

@@ -24,11 +24,11 @@ def images(tmp_path):
 def test_rerun_of_an_interrupted_prediction_completes_it(run, images):
     Image.fromarray(noise(20, 20)).save(images / "a.png")
     out = predict(run, images)
-    first = {name: (out / name).read_bytes() for name in files_in(out)}
+    first = bytes_in(out)
     (out / "predictions.csv").unlink()  # as a run leaves it that was killed
     (out / "masks" / "a.png").unlink()
     predict(run, images)
-    assert {name: (out / name).read_bytes() for name in files_in(out)} == first
+    assert bytes_in(out) == first
 
 
 def test_interrupted_prediction_has_no_table(run, images):
@@ -44,7 +44,7 @@ def test_interrupted_prediction_has_no_table(run, images):
 def test_predictions_of_other_weights_or_images_need_overwrite(run, images, tmp_path):
     Image.fromarray(noise(20, 20)).save(images / "a.png")
     out = predict(run, images)
-    before = {name: (out / name).read_bytes() for name in files_in(out)}
+    before = bytes_in(out)
     others = tmp_path / "others"
     others.mkdir()
     Image.fromarray(noise(21, 20)).save(others / "b.png")
@@ -52,7 +52,7 @@ def test_predictions_of_other_weights_or_images_need_overwrite(run, images, tmp_
     for folder in (images, others):
         with pytest.raises(UserError, match="predictions of other images or weights"):
             predict(run, folder)
-    assert {name: (out / name).read_bytes() for name in files_in(out)} == before
+    assert bytes_in(out) == before
     predict(run, others, "--overwrite")
     assert files_in(out) == ["masks/b.png", "overlays/b.png", "predict.json", "predictions.csv", "written.jsonl"]
     assert json.loads((out / "predict.json").read_text())["images"] == str(others)

@@ -54,9 +54,7 @@ class _StderrHandler(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(
-            logging.Formatter("%(asctime)s [rank %(rank)d] %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
-        )
+        self.setFormatter(logging.Formatter(FORMAT, "%Y-%m-%d %H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
         here = rank()  # asked at each line: under Slurm it is known only once the process has joined its group

@@ -1,4 +1,4 @@
-"""No process goes on without its launcher."""
+"""A process saves and exits when its launcher ends."""
 
 import signal
 import time

@@ -8,26 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from predict_runs import SIZE, save_run
 
 import mgcc_dist as mgcc
-from mgcc_dist.inference.loading import header
-from mgcc_dist.methods.config import MethodConfig
-from mgcc_dist.methods.registry import build
-from mgcc_dist.models.config import NetworkConfig
-from mgcc_dist.train.checkpoints import save_weights
-
-SIZE = 32
 
 
 @pytest.fixture
 def run(tmp_path):
     """The folder of a finished run with a tiny network of random weights."""
-    torch.manual_seed(0)
-    method, network = MethodConfig(name="supervised"), NetworkConfig(name="unet", widths=(2, 4))
-    folder = tmp_path / "run"
-    for weights in ("best", "last"):
-        state = build(method, network).predictor().state_dict()
-        save_weights(state, folder / weights / "model.safetensors", header(method, network, SIZE))
+    folder = save_run(tmp_path / "run")
     result = {"dataset": "BUSI", "split": "busi_random_1", "seed": 1, "images": {"labeled": 3}, "synthetic": None}
     scores = {"best": {"summary": {"corrected": {"iou": 0.5}}}, "last": {"summary": {"corrected": {"iou": 0.25}}}}
     content = result | scores | {"environment": {"commit": "0123456789ab"}}

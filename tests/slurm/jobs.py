@@ -57,7 +57,7 @@ def until_in_slurm(condition: Callable[[], Any], seconds: float = 240) -> Any:
 def start_requeued_jobs() -> None:
     """Let requeued jobs start two seconds after the requeue.
 
-    A job that starts in the same second in which its node was told to end it fails with "Job credential revoked".
+    A job that starts in the second in which its node was asked to end it fails with "Job credential revoked".
     """
     before = datetime.now() - timedelta(seconds=2)
     for job, state, reason, since in _queue():
