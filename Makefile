@@ -20,7 +20,7 @@ BUSI_OUT := $(OUT)/demo-busi
 
 help:
 	@echo "make setup      virtual environment in $(VENV), with everything installed"
-	@echo "make demo       the complete pipeline on built-in phantom data, minutes on two CPU cores"
+	@echo "make demo       the complete pipeline on built-in phantom data, 6 minutes on two CPU cores"
 	@echo "make demo-busi  the same on BUSI (MGCC_DATA=folder that holds Dataset_BUSI_with_GT)"
 	@echo "make test       all tests"
 	@echo "make lint       ruff and mypy"
