@@ -20,6 +20,7 @@ from typing import Literal
 from mgcc_dist.assessment.config import ApplyConfig, AuditConfig, CurateConfig, QualityConfig
 from mgcc_dist.common.config import CONFIGS, load, save
 from mgcc_dist.common.errors import run_program
+from mgcc_dist.common.options import neutral
 from mgcc_dist.common.program import Command, Program
 from mgcc_dist.common.value_types import Folder
 from mgcc_dist.diffusion.config import AutoencoderConfig, DataConfig, DenoiserConfig, SamplingConfig
@@ -35,9 +36,9 @@ class LdmConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
-    out: Folder = "out/ldm"
+    out: Folder = neutral("out/ldm")
     """output folder"""
-    until: Literal["autoencoder", "denoiser", "samples", "gallery"] = "gallery"
+    until: Literal["autoencoder", "denoiser", "samples", "gallery"] = neutral("gallery")
     """last stage to run, for clusters that run the stages as separate jobs; `gallery` includes quality and audit"""
 
     def __post_init__(self) -> None:

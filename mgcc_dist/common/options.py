@@ -13,6 +13,8 @@ from docstring_parser import parse_from_object
 from mgcc_dist.common.value_types import describe, describe_one
 
 _METADATA = "argument"
+_NEUTRAL = "neutral"
+_INPUT = "data_input"
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,24 @@ def argument(default: Any = dataclasses.MISSING, **keywords: Any) -> Any:
 def flag() -> Any:
     """A dataclass field that is False unless `--name` is given."""
     return argument(False, action="store_true")
+
+
+def neutral(default: Any) -> Any:
+    """A dataclass field that does not affect the result of a run, so a run may be resumed with another value."""
+    return dataclasses.field(default=default, metadata={_NEUTRAL: True})
+
+
+def data_input(default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that names input data, one or several: the same content under another path is the same run."""
+    return dataclasses.field(default=default, metadata={_INPUT: True})
+
+
+def is_neutral(field: "dataclasses.Field[Any]") -> bool:
+    return bool(field.metadata.get(_NEUTRAL))
+
+
+def is_data_input(field: "dataclasses.Field[Any]") -> bool:
+    return bool(field.metadata.get(_INPUT))
 
 
 def options_of(config_class: type, prefix: str = "") -> Iterator[Option]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mgcc_dist.common.options import data_input, neutral
 from mgcc_dist.common.value_types import FileOrName, Folder, NonNegativeInt, PositiveInt
 from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.models.config import NetworkConfig
@@ -11,19 +12,19 @@ from mgcc_dist.train.config import LoopConfig
 
 @dataclass(frozen=True)
 class DataConfig:
-    shards: Folder
+    shards: Folder = data_input()
     """shard folder of the labeled data set, written by `mgcc shards`"""
-    split: FileOrName
+    split: FileOrName = data_input()
     """split file, or the name of a shipped split such as busi_random_1"""
     labels: Literal["half", "all"] = "half"
     """training images that keep their labels: the half marked in the split (Tables I to III) or all (Table IV)"""
     unlabeled: bool = True
     """train on the training images without labels as unlabeled images (with labels: all there are none)"""
-    synthetic: Folder | None = None
+    synthetic: Folder | None = data_input(None)
     """shard folder of synthetic images, added to the unlabeled images (Tables III and IV)"""
-    similar: tuple[Folder, ...] = ()
+    similar: tuple[Folder, ...] = data_input(())
     """shard folders of other data sets, whose images are all added to the unlabeled images (Table II)"""
-    external: tuple[Folder, ...] = ()
+    external: tuple[Folder, ...] = data_input(())
     """shard folders of other labeled data sets, on which the trained network is also scored; never trained on"""
     image_size: PositiveInt = 256
     """side of the square that images are stretched to, in pixels (paper: 256)"""
@@ -31,7 +32,7 @@ class DataConfig:
     """labeled images per rank and micro-step (paper: 4)"""
     batch_unlabeled: NonNegativeInt = 4
     """unlabeled images per rank and micro-step (paper: 4); 0 for method.name supervised"""
-    workers: NonNegativeInt = 2
+    workers: NonNegativeInt = neutral(2)
     """data loader processes per rank; does not change the result"""
 
 
@@ -43,9 +44,9 @@ class SegmentConfig:
     """training"""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
-    kernels: Literal["auto", "torch", "triton"] = "auto"
+    kernels: Literal["auto", "torch", "triton"] = neutral("auto")
     """implementation of up-convolutions, gates and ConvMixer layers. triton: Triton kernels where supported; torch:
     PyTorch, up-convolutions by phases; auto: whichever a benchmark on this device showed to be at least as fast as the
     plain module"""
-    out: Folder = "out/segment"
+    out: Folder = neutral("out/segment")
     """run folder"""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from mgcc_dist.common.options import neutral
 from mgcc_dist.common.value_types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 
 
@@ -41,13 +42,13 @@ class LoopConfig:
     graphs. Compiling takes minutes at the start of a run"""
     seed: NonNegativeInt = 0
     """seed of initial weights, sample order, augmentation and noise"""
-    log_every: PositiveInt = 10
+    log_every: PositiveInt = neutral(10)
     """optimizer steps between rows of metrics.jsonl"""
     validate_every: PositiveFloat = 1.0
     """epochs between validations; the last step is always validated"""
-    checkpoint_every: PositiveInt = 500
+    checkpoint_every: PositiveInt = neutral(500)
     """optimizer steps between checkpoints; one is also saved after a signal and after the last step"""
-    keep_checkpoints: PositiveInt = 2
+    keep_checkpoints: PositiveInt = neutral(2)
     """number of checkpoints to keep"""
 
     def __post_init__(self) -> None:
