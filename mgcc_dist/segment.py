@@ -29,14 +29,8 @@ def run(config: SegmentConfig) -> None:
     from mgcc_dist.data.splits import locate_split, read_split
     from mgcc_dist.segmentation.task import SegmentationTask
     from mgcc_dist.train.loop import fit
-    from mgcc_dist.train.run_folder import (
-        check_inputs,
-        hash_inputs,
-        is_finished,
-        open_run_folder,
-        read_result,
-        write_result,
-    )
+    from mgcc_dist.train.run_folder import check_inputs, hash_inputs, open_run_folder, write_result
+    from mgcc_dist.train.saved_run import is_finished, read_result
 
     began = time.monotonic()
     accelerator = create_accelerator(config.loop.precision, config.loop.accumulation)

@@ -26,14 +26,8 @@ from mgcc_dist.diffusion.images import ImageData
 from mgcc_dist.diffusion.latents import LatentData
 from mgcc_dist.train.loop import Task, TrainState, fit
 from mgcc_dist.train.metrics_logger import read_rows
-from mgcc_dist.train.run_folder import (
-    check_inputs,
-    hash_inputs,
-    is_finished,
-    open_run_folder,
-    read_result,
-    write_result,
-)
+from mgcc_dist.train.run_folder import check_inputs, hash_inputs, open_run_folder, write_result
+from mgcc_dist.train.saved_run import is_finished, read_result
 from mgcc_dist.train.weights import count_parameters
 
 logger = logging.getLogger(__name__)

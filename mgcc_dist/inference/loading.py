@@ -14,7 +14,7 @@ from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.methods.registry import build
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.train.checkpoints import HEADER
-from mgcc_dist.train.run_folder import is_finished, read_result
+from mgcc_dist.train.saved_run import is_finished, read_result
 
 WEIGHTS = "model.safetensors"
 

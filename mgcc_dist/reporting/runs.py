@@ -17,7 +17,7 @@ from mgcc_dist.common.config import flatten
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.sweep_file import RESULT_NEUTRAL_KEYS
 from mgcc_dist.train.metrics_logger import read_rows
-from mgcc_dist.train.run_folder import is_finished, read_result
+from mgcc_dist.train.saved_run import is_finished, read_result
 
 # Keys in which the runs of one group may differ.
 UNGROUPED_KEYS = RESULT_NEUTRAL_KEYS | {"data.split", "data.shards", "data.synthetic", "loop.seed"}

@@ -6,18 +6,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from mgcc_dist.common.config import as_plain, flatten, save
+from mgcc_dist.common.config import save
 from mgcc_dist.common.environment import describe_environment, source
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import InvalidJson, read_json, sha256_of, write_bytes, write_json
+from mgcc_dist.common.files import read_json, sha256_of, write_bytes, write_json
+from mgcc_dist.common.identity import describe_difference
 from mgcc_dist.common.lock import lock_folder
-
-# Keys that do not affect the result of a run.
-IGNORED_KEYS = ("out", "data.workers", "kernels")
+from mgcc_dist.train.saved_run import differences, is_finished
 
 ENVIRONMENT = "environment.json"
 DIFF_LIMIT = 2**20
@@ -25,43 +23,26 @@ DIFF_LIMIT = 2**20
 
 
 def open_run_folder(folder: Path, config: Any, accelerator: Accelerator) -> None:
-    """Create or reopen the run folder of `config`, lock it, and save the config there. Collective.
+    """Create or reopen the run folder of `config`, lock it, and save a new run's config there. Collective.
 
     A folder without checkpoints may be reused by any config: its run failed at the start, perhaps on wrong settings.
 
     Raises:
-        UserError: another process uses the folder, or it holds a run with another config; the message names a key that
-            differs.
+        UserError: another process uses the folder, or it holds another run (common/identity.py); the message names a
+            key that differs.
     """
     lock_folder(folder, accelerator)
     path = folder / "config.yaml"
     resumes = path.is_file() and (is_finished(folder) or any(folder.glob("checkpoints/step-*")))
-    if resumes:
-        then, now = flatten(_read_config(path)), flatten(as_plain(config))
-        differing = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
-        differing = [key for key in differing if key not in IGNORED_KEYS]
-        if differing:
-            key = differing[0]
-            more = f" (and {len(differing) - 1} more keys)" if len(differing) > 1 else ""
-            raise UserError(
-                f"{folder}: holds a run with {key} = {then.get(key)}, not {now.get(key)}{more}. "
-                "Choose another --out, or delete the folder."
-            )
+    if resumes and (differing := differences(folder, config)):
+        key, then, now, more = describe_difference(differing)
+        raise UserError(
+            f"{folder}: holds a run with {key} = {then}, not {now}{more}. Choose another --out, or delete the folder."
+        )
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and not resumes:  # the first config names the data whose hashes were saved
         save(config, path)
     _record_environment(folder, accelerator, resumes)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: is damaged ({reason}). Restore it, or choose another --out.") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: is damaged (no settings in it). Restore it, or choose another --out.")
-    return config
 
 
 def hash_inputs(paths: Iterable[Path]) -> dict[str, str]:
@@ -81,19 +62,6 @@ def check_inputs(folder: Path, saved: Mapping[str, str], now: Mapping[str, str])
                 f"{path}: changed since the run in {folder} started (sha256 {saved[path][:12]} then, {sha256[:12]} "
                 "now). Restore the file, or choose another --out."
             )
-
-
-def is_finished(folder: Path) -> bool:
-    return (folder / "result.json").is_file()
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    try:
-        return read_json(folder / "result.json")
-    except InvalidJson as error:
-        raise UserError(
-            f"{folder / 'result.json'}: is damaged ({error.__cause__}). Delete it and rerun the run."
-        ) from error
 
 
 def write_result(folder: Path, result: dict[str, Any], accelerator: Accelerator) -> None:

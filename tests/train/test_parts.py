@@ -4,7 +4,7 @@ import json
 import os
 import re
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,8 +18,11 @@ from mgcc_dist.common import environment
 from mgcc_dist.common.distributed import describe, seed_step
 from mgcc_dist.common.environment import Source
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import write_json
+from mgcc_dist.common.options import data_input, neutral
 from mgcc_dist.common.signals import StopSignal
-from mgcc_dist.train import run_folder
+from mgcc_dist.data.splits import locate_split
+from mgcc_dist.train import run_folder, saved_run
 from mgcc_dist.train.ema import Ema
 from mgcc_dist.train.metrics_logger import MetricsLogger, read_rows
 
@@ -80,13 +83,13 @@ def test_a_resumed_logger_drops_rows_after_its_checkpoint_and_a_truncated_line(t
 @dataclass(frozen=True)
 class Inner:
     rate: float = 0.1
-    workers: int = 2
+    workers: int = neutral(2)
 
 
 @dataclass(frozen=True)
 class Config:
     data: Inner
-    out: str = "here"
+    out: str = neutral("here")
 
 
 def test_a_run_folder_of_another_config_is_refused_and_the_key_is_named(tmp_path, accelerator):
@@ -98,17 +101,43 @@ def test_a_run_folder_of_another_config_is_refused_and_the_key_is_named(tmp_path
         run_folder.open_run_folder(tmp_path, Config(Inner(rate=0.2)), accelerator)
 
 
+@dataclass(frozen=True)
+class OnData:
+    shards: str = data_input()
+    split: str = data_input()
+    out: str = neutral("here")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_data_that_was_moved_is_recognised_by_its_content(tmp_path, accelerator, finished):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "index.json").write_text("{}")
+    run, (a, b) = tmp_path / "run", (OnData(str(tmp_path / name), "busi_random_1") for name in "ab")
+    run_folder.open_run_folder(run, a, accelerator)
+    (run / "checkpoints" / "step-00000001").mkdir(parents=True)
+    inputs = {"inputs": run_folder.hash_inputs([tmp_path / "a" / "index.json", locate_split("busi_random_1")])}
+    write_json(run / ("result.json" if finished else "checkpoints/step-00000001/state.json"), inputs)
+    run_folder.open_run_folder(run, b, accelerator)
+    (tmp_path / "b" / "index.json").write_text('{"other": 1}')
+    run_folder.open_run_folder(run, a, accelerator)
+    with pytest.raises(UserError, match=r"run: holds a run with shards = .*/a, not .*/b\. Choose another --out"):
+        run_folder.open_run_folder(run, b, accelerator)
+    with pytest.raises(UserError, match="holds a run with split = busi_random_1, not busi_random_2"):
+        run_folder.open_run_folder(run, replace(a, split="busi_random_2"), accelerator)
+
+
 def test_a_run_is_finished_when_its_result_exists_and_a_damaged_result_is_named(tmp_path, accelerator):
     run_folder.open_run_folder(tmp_path, Config(Inner()), accelerator)
-    assert not run_folder.is_finished(tmp_path)
+    assert not saved_run.is_finished(tmp_path)
     run_folder.write_result(tmp_path, {"program": "segment"}, accelerator)
-    assert run_folder.is_finished(tmp_path)
-    result = run_folder.read_result(tmp_path)
+    assert saved_run.is_finished(tmp_path)
+    result = saved_run.read_result(tmp_path)
     assert result["environment"]["versions"]["torch"] == torch.__version__
     assert result["world_size"] == 1
     (tmp_path / "result.json").write_text(json.dumps(result)[:-9])
     with pytest.raises(UserError, match=r"result\.json: is damaged"):
-        run_folder.read_result(tmp_path)
+        saved_run.read_result(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"\0{: garbage", b"- 1\n", b"", b"\xff"])
@@ -149,7 +178,7 @@ def test_a_result_lists_starts_on_other_hosts_or_sources_and_the_diff_is_saved(t
     start("abc+", "n2", "10", diff=b"-a\n+b\n")
     run_folder.write_result(tmp_path, {"program": "segment"}, accelerator)
     start("def", "n3", "11")  # a finished run is not started again
-    last = run_folder.read_result(tmp_path)["environment"]
+    last = saved_run.read_result(tmp_path)["environment"]
     seen = [(each["commit"], each["node"], each["slurm"]["job"]) for each in (*last["earlier"], last)]
     assert seen == [("abc", "n1", "8"), ("abc+", "n2", "9"), ("abc+", "n2", "10")]
     assert last["nodes"] == {"n2": [last["device"]]}

@@ -1,0 +1,97 @@
+"""What a run folder says about its run. Does not import torch, so `mgcc slurm status` may use it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from mgcc_dist.common.config import load
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import InvalidJson, read_json, sha256_of
+from mgcc_dist.common.identity import differing_keys, input_keys, input_values
+from mgcc_dist.data.records import INDEX
+from mgcc_dist.data.splits import locate_split
+
+Config = TypeVar("Config")
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / "result.json").is_file()
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    try:
+        return read_json(folder / "result.json")
+    except InvalidJson as error:
+        raise UserError(
+            f"{folder / 'result.json'}: is damaged ({error.__cause__}). Delete it and rerun the run."
+        ) from error
+
+
+def read_config(folder: Path, config_class: type[Config]) -> Config:
+    """Read config.yaml.
+
+    Raises:
+        UserError: it is damaged, or this version can't read it.
+    """
+    path = folder / "config.yaml"
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: is damaged ({reason}). Restore it, or choose another --out.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is damaged (no settings in it). Restore it, or choose another --out.")
+    return load(config_class, path)
+
+
+def differences(folder: Path, config: Any) -> list[tuple[str, Any, Any]]:
+    """Return the keys in which `config` is another run than the one in `folder`: (key, value there, value here).
+
+    Raises:
+        UserError: the folder's config.yaml or result.json can't be read.
+    """
+    saved = read_config(folder, type(config))
+    differing = differing_keys(saved, config)
+    if not input_keys(config) & {key for key, _, _ in differing}:
+        return differing
+    return differing_keys(saved, config, _saved_hashes(folder, saved), _hash_values(config))
+
+
+def _hash_values(config: Any) -> dict[str, str]:
+    """Return the sha256 of the data that `config` names, by path or name; without data that does not exist."""
+    hashes = {}
+    for value in input_values(config):
+        try:
+            file = Path(value) / INDEX if Path(value).is_dir() else locate_split(value)
+        except UserError:  # does not exist
+            continue
+        if file.is_file():
+            hashes[value] = sha256_of(file)
+    return hashes
+
+
+def _saved_hashes(folder: Path, config: Any) -> dict[str, str]:
+    """Return the sha256 that was saved with the run for the data in its config, by path or name.
+
+    Runs of version 0.1 have none.
+    """
+    by_file = _saved_inputs(folder)
+    hashes = {}
+    for value in input_values(config):
+        files = (value, str(Path(value) / INDEX))
+        shipped = (file for file in by_file if file.endswith(f"configs/splits/{value}.json"))
+        if file := next((file for file in (*files, *shipped) if file in by_file), None):
+            hashes[value] = by_file[file]
+    return hashes
+
+
+def _saved_inputs(folder: Path) -> Mapping[str, str]:
+    if is_finished(folder):
+        return read_result(folder).get("inputs", {})
+    states = sorted(folder.glob("checkpoints/step-*/state.json"))
+    try:
+        return read_json(states[-1]).get("inputs", {}) if states else {}
+    except InvalidJson:  # which loading the checkpoint reports
+        return {}
