@@ -31,7 +31,8 @@ setup(
         "mgcc_dist": [
             "py.typed",
             "assessment/curate.html",
-            "reporting/page.html",
+            "reporting/*.html",
+            "reporting/*.css",
             "kernels/**/*.json",
             "configs/**/*.yaml",
             "configs/**/*.json",

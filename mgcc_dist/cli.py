@@ -14,6 +14,7 @@ PROGRAMS = {
     "shards": ("mgcc_dist.shards", "convert image folders to WebDataset shards, draw phantoms, write split files"),
     "ldm": ("mgcc_dist.ldm", "train a latent diffusion model, sample synthetic images, evaluate them"),
     "segment": ("mgcc_dist.segment", "train one segmentation run: any method, network, split and seed"),
+    "evaluate": ("mgcc_dist.evaluate", "score runs on labeled shards: intervals, calibration, robustness, one page"),
     "predict": ("mgcc_dist.predict", "segment a folder of images with a trained run (research use only)"),
     "report": ("mgcc_dist.report", "put finished runs and the tables of sweeps on one page"),
     "sweep": ("mgcc_dist.sweeps", "print the commands of all runs of a sweep file"),

@@ -9,12 +9,14 @@ import pytest
 import yaml
 
 import mgcc_dist
-from mgcc_dist import cli, ldm, predict, report, segment, shards, sweeps
+from mgcc_dist import cli, evaluate, ldm, predict, report, segment, shards, sweeps
 from mgcc_dist.common.config import CONFIGS, preset_names
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.slurm import __main__ as slurm
 
-PROGRAMS = {each.PROGRAM.name: each.PROGRAM for each in (ldm, predict, report, segment, shards, sweeps, slurm)}
+PROGRAMS = {
+    each.PROGRAM.name: each.PROGRAM for each in (evaluate, ldm, predict, report, segment, shards, sweeps, slurm)
+}
 # One argv for each program and subcommand.
 COMMANDS = [
     [name, *words] for name, program in PROGRAMS.items() for words in ([], *([command] for command in program.commands))

@@ -17,8 +17,6 @@ network that misses difficult lesions therefore looks better by them. The penali
 with a lesion: a missed lesion counts as the diagonal of the image, the largest distance there can be.
 """
 
-import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PENALIZED = ("hd95_penalized", "asd_penalized")
+from mgcc_dist.evaluation.surface import PENALIZED, surface_distances
 
 
 def pixel_counts(predicted: Tensor, truth: Tensor) -> Tensor:
@@ -108,27 +106,6 @@ def _corrected(tp: int, predicted: int, truth: int) -> dict[str, float]:
         "precision": tp / predicted if predicted else 0.0,
         "f1": 2 * tp / (predicted + truth),
     }
-
-
-def surface_distances(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float | None]:
-    """Compute "hd95", "asd" and their penalized variants of bool masks [H,W], in pixels.
-
-    The first two are None if a mask is empty. The penalized ones are None only without a lesion in `truth`, and the
-    diagonal of the image if `predicted` is empty.
-    """
-    if not predicted.any() or not truth.any():
-        penalty = math.hypot(*truth.shape) if truth.any() else None
-        return {"hd95": None, "asd": None} | dict.fromkeys(PENALIZED, penalty)
-    # Imported here: it takes seconds, and only a final evaluation needs it.
-    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
-
-    pair = [torch.from_numpy(mask)[None, None].float() for mask in (predicted, truth)]  # [1,1,H,W]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # monai 1.6 warns of an argument that it passes itself
-        hd95 = compute_hausdorff_distance(*pair, include_background=True, percentile=95)
-        asd = compute_average_surface_distance(*pair, include_background=True, symmetric=True)
-    distances: dict[str, float | None] = {"hd95": hd95.item(), "asd": asd.item()}
-    return distances | dict(zip(PENALIZED, distances.values(), strict=True))
 
 
 def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from mgcc_dist.common.errors import SharedError
 from mgcc_dist.data.loader import Batch, ByteBatch, EvalLoader
-from mgcc_dist.evaluation.metrics import pixel_counts, scores_from_counts, surface_distances
+from mgcc_dist.evaluation.metrics import pixel_counts, scores_from_counts
+from mgcc_dist.evaluation.surface import surface_distances
 
 CACHE_BYTES = 2**30
 

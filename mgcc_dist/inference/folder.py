@@ -19,6 +19,7 @@ from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.file_listing import describe_unread, walk_files
 from mgcc_dist.data.images import SUFFIXES, BadFile, bits_used, read_grey, resize_image
 from mgcc_dist.data.workers import load_in_order
+from mgcc_dist.evaluation.calibration import confidence
 from mgcc_dist.inference.config import PredictConfig
 from mgcc_dist.inference.output_folder import MASKS, OVERLAYS, PREDICTIONS, SKIPPED, OutputFolder, list_names
 from mgcc_dist.inference.predictor import THRESHOLD, NetworkInput, Predictor, load
@@ -132,13 +133,12 @@ def measure(probability: np.ndarray) -> dict[str, Any]:
     mask = probability > THRESHOLD
     height, width = mask.shape
     area = int(mask.sum())
-    confidence = probability[mask].mean(dtype=np.float64) if area else 1 - probability.max()
     return {
         "width": width,
         "height": height,
         "area_pixels": area,
         "area_fraction": f"{area / mask.size:.6f}",
-        "confidence": f"{confidence:.4f}",
+        "confidence": f"{confidence(probability, mask):.4f}",
         "lesion": "yes" if area else "no",
     }
 

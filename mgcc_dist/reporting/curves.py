@@ -53,7 +53,7 @@ def plot_run(run: Run) -> tuple[str, str]:
             panel.set(title=name, xlabel="step")
             if stage != "segmentation" and all(value > 0 for _, value in points):
                 panel.set_yscale("log")
-        return _data_uri(figure), f"{_describe('training loss', loss)}; {_describe(title, metric)}."
+        return data_uri(figure), f"{_describe('training loss', loss)}; {_describe(title, metric)}."
 
 
 def plot_groups(groups: Sequence[RunGroup]) -> tuple[str, str]:
@@ -71,7 +71,7 @@ def plot_groups(groups: Sequence[RunGroup]) -> tuple[str, str]:
                 descriptions.append(_describe(run.name, points))
         panel.set(title=title, xlabel="epoch of the labeled images")
         panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return _data_uri(figure), f"{title} against the epoch. {'; '.join(descriptions)}."
+        return data_uri(figure), f"{title} against the epoch. {'; '.join(descriptions)}."
 
 
 def line_styles() -> Iterator[dict[str, str]]:
@@ -103,7 +103,8 @@ def _describe(name: str, points: Sequence[tuple[float, float]]) -> str:
     return f"{name} from {points[0][1]:.3g} to {points[-1][1]:.3g}" if points else f"{name}: no values yet"
 
 
-def _data_uri(figure: Figure) -> str:
+def data_uri(figure: Figure) -> str:
+    """Return the figure as an SVG data URI with a transparent background."""
     content = io.BytesIO()
     figure.savefig(content, format="svg", transparent=True)
     return f"data:image/svg+xml;base64,{base64.b64encode(content.getvalue()).decode()}"

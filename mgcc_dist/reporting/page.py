@@ -1,17 +1,15 @@
 """Render the report as one HTML file with all tables, curves and images embedded."""
 
-import base64
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mgcc_dist.reporting import curves
 from mgcc_dist.reporting.runs import Run, RunCollection, RunGroup, group_runs
 from mgcc_dist.reporting.tables import METRICS
+from mgcc_dist.reporting.templates import embed_png, format_time, render
 from mgcc_dist.reporting.views import ReportSection
 
 # Heading, path in a run's summary, scale.
@@ -35,14 +33,11 @@ PROTOCOLS = ("corrected", "lesion", "paper")
 
 def render_page(found: RunCollection, sections: Sequence[ReportSection] = ()) -> str:
     """Return the page as HTML that needs no other file and no network; `sections` come first."""
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    templates.filters |= {"duration": _format_duration, "thousands": _format_thousands}
     groups = group_runs(found.segmentation)
-    return templates.get_template("page.html").render(
+    return render(
+        "page.html",
         sections=sections,
-        created=_format_time(datetime.now(UTC)),
+        created=format_time(datetime.now(UTC)),
         other_headings=[heading for heading, _, _ in OTHER_METRICS[1:]],
         headings=[heading for heading, _, _ in HEADLINE_METRICS],
         headline=[
@@ -55,7 +50,7 @@ def render_page(found: RunCollection, sections: Sequence[ReportSection] = ()) ->
         segmentation=[(run, curves.plot_run(run), _gallery(run), _run_facts(run)) for run in found.segmentation],
         generative=[(run, curves.plot_run(run), _run_facts(run)) for run in found.generative],
         unfinished=[(run, curves.plot_run(run) if run.metrics else None, _run_facts(run)) for run in found.unfinished],
-        galleries=[_embed_png(path) for path in found.galleries],
+        galleries=[embed_png(path) for path in found.galleries],
         provenance=_provenance_rows(found.segmentation + found.generative),
     )
 
@@ -85,32 +80,14 @@ def _run_facts(run: Run) -> dict[str, Any]:
         "epoch": last.get("epoch"),
         "best_step": (result.get("best") or {}).get("step"),
         "seconds": (result.get("seconds") or {}).get("training"),
-        "finished": _format_time(finished) if finished else None,
+        "finished": format_time(finished) if finished else None,
         "config": yaml.safe_dump(run.config, sort_keys=False) if run.config else None,
     }
 
 
 def _gallery(run: Run) -> str | None:
     path = run.folder / "best" / "gallery.png"
-    return _embed_png(path) if path.is_file() else None
-
-
-def _embed_png(path: Path) -> str:
-    """Return the file's bytes as a data URI: unchanged, so the image keeps its colours."""
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def _format_time(time: datetime) -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _format_duration(seconds: float) -> str:
-    """Format 1234.5 as 0:20:34."""
-    return str(timedelta(seconds=round(seconds)))
-
-
-def _format_thousands(number: int) -> str:
-    return f"{number:,}"
+    return embed_png(path) if path.is_file() else None
 
 
 def _provenance_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:

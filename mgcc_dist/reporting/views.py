@@ -19,6 +19,8 @@ class Cell:
     bold: bool = False
     significant: bool = False
     """differs significantly from the reference row; shown with a dagger"""
+    note: str = ""
+    """a second line on an HTML page, such as an interval"""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,45 @@
+"""Options of `mgcc evaluate`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mgcc_dist.common.options import argument, flag
+from mgcc_dist.common.value_types import FileOrName, FolderPath, NonNegativeInt, PositiveFloat, PositiveInt
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    run: tuple[FolderPath, ...] = argument(nargs="+")
+    """folder of a segmentation run; of several, the mean probability is evaluated (an ensemble)"""
+    shards: tuple[FolderPath, ...] = argument(nargs="+")
+    """shard folder, or several"""
+    out: FolderPath = argument()
+    """output folder; new, or of the same evaluation"""
+    split: FileOrName | None = None
+    """split file, or name of a shipped one; none: all images of the shard folders"""
+    subset: str = "validation"
+    """which subset of the split"""
+    weights: Literal["best", "last"] = "best"
+    """best: highest validation score; last: last step"""
+    tta: tuple[Literal["flips", "scales"], ...] = argument((), nargs="+")
+    """test-time augmentation: mean over mirrored images (flips), over three image sizes (scales), or both"""
+    postprocess: str = "none"
+    """words of fill,min=SHARE,largest (fill holes; drop components below this share of the image; keep the largest);
+    choose: the best of these on the evaluated images; a folder: what that evaluation chose"""
+    corruptions: bool = flag()
+    """also score images with speckle, gain, blur, shadow, JPEG and down-sampling, at five strengths each"""
+    seed: NonNegativeInt = 0
+    """of the corruptions"""
+    tolerance: PositiveFloat = 2.0
+    """of NSD: in pixels, and in mm where the pixel spacing is known"""
+    size: PositiveInt | None = None
+    """score at this size instead of at the size of each stored image; the size a run was trained at reproduces its
+    own scores"""
+    batch: PositiveInt = 8
+    """images per forward pass, as memory allows"""
+    workers: NonNegativeInt = 2
+    """processes that read images; 0 for none"""
+    kernels: Literal["auto", "torch", "triton"] = "auto"
+    """implementations of the fused layers; see mgcc_dist.kernels.fuse"""
+    precision: Literal["auto", "no", "bf16"] = "no"
+    """no: float32; auto: bf16 where supported"""

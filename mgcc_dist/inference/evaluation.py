@@ -1,0 +1,222 @@
+"""Predict and score all images of an evaluation, divided over the ranks: the work of `mgcc evaluate`."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.utils.data import ConcatDataset, Subset
+
+from mgcc_dist.common.distributed import raise_on_all_ranks
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.progress import ProgressBar
+from mgcc_dist.data.datasets import ResizedDataset, SampleDataset, subset_by_keys
+from mgcc_dist.data.records import ShardFolder
+from mgcc_dist.data.sample import Sample
+from mgcc_dist.data.workers import load_in_order
+from mgcc_dist.evaluation.calibration import Array, brier, confidence, reliability_bins
+from mgcc_dist.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
+from mgcc_dist.evaluation.metrics import score_image
+from mgcc_dist.evaluation.postprocess import Postprocess, choose, setting_scores
+from mgcc_dist.evaluation.surface import surface_scores
+from mgcc_dist.inference.ensemble import Ensemble
+from mgcc_dist.inference.predictor import THRESHOLD
+
+Row = dict[str, Any]
+NAMES = {"f1": "dice", "asd": "assd", "asd_penalized": "assd_penalized"}
+"""what the field calls the metrics of evaluation/metrics.py"""
+MM = {"hd95": "hd95", "asd": "assd", "nsd": "nsd"}
+"""surface metrics that are also computed in mm, and their names"""
+Condition = tuple[str, int]
+"""name and strength of a corruption"""
+CONDITIONS: list[Condition] = [(name, strength) for name in CORRUPTIONS for strength in range(1, STRENGTHS + 1)]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scored images of all ranks."""
+
+    rows: list[Row]
+    """one per image, sorted by data set and key; see `image_row`"""
+    bins: list[Array]
+    """`reliability_bins` of each image"""
+    indices: list[int]
+    """its index into the data"""
+    postprocess: Postprocess
+    """what was done to the masks"""
+    corrupted: dict[Condition, list[Row]] = field(default_factory=dict)
+    """rows under each corruption, without surface distances"""
+
+
+def open_records(folders: Sequence[ShardFolder], keys: Sequence[str] | None, size: int | None) -> SampleDataset:
+    """Return the records to evaluate: `keys` of the only folder, or all of all folders; resized to `size`, if given.
+
+    Raises:
+        UserError: a record has no mask, a key is missing, there is no record, or two folders have the same data set.
+    """
+    names = [folder.dataset for folder in folders]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(
+            f"--shards: two folders are called {repeated!r}, and results are by name. Convert one with another --name."
+        )
+    chosen = [Subset(folder, range(len(folder))) for folder in folders]
+    if keys is not None:
+        chosen = [subset_by_keys(folders[0], keys)]
+    for subset, folder in zip(chosen, folders, strict=False):
+        records = [folder.records[index] for index in subset.indices]
+        if not records:
+            raise UserError(f"{folder.folder}: no images to evaluate. Choose another --subset.")
+        if unmasked := [record.key for record in records if not record.labeled]:
+            raise UserError(
+                f"{folder.folder}: {len(unmasked)} of {len(records)} records have no mask, the first is "
+                f"{unmasked[0]!r}. Choose a --split and --subset of labeled images."
+            )
+    data: SampleDataset = ConcatDataset(chosen)
+    return ResizedDataset(data, size) if size else data
+
+
+class Evaluation:
+    """Predicts and scores the records of `data`, each on one rank.
+
+    Args:
+        batch: images per forward pass.
+        workers: processes that read images.
+        tolerance: of NSD, in pixels, or mm where the pixel spacing is known.
+        conditions: corruptions under which all images are scored too.
+        seed: of the corruptions.
+    """
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        data: SampleDataset,
+        accelerator: Accelerator,
+        batch: int = 8,
+        workers: int = 0,
+        tolerance: float = 2.0,
+        conditions: Sequence[Condition] = (),
+        seed: int = 0,
+    ) -> None:
+        self.ensemble = ensemble
+        self.data = data
+        self.accelerator = accelerator
+        self.workers = workers
+        self.tolerance = tolerance
+        self.conditions = conditions
+        self.seed = seed
+        indices = range(accelerator.process_index, len(data), accelerator.num_processes)
+        self.batches = [indices[start : start + batch] for start in range(0, len(indices), batch)]
+        self.images = len(indices)
+
+    def run(self, postprocess: Postprocess | None) -> Scores:
+        """Score all images; None first chooses the post-processing that is best on them. Collective.
+
+        Raises:
+            UserError: a record can't be read, or a network's output is not finite.
+        """
+        passes = 1 + len(self.conditions) + (postprocess is None)
+        with ProgressBar(passes * self.images, "evaluating", "images") as bar:
+            if postprocess is None:
+                with raise_on_all_ranks():
+                    settings = list(self._setting_scores(bar))
+                postprocess = choose(gather_object(settings))
+            with raise_on_all_ranks():
+                scored = list(self._score(postprocess, bar))
+        everything = sorted(gather_object(scored), key=lambda each: (each[0]["dataset"], each[0]["key"]))
+        return Scores(
+            [row for row, *_ in everything],
+            [bins for _, bins, *_ in everything],
+            [index for *_, index, _ in everything],
+            postprocess,
+            {condition: [rows[i] for *_, rows in everything] for i, condition in enumerate(self.conditions)},
+        )
+
+    def _setting_scores(self, bar: ProgressBar) -> Iterator[list[float]]:
+        for samples in self._load():
+            for sample, probability in zip(samples, self._predict(samples), strict=True):
+                yield setting_scores(probability > THRESHOLD, truth_of(sample))
+                bar.update()
+
+    def _score(self, postprocess: Postprocess, bar: ProgressBar) -> Iterator[tuple[Row, Array, int, list[Row]]]:
+        """Yield each image's row, reliability bins, index, and rows under the corruptions."""
+        for indices, samples in zip(self.batches, self._load(), strict=True):
+            scored = []
+            for index, sample, probability in zip(indices, samples, self._predict(samples), strict=True):
+                mask = postprocess(probability > THRESHOLD)
+                row = image_row(sample, probability, mask) | surface_row(sample, mask, self.tolerance)
+                scored.append((row, reliability_bins(probability, truth_of(sample)), index, list[Row]()))
+                bar.update()
+            for name, strength in self.conditions:
+                keys = [f"{sample.meta['dataset']}/{sample.key}" for sample in samples]
+                change = partial(corrupt, keys=keys, name=name, strength=strength, seed=self.seed)
+                probabilities = self._predict(samples, change)
+                for sample, probability, (*_, rows) in zip(samples, probabilities, scored, strict=True):
+                    rows.append(image_row(sample, probability, postprocess(probability > THRESHOLD)))
+                    bar.update()
+            yield from scored
+
+    def _load(self) -> Iterator[list[Sample]]:
+        load = partial(_read_batch, self.data, self.batches)
+        yield from load_in_order(load, range(len(self.batches)), min(self.workers, len(self.batches)))
+
+    def _predict(
+        self, samples: Sequence[Sample], change: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> list[np.ndarray]:
+        names = [repr(sample.key) for sample in samples]
+        return self.ensemble.probabilities([sample.image for sample in samples], names, change)
+
+
+def truth_of(sample: Sample) -> np.ndarray:
+    """Return the mask of a labeled sample as bool [H,W]."""
+    assert sample.mask is not None
+    return sample.mask > 0
+
+
+def image_row(sample: Sample, probability: np.ndarray, mask: np.ndarray) -> Row:
+    """Describe and score one image: a row of images.csv, without surface distances.
+
+    Areas are shares of the image. `iou` to `precision` follow the corrected protocol, `paper_...` the paper's.
+    """
+    truth, meta = truth_of(sample), sample.meta
+    scores = score_image(mask, truth, surface=False)
+    return {
+        "dataset": meta["dataset"],
+        "key": sample.key,
+        "class": meta["class"],
+        "group": meta["group"],
+        "device": meta.get("device"),
+        "height": truth.shape[0],
+        "width": truth.shape[1],
+        "lesion": bool(truth.any()),
+        "lesion_area": float(truth.mean()),
+        "predicted_area": float(mask.mean()),
+        **{NAMES.get(name, name): value for name, value in scores["corrected"].items()},
+        **{f"paper_{NAMES.get(name, name)}": value for name, value in scores["paper"].items()},
+        "confidence": confidence(probability, mask),
+        "brier": brier(probability, truth),
+    }
+
+
+def surface_row(sample: Sample, mask: np.ndarray, tolerance: float) -> Row:
+    """Score the contour of one image in pixels and, where the pixel spacing is known, in mm (else None)."""
+    truth = truth_of(sample)
+    row: Row = {NAMES.get(name, name): value for name, value in surface_scores(mask, truth, tolerance).items()}
+    spacing = _spacing(sample)
+    in_mm = surface_scores(mask, truth, tolerance, spacing) if spacing else {}
+    return row | {f"{name}_mm": in_mm.get(key) for key, name in MM.items()}
+
+
+def _spacing(sample: Sample) -> tuple[float, float] | None:
+    """Return height and width of a pixel of the (perhaps resized) image in mm, if the record knows it."""
+    known = sample.meta.get("pixel_spacing")
+    if known is None:
+        return None
+    (width, height), (rows, columns) = sample.meta["original_size"], sample.image.shape
+    return known[1] * height / rows, known[0] * width / columns
+
+
+def _read_batch(data: SampleDataset, batches: Sequence[range], number: int) -> list[Sample]:
+    return [data[index] for index in batches[number]]

@@ -1,0 +1,128 @@
+"""Open what an evaluation reads: runs, shard folders, a split, and the post-processing that another one chose."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import read_versioned, sha256_of
+from mgcc_dist.data.datasets import SampleDataset
+from mgcc_dist.data.records import INDEX, ShardFolder
+from mgcc_dist.data.splits import SUBSETS, Split, locate_split, read_split
+from mgcc_dist.evaluation.config import EvaluateConfig
+from mgcc_dist.evaluation.postprocess import Postprocess, parse
+from mgcc_dist.inference.ensemble import Ensemble
+from mgcc_dist.inference.evaluation import open_records
+from mgcc_dist.inference.predictor import load
+
+FORMAT = "mgcc-dist evaluation"
+VERSION = 1
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    ensemble: Ensemble
+    data: SampleDataset
+    postprocess: Postprocess | None
+    """None: to be chosen on the evaluated images"""
+    request: dict[str, Any]
+    """everything that the scores depend on"""
+    runs: list[dict[str, Any]]
+    """`run_info` of each run"""
+    notes: list[str]
+    """what a reader of the scores must know about the images"""
+
+
+def open_inputs(config: EvaluateConfig, accelerator: Accelerator) -> Inputs:
+    """Load the runs and open the shards; one rank per node verifies checksums.
+
+    Raises:
+        UserError: a run, shard folder, split or setting does not exist or does not fit the others.
+    """
+    predictors = [load(run, config.weights, accelerator.device, config.precision, config.kernels) for run in config.run]
+    folders = [ShardFolder.open(folder, verify=accelerator.is_local_main_process) for folder in config.shards]
+    split, keys = _read_subset(config)
+    postprocess = _read_postprocess(config.postprocess)
+    runs = [predictor.info for predictor in predictors]
+    request = {
+        "weights": [info["weights_sha256"] for info in runs],
+        "shards": [sha256_of(folder.folder / INDEX) for folder in folders],
+        "split": sha256_of(locate_split(config.split)) if config.split else None,
+        "subset": config.subset if config.split else None,
+        "tta": sorted(config.tta),
+        "postprocess": "choose" if postprocess is None else str(postprocess),
+        "corruptions": config.seed if config.corruptions else None,
+        "tolerance": config.tolerance,
+        "size": config.size,
+        "precision": config.precision,
+    }
+    return Inputs(
+        Ensemble(predictors, "flips" in config.tta, "scales" in config.tta),
+        open_records(folders, keys, config.size),
+        postprocess,
+        request,
+        runs,
+        _notes(config, runs, [folder.dataset for folder in folders], split),
+    )
+
+
+def _read_subset(config: EvaluateConfig) -> tuple[Split | None, Sequence[str] | None]:
+    """Return the split and the keys of the subset; None, None without a split.
+
+    Raises:
+        UserError: no such split or subset, or more than one shard folder.
+    """
+    if config.split is None:
+        return None, None
+    if config.subset not in SUBSETS:
+        raise UserError(f"--subset {config.subset}: unknown subset. Choose one of {', '.join(SUBSETS)}.")
+    if len(config.shards) > 1:
+        raise UserError("--split: belongs to one shard folder, and --shards names several. Evaluate them one by one.")
+    split = read_split(locate_split(config.split))
+    return split, getattr(split, config.subset)
+
+
+def _read_postprocess(setting: str) -> Postprocess | None:
+    """Return a setting given as words or as the folder of an evaluation; None for `choose`.
+
+    Raises:
+        UserError: it is neither, or the folder holds no finished evaluation.
+    """
+    if setting == "choose":
+        return None
+    if not Path(setting).is_dir():
+        return parse(setting)
+    path = Path(setting) / SUMMARY
+    if not path.is_file():
+        raise UserError(f"--postprocess {setting}: holds no finished evaluation. Run it with --postprocess choose.")
+    remedy = "Rerun that evaluation into another folder."
+    return parse(read_versioned(path, FORMAT, VERSION, remedy)["postprocess"]["setting"])
+
+
+def _notes(
+    config: EvaluateConfig, runs: Sequence[dict[str, Any]], datasets: Sequence[str], split: Split | None
+) -> list[str]:
+    """Say which scores are optimistic, because a network was trained or chosen on the evaluated images."""
+    notes = []
+    for run, info in zip(config.run, runs, strict=True):
+        if info.get("dataset") not in datasets:
+            continue
+        if split is None or split.name != info["split"]:
+            notes.append(
+                f"{run} was trained on images of {info['dataset']} (split {info['split']}), and some of them may be "
+                f"evaluated here. Pass --split {info['split']} to evaluate its validation images only."
+            )
+        elif config.subset in ("labeled", "unlabeled"):
+            notes.append(f"{run} was trained on the evaluated images ({config.subset} of {split.name}).")
+        elif config.subset == "validation" and config.weights == "best":
+            notes.append(f"The best step of {run} was chosen on the evaluated images, so its scores are optimistic.")
+    if config.postprocess == "choose":
+        notes.append(
+            "The post-processing was chosen on the evaluated images, so scores are optimistic. Apply it to other "
+            f"images by --postprocess {config.out}."
+        )
+    return notes
