@@ -27,6 +27,7 @@ def run(config: SegmentConfig) -> None:
     from mgcc_dist.common.distributed import create_accelerator, describe
     from mgcc_dist.data.records import INDEX, ShardFolder
     from mgcc_dist.data.splits import locate_split, read_split
+    from mgcc_dist.segmentation.initial_weights import describe_initial_weights, existing_weights
     from mgcc_dist.segmentation.task import SegmentationTask
     from mgcc_dist.train.loop import fit
     from mgcc_dist.train.run_folder import check_inputs, hash_inputs, open_run_folder, write_result
@@ -39,6 +40,7 @@ def run(config: SegmentConfig) -> None:
     logger.info("segment: %s", describe(accelerator))
     sources = [config.data.shards, config.data.synthetic, *config.data.similar, *config.data.external]
     inputs = [locate_split(config.data.split), *(Path(source) / INDEX for source in sources if source)]
+    inputs += existing_weights(config.init)
     if is_finished(folder):
         check_inputs(folder, read_result(folder).get("inputs", {}), hash_inputs(inputs))
         logger.info("segment: %s already exists; nothing to do", folder / "result.json")
@@ -62,6 +64,7 @@ def run(config: SegmentConfig) -> None:
         "seed": config.loop.seed,
         "images": task.counts,
         "synthetic": task.synthetic,
+        "init": describe_initial_weights(state.inputs),
         "inputs": state.inputs,
         "parameters": task.parameters(),
         "best": best,
@@ -86,7 +89,16 @@ PROGRAM = Program(
         default_preset="mgcc_demo",
         config_files=True,
         common=(
-            *("out", "data.shards", "data.split", "data.labels", "data.synthetic", "data.similar", "data.external"),
+            *(
+                "out",
+                "init",
+                "data.shards",
+                "data.split",
+                "data.labels",
+                "data.synthetic",
+                "data.similar",
+                "data.external",
+            ),
             *("data.image_size", "data.batch_labeled", "data.batch_unlabeled", "data.workers"),
             *("loop.epochs", "loop.steps", "loop.learning_rate", "loop.accumulation", "loop.precision", "loop.compile"),
             *("loop.seed", "network.name", "network.widths", "method.name", "method.ramp", "kernels"),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from safetensors.torch import load_file
 
 from mgcc_dist.common.config import CONFIGS, parse
 from mgcc_dist.common.errors import UserError
@@ -20,6 +22,9 @@ from mgcc_dist.data.selection import FORMAT, apply_selection
 from mgcc_dist.data.splits import make_split, read_split, write_split
 from mgcc_dist.inference.loading import load_predictor
 from mgcc_dist.methods.segment_config import SegmentConfig
+from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.models.registry import NETWORKS, build_network
+from mgcc_dist.reporting.runs import find_runs, group_runs
 from mgcc_dist.segment import run
 from mgcc_dist.segmentation.task import SegmentationTask
 
@@ -85,6 +90,33 @@ def test_batch_of_one_image_of_one_pixel_is_refused(data, batch):
     with pytest.raises(UserError, match=r"batch_.*: BatchNorm can't train on one image of one pixel, .*2 levels leave"):
         counts_of(configured(data, *words, 2, preset=preset))
     assert counts_of(configured(data, *words, 4, preset=preset))["labeled"] == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--network.widths", "[4,8,8]", "--data.image_size", 34], r"34 is not a multiple of 4, .* Set it to 32 or 36"),
+        (["--network.widths", "[4,8,8]", "--data.image_size", 2], r"2 is not a multiple of 4, .* Set it to 4, or"),
+        (
+            ["--method.name", "ctbct", "--network.name", "unet", "--data.image_size", 32, "--network.window", 3],
+            r"32 is not a multiple of 96, which method ctbct with network unet needs",
+        ),
+    ],
+)
+def test_image_size_that_the_levels_cannot_divide_is_refused_before_work_starts(data, words, message):
+    with pytest.raises(UserError, match=rf"data\.image_size: {message}"):
+        configured(data, *words)
+
+
+def test_every_network_accepts_its_size_divisor():
+    for name in NETWORKS:
+        config = NetworkConfig(
+            name, widths=(4, 8), embed_dim=4, depths=(1, 1), heads=(1, 1), window=2, taps=(1,), gates=(True,) * 2
+        )
+        for factor, fits in ((1, True), (1.5, False)):
+            images = torch.zeros(1, 1, *[int(config.size_divisor * factor)] * 2)
+            with nullcontext() if fits else pytest.raises(UserError, match="does not fit the network"):
+                build_network(config).eval()(images)
 
 
 def test_mean_teacher_whose_consistency_loss_would_stay_off_is_refused(data):
@@ -160,6 +192,71 @@ def test_run_writes_a_result_and_loadable_networks(data, tmp_path, caplog):
     assert "nothing to do" in caplog.text
     with pytest.raises(UserError, match=r"holds a run with loop\.seed = 0, not 1"):
         run(configured(data, *steps, "--loop.seed", "1"))
+
+
+UNET = ["--network.name", "unet", "--loop.epochs", "null", "--loop.steps", "1", "--loop.learning_rate", "1e-12"]
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A finished run of a U-Net."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    run(configured(data, *UNET, "--loop.seed", 7, "--out", folder, preset="unet_demo"))
+    return folder
+
+
+@pytest.mark.parametrize("method", ["mean_teacher", "uamt", "cps", "supervised"])
+def test_run_starts_from_the_weights_of_another_run(data, trained, tmp_path, method):
+    """With a teacher too: one that starts from random weights would undo them."""
+    preset = "unet_demo" if method == "supervised" else "mgcc_demo"
+    words = [*UNET, "--method.name", method, "--method.teacher_start", 0, "--out", tmp_path, "--init", trained / "last"]
+    config = configured(data, *words, preset=preset)
+    folder = ShardFolder.open(Path(config.data.shards))
+    task = SegmentationTask(config, folder, read_split(Path(config.data.split)), Accelerator(cpu=True))
+    expected = load_file(trained / "last" / "model.safetensors")
+    networks = [task.module.predictor(), getattr(task.module, "teacher", None)]
+    for network in filter(None, networks):
+        state = network.state_dict()
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[name], expected[name]) for name in expected)
+    if method == "cps":  # two equal networks would agree from the start
+        assert not torch.equal(task.module.second.decoder.head.weight, task.module.first.decoder.head.weight)
+
+
+def test_initial_weights_are_named_in_the_result_and_the_report(data, trained, tmp_path):
+    weights = tmp_path / "copy.safetensors"
+    shutil.copy(trained / "best" / "model.safetensors", weights)
+    config = configured(data, *UNET, "--init", weights, "--out", tmp_path / "run", preset="unet_demo")
+    run(config)
+    sha256 = sha256_of(trained / "best" / "model.safetensors")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["init"] == {"weights": str(weights), "sha256": sha256}
+    assert json.loads((trained / "result.json").read_text())["init"] is None
+    [group] = group_runs(find_runs([tmp_path / "run"]).segmentation)
+    assert group.method == f"supervised (from {sha256[:8]})"
+
+    weights.unlink()  # a checkpoint holds all that is needed
+    (tmp_path / "run" / "result.json").unlink()
+    run(config)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["init"] == result["init"]
+    shutil.copy(trained / "last" / "gallery.png", weights)
+    with pytest.raises(UserError, match=r"copy\.safetensors: changed since the run in"):
+        run(config)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--network.name", "cmunet"], r"network\.name is unet there and cmunet here"),
+        (["--network.widths", "[4,8,8]"], r"network\.widths is \[4, 8\] there and \[4, 8, 8\] here\. Use"),
+        (["--init", "nowhere"], r"nowhere: does not exist\. Name the folder of a `segment` run"),
+        (["--init", "README.md"], r"README\.md: does not hold a segmentation network"),
+    ],
+)
+def test_initial_weights_of_another_network_are_refused_before_work_starts(data, trained, tmp_path, words, message):
+    with pytest.raises(UserError, match=message):
+        run(configured(data, *UNET, "--init", trained, "--out", tmp_path, *words, preset="unet_demo"))
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize("finished", [True, False])

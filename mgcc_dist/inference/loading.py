@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of
@@ -36,7 +37,7 @@ def load_predictor(run: Path, weights: Literal["best", "last"] = "best") -> tupl
 
 
 def weights_file(run_or_file: Path, weights: Literal["best", "last"] = "best") -> Path:
-    """The weights file of a run folder, or the file itself.
+    """The weights file of a run folder or of its best/ or last/, or the file itself.
 
     Raises:
         UserError: it does not exist.
@@ -44,6 +45,8 @@ def weights_file(run_or_file: Path, weights: Literal["best", "last"] = "best") -
     path = run_or_file / weights / WEIGHTS if run_or_file.is_dir() else run_or_file
     if path.is_file():
         return path
+    if (run_or_file / WEIGHTS).is_file():
+        return run_or_file / WEIGHTS
     if run_or_file.is_dir():
         raise UserError(f"{path}: does not exist. Is {run_or_file} the folder of a `segment` run?")
     raise UserError(f"{run_or_file}: does not exist. Name the folder of a `segment` run, or its {WEIGHTS}.")
@@ -55,25 +58,40 @@ def load_network(path: Path) -> tuple[nn.Module, int]:
     Raises:
         UserError: the file does not hold a network of this package.
     """
+    content, state = read_weights(path)
     try:
-        content = _header(path)
-        with safe_open(path, framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is not a dict)
         # JSON has no tuples.
         network: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content["network"].items()}
         predictor = build(MethodConfig(**content["method"]), NetworkConfig(**network)).predictor()
         predictor.load_state_dict(state)
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} does not hold a segmentation network ({error})") from error
-    return predictor.eval(), content["image_size"]
+        return predictor.eval(), content["image_size"]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise _no_network(path, error) from error
+
+
+def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the header of a weights file and its state dict.
+
+    Raises:
+        UserError: the file does not hold a segmentation network.
+    """
+    try:
+        content = _header(path)
+        return {key: content[key] for key in ("method", "network", "image_size")}, load_file(path)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise _no_network(path, error) from error
+
+
+def _no_network(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: does not hold a segmentation network ({' '.join(str(error).split())[:300]})")
 
 
 def run_info(path: Path) -> dict[str, Any]:
     """What is known of the weights file `path`: its header, and of a finished run its data, scores and commit.
 
     Keys: `weights`, `weights_sha256`, `method`, `network`, `image_size`; with the run's result.json two folders up also
-    `dataset`, `split`, `seed`, `images` (counts), `synthetic`, `scores` (mean validation scores of these weights) and
-    `commit`.
+    `dataset`, `split`, `seed`, `images` (counts), `synthetic`, `init`, `scores` (mean validation scores of these
+    weights) and `commit`.
 
     Raises:
         UserError: result.json is damaged.
@@ -85,7 +103,7 @@ def run_info(path: Path) -> dict[str, Any]:
     if weights not in ("best", "last") or not is_finished(run):
         return info
     result = read_result(run)
-    info |= {key: result.get(key) for key in ("dataset", "split", "seed", "images", "synthetic")}
+    info |= {key: result.get(key) for key in ("dataset", "split", "seed", "images", "synthetic", "init")}
     info["scores"] = result.get(weights, {}).get("summary")
     info["commit"] = result.get("environment", {}).get("commit")
     return info

@@ -1,9 +1,11 @@
 """Configuration of a training method."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mgcc_dist.common.value_types import NonNegativeInt, PositiveFloat, UnitInterval
+from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.train.schedules import Ramp
 
 MethodName = Literal["supervised", "mean_teacher", "uamt", "dct", "cps", "ctbct", "cct", "mgcc", "cutmix_teacher"]
@@ -32,3 +34,9 @@ class MethodConfig:
     two_networks: two networks, kept different by adversarial examples (Qiao et al. 2018)"""
     adversarial_step: PositiveFloat = 0.02
     """dct with two_networks: step size of the adversarial examples, in image units of [-1,1]"""
+
+    def size_divisor(self, network: NetworkConfig) -> int:
+        """The image size must be a multiple of this, for all networks of the method."""
+        if self.name == "ctbct":
+            return math.lcm(network.size_divisor, replace(network, name="swin_unet").size_divisor)
+        return network.size_divisor

@@ -55,6 +55,10 @@ class CutMixTeacher(Method):
         consistency = confident_fraction * torch.stack([probability_mse(y[n:], target) for y in decoders]).mean()
         return weighted_losses(supervised, consistency, consistency_weight(self.config.ramp, progress))
 
+    def initialize(self, state: dict[str, Tensor]) -> None:
+        super().initialize(state)
+        self.teacher.load_state_dict(state)
+
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
         student = self.network.inference_module()

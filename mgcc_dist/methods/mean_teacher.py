@@ -39,6 +39,10 @@ class MeanTeacher(Method):
         weight = consistency_weight(self.config.ramp, progress) if progress.step >= self.config.teacher_start else 0.0
         return weighted_losses(supervised_loss(logits[:n], batch.masks), probability_mse(logits[n:], target), weight)
 
+    def initialize(self, state: dict[str, Tensor]) -> None:
+        super().initialize(state)
+        self.teacher.load_state_dict(self.student.state_dict())
+
     def after_step(self, progress: Progress) -> None:
         update_teacher(self.teacher, self.student, self.config.teacher_decay, progress.step)
 

@@ -49,6 +49,10 @@ class Method(nn.Module, ABC):
     def predictor(self) -> nn.Module:
         """Return the inference network, images [B,1,H,W] -> logits [B,1,H,W]; it shares weights with this module."""
 
+    def initialize(self, state: dict[str, Tensor]) -> None:
+        """Load trained weights into the inference network; methods with a teacher give it the same weights."""
+        self.predictor().load_state_dict(state)
+
     def after_step(self, progress: Progress) -> None:
         """Update what the optimizer does not, such as a teacher; called after every optimizer step."""
 

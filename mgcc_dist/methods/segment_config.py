@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mgcc_dist.common.options import data_input, neutral
-from mgcc_dist.common.value_types import FileOrName, Folder, NonNegativeInt, PositiveInt
+from mgcc_dist.common.value_types import FileOrFolder, FileOrName, Folder, NonNegativeInt, PositiveInt
 from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.train.config import LoopConfig
@@ -48,5 +48,19 @@ class SegmentConfig:
     """implementation of up-convolutions, gates and ConvMixer layers. triton: Triton kernels where supported; torch:
     PyTorch, up-convolutions by phases; auto: whichever a benchmark on this device showed to be at least as fast as the
     plain module"""
+    init: FileOrFolder | None = data_input(None)
+    """start from the trained network of another run: its folder (best weights), its best/ or last/, or a
+    model.safetensors. Optimizer, schedule and what the file does not hold (auxiliary decoders, a second network) start
+    anew"""
     out: Folder = neutral("out/segment")
     """run folder"""
+
+    def __post_init__(self) -> None:
+        size, divisor = self.data.image_size, self.method.size_divisor(self.network)
+        if size % divisor:
+            below, above = size // divisor * divisor, (size // divisor + 1) * divisor
+            raise ValueError(
+                f"data.image_size: {size} is not a multiple of {divisor}, which method {self.method.name} with network "
+                f"{self.network.name} needs. Set it to {f'{below} or ' if below else ''}{above}, or change the "
+                "network's levels."
+            )

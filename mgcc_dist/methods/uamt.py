@@ -52,6 +52,10 @@ class UncertaintyAwareMeanTeacher(Method):
         weight = consistency_weight(self.config.ramp, progress)
         return weighted_losses(supervised_loss(logits[:n], batch.masks), consistency, weight)
 
+    def initialize(self, state: dict[str, Tensor]) -> None:
+        super().initialize(state)
+        self.teacher.load_state_dict(self.student.state_dict())
+
     def after_step(self, progress: Progress) -> None:
         update_teacher(self.teacher, self.student, self.config.teacher_decay, progress.step)
 

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+SWIN_PATCH = 4
+"""side in pixels of the patches that swin_unet embeds"""
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -69,3 +72,10 @@ class NetworkConfig:
             raise ValueError(f"network.window must be at least 2, got {self.window}")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"network.drop_path must be at least 0 and below 1, got {self.drop_path}")
+
+    @property
+    def size_divisor(self) -> int:
+        """The image size must be a multiple of this, because each level halves it."""
+        if self.name == "swin_unet":
+            return SWIN_PATCH * 2 ** (len(self.depths) - 1) * self.window  # windows tile the features of every stage
+        return 2 ** (len(self.widths) - 1)

@@ -16,8 +16,7 @@ from monai.networks.nets.swin_unetr import PatchMergingV2, SwinTransformerBlock,
 from torch import Tensor, nn
 
 from mgcc_dist.common.errors import UserError
-
-PATCH = 4
+from mgcc_dist.models.config import SWIN_PATCH
 
 
 class SwinStage(nn.Module):
@@ -79,7 +78,7 @@ class SwinUNet(nn.Module):
         widths = [embed_dim * 2**i for i in range(len(depths))]
         drop_paths = [rates.tolist() for rates in torch.linspace(0, drop_path, sum(depths), device="cpu").split(depths)]
         stages = list(zip(widths, heads, drop_paths, strict=True))
-        self.embed = nn.Conv2d(in_channels, embed_dim, PATCH, stride=PATCH)
+        self.embed = nn.Conv2d(in_channels, embed_dim, SWIN_PATCH, stride=SWIN_PATCH)
         self.embed_norm = nn.LayerNorm(embed_dim)
         self.encoder = nn.ModuleList(SwinStage(width, h, window, rates) for width, h, rates in stages)
         self.merges = nn.ModuleList(PatchMergingV2(width, spatial_dims=2) for width in widths[:-1])
@@ -88,7 +87,7 @@ class SwinUNet(nn.Module):
         self.joins = nn.ModuleList(nn.Linear(2 * width, width) for width in widths[:-1])
         self.decoder = nn.ModuleList(SwinStage(width, h, window, rates) for width, h, rates in stages[:-1])
         self.decoder_norm = nn.LayerNorm(embed_dim)
-        self.final_expand = PatchExpand(embed_dim, embed_dim, scale=PATCH)
+        self.final_expand = PatchExpand(embed_dim, embed_dim, scale=SWIN_PATCH)
         self.head = nn.Conv2d(embed_dim, 1, 1, bias=False)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -97,7 +96,7 @@ class SwinUNet(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        multiple = PATCH * 2 ** len(self.merges) * self.window
+        multiple = SWIN_PATCH * 2 ** len(self.merges) * self.window
         height, width = x.shape[2:]
         if height % multiple or width % multiple:
             raise UserError(

@@ -100,7 +100,9 @@ class RunGroup:
 
     @property
     def method(self) -> str:
-        return str(self.runs[0].result["method"])
+        """Return its name and, of runs that started from trained weights, the sha256 of these."""
+        weights = {run.result["init"]["sha256"][:8] for run in self.runs if run.result.get("init")}
+        return str(self.runs[0].result["method"]) + (f" (from {', '.join(sorted(weights))})" if weights else "")
 
     @property
     def network(self) -> str:

@@ -10,6 +10,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Subset
 
+from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.errors import SharedError, UserError
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data import selection
@@ -26,6 +27,8 @@ from mgcc_dist.kernels.fuse import fuse
 from mgcc_dist.methods.method import Method
 from mgcc_dist.methods.registry import build
 from mgcc_dist.methods.segment_config import SegmentConfig
+from mgcc_dist.segmentation.initial_weights import load_initial_weights
+from mgcc_dist.train.checkpoints import has_checkpoint
 from mgcc_dist.train.loop import total_steps
 from mgcc_dist.train.schedules import Progress
 from mgcc_dist.train.weights import count_parameters, zero_stage
@@ -42,7 +45,11 @@ class SegmentationTask:
 
     def __init__(self, config: SegmentConfig, data: ShardFolder, split: Split, accelerator: Accelerator) -> None:
         self.config = config
-        self.module: nn.Module = fuse(build(config.method, config.network), config.kernels)
+        method = build(config.method, config.network)
+        if config.init and not has_checkpoint(Path(config.out)):
+            with raise_on_all_ranks():
+                load_initial_weights(method, Path(config.init), config.network)
+        self.module: nn.Module = fuse(method, config.kernels)
         if zero_stage(accelerator) == 3 and not all(weight.requires_grad for weight in self.module.parameters()):
             raise SharedError(
                 f"method.name: {config.method.name} averages the weights of a teacher, which ZeRO-3 partitions. "

@@ -132,6 +132,11 @@ def restore(folder: Path, weights: Weights, ema: Ema | None, accelerator: Accele
         ) from error
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether the run in `folder` has a checkpoint to resume from."""
+    return bool(_complete(folder / "checkpoints"))
+
+
 def save_weights(weights: dict[str, Tensor], path: Path, header: dict[str, Any] | None = None) -> None:
     """Write a state dict as safetensors, atomically. `header` is stored as JSON in the file's metadata, under HEADER.
 

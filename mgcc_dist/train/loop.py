@@ -108,7 +108,7 @@ def fit(
     with raise_on_all_ranks():
         hashes = hash_inputs(inputs)
         check_inputs(folder, state.inputs, hashes)
-        state.inputs |= hashes  # data that was moved keeps its earlier path too
+        state.inputs |= hashes  # data that was moved or deleted keeps its earlier path too
     accumulation = _accumulation(task, config, state, folder, accelerator)
     sums = _LossSums(state, accelerator)
     trained = sum(parameter.numel() for parameter in template.parameters() if parameter.requires_grad)

@@ -132,7 +132,7 @@ def test_missing_and_foreign_files_are_refused(run, tmp_path):
     with pytest.raises(mgcc.UserError, match=r"model\.safetensors: does not exist\. Is .* the folder of"):
         mgcc.load(tmp_path)
     (tmp_path / "other.safetensors").write_bytes(b"nothing")
-    with pytest.raises(mgcc.UserError, match=r"other\.safetensors does not hold a segmentation network"):
+    with pytest.raises(mgcc.UserError, match=r"other\.safetensors: does not hold a segmentation network"):
         mgcc.load(tmp_path / "other.safetensors")
 
 
