@@ -130,7 +130,8 @@ def fit(
             for micro in range(accumulation):
                 batch, state.offsets = next(batches)
                 seed_step(config.seed, state.step, micro * accelerator.num_processes + accelerator.process_index)
-                torch.compiler.cudagraph_mark_step_begin()  # the outputs of the previous step have been read
+                if config.compile != "no":  # a second of imports
+                    torch.compiler.cudagraph_mark_step_begin()  # the outputs of the previous step have been read
                 with accelerator.accumulate(module):
                     losses = module(batch.to(accelerator.device), progress)
                     accelerator.backward(losses["loss"])
