@@ -20,7 +20,7 @@ pytestmark = pytest.mark.multiprocess
 
 
 def on_two_ranks(folder, **options):
-    done = ranks.run(ranks.torchrun(2), [TOY, folder, json.dumps(options)])
+    done = ranks.run(ranks.forked(2), [TOY, folder, json.dumps(options)])
     assert "world size 2" in done.stderr, done.stderr
     return done
 
