@@ -15,6 +15,7 @@ READERS = [
     "defusedxml>=0.7",  # DDTI's outlines
     "openpyxl>=3.1",  # lists of images in Excel workbooks
 ]
+AUGMENT = ["kornia>=0.9"]  # data.augment: ultrasound
 
 setup(
     name="mgcc-dist",
@@ -70,9 +71,11 @@ setup(
         "slurm": ["submitit>=1.5"],
         "deepspeed": ["deepspeed>=0.18", "transformers>=4.50"],  # accelerate reads transformers' version
         "readers": READERS,
+        "augment": AUGMENT,
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": [
             *READERS,
+            *AUGMENT,
             "hypothesis>=6.100",
             "mypy>=1.15",
             "packaging>=24",
