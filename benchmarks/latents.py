@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mgcc_dist.common.config import CONFIGS, parse
+from mgcc_dist.common.command_line import parse
+from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.distributed import create_accelerator
 from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.files import write_json

@@ -12,6 +12,7 @@ import mgcc_dist
 from mgcc_dist import cli, evaluate, ldm, predict, report, segment, shards, sweeps
 from mgcc_dist.common.config import CONFIGS, preset_names
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.options import options_of
 from mgcc_dist.slurm import __main__ as slurm
 
 PROGRAMS = {
@@ -69,11 +70,11 @@ def test_help_fits_on_two_screens(capsys, words):
 
 @pytest.mark.parametrize("program", ["ldm", "segment"])
 def test_help_all_explains_every_option(capsys, program):
-    options = PROGRAMS[program].default.options
-    for option in options.values():
+    options = list(options_of(PROGRAMS[program].default.config))
+    for option in options:
         assert len(option.text.split()) > 1, f"{option.key} has no docstring"
     printed = help_of(capsys, program, "--help-all").split()
-    assert {option.name for option in options.values()} <= set(printed)
+    assert {option.name for option in options} <= set(printed)
 
 
 @pytest.mark.parametrize("program", ["ldm", "segment"])

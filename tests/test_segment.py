@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
-from mgcc_dist.common.config import CONFIGS, parse
+from mgcc_dist.common.command_line import parse
+from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of, write_json
 from mgcc_dist.data.records import ShardFolder, write_index, write_shard

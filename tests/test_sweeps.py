@@ -9,7 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgcc_dist.common.config import CONFIGS, as_plain, flatten, parse
+from mgcc_dist.common.command_line import parse
+from mgcc_dist.common.config import CONFIGS, as_plain, flatten
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.sweep_file import read_sweep, slug
 from mgcc_dist.methods.registry import METHODS, build

@@ -1,67 +1,91 @@
-"""Typed dataclass configs from presets, YAML files and the command line.
+"""Typed dataclass configs from presets, YAML files, the command line and plain data.
 
 `parse(SegmentConfig, words, presets=CONFIGS / "segment", default_preset="mgcc_demo")` returns an instance of the
 dataclass. The preset is applied first, wherever it stands on the line; then the `--config` files, in order; then
-`--section.key value`. `common/program.py` turns config dataclasses into programs. `save` writes a config into a run
-folder, `load` reads it back.
+`--section.key value`. `resolve(SegmentConfig, layers)` does the same from plain data. `common/program.py` turns config
+dataclasses into programs. `save` writes a config into a run folder, `load` reads it back.
+
+A section that has a component (components.py) takes the keys of the one that the last layer with a `name` for it names.
+Keys of other components are refused in that layer and later ones. In earlier layers, such as a preset, they are
+dropped.
 """
 
 import dataclasses
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 
-from mgcc_dist.common.errors import SharedError, UserError, did_you_mean
+from mgcc_dist.common.components import Component, Registry, registry_of
+from mgcc_dist.common.errors import SharedError, did_you_mean
 from mgcc_dist.common.files import write_text
-from mgcc_dist.common.log import LEVELS
-from mgcc_dist.common.options import Option, options_of
-from mgcc_dist.common.value_types import accepts_none, choices
+from mgcc_dist.common.options import Option, fields_of, options_of
+from mgcc_dist.common.value_types import choices, parse_value
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
+class Layer:
+    """Keys and values, of which later layers override earlier ones."""
+
+    tree: Mapping[str, Any]
+    """nested mappings; names may also be dotted: {"loop.epochs": 3}"""
+    source: str = ""
+    """where they stand, for errors: a file, or a place in one; empty for the command line"""
+
+
+@dataclass(frozen=True)
 class Setting:
-    """A value as it was given, not yet parsed."""
+    """A value as it was given, not yet checked."""
 
-    word: str
-    file: Path | None = None
-    """where it stands; None for the command line"""
-
-
-@dataclass
-class CommandLine:
-    """What a command line asks for."""
-
-    settings: dict[str, Setting] = field(default_factory=dict)
-    """by key, the last one given"""
-    words: list[str] = field(default_factory=list)
-    """for argparse as they are: flags, options of several values"""
-    positional: list[str] = field(default_factory=list)
-    asks_for: Literal["run", "help", "help-all", "print_config"] = "run"
-    log_level: str | None = None
+    value: Any
+    source: str
 
 
-def parse(
-    config_class: type[Config], argv: Sequence[str], presets: Path | None = None, default_preset: str | None = None
-) -> Config:
-    """Read a `config_class` from the words of a command line.
+@dataclass(frozen=True)
+class Section:
+    """A section with a component, and which one it is."""
 
-    With `presets`, `--preset NAME` reads PRESETS/NAME.yaml; without one, `default_preset` is read.
+    registry: Registry[Any]
+    component: Component[Any]
+    chosen_by: int
+    """index of the last layer that names a component; -1 if none does"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What layers give for a config class."""
+
+    options: Mapping[str, Option]
+    """by key, those of the chosen components"""
+    given: Mapping[str, Setting]
+    """by key, from the last layer that gives it"""
+    sections: Mapping[str, Section]
+    """the sections with a component"""
+
+    @property
+    def chosen(self) -> dict[str, type]:
+        """The config class of each section that has a component."""
+        return {key: section.component.config for key, section in self.sections.items()}
+
+    @property
+    def missing(self) -> list[Option]:
+        """The required options that have no value."""
+        return [option for option in self.options.values() if option.required and option.key not in self.given]
+
+
+def resolve(config_class: type[Config], layers: Sequence[Layer]) -> Config:
+    """Build a `config_class` from layers, of which later ones override earlier ones.
 
     Raises:
-        UserError: unknown key, wrong type or impossible value; the message names the key.
+        UserError: unknown key, wrong type, impossible or missing value; the message names the source and the key.
     """
-    options = {option.key: option for option in options_of(config_class)}
-    return build(config_class, options, read_command_line(options, argv, presets, default_preset))
+    return build(config_class, settings_of(config_class, layers))
 
 
 def load(config_class: type[Config], path: Path) -> Config:
@@ -71,9 +95,8 @@ def load(config_class: type[Config], path: Path) -> Config:
         UserError: the file does not exist, is not YAML, or holds a key or value that `config_class` does not accept.
     """
     if not path.is_file():
-        raise UserError(f"{path}: not found. Is {path.parent} a run folder?")
-    options = {option.key: option for option in options_of(config_class)}
-    return build(config_class, options, CommandLine(read_settings(path, options)))
+        raise SharedError(f"{path}: not found. Is {path.parent} a run folder?")
+    return resolve(config_class, [read_layer(path)])
 
 
 def save(config: Any, path: Path) -> None:
@@ -98,11 +121,11 @@ def as_plain(config: Any) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}"""
     keys: dict[str, Any] = {}
     for key, value in tree.items():
-        keys |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        keys |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return keys
 
 
@@ -110,183 +133,26 @@ def preset_names(presets: Path) -> list[str]:
     return sorted(path.stem for path in presets.glob("*.yaml"))
 
 
-def read_command_line(
-    options: Mapping[str, Option], argv: Sequence[str], presets: Path | None, default_preset: str | None
-) -> CommandLine:
-    """Sort the words of a command line, and read its preset and `--config` files.
-
-    Raises:
-        UserError: an option is unknown or lacks its value, or a file is damaged.
-    """
-    line, files, chosen = CommandLine(), list[Path](), list[str]()
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        if not _is_option(word):
-            line.positional.append(word)
-            continue
-        name, equals, value = word.partition("=")
-        take = partial(_take, name, value if equals else None, words)
-        key = name[2:].replace("-", "_")
-        if name in ("-h", "--help"):
-            line.asks_for = "help"
-        elif name == "--help-all":
-            line.asks_for = "help-all"
-        elif key == "print_config":
-            line.asks_for = "print_config"
-        elif key == "log_level":
-            line.log_level = take(f"one of {', '.join(LEVELS)}")
-        elif name == "--config":
-            files.append(Path(take("a file")))
-        elif name == "--preset" and presets:
-            chosen.append(take("a name"))
-        elif key in options:
-            _add_option(line, options[key], take, [value] if equals else [], words)
-        elif any(other.startswith(f"{key}.") for other in options):
-            line.settings |= _settings(_yaml(take("a mapping of keys"), name), options, None, f"{key}.")
-        else:
-            raise SharedError(f"{name}: unknown option.{_suggestion(name, options, presets)}")
-    settings: dict[str, Setting] = {}
-    if presets and (preset := _preset(chosen, default_preset, presets, bool(files))):
-        settings |= read_settings(presets / f"{preset}.yaml", options)
-    for path in files:
-        settings |= read_settings(path, options)
-    line.settings = settings | line.settings
-    return line
-
-
-def _add_option(
-    line: CommandLine, option: Option, take: Callable[[str], str], equal: list[str], words: list[str]
-) -> None:
-    """Add an option to `line`; its value stands after = (`equal`) or is the next of `words`."""
-    if option.is_flag:
-        line.words.append(option.name)
-    elif "nargs" in option.argument:
-        line.words += [option.name, *equal]
-        while words and not equal and not _is_option(words[0]):
-            line.words.append(words.pop(0))
-    elif option.repeatable:
-        earlier = json.loads(line.settings[option.key].word) if option.key in line.settings else []
-        line.settings[option.key] = Setting(json.dumps([*earlier, take(option.expected)]))
-    else:
-        line.settings[option.key] = Setting(take(option.expected))
-
-
-def read_settings(path: Path, options: Mapping[str, Option]) -> dict[str, Setting]:
+def read_layer(path: Path) -> Layer:
     """Read a YAML file of keys.
 
     Raises:
-        UserError: the file does not exist, is not YAML, or has an unknown key.
+        UserError: the file does not exist or is not YAML.
     """
     try:
-        return _settings(_yaml(path.read_text(encoding="utf-8"), str(path)), options, path)
+        return Layer(read_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
     except FileNotFoundError as error:
         raise SharedError(f"{path}: not found") from error
     except (OSError, UnicodeDecodeError) as error:
         raise SharedError(f"{path}: cannot be read as text ({error})") from error
 
 
-def build(config_class: type[Config], options: Mapping[str, Option], line: CommandLine) -> Config:
-    """Parse and check the values of `line`, and build the dataclass of them.
+def read_yaml(text: str, source: str) -> dict[str, Any]:
+    """Parse a YAML mapping.
 
     Raises:
-        UserError: a required value is missing, or a value has the wrong type or is impossible.
+        UserError: it is something else; the message names `source`.
     """
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
-    for option in options.values():
-        _add(parser, option)
-    settings = [f"{options[key].name}={_word(options[key], setting)}" for key, setting in line.settings.items()]
-    words = [*line.positional, *line.words, *settings]
-    if line.positional and not any(option.positional for option in options.values()):
-        raise SharedError(f"{line.positional[0]}: unexpected argument. Options begin with --.")
-    try:
-        values = vars(parser.parse_args(words).as_flat())
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise SharedError(_explain(error, options, line)) from error
-    for option in options.values():
-        if "nargs" in option.argument and values[option.key] in (None, []) and not option.required:
-            values[option.key] = option.default
-    if missing := [option for option in options.values() if option.required and values[option.key] is None]:
-        names = ", ".join(f"{option.name} ({option.type_name})" for option in missing)
-        raise SharedError(f"{names}: required")
-    try:
-        return _instance(config_class, values, "")
-    except ValueError as error:
-        raise SharedError(" ".join(str(error).split())) from error
-
-
-def _add(parser: ArgumentParser, option: Option) -> None:
-    keywords = {key: value for key, value in option.argument.items() if key != "positional"}
-    kind, default = option.plain_kind, option.default
-    if option.positional:
-        keywords = {"nargs": "?"} | keywords
-    if option.repeatable:  # `read_command_line` has made one list of them
-        del keywords["action"]
-    if "nargs" in keywords:
-        kind = next(iter(getattr(kind, "__args__", ())), kind)  # of tuple[X, ...] and X | None argparse reads X
-    if option.required:
-        kind, default = kind | None, None
-    if not option.is_flag:
-        keywords["type"] = kind
-    if "nargs" not in keywords:  # `build` fills in the defaults of those
-        keywords["default"] = default
-    parser.add_argument(option.name, **keywords)
-
-
-def _instance(config_class: type[Config], values: Mapping[str, Any], prefix: str) -> Config:
-    hints = get_type_hints(config_class)
-    return config_class(
-        **{
-            each.name: _instance(hints[each.name], values, f"{prefix}{each.name}.")
-            if dataclasses.is_dataclass(hints[each.name])
-            else _builtin(values[prefix + each.name])
-            for each in dataclasses.fields(config_class)  # type: ignore[arg-type]
-        }
-    )
-
-
-def _builtin(value: Any) -> Any:
-    """Convert jsonargparse's restricted numbers to plain ones, which YAML and checkpoints (weights_only) accept."""
-    if isinstance(value, (tuple, list)):
-        return tuple(map(_builtin, value))
-    for kind in (bool, int, float):
-        if isinstance(value, kind):
-            return kind(value)
-    return value
-
-
-def _preset(chosen: list[str], default: str | None, presets: Path, has_files: bool) -> str | None:
-    if len(chosen) > 1:
-        raise SharedError(f"--preset: given twice ({', '.join(chosen)}). Give one, and change single keys after it.")
-    if not chosen:
-        return None if has_files else default
-    names = preset_names(presets)
-    if chosen[0] not in names:
-        hint = did_you_mean(chosen[0], names) or f" Choose one of {', '.join(names)}."
-        raise SharedError(f"--preset {chosen[0]}: unknown preset.{hint}")
-    return chosen[0]
-
-
-def _is_option(word: str) -> bool:
-    return re.match(r"-[^\d.]", word) is not None
-
-
-def _take(name: str, value: str | None, words: list[str], kind: str) -> str:
-    """The value of option `name`: what follows its =, or the next word."""
-    if value is not None:
-        return value
-    if not words or _is_option(words[0]):
-        raise SharedError(f"{name}: a value is missing. Give {kind}.")
-    return words.pop(0)
-
-
-def _suggestion(name: str, options: Mapping[str, Option], presets: Path | None) -> str:
-    known = [option.name[2:] for option in options.values() if not option.positional]
-    known += ["help", "help-all", "log-level", "config", *(["preset", "print_config"] if presets else [])]
-    return did_you_mean(name.lstrip("-"), known, "--") or " --help-all lists all options."
-
-
-def _yaml(text: str, source: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
@@ -296,55 +162,163 @@ def _yaml(text: str, source: str) -> dict[str, Any]:
     return content
 
 
-def _settings(
-    tree: Mapping[Any, Any], options: Mapping[str, Option], file: Path | None, prefix: str = ""
-) -> dict[str, Setting]:
-    settings: dict[str, Setting] = {}
-    where = f"{file}: " if file else ""
-    for name, value in tree.items():
-        key = f"{prefix}{name}"
-        if key in options:
-            settings[key] = Setting(value if isinstance(value, str) else json.dumps(value), file)
-        elif not any(other.startswith(f"{key}.") for other in options):
-            raise SharedError(f"{where}{key}: unknown key.{did_you_mean(key, options)}")
-        elif isinstance(value, dict):
-            settings |= _settings(value, options, file, f"{key}.")
-        elif value is not None:
-            raise SharedError(f"{where}{key}: expected a mapping of keys, got {value!r}")
-    return settings
+def settings_of(config_class: type, layers: Sequence[Layer]) -> Settings:
+    """Choose the components, then merge the layers.
+
+    Raises:
+        UserError: unknown key or component, or a key of another component.
+    """
+    flat = [flatten(layer.tree) for layer in layers]
+    sections = dict(_sections(config_class, layers, flat))
+    options = {
+        option.key: option
+        for option in options_of(config_class, {key: each.component.config for key, each in sections.items()})
+    }
+    given = {}
+    for index, (layer, keys) in enumerate(zip(layers, flat, strict=True)):
+        for key, value in keys.items():
+            if key in options:
+                given[key] = Setting(value, layer.source)
+            elif not _is_dropped(key, value, index, options, sections, layer.source):
+                _refuse(key, value, options, sections, layer.source)
+    return Settings(options, given, sections)
 
 
-def _word(option: Option, setting: Setting) -> str:
-    says_none = setting.word == "none" and accepts_none(option.plain_kind) and "none" not in choices(option.kind)
-    return "null" if says_none else setting.word
+def build(config_class: type[Config], settings: Settings) -> Config:
+    """Check the values of `settings` and build the dataclass of them.
+
+    Raises:
+        UserError: a required value is missing, or a value has the wrong type or is impossible.
+    """
+    values = {key: _checked(settings.options[key], setting) for key, setting in settings.given.items()}
+    if settings.missing:
+        names = ", ".join(f"{option.name} ({option.type_name})" for option in settings.missing)
+        raise SharedError(f"{names}: required")
+    try:
+        return _instance(config_class, values, settings.chosen, "")
+    except ValueError as error:
+        raise SharedError(" ".join(str(error).split())) from error
 
 
-def _explain(error: Exception, options: Mapping[str, Option], line: CommandLine) -> str:
-    """One line for what jsonargparse says."""
-    said = " ".join(str(error.message if isinstance(error, ArgumentError) else error).split())
-    named = re.match(r'Parser key "([^"]+)"', said)
-    if not named or named[1] not in options:
-        return said.replace("unrecognized arguments:", "unexpected argument")
-    option = options[named[1]]
-    setting = line.settings.get(option.key)
-    values = [setting.word] if setting else _given(option, line)
-    where = f"{setting.file}: " if setting and setting.file else ""
-    suggestion = did_you_mean(values[-1], choices(option.kind)) if values else ""
-    message = f"{where}{option.key}: expected {option.expected}, got {' '.join(map(repr, values))}"
-    return f"{message}.{suggestion}" if suggestion else message
+def _sections(
+    config_class: type, layers: Sequence[Layer], flat: Sequence[dict[str, Any]], prefix: str = ""
+) -> Iterator[tuple[str, Section]]:
+    """Yield the sections with components by key, outer ones first. A scalar in `flat` for one becomes its name."""
+    for field in fields_of(config_class):
+        if not field.is_section:
+            continue
+        kind, key = field.plain_kind, prefix + field.name
+        registry = registry_of(kind)
+        if registry:
+            for keys in flat:
+                if isinstance(keys.get(key), str):
+                    keys[f"{key}.name"] = keys.pop(key)
+            naming = [index for index, keys in enumerate(flat) if f"{key}.name" in keys]
+            section = Section(registry, registry.default(), -1)
+            if naming:
+                name, source = flat[naming[-1]][f"{key}.name"], layers[naming[-1]].source
+                section = Section(registry, _find(registry, name, key, source), naming[-1])
+            yield key, section
+            kind = section.component.config
+        yield from _sections(kind, layers, flat, f"{key}.")
 
 
-def _given(option: Option, line: CommandLine) -> list[str]:
-    """The words given for a positional argument or an option of several values."""
-    if option.positional:
-        return line.positional
-    words = iter(line.words)
-    given: list[str] = []
-    for word in words:
-        if _is_option(word):
-            name, _, value = word.partition("=")
-            collecting = name == option.name
-            given += [value] if collecting and value else []
-        elif collecting:
-            given.append(word)
-    return given
+def _find(registry: Registry[Any], name: Any, key: str, source: str) -> Component[Any]:
+    component = registry.find(name) if isinstance(name, str) else None
+    if component is None:
+        expected = f"expected one of {', '.join(registry.names())}, got {name!r}"
+        hint = did_you_mean(str(name), registry.names())
+        raise SharedError(f"{_where(source)}{key}.name: {expected}{f'.{hint}' if hint else ''}")
+    return component
+
+
+def _section_of(key: str, sections: Mapping[str, Section]) -> str:
+    """The innermost section with a component that `key` stands in; "" if none."""
+    return max((each for each in sections if key.startswith(f"{each}.")), key=len, default="")
+
+
+def _is_dropped(
+    key: str, value: Any, index: int, options: Mapping[str, Option], sections: Mapping[str, Section], source: str
+) -> bool:
+    """Whether a key that is not an option may stand in the layer `index`: an empty section, or another component's key.
+
+    Raises:
+        UserError: another component has it, but this layer is not before the one that chooses the component.
+    """
+    if value is None and any(option.startswith(f"{key}.") for option in options):
+        return True
+    name = _section_of(key, sections)
+    if not name:
+        return False
+    section = sections[name]
+    others = [each for each in section.registry.components() if key in _keys_of(each, name)]
+    if others and index >= section.chosen_by:
+        own = _names(_keys_of(section.component, name), name)
+        kind = f"{section.registry.kind} {section.component.name}"
+        raise SharedError(f"{_where(source)}{key}: {kind} has no such key. Its keys: {own}.")
+    return bool(others)
+
+
+def _keys_of(component: Component[Any], section: str) -> list[str]:
+    return [option.key for option in options_of(component.config, prefix=f"{section}.")]
+
+
+def _names(keys: Sequence[str], section: str) -> str:
+    return ", ".join(key.removeprefix(f"{section}.") for key in keys)
+
+
+def _refuse(
+    key: str, value: Any, options: Mapping[str, Option], sections: Mapping[str, Section], source: str
+) -> NoReturn:
+    """Raise UserError for a key that does not exist."""
+    if any(option.startswith(f"{key}.") for option in options):
+        raise SharedError(f"{_where(source)}{key}: expected a mapping of keys, got {value!r}")
+    parts = key.split(".")
+    prefixes = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    unknown = next(each for each in prefixes if not any(option.startswith(f"{each}.") for option in options))
+    hint = did_you_mean(unknown, options)
+    section = _section_of(key, sections)
+    if not hint and section:
+        hint = (
+            f" Its keys: {', '.join(each.removeprefix(f'{section}.') for each in options if each.startswith(section))}."
+        )
+    raise SharedError(f"{_where(source)}{unknown}: unknown key.{hint}")
+
+
+def _checked(option: Option, setting: Setting) -> Any:
+    """The value of a setting, which has the option's type.
+
+    Raises:
+        UserError: it has another one.
+    """
+    value, kind = setting.value, option.plain_kind
+    words = value if option.takes_several and isinstance(value, (list, tuple)) else [value]
+    try:
+        if words is value:
+            return tuple(parse_value(get_args(kind)[0], _word(word)) for word in words)
+        return parse_value(kind, _word(value))
+    except ValueError as error:
+        suggestion = did_you_mean(str(words[-1]), choices(option.kind)) if words else ""
+        got = " ".join(repr(word if isinstance(word, str) else _word(word)) for word in words)
+        message = f"{_where(setting.source)}{option.key}: expected {option.expected}, got {got}"
+        raise SharedError(f"{message}.{suggestion}" if suggestion else message) from error
+
+
+def _word(value: Any) -> str:
+    """A value as a person would type it."""
+    return str(value) if isinstance(value, (str, Path)) else json.dumps(value, default=str)
+
+
+def _where(source: str) -> str:
+    return f"{source}: " if source else ""
+
+
+def _instance(config_class: Any, values: Mapping[str, Any], chosen: Mapping[str, type], prefix: str) -> Any:
+    arguments = {}
+    for field in fields_of(config_class):
+        key = prefix + field.name
+        if field.is_section:
+            arguments[field.name] = _instance(chosen.get(key, field.plain_kind), values, chosen, f"{key}.")
+        elif key in values:
+            arguments[field.name] = values[key]
+    return config_class(**arguments)

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from mgcc_dist.common.config import Setting, preset_names
+from mgcc_dist.common.config import Setting, Settings, preset_names
 from mgcc_dist.common.log import LEVELS
 from mgcc_dist.common.options import Option, headings_of
 
@@ -17,25 +17,25 @@ INDENT = 26
 """column at which the texts begin"""
 
 
-def command_help(name: str, command: "Command", settings: Mapping[str, Setting], everything: bool) -> str:
+def command_help(name: str, command: "Command", settings: Settings, everything: bool) -> str:
     """The help of one command, with the values of `settings` (a preset's) as defaults.
 
     Without `everything`, the options of `command.common`, if it names any, with the first clause of their texts.
     """
-    options = command.options
+    options, given = settings.options, settings.given
     brief = bool(command.common) and not everything
-    shown = [options[key] for key in command.common] if brief else list(options.values())
+    shown = [options[key] for key in command.common if key in options] if brief else list(options.values())
     arguments = [option for option in shown if option.positional]
     named = [option for option in shown if not option.positional]
-    needed = [each for each in named if each.required and each.key not in settings]
+    needed = [each for each in named if each.required and each.key not in given]
     usage = " ".join([name, *map(_usage, [*arguments, *needed])])
     paragraphs = (command.description or command.summary).strip().split("\n\n")
     blocks = [f"usage: {usage} [options]", "\n\n".join(paragraphs[:2] if brief else paragraphs)]
     if arguments:
-        blocks.append(_block("arguments", ((each.name, _text(each, settings, brief)) for each in arguments)))
-    headings = {"": "options"} | headings_of(command.config)
+        blocks.append(_block("arguments", ((each.name, _text(each, given, brief)) for each in arguments)))
+    headings = {"": "options"} | headings_of(command.config, settings.chosen)
     for section in dict.fromkeys(option.section for option in named):
-        rows = [(each.name, _text(each, settings, brief)) for each in named if each.section == section]
+        rows = [(each.name, _text(each, given, brief)) for each in named if each.section == section]
         blocks.append(_block(headings[section], rows))
     blocks.append(_block("more", _more(command, brief)))
     return "\n\n".join(blocks)
@@ -53,6 +53,7 @@ def _more(command: "Command", brief: bool) -> Iterator[tuple[str, str]]:
     if command.config_files:
         yield "--config FILE", "read keys from a YAML file; they win over the preset, and options over both"
         yield "--print_config", "print the resulting config as YAML and exit"
+    yield "--import MODULE", "import a module or Python file that registers components; repeatable"
     yield "--log-level LEVEL", f"one of {', '.join(LEVELS)} [default: MGCC_LOG_LEVEL, else info]"
     if brief:
         yield "--help-all", "show all options, and more about each"
@@ -67,14 +68,14 @@ def _usage(option: Option) -> str:
     return f"{option.name} {option.type_name.upper()}"
 
 
-def _text(option: Option, settings: Mapping[str, Setting], brief: bool) -> str:
+def _text(option: Option, given: Mapping[str, Setting], brief: bool) -> str:
     text = _first_clause(option.text) if brief else option.text
     if option.is_flag:
         return text
-    if option.required and option.key not in settings:
+    if option.required and option.key not in given:
         default = "required"
     else:
-        value = settings[option.key].word if option.key in settings else option.default
+        value = given[option.key].value if option.key in given else option.default
         default = f"default: {_in_words(value)}"
     type_name = option.type_name.removesuffix(" or none") if default == "default: none" else option.type_name
     return f"{text} [{type_name}, {default}]"
@@ -89,11 +90,11 @@ def _first_clause(text: str) -> str:
 
 
 def _in_words(value: object) -> str:
-    if value in (None, (), "null", "[]"):
+    if value in (None, (), [], "null", "[]"):
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
-    return str(list(value)) if isinstance(value, tuple) else str(value)
+    return str(list(value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def _block(heading: str, rows: Iterable[tuple[str, str]]) -> str:

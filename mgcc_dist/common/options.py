@@ -1,18 +1,21 @@
 """Options of a config dataclass: one per field, those of nested dataclasses with dotted keys (`loop.epochs`).
 
-The docstring under a field is its help text; under a nested dataclass it is the heading of that section.
+The docstring under a field is its help text; under a nested dataclass it is the heading of that section. A section
+whose type is the base class of a registry (components.py) has the options of the chosen component.
 """
 
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args, get_type_hints
+from functools import cache
+from typing import Any, Literal, get_args, get_type_hints
 
 from docstring_parser import parse_from_object
 
+from mgcc_dist.common.components import registry_of
 from mgcc_dist.common.value_types import describe, describe_one
 
-_METADATA = "argument"
+_ARGUMENT = "argument"
 _NEUTRAL = "neutral"
 _INPUT = "data_input"
 
@@ -30,7 +33,7 @@ class Option:
     text: str
     """one line of help"""
     argument: Mapping[str, Any]
-    """keywords of `add_argument`; {"positional": True} for what has no name on the command line"""
+    """keywords of `argument`"""
 
     @property
     def section(self) -> str:
@@ -68,8 +71,7 @@ class Option:
 
     @property
     def type_name(self) -> str:
-        kind = next(iter(get_args(self.kind)), None) if self.takes_several else None
-        return describe(kind, several=True) if kind else describe(self.kind)
+        return describe(get_args(self.kind)[0], several=True) if self.takes_several else describe(self.kind)
 
     @property
     def expected(self) -> str:
@@ -78,13 +80,13 @@ class Option:
 
 
 def argument(default: Any = dataclasses.MISSING, **keywords: Any) -> Any:
-    """A dataclass field that argparse should read in another way than `--name VALUE`.
+    """A dataclass field that is not given as `--name VALUE`.
 
     Args:
         default: no default makes the option required.
-        keywords: of `ArgumentParser.add_argument` (`nargs`, `action`, `const`), or `positional=True`.
+        keywords: as for `ArgumentParser.add_argument`: `nargs`, `const`, `action="append"`; or `positional=True`.
     """
-    return dataclasses.field(default=default, metadata={_METADATA: keywords})
+    return dataclasses.field(default=default, metadata={_ARGUMENT: keywords})
 
 
 def flag() -> Any:
@@ -110,39 +112,92 @@ def is_data_input(field: "dataclasses.Field[Any]") -> bool:
     return bool(field.metadata.get(_INPUT))
 
 
-def options_of(config_class: type, prefix: str = "") -> Iterator[Option]:
-    """All options, in the order of the fields, those of the top level first."""
+@dataclass(frozen=True)
+class ConfigField:
+    """A field of a config dataclass, with its type."""
+
+    name: str
+    kind: Any
+    plain_kind: Any
+    """the same without annotations"""
+    default: Any
+    text: str
+    argument: Mapping[str, Any]
+
+    @property
+    def is_section(self) -> bool:
+        return isinstance(self.plain_kind, type) and dataclasses.is_dataclass(self.plain_kind)
+
+
+@cache
+def fields_of(config_class: type) -> tuple[ConfigField, ...]:
     kinds, plain_kinds = get_type_hints(config_class, include_extras=True), get_type_hints(config_class)
     texts = _field_texts(config_class)
-    nested = []
-    for field in dataclasses.fields(config_class):
-        kind = plain_kinds[field.name]
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            nested.append((kind, f"{prefix}{field.name}."))
-            continue
-        yield Option(
-            prefix + field.name,
+    return tuple(
+        ConfigField(
+            field.name,
             kinds[field.name],
-            kind,
+            plain_kinds[field.name],
             field.default,
             texts.get(field.name, ""),
-            field.metadata.get(_METADATA, {}),
+            field.metadata.get(_ARGUMENT, {}),
         )
-    for kind, longer in nested:
-        yield from options_of(kind, longer)
+        for field in dataclasses.fields(config_class)
+    )
 
 
-def headings_of(config_class: type, prefix: str = "") -> dict[str, str]:
+def options_of(config_class: type, chosen: Mapping[str, type] | None = None, prefix: str = "") -> Iterator[Option]:
+    """All options, in the order of the fields, those of the top level first.
+
+    `chosen` holds the config class of the component of each section that has one; the default component otherwise.
+    """
+    yield from (_option(field, prefix) for field in fields_of(config_class) if not field.is_section)
+    for field in fields_of(config_class):
+        if field.is_section:
+            section, kind = prefix + field.name, _chosen(field, prefix, chosen)
+            for option in options_of(kind, chosen, f"{section}."):
+                registry = registry_of(field.plain_kind) if option.key == f"{section}.name" else None
+                if registry:
+                    names: Any = Literal[tuple(registry.names())]
+                    option = dataclasses.replace(option, kind=names, plain_kind=names)
+                yield option
+
+
+def headings_of(config_class: type, chosen: Mapping[str, type] | None = None, prefix: str = "") -> dict[str, str]:
     """The heading of each section: {"loop": "training", ...}; its key where the field has no docstring."""
-    texts, headings = _field_texts(config_class), {}
-    for name, kind in get_type_hints(config_class).items():
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            headings[prefix + name] = texts.get(name) or (prefix + name).replace(".", " ")
-            headings |= headings_of(kind, f"{prefix}{name}.")
+    headings = {}
+    for field in fields_of(config_class):
+        if field.is_section:
+            section = prefix + field.name
+            headings[section] = field.text or section.replace(".", " ")
+            headings |= headings_of(_chosen(field, prefix, chosen), chosen, f"{section}.")
     return headings
+
+
+def component_sections(config_class: type, prefix: str = "") -> list[str]:
+    """The outermost sections whose keys depend on the chosen component."""
+    sections = []
+    for field in fields_of(config_class):
+        if registry_of(field.plain_kind):
+            sections.append(prefix + field.name)
+        elif field.is_section:
+            sections += component_sections(field.plain_kind, f"{prefix}{field.name}.")
+    return sections
+
+
+def _chosen(field: ConfigField, prefix: str, chosen: Mapping[str, type] | None) -> type:
+    """The config class of a section."""
+    registry = registry_of(field.plain_kind)
+    if not registry:
+        return field.plain_kind
+    return (chosen or {}).get(prefix + field.name) or registry.default().config
+
+
+def _option(field: ConfigField, prefix: str) -> Option:
+    return Option(prefix + field.name, field.kind, field.plain_kind, field.default, field.text, field.argument)
 
 
 def _field_texts(config_class: type) -> dict[str, str]:
     classes = [each for each in reversed(config_class.__mro__) if dataclasses.is_dataclass(each)]
     parsed = [field for each in classes for field in parse_from_object(each).params]
-    return {each.arg_name: " ".join((each.description or "").split()) for each in parsed}
+    return {each.arg_name: " ".join((each.description or "").split()) for each in parsed if each.description}

@@ -10,15 +10,15 @@ Modules that a program file imports at the top must not import torch: a typo or 
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mgcc_dist.common.config import as_yaml, build, read_command_line
+from mgcc_dist.common.command_line import read_command_line
+from mgcc_dist.common.components import take_imports
+from mgcc_dist.common.config import as_yaml, build, settings_of
 from mgcc_dist.common.errors import SharedError, did_you_mean
 from mgcc_dist.common.help import command_help, list_commands
 from mgcc_dist.common.log import configure_logging
-from mgcc_dist.common.options import Option, options_of
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,14 @@ class Command:
     config_files: bool = False
     """whether `--config` and `--print_config` are worth a line of help"""
 
-    @cached_property
-    def options(self) -> dict[str, Option]:
-        return {option.key: option for option in options_of(self.config)}
-
     def main(self, name: str, argv: Sequence[str], more_help: str = "") -> None:
         """Read the words `argv` and run; or print the help, if it is asked for or nothing required is given."""
-        options = self.options
-        line = read_command_line(options, argv, self.presets, self.default_preset)
-        lacks = not argv and any(option.required and option.key not in line.settings for option in options.values())
-        if lacks or line.asks_for in ("help", "help-all"):
-            print(command_help(name, self, line.settings, everything=line.asks_for == "help-all") + more_help)
+        line = read_command_line(self.config, argv, self.presets, self.default_preset)
+        settings = settings_of(self.config, line.layers)
+        if line.asks_for in ("help", "help-all") or (not argv and settings.missing):
+            print(command_help(name, self, settings, everything=line.asks_for == "help-all") + more_help)
             return
-        config: Any = build(self.config, options, line)
+        config: Any = build(self.config, settings)
         if line.asks_for == "print_config":
             print(as_yaml(config), end="")
             return
@@ -77,7 +72,7 @@ class Program:
         Raises:
             UserError: a word is wrong; the message says which, and the nearest that exists.
         """
-        words = list(sys.argv[1:] if argv is None else argv)
+        words = take_imports(sys.argv[1:] if argv is None else argv)
         first = words[0] if words else ""
         if first in self.commands:
             self.commands[first].main(f"mgcc {self.name} {first}", words[1:])

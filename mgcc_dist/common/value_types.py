@@ -1,8 +1,11 @@
 """Types of configuration values, and their names in help and errors: "positive integer", "one of half, all"."""
 
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+from jsonargparse import ArgumentError, ArgumentParser
 
 if TYPE_CHECKING:  # plain numbers to a type checker; at run time jsonargparse rejects values out of range
     NonNegativeFloat = float
@@ -35,6 +38,38 @@ _NAMES = {  # one of them, several of them
     str: ("text", "texts"),
     Path: ("path", "paths"),
 }
+
+
+@cache
+def parse_value(kind: Any, word: str) -> Any:
+    """Read a value of type `kind` from a word that a person typed, or from JSON.
+
+    Raises:
+        ValueError: the word is not such a value.
+    """
+    if word == "none" and accepts_none(kind) and "none" not in choices(kind):
+        return None
+    try:
+        return _builtin(_parser(kind).parse_args([f"--value={word}"]).value)
+    except (ArgumentError, TypeError) as error:
+        raise ValueError(word) from error
+
+
+@cache
+def _parser(kind: Any) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
+    parser.add_argument("--value", type=kind)
+    return parser
+
+
+def _builtin(value: Any) -> Any:
+    """Convert jsonargparse's restricted numbers to plain ones, which YAML and checkpoints (weights_only) accept."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_builtin, value))
+    for kind in (bool, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
 
 
 def describe(kind: Any, several: bool = False) -> str:

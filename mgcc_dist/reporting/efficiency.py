@@ -17,7 +17,8 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from mgcc_dist.common.config import flatten, parse
+from mgcc_dist.common.command_line import parse
+from mgcc_dist.common.config import flatten
 from mgcc_dist.common.environment import processor
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.sweep_file import Sweep, as_arguments

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mgcc_dist.common.config import CONFIGS, as_plain, flatten, parse
+from mgcc_dist.common.command_line import parse
+from mgcc_dist.common.config import CONFIGS, as_plain, flatten
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.sweep_file import RESULT_NEUTRAL_KEYS, Sweep, SweepRun
 from mgcc_dist.methods.segment_config import SegmentConfig

@@ -15,7 +15,8 @@ from benchmarks.precompile import compile_workload, small_workloads
 from benchmarks.step import StepConfig
 from benchmarks.train_step import COMBINATIONS, MIXED
 from benchmarks.training_run import MODES, run_options, speeds
-from mgcc_dist.common.config import CONFIGS, parse
+from mgcc_dist.common.command_line import parse
+from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_json
 from mgcc_dist.data.splits import locate_split

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings, strategies
 
 from mgcc_dist import ldm, segment
-from mgcc_dist.common import config
+from mgcc_dist.common import command_line, config
 from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError, did_you_mean
 from mgcc_dist.common.options import argument, flag
@@ -31,7 +31,7 @@ PROGRAMS = {"ldm": (LdmConfig, "demo"), "segment": (SegmentConfig, "mgcc_demo")}
 
 def parse(program, *argv):
     config_class, default = PROGRAMS[program]
-    return config.parse(config_class, argv, CONFIGS / program, default)
+    return command_line.parse(config_class, argv, CONFIGS / program, default)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ class Copy:
     ],
 )
 def test_positional_and_repeated_arguments_and_flags(words, expected):
-    assert config.parse(Copy, words.split()) == expected
+    assert command_line.parse(Copy, words.split()) == expected
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_positional_and_repeated_arguments_and_flags(words, expected):
 )
 def test_wrong_arguments_are_named(words, message):
     with pytest.raises(UserError) as caught:
-        config.parse(Copy, words.split())
+        command_line.parse(Copy, words.split())
     assert str(caught.value) == message
 
 

@@ -12,7 +12,8 @@ import toy_ldm
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from mgcc_dist.common.config import CONFIGS, parse
+from mgcc_dist.common.command_line import parse
+from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import read_split

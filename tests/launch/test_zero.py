@@ -13,7 +13,8 @@ import toy_ldm
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
-from mgcc_dist.common.config import CONFIGS, parse
+from mgcc_dist.common.command_line import parse
+from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.ldm import LdmConfig
 from mgcc_dist.ldm import run as run_here

@@ -8,7 +8,8 @@ torchrun ... segment_on_ranks.py SHARDS SPLIT OUT METHOD:NETWORK ...
 import os
 import sys
 
-from mgcc_dist.common.config import CONFIGS, parse
+from mgcc_dist.common.command_line import parse
+from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.log import configure_logging
 from mgcc_dist.methods.segment_config import SegmentConfig

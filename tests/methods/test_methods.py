@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgcc_dist.common.config import parse
+from mgcc_dist.common.command_line import parse
 from mgcc_dist.common.distributed import seed_step
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.value_types import choices

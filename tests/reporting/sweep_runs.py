@@ -6,7 +6,8 @@ import json
 import numpy as np
 import yaml
 
-from mgcc_dist.common.config import CONFIGS, as_plain, parse
+from mgcc_dist.common.command_line import parse
+from mgcc_dist.common.config import CONFIGS, as_plain
 from mgcc_dist.common.sweep_file import read_sweep
 from mgcc_dist.evaluation.metrics import summarize
 from mgcc_dist.methods.segment_config import SegmentConfig

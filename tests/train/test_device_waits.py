@@ -8,7 +8,8 @@ from accelerate import Accelerator
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from mgcc_dist.common.config import CONFIGS, parse
+from mgcc_dist.common.command_line import parse
+from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.data.splits import make_split, read_split, write_split
 from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.segmentation.task import SegmentationTask
