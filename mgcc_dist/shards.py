@@ -28,7 +28,7 @@ from mgcc_dist.data.readers.folder import folder
 from mgcc_dist.data.readers.patients import SUBFOLDER, is_list
 from mgcc_dist.data.readers.phantoms import Phantoms
 from mgcc_dist.data.readers.reader import ImageFileReader, Reader
-from mgcc_dist.data.readers.registry import READERS
+from mgcc_dist.data.readers.registry import PATIENTS_KNOWN, READERS
 from mgcc_dist.data.records import INDEX
 
 logger = logging.getLogger("mgcc_dist.shards")
@@ -69,6 +69,12 @@ class FilesConfig:
     """values of the mask files that are lesion, for masks with several labels; all others are background"""
     bits: PixelBits | None = None
     """bits that 16-bit images use, such as 12; none takes the smallest of 8, 10, 12, 14 and 16 that fits all images"""
+
+
+@dataclass(frozen=True)
+class SimilarFilesConfig(FilesConfig):
+    groups: Literal["similar", "none"] = "similar"
+    """what a grouped split keeps together: near-duplicates, or nothing; the search takes minutes for 20,000 images"""
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,10 @@ class SplitConfig:
 
 
 def convert_files(read: Callable[[Path], ImageFileReader], config: FilesConfig) -> None:
-    _convert_files(read(config.root), config)
+    reader = read(config.root)
+    if isinstance(config, SimilarFilesConfig) and config.groups == "none":
+        reader.leave_ungrouped()
+    _convert_files(reader, config)
 
 
 def convert_folder(config: FolderConfig) -> None:
@@ -207,7 +216,8 @@ def _files_command(read: Callable[[Path], ImageFileReader]) -> Command:
     text = (getdoc(read) or "").partition("\n\nRaises:")[0]
     if read is folder:
         return Command(FolderConfig, convert_folder, text.partition("\n")[0], text)
-    return Command(FilesConfig, partial(convert_files, read), text.partition("\n")[0], text)
+    config = FilesConfig if read.__name__ in PATIENTS_KNOWN else SimilarFilesConfig
+    return Command(config, partial(convert_files, read), text.partition("\n")[0], text)
 
 
 PROGRAM = Program(

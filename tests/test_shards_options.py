@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.data.readers.registry import PATIENTS_KNOWN, READERS
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import read_split
 from mgcc_dist.shards import main
@@ -128,6 +129,25 @@ def test_groups_none_does_not_search_near_duplicates(image_folder, tmp_path, cap
     main(["folder", "--root", str(image_folder), "--out", str(tmp_path / "out"), "--groups", "none"])
     assert [record.group for record in ShardFolder.open(tmp_path / "out").records] == list("012345")
     assert "near-duplicates" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_reader_that_groups_by_similarity_can_leave_it_out(name, capsys):
+    main([name, "--help"])
+    assert ("--groups" in capsys.readouterr().out) == (name not in PATIENTS_KNOWN)
+
+
+def test_groups_none_of_a_public_data_set_does_not_search(tmp_path, capsys):
+    for category in ("benign", "malignant", "normal"):
+        (tmp_path / "busi" / category).mkdir(parents=True)
+        for name in ("", "_mask"):
+            Image.new("L", (40, 30)).save(tmp_path / "busi" / category / f"{category} (1){name}.png")
+    main(["busi", "--root", str(tmp_path / "busi"), "--out", str(tmp_path / "out"), "--groups", "none"])
+    records = ShardFolder.open(tmp_path / "out").records
+    assert [record.group for record in records] == ["benign (1)", "malignant (1)", "normal (1)"]
+    assert "near-duplicates" not in capsys.readouterr().err
+    with pytest.raises(UserError, match='made with groups "none", not null'):
+        main(["busi", "--root", str(tmp_path / "busi"), "--out", str(tmp_path / "out")])
 
 
 def test_own_datasets_are_named_after_their_output_or_by_name(image_folder, tmp_path):

@@ -15,7 +15,7 @@ from mgcc_dist.assessment.audit import audit, is_finished
 from mgcc_dist.assessment.config import AuditConfig
 from mgcc_dist.assessment.features import FeatureExtractor, _GlobalAveragePool
 from mgcc_dist.assessment.similarity import FeatureSimilarity, apply_alignment, describe_alignment, pixel_similarity
-from mgcc_dist.data.duplicates import groups, similar_pairs, thumbnail
+from mgcc_dist.data.duplicates import groups, thumbnail
 from mgcc_dist.data.images import read_grey, resize_image
 from mgcc_dist.data.records import ShardFolder, write_index, write_shard
 from mgcc_dist.data.sample import Sample
@@ -79,11 +79,9 @@ def real(busi_root):
     files = [files[i] for i in np.random.default_rng(0).permutation(len(files))[:140]]
     keys = [path.stem for path in files]
     pictures = [resize_image(read_grey(path), SIDE, SIDE) for path in files]
-    names = groups(keys, similar_pairs([thumbnail(picture) for picture in pictures]))
-    samples = [
-        Sample(key, picture, None, {"group": name}) for key, picture, name in zip(keys, pictures, names, strict=True)
-    ]
-    used_groups = set(names[:90])
+    names = groups((key, thumbnail(picture)) for key, picture in zip(keys, pictures, strict=True))
+    samples = [Sample(key, picture, None, {"group": names[key]}) for key, picture in zip(keys, pictures, strict=True)]
+    used_groups = {names[key] for key in keys[:90]}
     others = [sample for sample in samples[90:] if sample.meta["group"] not in used_groups][:30]
     return samples[:90], {sample.key: sample.image for sample in others}
 

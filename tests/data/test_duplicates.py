@@ -2,11 +2,10 @@ import csv
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from all_pairs import all_similar_pairs, components, correlation_matrix
 from PIL import Image, ImageDraw
 
-from mgcc_dist.data.duplicates import THRESHOLD, groups, similar_pairs, thumbnail
+from mgcc_dist.data.duplicates import THRESHOLD, correlations, groups, thumbnail
 from mgcc_dist.data.images import read_grey
 from mgcc_dist.data.phantom import draw
 from mgcc_dist.data.readers.busi import busi
@@ -18,7 +17,7 @@ def images():
 
 
 def find_pairs(images):
-    return {(i, j) for i, j, _ in similar_pairs([thumbnail(image) for image in images])}
+    return {(i, j) for i, j, _ in all_similar_pairs([thumbnail(image) for image in images])}
 
 
 def with_callipers(image):
@@ -62,44 +61,58 @@ def test_different_phantoms_are_not_linked(images):
 
 def test_images_without_structure_are_not_similar():
     assert find_pairs([np.zeros((100, 80), np.uint8), np.full((90, 90), 200, np.uint8)]) == set()
-    assert similar_pairs([]) == []
-
-
-def test_pairs_do_not_depend_on_the_block_size(images, monkeypatch):
-    thumbnails = [thumbnail(image) for image in (*images, *map(resaved, images))]
-    in_one_block = similar_pairs(thumbnails)
-    monkeypatch.setattr("mgcc_dist.data.duplicates.BLOCK", 7)
-    in_blocks = similar_pairs(thumbnails)
-    assert len(in_one_block) >= len(images)
-    assert [pair[:2] for pair in in_blocks] == [pair[:2] for pair in in_one_block]
-    np.testing.assert_allclose([pair[2] for pair in in_blocks], [pair[2] for pair in in_one_block], rtol=1e-5)
-
-
-@settings(deadline=None, derandomize=True, max_examples=50)
-@given(
-    st.integers(1, 20).flatmap(
-        lambda n: st.tuples(
-            st.permutations(range(n)), st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)))
-        )
-    )
-)
-def test_groups_are_the_connected_components_named_after_their_first_key(case):
-    order, links = case
-    keys = [f"key {i:02d}" for i in order]
-    names = groups(keys, [(i, j, 1.0) for i, j in links])
-    joined = {i: {i} for i in range(len(keys))}
-    for i, j in links:
-        both = joined[i] | joined[j]
-        for k in both:
-            joined[k] = both
-    assert names == [min(keys[k] for k in joined[i]) for i in range(len(keys))]
+    assert groups([]) == {}
 
 
 @pytest.fixture(scope="module")
-def busi_pairs(busi_root):
-    reader = busi(busi_root)
-    pairs = similar_pairs([thumbnail(read_grey(item.image)) for item in reader.items])
-    keys = [item.key for item in reader.items]
+def copied_images(images):
+    """Phantoms, changed copies of them, and a chain in which each image is like the next one."""
+    copies = [np.ascontiguousarray(change(images[i])) for i, change in enumerate(CHANGES.values())]
+    chain = [np.roll(images[20], 6 * i, axis=1) for i in range(6)]
+    return [*images, *copies, *map(resaved, images[30:]), *chain]
+
+
+@pytest.mark.parametrize("block", [7, 1024])
+@pytest.mark.parametrize("order", [1, -1])
+def test_groups_are_the_connected_components_of_all_similar_pairs(copied_images, monkeypatch, block, order):
+    monkeypatch.setattr("mgcc_dist.data.duplicates.BLOCK", block)
+    images = {f"key {i:03}": thumbnail(image) for i, image in enumerate(copied_images)}
+    expected = components(list(images), all_similar_pairs(list(images.values())))
+    assert len(set(expected.values())) < len(images) - 16
+    assert groups(list(images.items())[::order]) == expected
+
+
+def test_correlations_are_those_of_all_shifts(images):
+    thumbnails = np.stack([thumbnail(image) for image in images])
+    rolled = np.roll(thumbnails, (2, -3), axis=(1, 2))
+    expected = correlation_matrix(thumbnails, rolled)
+    np.testing.assert_allclose(correlations(thumbnails, rolled), np.diag(expected), atol=1e-6)
+    np.testing.assert_allclose(correlations(rolled[::-1], thumbnails), np.diag(expected[:, ::-1]), atol=1e-6)
+    assert np.diag(expected).min() > 0.8
+
+
+def test_frames_of_a_video_are_not_all_compared(images, monkeypatch):
+    compared = []
+    monkeypatch.setattr(
+        "mgcc_dist.data.duplicates.correlations",
+        lambda first, second: compared.append(len(first)) or correlations(first, second),
+    )
+    monkeypatch.setattr("mgcc_dist.data.duplicates.BLOCK", 16)
+    noise = np.random.default_rng(0)
+    frames = [np.clip(images[0] + noise.normal(0, 3, images[0].shape), 0, 255).astype(np.uint8) for _ in range(60)]
+    assert set(groups((str(i), thumbnail(frame)) for i, frame in enumerate(frames)).values()) == {"0"}
+    assert sum(compared) < 10 * len(frames)  # of 1770 pairs
+
+
+@pytest.fixture(scope="module")
+def busi_thumbnails(busi_root):
+    return {item.key: thumbnail(read_grey(item.image)) for item in busi(busi_root).items}
+
+
+@pytest.fixture(scope="module")
+def busi_pairs(busi_thumbnails):
+    keys, pairs = list(busi_thumbnails), all_similar_pairs(list(busi_thumbnails.values()))
+    assert groups(busi_thumbnails.items()) == components(keys, pairs)
     return {tuple(sorted((keys[i], keys[j]))): correlation for i, j, correlation in pairs}
 
 
@@ -136,7 +149,10 @@ def test_different_patients_of_busbra_are_rarely_linked(data_root):
     with (root / "bus_data.csv").open() as file:
         patient = {row["ID"]: row["Case"] for row in csv.DictReader(file)}
     files = sorted((root / "Images").glob("*.png"))
-    pairs = similar_pairs([thumbnail(read_grey(path)) for path in files])
+    thumbnails = [thumbnail(read_grey(path)) for path in files]
+    pairs = all_similar_pairs(thumbnails)
+    keys = [path.stem for path in files]
+    assert groups(zip(keys, thumbnails, strict=True)) == components(keys, pairs)
     wrong = [pair for pair in pairs if patient[files[pair[0]].stem] != patient[files[pair[1]].stem]]
     assert len(pairs) > 2 * len(wrong)
     assert len(wrong) <= 5  # of 262,000 pairs

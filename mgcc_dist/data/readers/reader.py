@@ -5,7 +5,8 @@ A file that cannot be used is a `BadFile`: either found while listing (in `bad_f
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from mgcc_dist.common.files import sha256_of
-from mgcc_dist.common.progress import track
+from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.file_listing import describe_unread, readable_name, walk_files
 from mgcc_dist.data.images import BadFile, bits_used, read_grey
 from mgcc_dist.data.masks import MaskFacts, read_mask
 from mgcc_dist.data.sample import Sample, is_key
+
+READ_AHEAD = 256  # images read in threads before the caller takes them
 
 
 class Reader(Protocol):
@@ -145,15 +148,24 @@ class ImageFileReader:
             return [item.key for item in self.items]
         from mgcc_dist.data import duplicates  # imports SciPy, which only this search needs
 
-        keys, thumbnails = [], []
-        for item in track(self.items, "searching near-duplicates", "images"):
-            try:
-                thumbnails.append(duplicates.thumbnail(read_grey(item.image, self.bits)))
-                keys.append(item.key)
-            except BadFile:  # reported when the sample is read; here it gets its own group
-                continue
-        group_by_key = dict(zip(keys, duplicates.groups(keys, duplicates.similar_pairs(thumbnails)), strict=True))
-        return [group_by_key.get(item.key, item.key) for item in self.items]
+        with ProgressBar(len(self.items), "searching near-duplicates", "images") as bar:
+            groups = duplicates.groups(bar.count(self._thumbnails()))
+        return [groups[item.key] for item in self.items]
+
+    def _thumbnails(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield the key of each image, and its thumbnail for the comparison with others."""
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(self.items), READ_AHEAD):
+                items = self.items[start : start + READ_AHEAD]
+                yield from zip((item.key for item in items), pool.map(self._thumbnail, items), strict=True)
+
+    def _thumbnail(self, item: ImageItem) -> np.ndarray:
+        from mgcc_dist.data import duplicates
+
+        try:
+            return duplicates.thumbnail(read_grey(item.image, self.bits))
+        except BadFile:  # reported when the sample is read; an image without structure is in a group of its own
+            return np.zeros((duplicates.SIDE, duplicates.SIDE), np.float32)
 
 
 def _sha256(text: str) -> str:

@@ -19,3 +19,6 @@ from mgcc_dist.data.readers.tnscui2020 import tnscui2020
 READERS: dict[str, Callable[[Path], ImageFileReader]] = {
     reader.__name__: reader for reader in (busi, busbra, bus, datasetb, tn3k, tnscui2020, ddti, folder)
 }
+
+PATIENTS_KNOWN = {busbra.__name__, ddti.__name__}
+"""readers whose groups are always patients, never near-duplicates"""
