@@ -27,8 +27,8 @@ def run(config: SegmentConfig) -> None:
     from mgcc_dist.common.distributed import create_accelerator, describe
     from mgcc_dist.data.records import INDEX, ShardFolder
     from mgcc_dist.data.splits import locate_split, read_split
-    from mgcc_dist.segmentation.initial_weights import describe_initial_weights, existing_weights
     from mgcc_dist.segmentation.task import SegmentationTask
+    from mgcc_dist.train.initial_weights import describe_initial_weights, existing_weights
     from mgcc_dist.train.loop import fit
     from mgcc_dist.train.run_folder import check_inputs, hash_inputs, open_run_folder, write_result
     from mgcc_dist.train.saved_run import is_finished, read_result
@@ -36,11 +36,11 @@ def run(config: SegmentConfig) -> None:
     began = time.monotonic()
     accelerator = create_accelerator(config.loop.precision, config.loop.accumulation)
     folder = Path(config.out)
-    open_run_folder(folder, config, accelerator)
+    open_run_folder(folder, config, accelerator, config.fixed_length)
     logger.info("segment: %s", describe(accelerator))
     sources = [config.data.shards, config.data.synthetic, *config.data.similar, *config.data.external]
     inputs = [locate_split(config.data.split), *(Path(source) / INDEX for source in sources if source)]
-    inputs += existing_weights(config.init)
+    inputs += existing_weights(config.init, "best")
     if is_finished(folder):
         check_inputs(folder, read_result(folder).get("inputs", {}), hash_inputs(inputs))
         logger.info("segment: %s already exists; nothing to do", folder / "result.json")

@@ -28,6 +28,7 @@ from mgcc_dist.models.registry import NETWORKS, build_network
 from mgcc_dist.reporting.runs import find_runs, group_runs
 from mgcc_dist.segment import run
 from mgcc_dist.segmentation.task import SegmentationTask
+from mgcc_dist.train import run_folder
 
 INPUTS = ("split.json", "data/index.json", "other/index.json")
 
@@ -250,7 +251,7 @@ def test_initial_weights_are_named_in_the_result_and_the_report(data, trained, t
     [
         (["--network.name", "cmunet"], r"network\.name is unet there and cmunet here"),
         (["--network.widths", "[4,8,8]"], r"network\.widths is \[4, 8\] there and \[4, 8, 8\] here\. Use"),
-        (["--init", "nowhere"], r"nowhere: does not exist\. Name the folder of a `segment` run"),
+        (["--init", "nowhere"], r"nowhere: does not exist\. Name the folder of a run"),
         (["--init", "README.md"], r"README\.md: does not hold a segmentation network"),
     ],
 )
@@ -258,6 +259,75 @@ def test_initial_weights_of_another_network_are_refused_before_work_starts(data,
     with pytest.raises(UserError, match=message):
         run(configured(data, *UNET, "--init", trained, "--out", tmp_path, *words, preset="unet_demo"))
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def steps(count, out, *words):
+    return [
+        *UNET,
+        "--loop.learning_rate",
+        "0.1",
+        "--loop.schedule",
+        "constant",
+        *words,
+        "--loop.steps",
+        count,
+        "--out",
+        out,
+    ]
+
+
+def test_finished_run_with_a_constant_learning_rate_is_extended(data, tmp_path, caplog, monkeypatch):
+    """It ends in the weights of a run of that length; a kill while it is reopened loses nothing."""
+    run(configured(data, *steps(4, tmp_path / "long"), preset="unet_demo"))
+    short, longer = (configured(data, *steps(count, tmp_path / "run"), preset="unet_demo") for count in (2, 4))
+    run(short)
+    before = (tmp_path / "run" / "result.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "write_text", raise_(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(longer)
+    with caplog.at_level("INFO"):
+        run(longer)
+        assert "from step 2 of 4" in caplog.text
+        caplog.clear()
+        run(longer)
+        assert "nothing to do" in caplog.text
+    assert (tmp_path / "run" / "result-2.json").read_bytes() == before
+    result, expected = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("run", "long"))
+    assert result["last"] == expected["last"]
+    found, wanted = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("run", "long"))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    with pytest.raises(UserError, match=r"holds a run with loop\.steps = 4, not 2\. Choose another --out\.$"):
+        run(short)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--loop.schedule", "poly"], r"because loop\.schedule poly depends on the length of the run\. To start a new"),
+        (["--method.name", "mean_teacher", "--method.ramp", "compressed"], r"because method\.ramp compressed depends"),
+        (["--method.name", "uamt"], r"because method uamt depends on the length"),
+        ([], r"because it has no checkpoint any more\. .* choose another --out and pass --init .*/last\.$"),
+    ],
+)
+def test_run_whose_steps_depend_on_its_length_is_not_extended(data, tmp_path, words, message):
+    """What it trained so far would be neither the start of a longer run nor a run of its own."""
+    preset = "mgcc_demo" if "--method.name" in words else "unet_demo"
+    words += ["--method.teacher_start", "0"]
+    run(configured(data, *steps(1, tmp_path, *words), preset=preset))
+    if "checkpoint" in message:
+        shutil.rmtree(tmp_path / "checkpoints")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=rf"holds a run with loop\.steps = 1, and can't be extended to 2, {message}"):
+        run(configured(data, *steps(2, tmp_path, *words), preset=preset))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def raise_(kind):
+    def fail(*_, **__):
+        raise kind
+
+    return fail
 
 
 @pytest.mark.parametrize("finished", [True, False])

@@ -5,6 +5,7 @@ from typing import Literal
 
 from mgcc_dist.common.options import data_input, neutral
 from mgcc_dist.common.value_types import (
+    FileOrFolder,
     FileOrName,
     Folder,
     NonNegativeFloat,
@@ -56,6 +57,8 @@ class AutoencoderConfig:
     """weight of the KL term, in nats per pixel, relative to the MSE per pixel (Stable Diffusion: 1e-6)"""
     batch: PositiveInt = 4
     """images per rank and micro-step (paper: 4)"""
+    init: FileOrFolder | None = data_input(None)
+    """start from another autoencoder's weights: OUT/autoencoder of another run, or a model.safetensors"""
 
     def __post_init__(self) -> None:
         for width in self.channels:
@@ -100,6 +103,9 @@ class DenoiserConfig:
     """condition on the class of the training images; see `sampling.guidance` (paper: no)"""
     label_dropout: UnitInterval = 0.1
     """with `classes`: share of labels replaced by the null class (Ho & Salimans: 0.1 to 0.2)"""
+    init: FileOrFolder | None = data_input(None)
+    """start from another denoiser's weights: OUT/denoiser of another run, or a model.safetensors. It should have been
+    trained on latents of a similar autoencoder, such as the one that `autoencoder.init` names"""
 
     def __post_init__(self) -> None:
         if len(self.attention) != len(self.channels):

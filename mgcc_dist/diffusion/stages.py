@@ -24,6 +24,8 @@ from mgcc_dist.diffusion.config import AutoencoderConfig, DataConfig, DenoiserCo
 from mgcc_dist.diffusion.denoiser import DenoiserTask
 from mgcc_dist.diffusion.images import ImageData
 from mgcc_dist.diffusion.latents import LatentData
+from mgcc_dist.diffusion.weights import load_initial_weights
+from mgcc_dist.train.initial_weights import describe_initial_weights, existing_weights
 from mgcc_dist.train.loop import Task, TrainState, fit
 from mgcc_dist.train.metrics_logger import read_rows
 from mgcc_dist.train.run_folder import check_inputs, hash_inputs, open_run_folder, write_result
@@ -81,13 +83,17 @@ def train_autoencoder(config: AutoencoderConfig, data: DataConfig, images: Image
     """Train the autoencoder in `autoencoder/` and save it, with normalized latents, to `autoencoder/vae/`."""
     folder, loop = out / "autoencoder", config.loop
     accelerator = create_accelerator(loop.precision, loop.accumulation)
-    open_run_folder(folder, AutoencoderRun(data, config), accelerator)
+    fixed_length = loop.fixed_length
+    if (out / "latents").exists():
+        fixed_length = f"{out / 'latents'} was encoded with it"
+    open_run_folder(folder, AutoencoderRun(data, config), accelerator, fixed_length)
     if _is_finished(folder, images):
         logger.info("autoencoder: %s already exists", folder / "result.json")
         return
     set_seed(loop.seed)
     task = AutoencoderTask(config, images, accelerator)
-    state = fit(task, loop, folder, accelerator, images.files)
+    load_initial_weights(task.module.get_submodule("vae"), config.init, folder)
+    state = fit(task, loop, folder, accelerator, [*images.files, *existing_weights(config.init, "last")])
 
     vae = autoencoder.load(config, images.size, folder / "last").to(accelerator.device)
     loader = images.train_eval_loader(config.batch, accelerator)
@@ -117,13 +123,14 @@ def train_denoiser(config: DenoiserConfig, data: DataConfig, images: ImageData, 
     """Train the denoiser in `denoiser/`."""
     folder, loop = out / "denoiser", config.loop
     accelerator = create_accelerator(loop.precision, loop.accumulation)
-    open_run_folder(folder, DenoiserRun(data, config, encoded.autoencoder), accelerator)
+    open_run_folder(folder, DenoiserRun(data, config, encoded.autoencoder), accelerator, loop.fixed_length)
     if _is_finished(folder, images):
         logger.info("denoiser: %s already exists", folder / "result.json")
         return
     set_seed(loop.seed)
     task = DenoiserTask(config, encoded, accelerator)
-    state = fit(task, loop, folder, accelerator, images.files)
+    load_initial_weights(task.module.get_submodule("unet"), config.init, folder)
+    state = fit(task, loop, folder, accelerator, [*images.files, *existing_weights(config.init, "last")])
     _write_result(task, {}, state, images, loop.seed, folder, accelerator)
 
 
@@ -181,6 +188,7 @@ def _write_result(
         "program": "ldm",
         "stage": task.name,
         **images.info,
+        "init": describe_initial_weights(state.inputs),
         "inputs": state.inputs,
         "seed": seed,
         "parameters": count_parameters(task.module),

@@ -15,9 +15,8 @@ from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.methods.registry import build
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.train.checkpoints import HEADER
+from mgcc_dist.train.initial_weights import find_weights
 from mgcc_dist.train.saved_run import is_finished, read_result
-
-WEIGHTS = "model.safetensors"
 
 
 def header(method: MethodConfig, network: NetworkConfig, image_size: int) -> dict[str, Any]:
@@ -33,23 +32,7 @@ def load_predictor(run: Path, weights: Literal["best", "last"] = "best") -> tupl
     Raises:
         UserError: no such file, or it does not hold a network of this package.
     """
-    return load_network(weights_file(run, weights))
-
-
-def weights_file(run_or_file: Path, weights: Literal["best", "last"] = "best") -> Path:
-    """The weights file of a run folder or of its best/ or last/, or the file itself.
-
-    Raises:
-        UserError: it does not exist.
-    """
-    path = run_or_file / weights / WEIGHTS if run_or_file.is_dir() else run_or_file
-    if path.is_file():
-        return path
-    if (run_or_file / WEIGHTS).is_file():
-        return run_or_file / WEIGHTS
-    if run_or_file.is_dir():
-        raise UserError(f"{path}: does not exist. Is {run_or_file} the folder of a `segment` run?")
-    raise UserError(f"{run_or_file}: does not exist. Name the folder of a `segment` run, or its {WEIGHTS}.")
+    return load_network(find_weights(run, weights))
 
 
 def load_network(path: Path) -> tuple[nn.Module, int]:

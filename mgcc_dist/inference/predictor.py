@@ -20,8 +20,9 @@ from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.finite import require_finite
 from mgcc_dist.data.images import grey_from_array, grey_from_image, read_grey, resize_image
 from mgcc_dist.data.loader import normalize
-from mgcc_dist.inference.loading import load_network, run_info, weights_file
+from mgcc_dist.inference.loading import load_network, run_info
 from mgcc_dist.kernels.fuse import Kernels, fuse
+from mgcc_dist.train.initial_weights import find_weights
 
 ImageLike = str | Path | Image.Image | np.ndarray
 THRESHOLD = 0.5
@@ -160,7 +161,7 @@ def load(
     Raises:
         UserError: no such run or file, or it does not hold a network of this package.
     """
-    path = weights_file(Path(run_or_file), weights)
+    path = find_weights(Path(run_or_file), weights)
     network, image_size = load_network(path)
     return Predictor(fuse(network, kernels), image_size, run_info(path), device, precision)
 

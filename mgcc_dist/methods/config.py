@@ -35,6 +35,15 @@ class MethodConfig:
     adversarial_step: PositiveFloat = 0.02
     """dct with two_networks: step size of the adversarial examples, in image units of [-1,1]"""
 
+    @property
+    def fixed_length(self) -> str:
+        """Why a run can't be extended; "" if its steps do not depend on how many there are."""
+        if self.name == "uamt":
+            return "method uamt depends on the length of the run"
+        if self.name == "supervised" or self.ramp in ("released", "ssl4mis"):
+            return ""
+        return f"method.ramp {self.ramp} depends on the length of the run"
+
     def size_divisor(self, network: NetworkConfig) -> int:
         """The image size must be a multiple of this, for all networks of the method."""
         if self.name == "ctbct":

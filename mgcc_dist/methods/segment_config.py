@@ -55,6 +55,11 @@ class SegmentConfig:
     out: Folder = neutral("out/segment")
     """run folder"""
 
+    @property
+    def fixed_length(self) -> str:
+        """Why a run can't be extended; "" if it can."""
+        return self.loop.fixed_length or self.method.fixed_length
+
     def __post_init__(self) -> None:
         size, divisor = self.data.image_size, self.method.size_divisor(self.network)
         if size % divisor:

@@ -1,7 +1,5 @@
 """Start a run from trained weights: `mgcc segment --init RUN`."""
 
-import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +7,10 @@ from torch import Tensor, nn
 
 from mgcc_dist.common.config import as_plain
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import sha256_of
-from mgcc_dist.inference.loading import WEIGHTS, read_weights, weights_file
+from mgcc_dist.inference.loading import read_weights
 from mgcc_dist.methods.method import Method
 from mgcc_dist.models.config import NetworkConfig
-
-logger = logging.getLogger(__name__)
+from mgcc_dist.train.initial_weights import find_weights, log_initial_weights
 
 
 def load_initial_weights(method: Method, source: Path, config: NetworkConfig) -> None:
@@ -23,27 +19,11 @@ def load_initial_weights(method: Method, source: Path, config: NetworkConfig) ->
     Raises:
         UserError: there is no such network, or it has other tensors than this run's.
     """
-    path = weights_file(source)
+    path = find_weights(source, "best")
     header, state = read_weights(path)
     _check_tensors(path, header["network"], state, method.predictor(), config)
     method.initialize(state)
-    logger.info("segment: starting from %s (sha256 %s)", path, sha256_of(path)[:12])
-
-
-def existing_weights(source: str | None) -> list[Path]:
-    """Return the weights file that `init` names; none if it names none, or if the file no longer exists."""
-    try:
-        return [weights_file(Path(source))] if source else []
-    except UserError:  # a run that has a checkpoint does not need it
-        return []
-
-
-def describe_initial_weights(inputs: Mapping[str, str]) -> dict[str, str] | None:
-    """Describe the weights that a run started from, for result.json; `inputs` are its input files with their sha256."""
-    for path, sha256 in inputs.items():
-        if Path(path).suffix == Path(WEIGHTS).suffix:
-            return {"weights": path, "sha256": sha256}
-    return None
+    log_initial_weights(path)
 
 
 def _check_tensors(

@@ -51,6 +51,11 @@ class LoopConfig:
     keep_checkpoints: PositiveInt = neutral(2)
     """number of checkpoints to keep"""
 
+    @property
+    def fixed_length(self) -> str:
+        """Why a run can't be extended; "" if its steps do not depend on how many there are."""
+        return "" if self.schedule == "constant" else f"loop.schedule {self.schedule} depends on the length of the run"
+
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(

@@ -1,31 +1,41 @@
 """The run folder: `config.yaml` identifies the run, `environment.json` records where it ran, and `result.json` marks it
 as finished."""
 
+import functools
 import json
+import logging
+import operator
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from mgcc_dist.common.config import save
 from mgcc_dist.common.environment import describe_environment, source
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import read_json, sha256_of, write_bytes, write_json
+from mgcc_dist.common.files import read_json, sha256_of, write_bytes, write_json, write_text
 from mgcc_dist.common.identity import describe_difference
 from mgcc_dist.common.lock import lock_folder
-from mgcc_dist.train.saved_run import differences, is_finished
+from mgcc_dist.train.saved_run import differences, is_finished, read_result
 
+logger = logging.getLogger(__name__)
+
+LENGTH_KEYS = ("loop.epochs", "loop.steps")
 ENVIRONMENT = "environment.json"
 DIFF_LIMIT = 2**20
 """Largest diff in bytes that is saved; of a longer one only the sha256 is."""
 
 
-def open_run_folder(folder: Path, config: Any, accelerator: Accelerator) -> None:
+def open_run_folder(folder: Path, config: Any, accelerator: Accelerator, fixed_length: str = "") -> None:
     """Create or reopen the run folder of `config`, lock it, and save a new run's config there. Collective.
 
-    A folder without checkpoints may be reused by any config: its run failed at the start, perhaps on wrong settings.
+    A folder without checkpoints may be reused by any config: its run failed at the start, perhaps on wrong settings. A
+    run that differs only in a higher `loop.epochs` or `loop.steps` is extended, unless `fixed_length` says why it can't
+    be. It ends in the same last weights as a run of that length from the start. Its best ones may differ, because the
+    step at which it ended before was validated too.
 
     Raises:
         UserError: another process uses the folder, or it holds another run (common/identity.py); the message names a
@@ -34,15 +44,42 @@ def open_run_folder(folder: Path, config: Any, accelerator: Accelerator) -> None
     lock_folder(folder, accelerator)
     path = folder / "config.yaml"
     resumes = path.is_file() and (is_finished(folder) or any(folder.glob("checkpoints/step-*")))
-    if resumes and (differing := differences(folder, config)):
+    differing = differences(folder, config) if resumes else []
+    if differing:
         key, then, now, more = describe_difference(differing)
-        raise UserError(
-            f"{folder}: holds a run with {key} = {then}, not {now}{more}. Choose another --out, or delete the folder."
-        )
+        is_longer = len(differing) == 1 and key.endswith(LENGTH_KEYS) and None not in (then, now) and now > then
+        if not is_longer:
+            raise UserError(f"{folder}: holds a run with {key} = {then}, not {now}{more}. Choose another --out.")
+        if not fixed_length and not any(folder.glob("checkpoints/step-*")):
+            fixed_length = "it has no checkpoint any more"
+        if fixed_length:
+            init = f"--{key.rpartition('loop.')[0]}init {folder / 'last'}"
+            raise UserError(
+                f"{folder}: holds a run with {key} = {then}, and can't be extended to {now}, because {fixed_length}. "
+                f"To start a new run from its weights, choose another --out and pass {init}."
+            )
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process and not resumes:  # the first config names the data whose hashes were saved
+    if accelerator.is_main_process and differing:
+        _extend(folder, key, now)
+    elif accelerator.is_main_process and not resumes:  # the first config names the data whose hashes were saved
         save(config, path)
     _record_environment(folder, accelerator, resumes)
+
+
+def _extend(folder: Path, key: str, value: Any) -> None:
+    """Give the run in `folder` another length.
+
+    The result is put aside first: a kill between the two writes leaves an unfinished run.
+    """
+    if is_finished(folder):
+        earlier = f"result-{read_result(folder)['steps']}.json"
+        (folder / "result.json").rename(folder / earlier)
+        logger.info("%s: extending a finished run to %s %s; its result is kept as %s", folder, key, value, earlier)
+    path = folder / "config.yaml"
+    tree = yaml.safe_load(path.read_text())
+    *sections, name = key.split(".")
+    functools.reduce(operator.getitem, sections, tree)[name] = value
+    write_text(path, yaml.safe_dump(tree, sort_keys=False))
 
 
 def hash_inputs(paths: Iterable[Path]) -> dict[str, str]:

@@ -228,7 +228,9 @@ def test_a_denoiser_of_another_autoencoder_or_architecture_is_refused(encoded, u
 
     other = denoiser.build(DENOISER, (3, 4, 4), 0)
     checkpoints.save_weights(other.state_dict(), path, {"autoencoder": "abc"})
-    with pytest.raises(UserError, match=r"does not match the configured architecture: conv_in\.weight is \(8, 3, 3, 3"):
+    with pytest.raises(
+        UserError, match=r"does not match the configured architecture\. conv_in\.weight is \(8, 3, 3, 3"
+    ):
         denoiser.load(DENOISER, encoded, path.parent)
 
     path.write_bytes(path.read_bytes()[:-9])

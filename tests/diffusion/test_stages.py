@@ -1,15 +1,20 @@
 """Stages of `mgcc ldm` as runs."""
 
+import json
 from dataclasses import replace
 
 import pytest
-from tiny_ldm import AUTOENCODER
+import torch
+from safetensors.torch import load_file
+from tiny_ldm import AUTOENCODER, DENOISER
 
 from mgcc_dist.common.distributed import create_accelerator
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import sha256_of
 from mgcc_dist.data.splits import make_split, write_split
 from mgcc_dist.diffusion.config import DataConfig
-from mgcc_dist.diffusion.stages import open_images, train_autoencoder
+from mgcc_dist.diffusion.stages import encode_images, open_images, train_autoencoder, train_denoiser
+from mgcc_dist.train.config import LoopConfig
 
 
 def test_finished_stage_whose_split_changed_is_refused(tmp_path, phantom_shards):
@@ -27,3 +32,46 @@ def test_finished_stage_whose_split_changed_is_refused(tmp_path, phantom_shards)
     write_split(path, replace(split, labeled=split.validation, validation=split.labeled))
     with pytest.raises(UserError, match=r"split\.json: changed since the run in .*/autoencoder started"):
         train_autoencoder(config, data, open_images(data, tmp_path, accelerator), tmp_path)
+
+
+def test_stages_are_extended_and_start_from_weights(tmp_path, phantom_shards):
+    """The autoencoder only as long as no denoiser depends on it."""
+    data = DataConfig(shards=str(phantom_shards.folder), image_size=16, workers=0)
+    accelerator = create_accelerator()
+    images = open_images(data, tmp_path, accelerator)
+    short, long = (LoopConfig(steps=steps, learning_rate=1e-3, schedule="constant") for steps in (1, 2))
+    autoencoder, denoiser = (replace(config, batch=4, loop=short) for config in (AUTOENCODER, DENOISER))
+
+    def steps(stage):
+        return json.loads((tmp_path / stage / "result.json").read_text())["steps"]
+
+    train_autoencoder(autoencoder, data, images, tmp_path)
+    train_autoencoder(replace(autoencoder, loop=long), data, images, tmp_path)
+    assert steps("autoencoder") == 2
+    encoded = encode_images(autoencoder, images, tmp_path, accelerator)
+    train_denoiser(denoiser, data, images, encoded, tmp_path)
+    train_denoiser(replace(denoiser, loop=long), data, images, encoded, tmp_path)
+    assert steps("denoiser") == 2
+    with pytest.raises(
+        UserError,
+        match=r"can't be extended to 3, because .*/latents was encoded with it\. .* pass --autoencoder\.init .*/last\.",
+    ):
+        train_autoencoder(replace(autoencoder, loop=replace(long, steps=3)), data, images, tmp_path)
+
+    other, still = tmp_path / "other", replace(short, learning_rate=1e-12)
+    for stage, config in (("autoencoder", autoencoder), ("denoiser", denoiser)):
+        config = replace(config, loop=still, init=str(tmp_path / stage))
+        if stage == "autoencoder":
+            train_autoencoder(config, data, images, other)
+        else:
+            train_denoiser(config, data, images, encoded, other)
+        source = tmp_path / stage / "last" / "model.safetensors"
+        assert json.loads((other / stage / "result.json").read_text())["init"] == {
+            "weights": str(source),
+            "sha256": sha256_of(source),
+        }
+        found, expected = (load_file(folder / stage / "last" / "model.safetensors") for folder in (other, tmp_path))
+        assert all(torch.allclose(found[name], expected[name]) for name in expected)
+    wider = replace(autoencoder, channels=(4, 8, 8), init=str(tmp_path / "autoencoder"))
+    with pytest.raises(UserError, match=r"does not match the configured architecture\. "):
+        train_autoencoder(wider, data, images, tmp_path / "third")

@@ -127,7 +127,7 @@ def test_weights_file_alone_is_enough(run, predictor, tmp_path):
 
 
 def test_missing_and_foreign_files_are_refused(run, tmp_path):
-    with pytest.raises(mgcc.UserError, match=r"nowhere: does not exist\. Name the folder of a `segment` run"):
+    with pytest.raises(mgcc.UserError, match=r"nowhere: does not exist\. Name the folder of a run"):
         mgcc.load(tmp_path / "nowhere")
     with pytest.raises(mgcc.UserError, match=r"model\.safetensors: does not exist\. Is .* the folder of"):
         mgcc.load(tmp_path)
