@@ -76,7 +76,7 @@ def downsample(images: np.ndarray, generators: Generators, factor: float) -> np.
 CORRUPTIONS: dict[str, list[Corruption]] = {
     "speckle": [partial(speckle, deviation=value) for value in (0.1, 0.2, 0.35, 0.5, 0.75)],
     "gain": [partial(gain, shift=value) for value in (0.05, 0.1, 0.2, 0.3, 0.4)],
-    "blur": [partial(blur, deviation=value) for value in (0.004, 0.008, 0.012, 0.02, 0.03)],
+    "blur": [partial(blur, deviation=value) for value in (0.006, 0.01, 0.015, 0.02, 0.03)],
     "shadow": [partial(shadow, depth=value) for value in (0.2, 0.4, 0.6, 0.8, 1.0)],
     "jpeg": [partial(jpeg, quality=value) for value in (50, 30, 15, 10, 5)],
     "downsample": [partial(downsample, factor=value) for value in (1.5, 2, 3, 4, 6)],

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from monai.metrics import compute_confusion_matrix_metric, compute_dice, compute_iou, get_confusion_matrix
 
 from mgcc_dist.evaluation.metrics import score_image, summarize
 
@@ -141,6 +143,24 @@ def test_surface_distances_equal_brute_force_over_edge_pixels():
         assert scores["asd"] == pytest.approx(np.concatenate((there, back)).mean(), rel=1e-5)
         compared += 1
     assert compared > 30
+
+
+def test_overlap_metrics_equal_monai():
+    """MONAI gives NaN where an image has no lesion; all other cases are equal."""
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        predicted, truth = (rng.random((12, 9)) < rng.uniform(0, 0.9) for _ in range(2))
+        truth[0, 0] = True
+        pair = [torch.from_numpy(mask)[None, None].float() for mask in (predicted, truth)]
+        counts = get_confusion_matrix(*pair)
+        expected = {
+            "iou": compute_iou(*pair),
+            "f1": compute_dice(*pair),
+            "recall": compute_confusion_matrix_metric("recall", counts),
+            "precision": compute_confusion_matrix_metric("precision", counts).nan_to_num(0),
+        }
+        scores = score_image(predicted, truth, surface=False)["corrected"]
+        assert scores == pytest.approx({name: value.item() for name, value in expected.items()}, rel=1e-6)
 
 
 def _edge_pixels(mask):

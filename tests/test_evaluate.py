@@ -1,0 +1,217 @@
+"""`mgcc evaluate`: what it writes, from what, and what it refuses."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from predict_runs import SIZE, bytes_in, save_run
+from ranks import finish, torchrun
+from torch import nn
+
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.data.loader import EvalLoader
+from mgcc_dist.data.records import ShardFolder, write_index, write_shard
+from mgcc_dist.data.sample import Sample
+from mgcc_dist.data.splits import Split, write_split
+from mgcc_dist.evaluate import main
+from mgcc_dist.evaluation.scores import score_images
+from mgcc_dist.inference import predictor
+from mgcc_dist.inference.loading import load_predictor
+
+FILES = {"evaluate.json", "images.csv", "summary.json", "page.html", "gallery.png", ".lock"}
+
+
+class Dark(nn.Module):
+    """Stand-in for a trained network: what is darker than a grey value is a lesion."""
+
+    def __init__(self, limit=-0.72):
+        super().__init__()
+        self.limit = nn.Parameter(torch.tensor(limit))
+
+    def forward(self, x):
+        return 20 * (self.limit - x)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return save_run(tmp_path_factory.mktemp("runs") / "a")
+
+
+@pytest.fixture
+def dark(monkeypatch):
+    monkeypatch.setattr(predictor, "load_network", lambda path: (Dark(), SIZE))
+
+
+def evaluate(run, shards, out, *options):
+    runs = map(str, run if isinstance(run, list) else [run])
+    main(["--run", *runs, "--shards", str(shards), "--out", str(out), "--workers", "0", "--batch", "5", *options])
+    return json.loads((out / "summary.json").read_text())
+
+
+def table(out):
+    with (out / "images.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_page_csv_and_summary_say_the_same(run, phantom_shards, tmp_path, dark, capsys):
+    out = tmp_path / "out"
+    summary = evaluate(run, phantom_shards, out, "--corruptions", "--tta", "flips", "scales")
+    assert {path.name for path in out.iterdir()} == FILES
+    rows = table(out)
+    folder = ShardFolder.open(phantom_shards)
+    assert [row["key"] for row in rows] == sorted(folder.keys())
+    overall = summary["overall"]
+    assert (overall["images"], overall["lesions"]) == (len(rows), sum(row["lesion"] == "1" for row in rows))
+    dice = np.mean([float(row["dice"]) for row in rows])
+    assert overall["corrected"]["dice"]["mean"] == pytest.approx(dice)
+    assert len(summary["corruptions"]) == 30
+    assert 0 <= summary["risk_coverage"]["aurc_best"] <= summary["risk_coverage"]["aurc"]
+    page = (out / "page.html").read_text()
+    assert f"{100 * dice:.1f}" in page
+    assert f"{100 * dice:.1f}" in capsys.readouterr().out
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert summary["runs"][0]["weights_sha256"][:12] in page
+
+
+def test_scores_at_the_training_size_equal_those_of_a_training_run(run, phantom_shards, tmp_path):
+    """By `score_images`, which wrote a run's result.json."""
+    evaluate(run, phantom_shards, tmp_path / "out", "--size", str(SIZE))
+    network, _ = load_predictor(run)
+    loader = EvalLoader(ShardFolder.open(phantom_shards), 5, SIZE, rank=0, world=1, workers=0)
+    expected = score_images(network, loader.batches(), Accelerator(cpu=True), surface=True)
+    for row, score in zip(table(tmp_path / "out"), expected, strict=True):
+        assert row["key"] == score["key"]
+        assert float(row["iou"]) == score["corrected"]["iou"]
+        assert float(row["paper_dice"]) == score["paper"]["f1"]
+        assert row["hd95"] == ("" if score["hd95"] is None else str(score["hd95"]))
+
+
+def test_the_same_command_has_nothing_to_do_and_another_is_refused(run, phantom_shards, tmp_path, dark, caplog):
+    out = tmp_path / "out"
+    evaluate(run, phantom_shards, out)
+    before = bytes_in(out)
+    evaluate(run, phantom_shards, out, "--batch", "3")
+    assert bytes_in(out) == before
+    with pytest.raises(UserError, match=r"out: holds an evaluation with other tta .*Choose another --out, or delete"):
+        evaluate(run, phantom_shards, out, "--tta", "flips")
+    with pytest.raises(UserError, match=r"other weights and"):
+        evaluate(save_run(tmp_path / "b", 1), phantom_shards, out, "--size", "16")
+    assert bytes_in(out) == before
+
+
+def test_an_interrupted_evaluation_is_completed(run, phantom_shards, tmp_path, dark):
+    out = tmp_path / "out"
+    evaluate(run, phantom_shards, out)
+    before = (out / "images.csv").read_bytes()
+    (out / "summary.json").unlink()
+    (out / "images.csv").write_text("cut")
+    evaluate(run, phantom_shards, out)
+    assert (out / "images.csv").read_bytes() == before
+
+
+def test_a_folder_with_other_files_is_refused(run, phantom_shards, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"holds 'notes\.txt' and is not the folder of an evaluation"):
+        evaluate(run, phantom_shards, tmp_path)
+    with pytest.raises(UserError, match=r"is not the folder of an evaluation"):
+        evaluate(run, phantom_shards, run)
+
+
+def test_post_processing_is_chosen_on_val_and_applied_to_other_images(run, phantom_shards, tmp_path, dark):
+    keys = ShardFolder.open(phantom_shards).keys()
+    write_split(tmp_path / "split.json", Split("halves", tuple(keys[:2]), tuple(keys[2:12]), tuple(keys[12:])))
+    val = ["--split", str(tmp_path / "split.json")]
+    plain = evaluate(run, phantom_shards, tmp_path / "plain", *val)
+    chosen = evaluate(run, phantom_shards, tmp_path / "val", *val, "--postprocess", "choose")
+    setting = chosen["postprocess"]["setting"]
+    assert chosen["postprocess"] == {"setting": setting, "chosen": True}
+    assert setting != "none"
+    assert chosen["overall"]["corrected"]["iou"]["mean"] > plain["overall"]["corrected"]["iou"]["mean"]
+    assert any("chosen on the evaluated images" in note for note in chosen["notes"])
+    rest = [*val, "--subset", "unlabeled"]
+    by_folder = evaluate(run, phantom_shards, tmp_path / "test", *rest, "--postprocess", str(tmp_path / "val"))
+    by_words = evaluate(run, phantom_shards, tmp_path / "words", *rest, "--postprocess", setting)
+    assert by_folder["postprocess"] == by_words["postprocess"] == {"setting": setting, "chosen": False}
+    assert [row["key"] for row in table(tmp_path / "test")] == sorted(keys[2:12])
+    assert table(tmp_path / "test") == table(tmp_path / "words")
+
+
+def test_notes_name_runs_whose_training_images_are_evaluated(run, phantom_shards, tmp_path, dark, monkeypatch):
+    keys = ShardFolder.open(phantom_shards).keys()
+    write_split(tmp_path / "split.json", Split("halves", tuple(keys[:12]), (), tuple(keys[12:])))
+    info = {"dataset": "phantom", "split": "halves", "seed": 1, "weights": "w", "weights_sha256": "0" * 64}
+    info |= {"method": "supervised", "network": {"name": "unet"}, "image_size": SIZE}
+    monkeypatch.setattr(predictor, "run_info", lambda path: info)
+    split = ["--split", str(tmp_path / "split.json")]
+
+    def notes(name, *options):
+        return " ".join(evaluate(run, phantom_shards, tmp_path / name, *options)["notes"])
+
+    assert "some of them may be evaluated here. Pass --split halves" in notes("all")
+    assert "was chosen on the evaluated images, so its scores are optimistic" in notes("val", *split)
+    assert "was trained on the evaluated images (labeled of halves)" in notes("train", *split, "--subset", "labeled")
+    assert notes("last", *split, "--weights", "last") == ""
+    info["dataset"] = "another"
+    assert notes("other", *split) == ""
+
+
+def test_several_shard_folders_are_told_apart_and_devices_are_subsets(run, tmp_path, dark):
+    rng = np.random.default_rng(0)
+    for name in ("clinic a", "clinic b"):
+        samples = []
+        for number in range(12):
+            image, mask = rng.integers(60, 255, (20, 30), dtype=np.uint8), np.zeros((20, 30), np.uint8)
+            mask[5:12, 5 + number : 15 + number] = 255
+            meta = {"dataset": name, "class": "x", "original_size": [30, 20], "pixel_spacing": [0.1, 0.1]}
+            meta |= {"device": f"scanner {number % 2}", "group": f"patient {number}"}
+            samples.append(Sample(f"image {number}", np.where(mask, 0, image).astype(np.uint8), mask, meta))
+        (tmp_path / name).mkdir()
+        write_index(tmp_path / name, name, [write_shard(tmp_path / name / "0.tar", samples)])
+    both = [str(tmp_path / "clinic a"), str(tmp_path / "clinic b")]
+    main(["--run", str(run), "--shards", *both, "--out", str(tmp_path / "out"), "--workers", "0"])
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["overall"]["groups"] == 24  # a patient of the same name is another one in the other clinic
+    names = [(subset["by"], subset["name"], subset["images"]) for subset in summary["subsets"]]
+    assert [each for each in names if each[0] != "lesion size"] == [
+        ("data set", "clinic a", 12),
+        ("data set", "clinic b", 12),
+        ("device", "scanner 0", 12),
+        ("device", "scanner 1", 12),
+    ]
+    assert summary["overall"]["assd_mm"]["mean"] == pytest.approx(summary["overall"]["assd"]["mean"] / 10)
+    assert "ASSD mm" in (tmp_path / "out" / "page.html").read_text()
+    with pytest.raises(UserError, match=r"^--split: belongs to one shard folder"):
+        main(["--run", str(run), "--shards", *both, "--out", str(tmp_path / "c"), "--split", "busi_grouped_1"])
+    with pytest.raises(UserError, match=r"^--shards: two folders are called 'clinic a'"):
+        main(["--run", str(run), "--shards", both[0], both[0], "--out", str(tmp_path / "c")])
+
+
+def test_images_without_mask_and_wrong_subsets_are_errors(run, tmp_path, dark):
+    meta = {"dataset": "toy", "class": "x", "original_size": [8, 8]}
+    samples = [Sample("a", np.zeros((8, 8), np.uint8), None, meta)]
+    write_index(tmp_path, "toy", [write_shard(tmp_path / "0.tar", samples)])
+    with pytest.raises(UserError, match=r"1 of 1 records have no mask, the first is 'a'\. Choose a --split"):
+        evaluate(run, tmp_path, tmp_path / "out")
+    write_split(tmp_path / "split.json", Split("s", ("a",), (), ()))
+    options = ["--split", str(tmp_path / "split.json")]
+    with pytest.raises(UserError, match=r"no images to evaluate\. Choose another --subset"):
+        evaluate(run, tmp_path, tmp_path / "out", *options)
+    with pytest.raises(UserError, match=r"^--subset tests: unknown subset\. Choose one of labeled, "):
+        evaluate(run, tmp_path, tmp_path / "out", *options, "--subset", "tests")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.e2e
+def test_two_ranks_score_each_image_once_and_alike(run, phantom_shards, tmp_path):
+    words = ["-m", "mgcc_dist.evaluate", "--run", run, "--shards", phantom_shards, "--workers", "1", "--batch", "1"]
+    words += ["--postprocess", "choose"]
+    for ranks in (1, 2):
+        finish(torchrun(ranks), [*words, "--out", tmp_path / str(ranks)])
+    assert table(tmp_path / "1") == table(tmp_path / "2")
+    one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in "12")
+    for key in ("overall", "subsets", "reliability", "risk_coverage", "postprocess"):
+        assert one[key] == two[key]
