@@ -1,6 +1,6 @@
 """Evaluate trained runs on any labeled shards: scores with intervals, calibration, robustness, one page.
 
-    mgcc evaluate --run out/runs/mgcc_1 --shards out/busi --split busi_grouped_1 --out out/evaluation
+    mgcc evaluate --runs out/runs/mgcc_1 --shards out/busi --split busi_grouped_1 --out out/evaluation
 
 Predicts every image of the subset (or of all the shard folders), as `mgcc predict` does, and scores it at its own size.
 Several runs are an ensemble: their mean probability is scored. Writes

@@ -14,13 +14,16 @@ from torch import nn
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.loader import EvalLoader
-from mgcc_dist.data.records import ShardFolder, write_index, write_shard
+from mgcc_dist.data.records import write_index, write_shard
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.splits import Split, write_split
 from mgcc_dist.evaluate import main
+from mgcc_dist.evaluation.config import EvaluateConfig
 from mgcc_dist.evaluation.scores import score_images
 from mgcc_dist.inference import predictor
+from mgcc_dist.inference.evaluation_inputs import open_inputs
 from mgcc_dist.inference.loading import load_predictor
+from mgcc_dist.reporting import evaluation as reporting
 
 FILES = {"evaluate.json", "images.csv", "summary.json", "page.html", "gallery.png", ".lock"}
 
@@ -43,12 +46,20 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def dark(monkeypatch):
+    """Replace the run's network."""
     monkeypatch.setattr(predictor, "load_network", lambda path: (Dark(), SIZE))
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Leave out what takes most of the time."""
+    monkeypatch.setattr(reporting, "draw_cases", lambda cases, caption, path, columns: path.touch())
+    monkeypatch.setattr(reporting, "render_evaluation", lambda summary, rows, gallery: "")
 
 
 def evaluate(run, shards, out, *options):
     runs = map(str, run if isinstance(run, list) else [run])
-    main(["--run", *runs, "--shards", str(shards), "--out", str(out), "--workers", "0", "--batch", "5", *options])
+    main(["--runs", *runs, "--shards", str(shards), "--out", str(out), "--workers", "0", "--batch", "5", *options])
     return json.loads((out / "summary.json").read_text())
 
 
@@ -59,11 +70,10 @@ def table(out):
 
 def test_page_csv_and_summary_say_the_same(run, phantom_shards, tmp_path, dark, capsys):
     out = tmp_path / "out"
-    summary = evaluate(run, phantom_shards, out, "--corruptions", "--tta", "flips", "scales")
+    summary = evaluate(run, phantom_shards.folder, out, "--corruptions", "--tta", "flips")
     assert {path.name for path in out.iterdir()} == FILES
     rows = table(out)
-    folder = ShardFolder.open(phantom_shards)
-    assert [row["key"] for row in rows] == sorted(folder.keys())
+    assert [row["key"] for row in rows] == sorted(phantom_shards.keys())
     overall = summary["overall"]
     assert (overall["images"], overall["lesions"]) == (len(rows), sum(row["lesion"] == "1" for row in rows))
     dice = np.mean([float(row["dice"]) for row in rows])
@@ -77,11 +87,11 @@ def test_page_csv_and_summary_say_the_same(run, phantom_shards, tmp_path, dark, 
     assert summary["runs"][0]["weights_sha256"][:12] in page
 
 
-def test_scores_at_the_training_size_equal_those_of_a_training_run(run, phantom_shards, tmp_path):
+def test_scores_at_the_training_size_equal_those_of_a_training_run(run, phantom_shards, tmp_path, no_pictures):
     """By `score_images`, which wrote a run's result.json."""
-    evaluate(run, phantom_shards, tmp_path / "out", "--size", str(SIZE))
+    evaluate(run, phantom_shards.folder, tmp_path / "out", "--size", str(SIZE))
     network, _ = load_predictor(run)
-    loader = EvalLoader(ShardFolder.open(phantom_shards), 5, SIZE, rank=0, world=1, workers=0)
+    loader = EvalLoader(phantom_shards, 5, SIZE, rank=0, world=1, workers=0)
     expected = score_images(network, loader.batches(), Accelerator(cpu=True), surface=True)
     for row, score in zip(table(tmp_path / "out"), expected, strict=True):
         assert row["key"] == score["key"]
@@ -90,73 +100,74 @@ def test_scores_at_the_training_size_equal_those_of_a_training_run(run, phantom_
         assert row["hd95"] == ("" if score["hd95"] is None else str(score["hd95"]))
 
 
-def test_the_same_command_has_nothing_to_do_and_another_is_refused(run, phantom_shards, tmp_path, dark, caplog):
+def test_the_same_command_has_nothing_to_do_and_another_is_refused(run, phantom_shards, tmp_path, dark, no_pictures):
     out = tmp_path / "out"
-    evaluate(run, phantom_shards, out)
+    evaluate(run, phantom_shards.folder, out)
     before = bytes_in(out)
-    evaluate(run, phantom_shards, out, "--batch", "3")
+    evaluate(run, phantom_shards.folder, out, "--batch", "3")
     assert bytes_in(out) == before
     with pytest.raises(UserError, match=r"out: holds an evaluation with other tta .*Choose another --out, or delete"):
-        evaluate(run, phantom_shards, out, "--tta", "flips")
+        evaluate(run, phantom_shards.folder, out, "--tta", "flips")
     with pytest.raises(UserError, match=r"other weights and"):
-        evaluate(save_run(tmp_path / "b", 1), phantom_shards, out, "--size", "16")
+        evaluate(save_run(tmp_path / "b", 1), phantom_shards.folder, out, "--size", "16")
     assert bytes_in(out) == before
 
 
-def test_an_interrupted_evaluation_is_completed(run, phantom_shards, tmp_path, dark):
+def test_an_interrupted_evaluation_is_completed(run, phantom_shards, tmp_path, dark, no_pictures):
     out = tmp_path / "out"
-    evaluate(run, phantom_shards, out)
+    evaluate(run, phantom_shards.folder, out)
     before = (out / "images.csv").read_bytes()
     (out / "summary.json").unlink()
     (out / "images.csv").write_text("cut")
-    evaluate(run, phantom_shards, out)
+    evaluate(run, phantom_shards.folder, out)
     assert (out / "images.csv").read_bytes() == before
 
 
 def test_a_folder_with_other_files_is_refused(run, phantom_shards, tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match=r"holds 'notes\.txt' and is not the folder of an evaluation"):
-        evaluate(run, phantom_shards, tmp_path)
+        evaluate(run, phantom_shards.folder, tmp_path)
     with pytest.raises(UserError, match=r"is not the folder of an evaluation"):
-        evaluate(run, phantom_shards, run)
+        evaluate(run, phantom_shards.folder, run)
 
 
-def test_post_processing_is_chosen_on_val_and_applied_to_other_images(run, phantom_shards, tmp_path, dark):
-    keys = ShardFolder.open(phantom_shards).keys()
+def test_post_processing_is_chosen_on_val_and_applied_to_other_images(run, phantom_shards, tmp_path, dark, no_pictures):
+    keys = phantom_shards.keys()
     write_split(tmp_path / "split.json", Split("halves", tuple(keys[:2]), tuple(keys[2:12]), tuple(keys[12:])))
     val = ["--split", str(tmp_path / "split.json")]
-    plain = evaluate(run, phantom_shards, tmp_path / "plain", *val)
-    chosen = evaluate(run, phantom_shards, tmp_path / "val", *val, "--postprocess", "choose")
+    plain = evaluate(run, phantom_shards.folder, tmp_path / "plain", *val)
+    chosen = evaluate(run, phantom_shards.folder, tmp_path / "val", *val, "--postprocess", "choose")
     setting = chosen["postprocess"]["setting"]
     assert chosen["postprocess"] == {"setting": setting, "chosen": True}
     assert setting != "none"
     assert chosen["overall"]["corrected"]["iou"]["mean"] > plain["overall"]["corrected"]["iou"]["mean"]
     assert any("chosen on the evaluated images" in note for note in chosen["notes"])
     rest = [*val, "--subset", "unlabeled"]
-    by_folder = evaluate(run, phantom_shards, tmp_path / "test", *rest, "--postprocess", str(tmp_path / "val"))
-    by_words = evaluate(run, phantom_shards, tmp_path / "words", *rest, "--postprocess", setting)
+    by_folder = evaluate(run, phantom_shards.folder, tmp_path / "test", *rest, "--postprocess", str(tmp_path / "val"))
+    by_words = evaluate(run, phantom_shards.folder, tmp_path / "words", *rest, "--postprocess", setting)
     assert by_folder["postprocess"] == by_words["postprocess"] == {"setting": setting, "chosen": False}
     assert [row["key"] for row in table(tmp_path / "test")] == sorted(keys[2:12])
     assert table(tmp_path / "test") == table(tmp_path / "words")
 
 
 def test_notes_name_runs_whose_training_images_are_evaluated(run, phantom_shards, tmp_path, dark, monkeypatch):
-    keys = ShardFolder.open(phantom_shards).keys()
+    keys = phantom_shards.keys()
     write_split(tmp_path / "split.json", Split("halves", tuple(keys[:12]), (), tuple(keys[12:])))
     info = {"dataset": "phantom", "split": "halves", "seed": 1, "weights": "w", "weights_sha256": "0" * 64}
     info |= {"method": "supervised", "network": {"name": "unet"}, "image_size": SIZE}
     monkeypatch.setattr(predictor, "run_info", lambda path: info)
-    split = ["--split", str(tmp_path / "split.json")]
 
-    def notes(name, *options):
-        return " ".join(evaluate(run, phantom_shards, tmp_path / name, *options)["notes"])
+    def notes(*options):
+        config = EvaluateConfig((run,), (phantom_shards.folder,), tmp_path / "out", *options)
+        return " ".join(open_inputs(config, Accelerator(cpu=True)).notes)
 
-    assert "some of them may be evaluated here. Pass --split halves" in notes("all")
-    assert "was chosen on the evaluated images, so its scores are optimistic" in notes("val", *split)
-    assert "was trained on the evaluated images (labeled of halves)" in notes("train", *split, "--subset", "labeled")
-    assert notes("last", *split, "--weights", "last") == ""
+    split = str(tmp_path / "split.json")
+    assert "some of them may be evaluated here. Pass --split halves" in notes()
+    assert "was chosen on the evaluated images, so its scores are optimistic" in notes(split)
+    assert "was trained on the evaluated images (labeled of halves)" in notes(split, "labeled")
+    assert notes(split, "validation", "last") == ""
     info["dataset"] = "another"
-    assert notes("other", *split) == ""
+    assert notes(split) == ""
 
 
 def test_several_shard_folders_are_told_apart_and_devices_are_subsets(run, tmp_path, dark):
@@ -172,7 +183,7 @@ def test_several_shard_folders_are_told_apart_and_devices_are_subsets(run, tmp_p
         (tmp_path / name).mkdir()
         write_index(tmp_path / name, name, [write_shard(tmp_path / name / "0.tar", samples)])
     both = [str(tmp_path / "clinic a"), str(tmp_path / "clinic b")]
-    main(["--run", str(run), "--shards", *both, "--out", str(tmp_path / "out"), "--workers", "0"])
+    main(["--runs", str(run), "--shards", *both, "--out", str(tmp_path / "out"), "--workers", "0"])
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["overall"]["groups"] == 24  # a patient of the same name is another one in the other clinic
     names = [(subset["by"], subset["name"], subset["images"]) for subset in summary["subsets"]]
@@ -185,12 +196,12 @@ def test_several_shard_folders_are_told_apart_and_devices_are_subsets(run, tmp_p
     assert summary["overall"]["assd_mm"]["mean"] == pytest.approx(summary["overall"]["assd"]["mean"] / 10)
     assert "ASSD mm" in (tmp_path / "out" / "page.html").read_text()
     with pytest.raises(UserError, match=r"^--split: belongs to one shard folder"):
-        main(["--run", str(run), "--shards", *both, "--out", str(tmp_path / "c"), "--split", "busi_grouped_1"])
+        main(["--runs", str(run), "--shards", *both, "--out", str(tmp_path / "c"), "--split", "busi_grouped_1"])
     with pytest.raises(UserError, match=r"^--shards: two folders are called 'clinic a'"):
-        main(["--run", str(run), "--shards", both[0], both[0], "--out", str(tmp_path / "c")])
+        main(["--runs", str(run), "--shards", both[0], both[0], "--out", str(tmp_path / "c")])
 
 
-def test_images_without_mask_and_wrong_subsets_are_errors(run, tmp_path, dark):
+def test_images_without_mask_and_wrong_subsets_are_errors(run, tmp_path, dark, no_pictures):
     meta = {"dataset": "toy", "class": "x", "original_size": [8, 8]}
     samples = [Sample("a", np.zeros((8, 8), np.uint8), None, meta)]
     write_index(tmp_path, "toy", [write_shard(tmp_path / "0.tar", samples)])
@@ -206,12 +217,12 @@ def test_images_without_mask_and_wrong_subsets_are_errors(run, tmp_path, dark):
 
 
 @pytest.mark.e2e
-def test_two_ranks_score_each_image_once_and_alike(run, phantom_shards, tmp_path):
-    words = ["-m", "mgcc_dist.evaluate", "--run", run, "--shards", phantom_shards, "--workers", "1", "--batch", "1"]
-    words += ["--postprocess", "choose"]
-    for ranks in (1, 2):
-        finish(torchrun(ranks), [*words, "--out", tmp_path / str(ranks)])
+def test_two_ranks_score_each_image_once_and_alike(run, phantom_shards, tmp_path, no_pictures):
+    options = ["--batch", "1", "--postprocess", "choose"]
+    one = evaluate(run, phantom_shards.folder, tmp_path / "1", *options)
+    words = ["-m", "mgcc_dist.evaluate", "--runs", run, "--shards", phantom_shards.folder, "--workers", "1"]
+    finish(torchrun(2), [*words, *options, "--out", tmp_path / "2"])
     assert table(tmp_path / "1") == table(tmp_path / "2")
-    one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in "12")
+    two = json.loads((tmp_path / "2" / "summary.json").read_text())
     for key in ("overall", "subsets", "reliability", "risk_coverage", "postprocess"):
         assert one[key] == two[key]

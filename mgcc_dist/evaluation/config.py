@@ -9,7 +9,7 @@ from mgcc_dist.common.value_types import FileOrName, FolderPath, NonNegativeInt,
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    run: tuple[FolderPath, ...] = argument(nargs="+")
+    runs: tuple[FolderPath, ...] = argument(nargs="+")
     """folder of a segmentation run; of several, the mean probability is evaluated (an ensemble)"""
     shards: tuple[FolderPath, ...] = argument(nargs="+")
     """shard folder, or several"""

@@ -43,7 +43,9 @@ def open_inputs(config: EvaluateConfig, accelerator: Accelerator) -> Inputs:
     Raises:
         UserError: a run, shard folder, split or setting does not exist or does not fit the others.
     """
-    predictors = [load(run, config.weights, accelerator.device, config.precision, config.kernels) for run in config.run]
+    predictors = [
+        load(run, config.weights, accelerator.device, config.precision, config.kernels) for run in config.runs
+    ]
     folders = [ShardFolder.open(folder, verify=accelerator.is_local_main_process) for folder in config.shards]
     split, keys = _read_subset(config)
     postprocess = _read_postprocess(config.postprocess)
@@ -108,7 +110,7 @@ def _notes(
 ) -> list[str]:
     """Say which scores are optimistic, because a network was trained or chosen on the evaluated images."""
     notes = []
-    for run, info in zip(config.run, runs, strict=True):
+    for run, info in zip(config.runs, runs, strict=True):
         if info.get("dataset") not in datasets:
             continue
         if split is None or split.name != info["split"]:
