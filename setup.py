@@ -71,6 +71,7 @@ setup(
         "slurm": ["submitit>=1.5"],
         "deepspeed": ["deepspeed>=0.18", "transformers>=4.50"],  # accelerate reads transformers' version
         "readers": READERS,
+        "search": ["optuna>=4.2"],
         "augment": AUGMENT,
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": [

@@ -17,9 +17,11 @@ from pathlib import Path
 
 from benchmarks.processes import Child, raise_on_sigterm
 from mgcc_dist.common.errors import EXIT_STOPPED, UserError, run_program
-from mgcc_dist.common.sweep_file import SweepRun, read_sweep, slug
 from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.readers.busi import busi
+from mgcc_dist.sweep.expansion import read_sweep
+from mgcc_dist.sweep.runs import SweepRun
+from mgcc_dist.sweep.schema import slug
 
 FIRST = ("U-Net", "MGCC")
 SAVE_SECONDS = 600  # for a run to save itself once its time is up

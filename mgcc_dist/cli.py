@@ -18,7 +18,9 @@ PROGRAMS = {
     "predict": ("mgcc_dist.predict", "segment a folder of images with a trained run (research use only)"),
     "report": ("mgcc_dist.report", "put finished runs and the tables of sweeps on one page"),
     "sweep": ("mgcc_dist.sweeps", "print the commands of all runs of a sweep file"),
+    "search": ("mgcc_dist.search", "run trials of a sweep's search, until Optuna has found the best config"),
     "slurm": ("mgcc_dist.slurm.__main__", "run a sweep on a Slurm cluster, or on this machine"),
+    "launch": ("mgcc_dist.accelerate_launch", "start segment or ldm with several processes, by a launch file's name"),
     "bench": ("mgcc_dist.kernels.bench.__main__", "benchmark the kernels on this device"),
 }
 

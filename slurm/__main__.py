@@ -1,12 +1,13 @@
 """Run a sweep on a Slurm cluster: submit it, show its status, resume failed runs.
 
-    mgcc slurm submit configs/sweeps/table_1.yaml --dry-run
-    mgcc slurm submit configs/sweeps/table_1.yaml --cluster-file one_gpu_partition
-    mgcc slurm status configs/sweeps/table_1.yaml --watch
-    mgcc slurm resume configs/sweeps/table_1.yaml
-    mgcc slurm logs   configs/sweeps/table_1.yaml busi/mgcc/seed_1
-    mgcc slurm cancel configs/sweeps/table_1.yaml
-    mgcc slurm report configs/sweeps/table_1.yaml
+    mgcc slurm submit table_1 --dry-run
+    mgcc slurm submit table_1 --cluster-file one_gpu_partition
+    mgcc slurm submit my_sweep.yaml --datasets BUSI --seeds 1
+    mgcc slurm status table_1 --watch
+    mgcc slurm resume table_1
+    mgcc slurm logs   table_1 busi/mgcc/seed_1
+    mgcc slurm cancel table_1
+    mgcc slurm report table_1
 
 Finished, running and pending runs are not submitted again. docs/how-to/cluster.md has the details.
 """
@@ -16,17 +17,17 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from mgcc_dist.common.errors import UserError, run_program
 from mgcc_dist.common.options import argument, flag
 from mgcc_dist.common.program import Command, Program
-from mgcc_dist.common.sweep_file import Sweep, read_sweep
-from mgcc_dist.common.value_types import FileOrName, FilePath, Name, PositiveFloat, PositiveInt
+from mgcc_dist.common.value_types import FileOrName, Name, PositiveFloat, PositiveInt
 from mgcc_dist.slurm import cluster, job_graph, resources, status
 from mgcc_dist.slurm.job_graph import REPORT, Task
 from mgcc_dist.slurm.status import Registry
+from mgcc_dist.sweep.expansion import Sweep, read_sweep
+from mgcc_dist.sweep.selection import SelectionOptions, SweepOptions
 
 logger = logging.getLogger("mgcc_dist.slurm")
 
@@ -37,13 +38,7 @@ EXIT_STOPPED = 130
 
 
 @dataclass(frozen=True)
-class SweepConfig:
-    sweep: FilePath = argument(positional=True)
-    """sweep file"""
-
-
-@dataclass(frozen=True)
-class SubmitConfig(SweepConfig):
+class SubmitConfig(SelectionOptions):
     cluster: Literal["slurm", "local", "debug"] | None = None
     """slurm; local: on this machine; debug: in one process; none: as in the last submission, or slurm"""
     cluster_file: FileOrName | None = None
@@ -55,7 +50,7 @@ class SubmitConfig(SweepConfig):
 
 
 @dataclass(frozen=True)
-class StatusConfig(SweepConfig):
+class StatusConfig(SelectionOptions):
     watch: bool = flag()
     """refresh until all tasks have ended"""
     every: PositiveFloat = 10.0
@@ -63,7 +58,7 @@ class StatusConfig(SweepConfig):
 
 
 @dataclass(frozen=True)
-class LogsConfig(SweepConfig):
+class LogsConfig(SweepOptions):
     run: Name = argument(positional=True)
     """the beginning of the task's name in `status`"""
 
@@ -72,7 +67,7 @@ def start(config: SubmitConfig, retry_failed: bool) -> None:
     """Submit missing tasks and, with `retry_failed`, failed ones."""
     from mgcc_dist.slurm import submit  # needs submitit
 
-    sweep = read_sweep(config.sweep)
+    sweep = config.read()
     if config.dry_run:
         if sweep.out.is_file() or (sweep.out / submit.LOCK).is_file():
             with submit.submission_lock(sweep.out):  # raises what submitting would
@@ -96,7 +91,7 @@ def _start(config: SubmitConfig, retry_failed: bool, sweep: Sweep) -> None:
             max_array_size = cluster.max_array_size()
         except UserError as error:
             unreachable, registry.jobs = str(error), {}  # the states of submitted jobs are unknown
-    tasks = _tasks(sweep, config.sweep, registry)
+    tasks = _tasks(sweep, registry)
     for line in submit.describe_outdated_folders(sweep):
         logger.warning("slurm: %s", line)
     statuses = status.query(tasks, registry)
@@ -145,9 +140,9 @@ def show_status(config: StatusConfig) -> None:
     """Print the status table; exit with code 1 if a task has failed."""
     from mgcc_dist.slurm import submit  # needs submitit
 
-    sweep = read_sweep(config.sweep)
+    sweep = config.read()
     registry = Registry.read(sweep.out)
-    tasks = _tasks(sweep, config.sweep, registry)
+    tasks = _tasks(sweep, registry)
     if config.watch:
         statuses = status.watch(tasks, registry, config.every)
     else:
@@ -159,13 +154,13 @@ def show_status(config: StatusConfig) -> None:
         sys.exit(EXIT_FAILED)
 
 
-def cancel(config: SweepConfig) -> None:
+def cancel(config: SelectionOptions) -> None:
     """Cancel all pending and running tasks."""
     from mgcc_dist.slurm import submit  # needs submitit
 
-    sweep = read_sweep(config.sweep)
+    sweep = config.read()
     registry = Registry.read(sweep.out)
-    statuses = status.query(_tasks(sweep, config.sweep, registry), registry)
+    statuses = status.query(_tasks(sweep, registry), registry)
     jobs = list(dict.fromkeys(each.job for each in statuses if each.state in ("pending", "running")))
     if not jobs:
         print("slurm: nothing is pending or running")
@@ -181,7 +176,7 @@ def show_logs(config: LogsConfig) -> None:
     """Print the logs of a task's latest job."""
     sweep = read_sweep(config.sweep)
     registry = Registry.read(sweep.out)
-    tasks = [task for task in _tasks(sweep, config.sweep, registry) if task.name.startswith(config.run)]
+    tasks = [task for task in _tasks(sweep, registry) if task.name.startswith(config.run)]
     if len(tasks) != 1:
         names = ", ".join(task.name for task in tasks) or "none"
         raise UserError(f"{config.run!r} must be the beginning of exactly one task name. Matching tasks: {names}.")
@@ -193,16 +188,20 @@ def show_logs(config: LogsConfig) -> None:
         print(f"==> {path} <==\n{path.read_text(errors='replace')}")
 
 
-def make_report(config: SweepConfig) -> None:
-    """Build the report of the runs that have finished so far."""
-    sweep = read_sweep(config.sweep)
-    report = next(task for task in _tasks(sweep, config.sweep, Registry.read(sweep.out)) if task.name == REPORT)
-    sys.exit(subprocess.run([sys.executable, *report.command], check=False).returncode)
+def make_report(config: SelectionOptions) -> None:
+    """Build the report of the selected runs that have finished so far."""
+    sweep = config.read()
+    if not sweep.runs:
+        raise UserError(f"{config.sweep}: has no runs to report. Its best trial is in {sweep.out / 'search'}.")
+    (report,) = (task for task in _tasks(sweep, Registry.read(sweep.out)) if task.name == REPORT)
+    selected = {"--datasets": config.datasets, "--rows": config.rows, "--seeds": map(str, config.seeds)}
+    words = [word for option, values in selected.items() if (each := list(values)) for word in (option, *each)]
+    sys.exit(subprocess.run([sys.executable, *report.command, *words], check=False).returncode)
 
 
-def _tasks(sweep: Sweep, path: Path, registry: Registry) -> list[Task]:
+def _tasks(sweep: Sweep, registry: Registry) -> list[Task]:
     name = registry.cluster_file
-    return job_graph.build_tasks(sweep, path, resources.load_cluster_file(name) if name else {}, name or "")
+    return job_graph.build_tasks(sweep, resources.load_cluster_file(name) if name else {}, name or "")
 
 
 PROGRAM = Program(
@@ -216,9 +215,9 @@ PROGRAM = Program(
         ),
         "resume": Command(SubmitConfig, partial(start, retry_failed=True), "submit failed and missing tasks"),
         "status": Command(StatusConfig, show_status, "show the state of every task; exit code 1 if one has failed"),
-        "cancel": Command(SweepConfig, cancel, "cancel all pending and running tasks"),
+        "cancel": Command(SelectionOptions, cancel, "cancel all pending and running tasks"),
         "logs": Command(LogsConfig, show_logs, "print the logs of a task's latest job"),
-        "report": Command(SweepConfig, make_report, "build OUT/report.html from the finished runs"),
+        "report": Command(SelectionOptions, make_report, "build OUT/report.html from the finished runs"),
     },
 )
 main = PROGRAM.main

@@ -1,15 +1,20 @@
 """Build a sweep's task graph and group the tasks into Slurm jobs and job arrays."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mgcc_dist.common.sweep_file import Sweep, SweepRun, SweepStep, slug
-from mgcc_dist.slurm.resources import Resources, merge_resources, preset_defaults
+from mgcc_dist.common.config import as_yaml
+from mgcc_dist.common.files import write_text
+from mgcc_dist.slurm.resources import Resources, merge_resources, program_defaults, step_defaults
+from mgcc_dist.sweep.expansion import Sweep
+from mgcc_dist.sweep.runs import SweepRun
+from mgcc_dist.sweep.schema import slug
 
 REPORT = "report"
+CONFIGS = "configs"
+"""folder in a sweep's `out` with the config file of each submitted run"""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Task:
     after_any: bool = False
     """start even if a dependency failed (Slurm's afterany)"""
     run: SweepRun | None = None
+    """what the command's config file holds"""
     packed: tuple["Task", ...] = ()
     """runs that share this task's GPU; the task then has no command of its own"""
 
@@ -39,6 +45,11 @@ class Task:
     def subtasks(self) -> tuple["Task", ...]:
         """The packed runs, or the task itself."""
         return self.packed or (self,)
+
+    @property
+    def readable_command(self) -> list[str]:
+        """The command as a person would type it, without a config file."""
+        return self.run.command() if self.run else self.command
 
     @property
     def is_done(self) -> bool:
@@ -61,71 +72,93 @@ class Job:
         return self.tasks[0].resources
 
 
-def build_tasks(sweep: Sweep, path: Path, cluster: dict[str, Any], cluster_name: str) -> list[Task]:
-    """Build all tasks of the sweep file `path`: steps, runs and report, each after its dependencies.
+def build_tasks(sweep: Sweep, cluster: dict[str, Any], cluster_name: str) -> list[Task]:
+    """Build all tasks of a sweep: steps, runs and report, each after its dependencies.
 
     Raises:
         UserError: a resource is unknown or has a value of the wrong type.
     """
 
-    def resources(command: list[str], source: str, keys: dict[str, Any]) -> Resources:
-        layers = [("presets.yaml", preset_defaults(command)), (cluster_name, cluster), (source, keys)]
-        return merge_resources(layers)
+    def resources(defaults: dict[str, Any], source: str, keys: dict[str, Any]) -> Resources:
+        return merge_resources([("presets.yaml", defaults), (cluster_name, cluster), (source, keys)])
 
     tasks: list[Task] = []
     for step in sweep.steps:
-        command = step.command()
         tasks.append(
             Task(
                 name=f"prepare/{step.name}",
                 kind=step.kind,
-                command=command,
+                command=step.command(),
                 folder=sweep.out / "prepare" / step.name,
                 output=step.output,
-                resources=resources(command, f"{path}: prepare {step.name}", step.resources),
-                depends_on=find_dependencies(command, sweep.steps, step),
+                resources=resources(step_defaults(step), f"{sweep.path}: prepare {step.name}", step.resources),
+                depends_on=_prepared(step.needs),
             )
         )
     for run in sweep.runs:
-        command = run.command()
+        name = str(run.folder.relative_to(sweep.out))
         tasks.append(
             Task(
-                name=str(run.folder.relative_to(sweep.out)),
+                name=name,
                 kind="runs",
-                command=command,
+                command=["-m", "mgcc_dist.segment", "--config", str(sweep.out / CONFIGS / f"{name}.yaml")],
                 folder=run.folder,
                 output=run.folder / "result.json",
-                resources=resources(command, f"{path}: {run.row} on {run.dataset}", run.resources),
-                depends_on=find_dependencies(command, sweep.steps),
+                resources=resources(
+                    program_defaults("segment", run.preset), f"{sweep.path}: {run.row} on {run.dataset}", run.resources
+                ),
+                depends_on=_prepared(run.needs),
                 run=run,
             )
         )
+    if search := sweep.search:
+        for worker in range(search.config.workers):
+            tasks.append(
+                Task(
+                    name=f"search/worker_{worker}",
+                    kind="search",
+                    command=["-m", "mgcc_dist.search", str(sweep.path), "--worker", str(worker)],
+                    folder=search.folder / f"worker_{worker}",
+                    output=search.marker(worker),
+                    resources=resources(
+                        program_defaults("segment", search.preset), f"{sweep.path}: search", search.resources
+                    ),
+                    depends_on=_prepared(search.needs),
+                )
+            )
+    if not sweep.runs:
+        return tasks
     page = sweep.out / "report.html"
-    command = ["-m", "mgcc_dist.report", "--sweep", str(path), "--out", str(page)]
     report = Task(
         name=REPORT,
         kind=REPORT,
-        command=command,
+        command=["-m", "mgcc_dist.report", "--sweep", str(sweep.path), "--out", str(page)],
         folder=sweep.out / REPORT,
         output=page,
-        resources=resources(command, "report", {}),
+        resources=resources(program_defaults("report"), "report", {}),
         depends_on=tuple(task.name for task in tasks if task.run),
         after_any=True,
     )
     return [*tasks, report]
 
 
-def find_dependencies(command: list[str], steps: list[SweepStep], step: SweepStep | None = None) -> tuple[str, ...]:
-    """Return the tasks whose outputs appear in a command; `step`, if given, depends on its chain's previous step."""
-    if not steps:
-        return ()
-    paths = {Path(text) for argument in command for text in re.split(r'[\s"=,\[\]]+', argument) if text}
-    earlier = steps[: steps.index(step)] if step else steps
-    if step and (previous := [other for other in earlier if other.chain == step.chain]):
-        return (f"prepare/{previous[-1].name}",)
-    last_of_chain = {other.chain: f"prepare/{other.name}" for other in steps}
-    used = [other.chain for other in earlier if other.output in paths or paths & set(other.output.parents)]
-    return tuple(last_of_chain[chain] for chain in dict.fromkeys(used))
+def _prepared(steps: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"prepare/{name}" for name in steps)
+
+
+def write_configs(tasks: Iterable[Task]) -> list[Path]:
+    """Write the config files of runs; return those that did not exist."""
+    created = []
+    for each in (subtask for task in tasks for subtask in task.subtasks):
+        if each.run is None:
+            continue
+        path, text = Path(each.command[each.command.index("--config") + 1]), as_yaml(each.run.config)
+        if not path.is_file():
+            created.append(path)
+        elif path.read_text() == text:
+            continue
+        write_text(path, text)
+    return created
 
 
 def pack_runs(tasks: list[Task]) -> list[Task]:

@@ -6,12 +6,16 @@ import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.presets import base_names
+from mgcc_dist.sweep.steps import SweepStep, find_command
 
 SLURM_FOLDER = Path(__file__).parent
 
@@ -145,11 +149,23 @@ def merge_resources(layers: Iterable[tuple[str, dict[str, Any]]]) -> Resources:
     return merged
 
 
-def preset_defaults(command: list[str]) -> dict[str, Any]:
-    """Return the entry of presets.yaml for a command's program and preset, or else for its program."""
-    program = command[1].rpartition(".")[2]
-    values = [value for option, value in zip(command, [*command[1:], ""], strict=True) if option == "--preset"]
-    return _presets().get(f"{program} {values[0]}" if values else program, {})
+def step_defaults(step: SweepStep) -> dict[str, Any]:
+    """Return the defaults of presets.yaml for a step's program and preset."""
+    command, words = find_command(step.arguments)
+    words = [part for word in words for part in word.split("=", 1)]
+    presets = [value for option, value in pairwise(words) if option == "--preset"]
+    default = None if "--config" in words else command.default_preset
+    return program_defaults(step.arguments[0], presets[0] if presets else default)
+
+
+def program_defaults(program: str, preset: str | None = None) -> dict[str, Any]:
+    """Return the entry of presets.yaml for a program, overridden by those of the preset's bases and of the preset."""
+    entries = _presets()
+    names = base_names(CONFIGS / program, preset) if preset else []
+    defaults = dict(entries.get(program, {}))
+    for name in names:
+        defaults |= entries.get(f"{program} {name}", {})
+    return defaults
 
 
 @functools.cache

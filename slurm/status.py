@@ -11,9 +11,9 @@ from typing import Any
 from tabulate import tabulate
 
 from mgcc_dist.common.files import read_json, write_json
-from mgcc_dist.common.sweep_file import slug
 from mgcc_dist.slurm import cluster
 from mgcc_dist.slurm.job_graph import Task
+from mgcc_dist.sweep.schema import slug
 
 STATES = ("done", "running", "pending", "failed", "missing")
 WAITING_STATES = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING")
@@ -106,8 +106,8 @@ def read_progress(task: Task) -> dict[str, Any]:
         return {}
     row = timed[-1]
     progress: dict[str, Any] = {"step": row["step"], "epoch": row["epoch"]}
-    if task.run and (length := task.run.training_length()):
-        unit, total = length
+    if task.run:
+        unit, total = task.run.training_length()
         fraction = row["epoch" if unit == "epochs" else "step"] / total
         progress["remaining"] = row["seconds"] * max(0, 1 - fraction) / fraction if fraction else None
     return progress

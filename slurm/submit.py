@@ -15,10 +15,11 @@ from typing import IO, Any
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.progress import ProgressBar
-from mgcc_dist.common.sweep_file import Sweep, slug
 from mgcc_dist.slurm import cluster
-from mgcc_dist.slurm.job_graph import REPORT, Job, Task, build_jobs, dependency_option
+from mgcc_dist.slurm.job_graph import REPORT, Job, Task, build_jobs, dependency_option, write_configs
 from mgcc_dist.slurm.status import Registry, TaskStatus, final_log_lines, find_logs, select_logs
+from mgcc_dist.sweep.expansion import Sweep
+from mgcc_dist.sweep.schema import slug
 
 try:
     import submitit
@@ -81,6 +82,7 @@ def submit_to_slurm(sweep: Sweep, tasks: list[Task], statuses: list[TaskStatus],
     check_jobs(jobs)
     saved, previous = registry.path.is_file(), dict(registry.jobs or {})
     job_ids: dict[str, str] = {}
+    configs = write_configs(tasks)
     try:
         _submit_jobs(jobs, registry, job_ids)
     except UserError:
@@ -92,6 +94,7 @@ def submit_to_slurm(sweep: Sweep, tasks: list[Task], statuses: list[TaskStatus],
             else:
                 registry.path.unlink(missing_ok=True)
         _remove_submission_files(registry.logs, job_ids.values())
+        _remove(configs, sweep.out)
         raise
     return jobs
 
@@ -121,6 +124,16 @@ def _remove_submission_files(logs: Path, jobs: Iterable[str]) -> None:
             path.unlink()
     if logs.is_dir() and not any(logs.iterdir()):
         logs.rmdir()
+
+
+def _remove(files: Iterable[Path], top: Path) -> None:
+    """Delete files, and their folders below `top` that are then empty."""
+    for path in files:
+        path.unlink(missing_ok=True)
+        for folder in path.parents[: len(path.relative_to(top).parents) - 1]:
+            if any(folder.iterdir()):
+                break
+            folder.rmdir()
 
 
 @contextmanager
@@ -187,6 +200,7 @@ def run_locally(tasks: list[Task], registry: Registry, parallel: int) -> list[Ta
         KeyboardInterrupt: on Ctrl-C or `cancel`, after the running tasks have saved.
     """
     task_ids = registry.jobs = registry.jobs or {}
+    write_configs(tasks)
     waiting, running, failed = list(tasks), dict[int, tuple[Task, submitit.Job]](), list[Task]()
     bar = ProgressBar(len(tasks), "tasks", "tasks")
     # `cancel` sends SIGTERM, because background jobs of a shell ignore SIGINT.
@@ -233,6 +247,7 @@ def run_locally(tasks: list[Task], registry: Registry, parallel: int) -> list[Ta
 
 def run_in_process(tasks: list[Task], registry: Registry) -> list[Task]:
     """Run `tasks` one after another in this process, for a debugger; the first error is raised."""
+    write_configs(tasks)
     executor = submitit.DebugExecutor(registry.logs)
     for task in tasks:
         logger.info("slurm: %s", task.name)
@@ -267,7 +282,7 @@ def describe_jobs(jobs: list[Job], registry: Registry, with_scripts: bool) -> st
             lines.append(f"  after {', '.join(job.depends_on[:4])}{more}{condition}")
         for task in job.tasks:
             lines += [f"  {task.name}: {len(task.packed)} runs on one GPU"] if task.packed else []
-            lines += [f"  {subtask.name}: python {' '.join(subtask.command)}" for subtask in task.subtasks]
+            lines += [f"  {subtask.name}: python {shlex.join(subtask.readable_command)}" for subtask in task.subtasks]
         if with_scripts:
             script = batch_script(job, registry.logs, dependency_option(job, task_ids, job_ids))
             lines += ["  batch script:", *(f"    {line}".rstrip() for line in script.splitlines())]

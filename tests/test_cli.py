@@ -9,14 +9,15 @@ import pytest
 import yaml
 
 import mgcc_dist
-from mgcc_dist import cli, evaluate, ldm, predict, report, segment, shards, sweeps
-from mgcc_dist.common.config import CONFIGS, preset_names
+from mgcc_dist import cli, evaluate, ldm, predict, report, search, segment, shards, sweeps
+from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.options import options_of
+from mgcc_dist.common.presets import preset_names
 from mgcc_dist.slurm import __main__ as slurm
 
 PROGRAMS = {
-    each.PROGRAM.name: each.PROGRAM for each in (evaluate, ldm, predict, report, segment, shards, sweeps, slurm)
+    each.PROGRAM.name: each.PROGRAM for each in (evaluate, ldm, predict, report, search, segment, shards, sweeps, slurm)
 }
 # One argv for each program and subcommand.
 COMMANDS = [
@@ -46,7 +47,7 @@ def error_of(*words):
 
 
 def test_every_program_is_a_command_with_one_line_of_help(capsys):
-    assert {*PROGRAMS, "bench"} == set(cli.PROGRAMS)
+    assert {*PROGRAMS, "bench", "launch"} == set(cli.PROGRAMS)
     printed = help_of(capsys, "--help")
     for name, (_, summary) in cli.PROGRAMS.items():
         assert name in printed

@@ -13,7 +13,7 @@ LAYERS = [
     {"data", "models"},
     {"train", "evaluation"},
     {"methods", "diffusion"},
-    {"inference"},
+    {"inference", "sweep"},
     {"assessment", "reporting", "segmentation"},
 ]
 LEVEL = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}

@@ -97,12 +97,13 @@ def test_every_import_is_a_declared_dependency(requirements):
     always = {canonicalize_name(each.name) for each in requirements if not each.marker}
     by_extra = {
         part: {canonicalize_name(r.name) for r in requirements if r.marker and r.marker.evaluate({"extra": part})}
-        for part in ("kernels", "slurm", "deepspeed", "readers")
+        for part in ("kernels", "slurm", "deepspeed", "readers", "search")
     }
     extra_of_file = {
         "mgcc_dist/train/weights.py": "deepspeed",  # imported only where DeepSpeed already runs
         "mgcc_dist/data/readers/ddti.py": "readers",
         "mgcc_dist/data/readers/lists.py": "readers",
+        "mgcc_dist/sweep/worker.py": "search",
     }
     distributions = packages_distributions()
     undeclared = []

@@ -42,7 +42,12 @@ RESULT = {
     "device": "cpu",
 }
 OPTIONAL = ("dataset", "images", "parameters", "steps", "seconds", "versions", "commit", "world_size", "precision")
-CONFIG = {"data": {"split": "busi_random_1", "synthetic": None}, "loop": {"seed": 1, "learning_rate": 0.1}, "out": "o"}
+CONFIG = {
+    "data": {"shards": "busi", "split": "busi_random_1", "synthetic": None},
+    "loop": {"epochs": 2.0, "seed": 1, "learning_rate": 0.1},
+    "network": {"name": "mgcc", "widths": [8, 16]},
+    "out": "o",
+}
 ROWS = [
     {"step": 5, "epoch": 1.0, "split": "train", "loss": 0.5},
     {"step": 5, "epoch": 1.0, "split": "validation", "iou": 0.5},
@@ -84,7 +89,7 @@ def test_runs_that_differ_only_in_split_and_seed_share_a_row_with_mean_and_std(t
         config = with_setting("loop.seed", k) | {"out": f"m{k}"}
         make_run(tmp_path / "runs" / f"m{k}", config=config, split=f"busi_random_{k}", seed=k, best=with_iou(iou))
     make_run(tmp_path / "runs" / "grouped", split="busi_grouped_1")
-    make_run(tmp_path / "runs" / "unet", method="supervised")
+    make_run(tmp_path / "runs" / "unet", config=CONFIG | {"method": {"name": "supervised"}}, method="supervised")
     page = report(tmp_path / "runs", out=tmp_path / "report.html")
     printed = capsys.readouterr().out
     assert "64.00 ± 4.00" in printed
@@ -100,7 +105,11 @@ def test_runs_that_differ_only_in_split_and_seed_share_a_row_with_mean_and_std(t
     [
         ({"config": with_setting("loop.learning_rate", 0.2)}, 2),
         ({"images": {"labeled": 20, "unlabeled": 10}}, 2),
-        ({"network": {"name": "mgcc", "widths": [8, 32]}}, 2),
+        ({"config": with_setting("network.widths", [8, 32])}, 2),
+        ({"config": with_setting("data.shards", "elsewhere")}, 1),
+        ({"config": with_setting("loop.log_every", 3)}, 1),
+        ({"config": with_setting("method", {"name": "mgcc", "ramp": "released"})}, 1),  # the default
+        ({"config": CONFIG | {"unknown": 1}}, 2),  # a key of another version
         ({"world_size": 2}, 2),
         ({"config": with_setting("data.synthetic", "elsewhere")}, 1),
         ({"config": with_setting("data.workers", 7)}, 1),

@@ -1,6 +1,7 @@
 """Sweep files: expansion to runs that `segment` accepts, and errors for invalid files."""
 
 import shlex
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 
@@ -9,15 +10,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mgcc_dist.cli import PROGRAMS
 from mgcc_dist.common.command_line import parse
-from mgcc_dist.common.config import CONFIGS, as_plain, flatten
+from mgcc_dist.common.config import CONFIGS, save
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.sweep_file import read_sweep, slug
 from mgcc_dist.methods.registry import METHODS, build
 from mgcc_dist.methods.segment_config import SegmentConfig
+from mgcc_dist.sweep.expansion import read_sweep, select
+from mgcc_dist.sweep.schema import slug
 from mgcc_dist.sweeps import main
 
-SWEEPS = sorted((CONFIGS / "sweeps").glob("*.yaml"))
+SWEEPS = sorted(path.stem for path in (CONFIGS / "sweeps").glob("*.yaml"))
 SEMI = ["MT", "UA-MT", "DCT", "CPS", "CTBCT", "CCT", "MGCC"]
 SMALL = {
     "title": "a title",
@@ -36,34 +39,37 @@ def parsed(run):
     return parse(SegmentConfig, arguments, CONFIGS / "segment", "mgcc_demo")
 
 
+def prepared(**step):
+    return {"datasets": {"BUSI": {"prepare": {"a": step}}}}
+
+
 def written(tmp_path, **changes):
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump({**SMALL, **changes}, sort_keys=False))
     return path
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_segment_accepts_every_run_of_a_shipped_sweep(path):
-    sweep = read_sweep(path)
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_command_of_every_run_of_a_shipped_sweep_gives_its_config(name):
+    sweep = read_sweep(name)
     folders = [run.folder for run in sweep.runs]
     assert len(set(folders)) == len(folders)
     for run in sweep.runs:
-        config = as_plain(parsed(run))
-        assert config["out"] == str(run.folder)
-        assert {key: flatten(config)[key] for key in flatten(run.config)} == flatten(run.config)
-        assert config["loop"]["seed"] == run.seed
-        assert f"_{run.split}" in config["data"]["split"]
+        assert parsed(run) == run.config
+        assert run.config.out == str(run.folder)
+        assert run.config.loop.seed == run.seed
+        assert f"_{run.split}" in run.config.data.split
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_a_table_has_the_paper_s_rows_and_settings(number):
-    sweep = read_sweep(CONFIGS / "sweeps" / f"table_{number}.yaml")
+    sweep = read_sweep(f"table_{number}")
     rows = [*(["U-Net", "CMU-Net"] if number in (1, 4) else []), *SEMI]
     assert list(sweep.rows) == rows
     assert sweep.columns == {"BUSI": "BUSI", "TN3K": "TUS"}
     assert [(r.seed, r.dataset, r.row) for r in sweep.runs] == list(product((1, 2, 3), ("BUSI", "TN3K"), rows))
     for run in sweep.runs:
-        config = parsed(run)
+        config = run.config
         supervised = config.method.name == "supervised"
         assert supervised == (run.row in ("U-Net", "CMU-Net"))
         assert (config.data.batch_labeled, config.data.batch_unlabeled) == ((8, 0) if supervised else (4, 4))
@@ -74,31 +80,44 @@ def test_a_table_has_the_paper_s_rows_and_settings(number):
 
 
 def test_the_tables_cover_every_method_except_the_one_that_is_not_in_the_paper():
-    methods = {parsed(run).method.name for path in SWEEPS for run in read_sweep(path).runs}
+    methods = {run.config.method.name for name in SWEEPS for run in read_sweep(name).runs}
     assert methods == METHODS.keys() - {"cutmix_teacher"}
 
 
 def test_the_small_table_has_the_paper_s_rows_with_smaller_networks():
-    sweep = read_sweep(CONFIGS / "sweeps" / "table_1_small.yaml")
+    sweep = read_sweep("table_1_small")
     assert list(sweep.rows) == ["U-Net", "CMU-Net", *SEMI]
     for run in sweep.runs[: len(sweep.rows)]:
-        config = parsed(run)
+        config = run.config
         parameters = sum(p.numel() for p in build(config.method, config.network).predictor().parameters())
         assert 1e6 < parameters < 4e6  # a quarter of the width
 
 
 def test_row_keys_override_data_set_keys_which_override_defaults(tmp_path):
-    sizes = [{"data": {"image_size": size, "workers": size}} for size in (1, 2, 3)]
+    sizes = [{"data": {"image_size": size, "workers": size}} for size in (16, 32, 48)]
     del sizes[1]["data"]["workers"], sizes[2]["data"]["workers"]
     path = written(tmp_path, defaults=sizes[0], datasets={"BUSI": sizes[1]}, rows={"a": sizes[2], "b": {}})
-    configs = [run.config["data"] for run in read_sweep(path).runs[:2]]
-    assert configs == [{"image_size": 3, "workers": 1}, {"image_size": 2, "workers": 1}]
+    configs = [run.config.data for run in read_sweep(path).runs[:2]]
+    assert [(data.image_size, data.workers) for data in configs] == [(48, 16), (32, 16)]
+
+
+def test_placeholders_are_filled_in_for_every_seed(tmp_path):
+    datasets = {
+        "BUSI": {"data": {"split": "s_{split}", "similar": ["a_{seed}", "b"]}, "loop": {"warmup_steps": "{seed}"}}
+    }
+    path = written(
+        tmp_path, seeds=[7, 8], splits=[1, 2], datasets=datasets, rows={"a": {}, "b": {"loop": {"warmup_steps": 5}}}
+    )
+    configs = [run.config for run in read_sweep(path).runs]
+    assert [config.data.similar for config in configs] == [("a_7", "b")] * 2 + [("a_8", "b")] * 2
+    assert [config.data.split for config in configs] == ["s_1", "s_1", "s_2", "s_2"]
+    assert [config.loop.warmup_steps for config in configs] == [7, 5, 8, 5]
 
 
 def test_seeds_can_share_a_split(tmp_path):
     runs = read_sweep(written(tmp_path, splits=[1, 1, 1])).runs
     assert [(run.split, run.seed) for run in runs[::2]] == [(1, 1), (1, 2), (1, 3)]
-    assert {run.config["data"]["split"] for run in runs} == {"busi_random_1"}
+    assert {run.config.data.split for run in runs} == {"busi_random_1"}
 
 
 def test_commands_of_the_selected_runs_are_printed_and_quoted_for_a_shell(tmp_path, capsys):
@@ -109,6 +128,137 @@ def test_commands_of_the_selected_runs_are_printed_and_quoted_for_a_shell(tmp_pa
     assert [shlex.split(line)[1:] for line in lines] == [run.command() for run in expected]
     with pytest.raises(UserError, match=r"--rows: 'UNet' is not in .*\. Did you mean U-Net\?"):
         main([str(path), "--rows", "UNet"])
+
+
+@pytest.mark.parametrize(
+    ("selected", "steps", "runs"),
+    [
+        ({}, 29, 42),
+        ({"datasets": ["BUSI"], "seeds": [1]}, 5, 7),
+        ({"datasets": ["TN3K"], "seeds": [1, 2], "rows": ["MGCC"]}, 11, 2),
+    ],
+)
+def test_only_steps_that_the_selected_runs_need_are_kept(selected, steps, runs):
+    sweep = select(read_sweep("table_3"), **selected)
+    assert (len(sweep.steps), len(sweep.runs)) == (steps, runs)
+    names = {step.name for step in sweep.steps}
+    assert all(set(step.needs) <= names for step in sweep.steps)
+
+
+PREPARE = {
+    "shards": {"run": "shards phantom --out s", "makes": "s/index.json"},
+    "split": {"run": "shards split --root s --out s_{split}.json", "makes": "s_{split}.json"},
+    "model": {
+        "run": "ldm --out m_{split} --until {stage}",
+        "makes": {"denoiser": "m_{split}/d", "samples": "m_{split}/s"},
+    },
+}
+
+
+def needs_of(tmp_path, rows, dataset=(), **changes):
+    """Names of the steps that each step, and each row's run with seed 2, needs."""
+    prepare = {name: PREPARE[name] | changes.get(name, {}) for name in PREPARE}
+    datasets = {"BUSI": {"prepare": prepare, **dict(dataset)}}
+    sweep = read_sweep(written(tmp_path, seeds=[1, 2], datasets=datasets, rows=rows))
+    named = {step.name: step.needs for step in sweep.steps} | {
+        run.row: run.needs for run in sweep.runs if run.seed == 2
+    }
+    return {name: [each.removeprefix("busi/") for each in needs] for name, needs in named.items()}
+
+
+def test_steps_and_runs_wait_for_the_entries_that_they_need(tmp_path):
+    rows = {"a": {}, "b": {"needs": ["split"]}, "c": {"needs": []}}
+    needs = needs_of(tmp_path, rows, {"needs": ["split", "model"]}, model={"needs": ["shards"]})
+    assert needs["busi/split-split_2"] == ["shards"]
+    assert needs["busi/model-denoiser-split_2"] == ["shards"]
+    assert needs["busi/model-samples-split_1"] == ["shards", "model-denoiser-split_1"]
+    assert needs["a"] == ["shards", "split-split_2", "model-denoiser-split_2", "model-samples-split_2"]
+    assert needs["b"] == ["shards", "split-split_2"]
+    assert needs["c"] == []
+
+
+def test_without_needs_an_entry_waits_for_the_one_before_and_runs_for_all(tmp_path):
+    needs = needs_of(tmp_path, {"a": {}})
+    chain = ["shards", "split-split_2", "model-denoiser-split_2", "model-samples-split_2"]
+    assert [needs[f"busi/{name}"] for name in chain] == [chain[:index] for index in range(4)]
+    assert needs["a"] == chain
+
+
+def test_a_sweep_takes_what_its_base_says(tmp_path):
+    (tmp_path / "derived").mkdir()
+    written(tmp_path, datasets={"BUSI": SMALL["datasets"]["BUSI"], "TN3K": {"data": {"split": "t_{split}"}}})
+    path = tmp_path / "derived" / "mine.yaml"
+    rows = {
+        "U-Net": None,
+        "MGCC": {"network": {"kernel_size": 5}},
+        "CCT": {"method": {"name": "cct"}, "network": {"name": "cct"}},
+    }
+    changes = {"base": "../sweep.yaml", "seeds": [7], "rows": rows, "datasets": {"TN3K": None}}
+    path.write_text(yaml.safe_dump(changes))
+    sweep = read_sweep(path)
+    assert (sweep.name, sweep.title, list(sweep.rows), list(sweep.columns)) == (
+        "mine",
+        "a title",
+        ["MGCC", "CCT"],
+        ["BUSI"],
+    )
+    assert [(run.config.loop.seed, run.config.data.split) for run in sweep.runs] == [(7, "busi_random_7")] * 2
+    assert sweep.runs[0].config.network.kernel_size == 5
+    path.write_text(yaml.safe_dump({"base": "table_6", "seeds": [5]}))
+    assert len(read_sweep(path).runs) == 8
+
+
+def test_a_preset_of_ones_own_may_have_a_shipped_one_as_base(tmp_path):
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"base": "mgcc_busi_small", "loop": {"epochs": 3}}))
+    run = read_sweep(written(tmp_path, preset=str(tmp_path / "mine.yaml"))).runs[1]
+    assert (run.config.loop.epochs, run.config.network.widths) == (3, (8, 16, 32, 64, 128))
+    assert parsed(run) == run.config
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("tabel_1", r"sweep\.yaml: base: tabel_1: file not found.*Did you mean table_1\?"),
+        ("sweep.yaml", "as its own base"),
+    ],
+)
+def test_a_base_that_cannot_be_read_is_named(tmp_path, base, message):
+    with pytest.raises(UserError, match=message):
+        read_sweep(written(tmp_path, base=base))
+
+
+# --- identity
+
+
+def folders_of(tmp_path, **changes):
+    return [run.folder.name for run in read_sweep(written(tmp_path, **changes)).runs]
+
+
+def test_keys_that_do_not_affect_the_result_keep_the_folder(tmp_path):
+    before = folders_of(tmp_path, out=str(tmp_path))
+    neutral = {"loop": {"log_every": 1, "checkpoint_every": 7, "keep_checkpoints": 9}, "data": {"workers": 9}}
+    assert folders_of(tmp_path, out=str(tmp_path / "elsewhere"), defaults=neutral) == before
+    assert folders_of(tmp_path, defaults={"loop": {"momentum": 0.9}}) == before  # the default, written out
+    others = folders_of(tmp_path, defaults={"loop": {"momentum": 0.5}})
+    assert not set(others) & set(before)
+
+
+def test_an_existing_run_of_the_same_identity_keeps_its_folder(tmp_path):
+    """Another version may have computed another hash for it."""
+    changes = {"out": str(tmp_path / "out"), "seeds": [1, 2]}
+    first, *_ = read_sweep(written(tmp_path, **changes)).runs
+    older = first.folder.with_name("seed_1-0123abcd")
+    save(first.config, older / "config.yaml")
+    assert read_sweep(written(tmp_path, **changes)).runs[0].folder == first.folder  # it has not started
+    (older / "result.json").write_text("{}")
+    runs = read_sweep(written(tmp_path, **changes)).runs
+    assert [run.folder == older for run in runs] == [True, False, False, False]
+    assert runs[0].config.out == str(older)
+    other = read_sweep(written(tmp_path, defaults={"loop": {"momentum": 0.5}}, **changes)).runs[0]
+    assert other.folder.name not in (older.name, first.folder.name)
+
+
+# --- errors
 
 
 @pytest.mark.parametrize(
@@ -125,6 +275,45 @@ def test_commands_of_the_selected_runs_are_printed_and_quoted_for_a_shell(tmp_pa
         ({"title": None}, "key 'title' is missing"),
         ({"defaults": [1]}, "defaults must hold keys of `segment`"),
         ({"rows": {"a": {"nets": {}}}}, r"rows\.a\.nets is not one of the sections"),
+        (
+            {"rows": {"a": {"network": {"tapz": [1]}}}},
+            r"rows\.a: network\.tapz: unknown key\. Did you mean network\.taps\?",
+        ),
+        (
+            {"rows": {"a": {"loop": {"epochs": "many"}}}},
+            r"rows\.a: loop\.epochs: expected a positive number or none, got",
+        ),
+        ({"rows": {"a": {"loop": {"steps": 5}}}}, r"a on BUSI: loop\.epochs and loop\.steps: expected one number"),
+        ({"rows": {"a": {"loop": {"seed": 5}}}}, r"rows\.a: loop\.seed: is set by `seeds`"),
+        (
+            {"defaults": {"data": {"wrokers": 1}}},
+            r"defaults: data\.wrokers: unknown key\. Did you mean data\.workers\?",
+        ),
+        (
+            {"datasets": {"BUSI": {"data": {"image_size": -1}}}},
+            r"datasets\.BUSI: data\.image_size: expected a positive int",
+        ),
+        ({"preset": "mgcc_bus"}, r"preset: mgcc_bus: unknown preset\. Did you mean mgcc_busi\?"),
+        (
+            prepared(run="ldm --sampling.cuont 5", makes="x"),
+            r"prepare\.a\.run: --sampling\.cuont: unknown option\. Did you",
+        ),
+        (
+            prepared(run="shards busi --out o --root r --size x", makes="x"),
+            r"prepare\.a\.run: size: expected an integer",
+        ),
+        (
+            prepared(run="shards busy --root r", makes="x"),
+            r"prepare\.a\.run: shards: busy: unknown command\. Did you mean bus",
+        ),
+        (
+            prepared(run="shard busi", makes="x"),
+            r"prepare\.a\.run: shard: unknown program\. A step runs one of shards, ldm",
+        ),
+        (prepared(run="ldm 'x", makes="x"), r"prepare\.a\.run: No closing quotation"),
+        (prepared(run="ldm", makes="x", needs=["b"]), r"prepare\.a\.needs: 'b' is not an earlier entry of `prepare`"),
+        (prepared(run="ldm", makes="x", need=["b"]), r"prepare\.a: unknown key 'need'\. Known keys: run, makes, needs"),
+        ({"rows": {"a": {"needs": ["b"]}}}, r"rows\.a\.needs: 'b' is not an earlier entry of `prepare`"),
         ({"rows": {"a": {"data": {"split": "{k}"}}}}, r"placeholder in '\{k\}' .* Available: \{split\} and \{seed\}"),
     ],
 )
@@ -141,8 +330,21 @@ def test_a_file_that_is_not_a_sweep_is_named_in_the_error(tmp_path, content):
     path.write_text(content)
     with pytest.raises(UserError, match=r"x\.yaml"):
         read_sweep(path)
-    with pytest.raises(UserError, match=r"nowhere\.yaml: file not found\. Shipped .* configs/sweeps/table_1\.yaml"):
+    with pytest.raises(UserError, match=r"nowhere\.yaml: file not found, .*Shipped sweeps: table_1, table_1_small"):
         read_sweep(Path("nowhere.yaml"))
+
+
+@pytest.mark.parametrize("seeds", [[1], []])
+@pytest.mark.parametrize("command", ["sweep", "slurm submit", "slurm submit --dry-run", "slurm status", "report"])
+def test_every_command_checks_the_keys_of_all_runs_first(tmp_path, command, seeds):
+    """Without this, a misspelt key fails jobs hours after they were submitted."""
+    rows = {"U-Net": {}, "MGCC": {"network": {"tapz": [1, 2]}}}
+    path = written(tmp_path, seeds=seeds, rows=rows, out=str(tmp_path / "out"))
+    program, *words = command.split()
+    words[1:1] = [*(["--sweep"] if program == "report" else []), str(path)]
+    with pytest.raises(UserError, match=r"sweep\.yaml: rows\.MGCC: network\.tapz: unknown key"):
+        import_module(PROGRAMS[program][0]).main(words)
+    assert not (tmp_path / "out").exists()
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)

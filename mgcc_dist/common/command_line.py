@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from mgcc_dist.common.config import Config, Layer, flatten, preset_names, read_layer, read_yaml, resolve
+from mgcc_dist.common.config import Config, Layer, flatten, read_layer, read_yaml, resolve
 from mgcc_dist.common.errors import SharedError, did_you_mean
 from mgcc_dist.common.log import LEVELS
 from mgcc_dist.common.options import Option, component_sections, options_of
+from mgcc_dist.common.presets import preset_names, read_preset
 
 
 @dataclass
@@ -84,8 +85,10 @@ def read_command_line(
             raise SharedError(f"{name}: unknown option.{_suggestion(name, options, presets)}")
     own |= _positional(options, positional)
     if presets and (preset := _preset(chosen, default_preset, presets, bool(files))):
-        line.layers.append(read_layer(presets / f"{preset}.yaml"))
-    line.layers += [*map(read_layer, files), Layer(own)]
+        line.layers += read_preset(presets, presets / f"{preset}.yaml")
+    for path in files:
+        line.layers += read_preset(presets, path) if presets else [read_layer(path)]
+    line.layers.append(Layer(own))
     return line
 
 

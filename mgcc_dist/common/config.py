@@ -129,10 +129,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return keys
 
 
-def preset_names(presets: Path) -> list[str]:
-    return sorted(path.stem for path in presets.glob("*.yaml"))
-
-
 def read_layer(path: Path) -> Layer:
     """Read a YAML file of keys.
 

@@ -6,9 +6,10 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from mgcc_dist.common.config import Setting, Settings, preset_names
+from mgcc_dist.common.config import Setting, Settings
 from mgcc_dist.common.log import LEVELS
 from mgcc_dist.common.options import Option, headings_of
+from mgcc_dist.common.presets import preset_names
 
 if TYPE_CHECKING:
     from mgcc_dist.common.program import Command

@@ -17,17 +17,16 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from mgcc_dist.common.command_line import parse
-from mgcc_dist.common.config import flatten
+from mgcc_dist.common.config import Layer, resolve
 from mgcc_dist.common.environment import processor
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.sweep_file import Sweep, as_arguments
 from mgcc_dist.kernels.bench.timing import capture_graph, median_cuda_ms
 from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.methods.registry import build
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.reporting.paper import PaperTable, load_paper_table
 from mgcc_dist.reporting.views import NO_VALUE, Cell, ReportSection, TableView
+from mgcc_dist.sweep.expansion import Sweep
 
 IMAGE_SIZE = 256
 CHANNELS = 3
@@ -84,7 +83,7 @@ def build_row_network(sweep: Sweep, row: str) -> nn.Module:
             f"{sweep.name}: row {row!r} must have only network keys, got {', '.join(keys) or 'none'}. "
             "Pass a sweep file such as configs/sweeps/table_7.yaml to --efficiency."
         )
-    network = parse(NetworkRow, as_arguments(flatten(keys))).network
+    network = resolve(NetworkRow, [Layer(keys, f"{sweep.path}: rows.{row}")]).network
     return build(MethodConfig(name="supervised"), network).predictor().eval()
 
 

@@ -1,59 +1,63 @@
-"""Assign run folders to the cells of a sweep's table, and check that their configs match the sweep file."""
+"""Assign run folders to the cells of a sweep's table, by the identity of their runs."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mgcc_dist.common.command_line import parse
-from mgcc_dist.common.config import CONFIGS, as_plain, flatten
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.sweep_file import RESULT_NEUTRAL_KEYS, Sweep, SweepRun
-from mgcc_dist.methods.segment_config import SegmentConfig
+from mgcc_dist.common.identity import describe_difference
 from mgcc_dist.reporting.runs import Run, RunCollection
+from mgcc_dist.sweep.expansion import Sweep
+from mgcc_dist.sweep.runs import SweepRun, is_same_run
+from mgcc_dist.train.saved_run import differences
 
 
 def match_runs(sweep: Sweep, found: RunCollection, folders: Sequence[Path]) -> list[tuple[SweepRun, Run | None]]:
     """Pair every run of the sweep with its run folder, finished or unfinished, or with None if there is none.
 
     A run is expected in its folder below the sweep's `out`. The same relative path below one of `folders`, which were
-    searched for `found`, counts too, so that runs can be moved or copied from another machine.
+    searched for `found`, counts too, so that runs can be moved or copied from another machine. A folder whose name ends
+    in another hash counts if it holds the same run.
 
     Raises:
-        UserError: a finished run has another config than the sweep asks for, or two folders hold the same run.
+        UserError: a finished run in the folder of a sweep's run is another one, or two folders hold the same run.
     """
-    by_folder = {run.folder.resolve(): run for run in (*found.segmentation, *found.unfinished)}
+    by_parent: dict[Path, list[Run]] = {}
+    for run in (*found.segmentation, *found.unfinished):
+        by_parent.setdefault(run.folder.resolve().parent, []).append(run)
     matched: list[tuple[SweepRun, Run | None]] = []
     for wanted in sweep.runs:
-        resolved = [folder.resolve() for folder in _possible_folders(sweep, wanted, folders)]
-        candidates = {folder: by_folder[folder] for folder in resolved if folder in by_folder}
+        parents = dict.fromkeys(parent.resolve() for parent in _possible_parents(sweep, wanted, folders))
+        nearby = [run for parent in parents for run in by_parent.get(parent, ()) if _has_seed(run.folder, wanted.seed)]
+        candidates = [run for run in nearby if run.folder.name == wanted.folder.name]
+        candidates += [run for run in nearby if run not in candidates and is_same_run(run.folder, wanted.config)]
         if len(candidates) > 1:
-            first, second, *_ = candidates
+            first, second, *_ = (run.folder.resolve() for run in candidates)
             raise UserError(
                 f"{sweep.name}: {wanted.row} on {wanted.dataset}, seed {wanted.seed}, is in both {first} and {second}. "
                 "Pass only the folder of one."
             )
-        run = next(iter(candidates.values()), None)
-        if run and run.result:
-            _check_config(sweep, wanted, run)
-        matched.append((wanted, run))
+        if candidates and candidates[0].result:
+            _check_config(sweep, wanted, candidates[0])
+        matched.append((wanted, candidates[0] if candidates else None))
     return matched
 
 
-def _possible_folders(sweep: Sweep, wanted: SweepRun, folders: Sequence[Path]) -> Iterable[Path]:
-    relative = wanted.folder.relative_to(sweep.out)
-    return [wanted.folder, *(base / relative for folder in folders for base in (folder, folder / sweep.out.name))]
+def _possible_parents(sweep: Sweep, wanted: SweepRun, folders: Sequence[Path]) -> Iterable[Path]:
+    parent = wanted.folder.parent
+    relative = parent.relative_to(sweep.out)
+    return [parent, *(base / relative for folder in folders for base in (folder, folder / sweep.out.name))]
+
+
+def _has_seed(folder: Path, seed: int) -> bool:
+    return re.match(rf"seed_{seed}(-|$)", folder.name) is not None
 
 
 def _check_config(sweep: Sweep, wanted: SweepRun, run: Run) -> None:
-    """Raise UserError for the first key in which the run differs from the sweep; defaults of `segment` count too."""
-    arguments = wanted.command()[2:]  # without -m mgcc_dist.segment
-    expected = flatten(as_plain(parse(SegmentConfig, arguments, CONFIGS / "segment")))
-    actual = flatten(run.config)
-    keys = sorted((expected.keys() | actual.keys()) - RESULT_NEUTRAL_KEYS)
-    differing = [key for key in keys if expected.get(key) != actual.get(key)]
-    if differing:
-        key = differing[0]
-        more = f" (and {len(differing) - 1} more keys)" if len(differing) > 1 else ""
+    """Raise UserError for the first key in which the run differs from the sweep's."""
+    if differing := differences(run.folder, wanted.config):
+        key, actual, expected, more = describe_difference(differing)
         raise UserError(
-            f"{run.folder}: {key} is {actual.get(key)}, but {sweep.name} sets {expected.get(key)}{more}. "
+            f"{run.folder}: {key} is {actual}, but {sweep.name} sets {expected}{more}. "
             "Delete or move the folder and rerun that row, or correct the sweep file."
         )

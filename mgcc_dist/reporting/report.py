@@ -8,13 +8,13 @@ from tabulate import tabulate
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import write_text
-from mgcc_dist.common.sweep_file import read_sweep
 from mgcc_dist.reporting import efficiency, formats
 from mgcc_dist.reporting.efficiency import Efficiency
 from mgcc_dist.reporting.page import render_page
 from mgcc_dist.reporting.runs import RunCollection, find_runs, group_runs
 from mgcc_dist.reporting.tables import ResultTable, build_table
 from mgcc_dist.reporting.views import ReportSection, format_run_count, sweep_section
+from mgcc_dist.sweep.expansion import Sweep
 
 # Metrics of the printed table: heading, path in a run's summary, scale. The page has more.
 COLUMNS: list[tuple[str, tuple[str, ...], float]] = [
@@ -52,7 +52,7 @@ FORMATS: dict[str, Callable[[Report], str]] = {
 
 
 def write_report(
-    folders: Sequence[Path], sweep_files: Sequence[Path], outs: Sequence[Path], efficiency_sweep: Path | None
+    folders: Sequence[Path], sweeps: Sequence[Sweep], outs: Sequence[Path], efficiency_sweep: Sweep | None
 ) -> None:
     """Build the report, print the main table, and write the report to `outs`.
 
@@ -60,21 +60,20 @@ def write_report(
         UserError: there are no runs to report, a config.yaml or result.json is damaged, a run's config differs from its
             sweep's, or the suffix of an output file is unknown.
     """
-    if not (folders or sweep_files or efficiency_sweep):
+    if not (folders or sweeps or efficiency_sweep):
         raise UserError("nothing to report. Pass folders of runs, --sweep FILE or --efficiency.")
-    if not outs and (folders or sweep_files):
+    if not outs and (folders or sweeps):
         outs = [Path("report.html")]
     for out in outs:
         if out.suffix not in FORMATS:
             raise UserError(f"{out}: unknown format {out.suffix!r}. Use one of: {', '.join(FORMATS)}.")
-        if out.suffix != ".html" and not (sweep_files or efficiency_sweep):
+        if out.suffix != ".html" and not (sweeps or efficiency_sweep):
             raise UserError(f"{out}: {out.suffix} holds only sweep tables. Add --sweep FILE or --efficiency.")
 
-    sweeps = [read_sweep(path) for path in sweep_files]
     folders = folders or [sweep.out for sweep in sweeps if sweep.out.is_dir()]
     found = find_runs(folders) if folders else RunCollection()
     tables = [build_table(sweep, found, folders) for sweep in sweeps]
-    report = Report(found, tables, efficiency.measure_sweep(read_sweep(efficiency_sweep)) if efficiency_sweep else None)
+    report = Report(found, tables, efficiency.measure_sweep(efficiency_sweep) if efficiency_sweep else None)
     written = {out: FORMATS[out.suffix](report) for out in outs}
     for out, content in written.items():
         write_text(out, content)

@@ -1,6 +1,5 @@
 """Find run folders, read them, and group runs that differ only in split number and seed."""
 
-import copy
 import json
 import os
 import re
@@ -15,12 +14,12 @@ import yaml
 
 from mgcc_dist.common.config import flatten
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.sweep_file import RESULT_NEUTRAL_KEYS
+from mgcc_dist.common.identity import identity, input_keys
+from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.train.metrics_logger import read_rows
-from mgcc_dist.train.saved_run import is_finished, read_result
+from mgcc_dist.train.saved_run import is_finished, read_config, read_result
 
-# Keys in which the runs of one group may differ.
-UNGROUPED_KEYS = RESULT_NEUTRAL_KEYS | {"data.split", "data.shards", "data.synthetic", "loop.seed"}
+SEED = "loop.seed"
 SURFACE_METRICS = (("hd95",), ("asd",))
 REQUIRED_RESULT_KEYS = {"segment": ("method", "network", "split", "seed", "best", "last"), "ldm": ("stage",)}
 
@@ -36,6 +35,25 @@ class Run:
     """rows of metrics.jsonl"""
     result: dict[str, Any]
     """content of result.json; empty for an unfinished run"""
+
+    @cached_property
+    def segment_config(self) -> SegmentConfig | None:
+        """the config of a segmentation run; None if there is none, or this version can't read it"""
+        try:
+            return read_config(self.folder, SegmentConfig) if self.config else None
+        except UserError:
+            return None
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """what identifies a segmentation run: all of its keys if this version can't read its config"""
+        return identity(self.segment_config) if self.segment_config else flatten(self.config)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """the identity without seed and data"""
+        others = {SEED, *input_keys(self.segment_config)} if self.segment_config else set()
+        return {key: value for key, value in self.identity.items() if key not in others}
 
     @property
     def title(self) -> str:
@@ -157,11 +175,10 @@ def find_repeats(runs: Sequence[Run]) -> dict[Path, str]:
     repeats: dict[Path, str] = {}
     first: dict[str, Run] = {}
     for run in runs:
-        settings = {key: value for key, value in flatten(run.config).items() if key not in RESULT_NEUTRAL_KEYS}
         scores = [[run.result[weights].get(key) for key in ("summary", "images")] for weights in ("best", "last")]
         marks = {json.dumps(scores, sort_keys=True): "identical to"}
-        if settings:
-            same = [settings, run.result["split"], run.result["seed"]]
+        if run.identity:
+            same = [run.identity, run.result["split"], run.result["seed"]]
             marks[json.dumps(same, sort_keys=True, default=str)] = "same settings and seed as"
         remark = next((f" ({words} {first[mark].name})" for mark, words in marks.items() if mark in first), None)
         if remark:
@@ -175,14 +192,11 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
     """Group runs by settings, data and precision; `busi_random_1` and `busi_random_2` are splits of one kind."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        config = copy.deepcopy(run.config)
-        for path in UNGROUPED_KEYS:
-            section, _, key = path.rpartition(".")
-            (config.get(section, {}) if section else config).pop(key, None)
-        keys = ("method", "network", "dataset", "images", "world_size", "precision")
+        keys = ["dataset", "images", "world_size", "precision"]
+        keys += [] if run.segment_config else ["method", "network"]
         facts = {key: run.result.get(key) for key in keys}
         kind = re.sub(r"_\d+$", "", run.result["split"])
-        groups.setdefault(json.dumps([kind, facts, config], sort_keys=True, default=str), []).append(run)
+        groups.setdefault(json.dumps([kind, facts, run.settings], sort_keys=True, default=str), []).append(run)
     return [RunGroup(members) for members in groups.values()]
 
 

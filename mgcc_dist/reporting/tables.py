@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.sweep_file import Sweep
 from mgcc_dist.evaluation.statistics import Difference, holm, paired_bootstrap
 from mgcc_dist.reporting.matching import match_runs
 from mgcc_dist.reporting.paper import PaperTable, load_paper_table
 from mgcc_dist.reporting.runs import Run, RunCollection, find_repeats, lookup
+from mgcc_dist.sweep.expansion import Sweep
 
 PROTOCOLS = ("paper", "corrected", "lesion")
 METRICS = ("iou", "recall", "precision", "f1")

@@ -14,7 +14,7 @@ from benchmarks.busi import select_runs, train
 from benchmarks.processes import Child, raise_on_sigterm
 from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import EXIT_STOPPED, UserError
-from mgcc_dist.common.sweep_file import read_sweep
+from mgcc_dist.sweep.expansion import read_sweep
 
 
 def test_u_net_and_mgcc_of_the_first_split_come_first_and_rows_can_be_selected():

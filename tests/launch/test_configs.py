@@ -6,12 +6,16 @@ test_zero.py starts the ZeRO files.
 import json
 import re
 import socket
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 import ranks
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+from mgcc_dist.accelerate_launch import launch_command
+from mgcc_dist.common.errors import UserError
 
 LAUNCH = ranks.REPOSITORY / "launch"
 CONFIGS = LAUNCH / "accelerate"
@@ -37,6 +41,37 @@ def test_accelerate_reads_the_settings_in_the_file_name(name, machines, processe
     assert (read.multi_gpu, read.use_deepspeed) == (processes > 1 and name not in ZERO, name in ZERO)
     assert not read.use_cpu
     assert read.deepspeed_config_file == ZERO.get(name)
+
+
+@pytest.mark.parametrize("name", [*ZERO, "one_gpu", "8gpu_ddp_bf16"])
+def test_mgcc_launch_finds_a_file_by_name_in_any_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    python, *words = launch_command([name, "--main_process_port", "5000", "ldm", "--preset", "busi"])
+    assert (python, words[:2]) == (sys.executable, ["-m", "accelerate.commands.launch"])
+    read, _, _ = _validate_launch_command(launch_command_parser().parse_args(words[2:]))
+    assert Path(read.config_file).samefile(CONFIGS / f"{name}.yaml")
+    assert (read.module, read.training_script) == (True, "mgcc_dist.ldm")
+    assert (read.training_script_args, read.main_process_port) == (["--preset", "busi"], 5000)
+    if name in ZERO:
+        assert Path(read.deepspeed_config_file).samefile(ranks.REPOSITORY / ZERO[name])
+
+
+def test_a_launch_file_of_ones_own_is_used_as_it_is(tmp_path):
+    (tmp_path / "mine.yaml").write_text("deepspeed_config: {deepspeed_config_file: my_zero.json}")
+    words = launch_command([str(tmp_path / "mine.yaml"), "segment", "ldm"])
+    assert words[3:] == ["--config_file", str(tmp_path / "mine.yaml"), "-m", "mgcc_dist.segment", "ldm"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["8gpu_zero4", "ldm"], r"launch 8gpu_zero4: no such launch file\. Did you mean 8gpu_zero"),
+        (["8gpu_zero2", "--preset", "busi"], r"launch 8gpu_zero2: no program given\. Add one of segment, ldm"),
+    ],
+)
+def test_a_wrong_word_for_mgcc_launch_is_named(words, message):
+    with pytest.raises(UserError, match=message):
+        launch_command(words)
 
 
 def test_every_file_is_tested():

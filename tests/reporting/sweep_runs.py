@@ -1,16 +1,13 @@
 """Write a small sweep file and finished runs of it with made-up scores."""
 
-import functools
 import json
 
 import numpy as np
 import yaml
 
-from mgcc_dist.common.command_line import parse
-from mgcc_dist.common.config import CONFIGS, as_plain
-from mgcc_dist.common.sweep_file import read_sweep
+from mgcc_dist.common.config import as_plain
 from mgcc_dist.evaluation.metrics import summarize
-from mgcc_dist.methods.segment_config import SegmentConfig
+from mgcc_dist.sweep.expansion import read_sweep
 
 METRICS = ("iou", "recall", "precision", "f1")
 SUPERVISED = {"method": {"name": "supervised"}, "network": {"name": "unet"}, "data": {"batch_unlabeled": 0}}
@@ -35,15 +32,6 @@ def make_sweep(folder, **changes):
     return path
 
 
-@functools.cache
-def resolved(arguments):
-    return json.dumps(as_plain(parse(SegmentConfig, arguments, CONFIGS / "segment")))
-
-
-def config_of(run):
-    return json.loads(resolved(tuple(run.command()[2:])))
-
-
 def scores(key, value, lesion=True):
     """Scores of one image, with the same value for all metrics."""
     same = dict.fromkeys(METRICS, float(value))
@@ -59,7 +47,7 @@ def scores(key, value, lesion=True):
 def finish(run, images, folder=None, **keys):
     """Write a finished run folder; `keys` such as loop__momentum=0.5 override its config."""
     folder = folder or run.folder
-    config = config_of(run)
+    config = as_plain(run.config)
     for key, value in keys.items():
         section, _, name = key.partition("__")
         config[section][name] = value
@@ -82,7 +70,7 @@ def finish(run, images, folder=None, **keys):
 def begin(run):
     """Write the folder of an unfinished run."""
     run.folder.mkdir(parents=True)
-    (run.folder / "config.yaml").write_text(yaml.safe_dump(config_of(run)))
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(as_plain(run.config)))
 
 
 def finish_all(path, levels, images=40, spread=0.05, skip=(), shuffle=False):

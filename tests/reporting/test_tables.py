@@ -6,11 +6,11 @@ from sweep_runs import begin, finish, finish_all, make_sweep, scores
 
 from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.sweep_file import read_sweep
 from mgcc_dist.reporting.paper import PAPER_TABLES, load_paper_table
 from mgcc_dist.reporting.runs import RunCollection, find_runs
 from mgcc_dist.reporting.tables import build_table
 from mgcc_dist.reporting.views import sweep_section
+from mgcc_dist.sweep.expansion import read_sweep
 
 LEVELS = {"U-Net": 0.5, "CPS": 0.6, "MGCC": 0.6}
 SWEEPS = sorted(path for path in (CONFIGS / "sweeps").glob("table_*.yaml") if not path.stem.endswith("_demo"))
@@ -81,8 +81,8 @@ def test_missing_and_unfinished_runs_are_shown_and_no_row_is_dropped(tmp_path):
     [
         ({"loop__momentum": 0.5}, r"loop\.momentum is 0\.5, but small sets 0\.9\. "),
         ({"data__split": "busi_random_3"}, r"data\.split is busi_random_3, but small sets busi_random_1\. "),
-        ({"loop__seed": 9, "data__image_size": 64}, r"data\.image_size is 64, .* 256 \(and 1 more keys\)"),
-        ({"loop__later_key": 1}, r"loop\.later_key is 1, but small sets None"),
+        ({"loop__seed": 9, "data__image_size": 64}, r"data\.image_size is 64, .* 256 \(and 1 more key\)"),
+        ({"loop__later_key": 1}, r"config\.yaml: loop\.later_key: unknown key"),
     ],
 )
 def test_a_run_with_another_config_is_an_error_that_names_the_key(tmp_path, changed, message):

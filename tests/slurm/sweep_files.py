@@ -71,7 +71,7 @@ def write_two_node_sweep(folder: Path, data: Path, name: str) -> Path:
     """Write a sweep of MGCC and an independent diffusion model, each a two-node job with one rank per node."""
     config, ldm = folder / "ldm.yaml", folder / name / "ldm"
     config.write_text(toy_ldm.config(steps=30, checkpoint_every=7))
-    resources = {"cpus": 1, "nodes": 2, "time": "0:20:00", "environment": {"OMP_NUM_THREADS": "1"}}
+    resources = {"cpus": 1, "gpus": 0, "nodes": 2, "time": "0:20:00", "environment": {"OMP_NUM_THREADS": "1"}}
     step = {
         "run": f"ldm --config {config} --out {ldm} --until denoiser",
         "makes": str(ldm / "denoiser" / "result.json"),
@@ -84,5 +84,5 @@ def write_two_node_sweep(folder: Path, data: Path, name: str) -> Path:
         seeds=[1],
         rows={"MGCC": {}},
         resources=resources,
-        datasets={"Phantom": {"prepare": {"ldm": step}}},
+        datasets={"Phantom": {"prepare": {"ldm": step}, "needs": []}},
     )

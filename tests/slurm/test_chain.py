@@ -10,8 +10,8 @@ from PIL import Image
 
 from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.files import read_json
-from mgcc_dist.common.sweep_file import read_sweep
 from mgcc_dist.data.phantom import draw
+from mgcc_dist.sweep.expansion import read_sweep
 
 pytestmark = pytest.mark.slurm
 

@@ -9,11 +9,16 @@ import pytest
 import yaml
 from sweep_files import write_sweep
 
-from mgcc_dist.common.config import CONFIGS
+from mgcc_dist.common.command_line import parse
+from mgcc_dist.common.config import CONFIGS, resolve
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.sweep_file import read_sweep
+from mgcc_dist.common.identity import digest, identity
+from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.slurm import job_graph, resources, submit
 from mgcc_dist.slurm.job_graph import Job
+from mgcc_dist.sweep import runs as sweep_runs
+from mgcc_dist.sweep.expansion import read_sweep
+from mgcc_dist.sweep.steps import SweepStep
 
 GOLDEN = Path(__file__).parent / "golden"
 LDM = {
@@ -29,18 +34,19 @@ LDM = {
 
 
 def tasks_of(path, **cluster):
-    return job_graph.build_tasks(read_sweep(path), path, cluster, "cluster.yaml")
+    return job_graph.build_tasks(read_sweep(path), cluster, "cluster.yaml")
 
 
 def with_ldm(folder):
-    """Write the sweep with a diffusion model per seed; MGCC depends on its samples, U-Net does not."""
+    """Write the sweep with a diffusion model per seed; MGCC needs its samples, U-Net does not."""
     path = write_sweep(folder)
     ldm = {
         "run": LDM["run"].format(folder=folder),
         "makes": {stage: output.format(folder=folder) for stage, output in LDM["makes"].items()},
     }
     prepare = read(path)["datasets"]["Phantom"]["prepare"] | {"ldm": ldm}
-    rows = read(path)["rows"] | {"MGCC": {"data": {"synthetic": f"{folder}/ldm_{{seed}}/samples"}}}
+    unet = read(path)["rows"]["U-Net"] | {"needs": ["shards", "split"]}
+    rows = {"U-Net": unet, "MGCC": {"data": {"synthetic": f"{folder}/ldm_{{seed}}/samples"}}}
     return write_sweep(folder, datasets={"Phantom": {"prepare": prepare}}, rows=rows)
 
 
@@ -48,20 +54,28 @@ def read(path):
     return yaml.safe_load(path.read_text())
 
 
-def test_a_run_depends_only_on_the_last_stages_that_produce_its_data(tmp_path):
+def test_runs_and_steps_wait_for_all_that_they_need(tmp_path):
     depends_on = {task.name: task.depends_on for task in tasks_of(with_ldm(tmp_path))}
     data = ("prepare/phantom/shards", "prepare/phantom/split")
     unet, mgcc = (
         next(key for key in depends_on if key.startswith(f"phantom/{row}/seed_2")) for row in ("u-net", "mgcc")
     )
+    stages = tuple(f"prepare/phantom/ldm-{stage}-seed_2" for stage in LDM["makes"])
     assert depends_on[unet] == data
-    assert depends_on[mgcc] == (*data, "prepare/phantom/ldm-gallery-seed_2")
+    assert depends_on[mgcc] == (*data, *stages)
     assert depends_on["prepare/phantom/split"] == data[:1]
-    assert depends_on["prepare/phantom/ldm-autoencoder-seed_3"] == data
-    assert depends_on["prepare/phantom/ldm-denoiser-seed_3"] == ("prepare/phantom/ldm-autoencoder-seed_3",)
+    assert depends_on["prepare/phantom/ldm-denoiser-seed_2"] == (*data, stages[0])
     assert set(depends_on["report"]) == {
         name for name in depends_on if "/seed_" in name and not name.startswith("prepare")
     }
+
+
+def test_a_run_carries_its_config_in_a_file(tmp_path):
+    (run, *_), path = [task for task in tasks_of(write_sweep(tmp_path)) if task.run], tmp_path / "tiny" / "configs"
+    assert run.command == ["-m", "mgcc_dist.segment", "--config", str(path / f"{run.name}.yaml")]
+    assert job_graph.write_configs([run]) == [path / f"{run.name}.yaml"]
+    assert parse(SegmentConfig, run.command[2:], CONFIGS / "segment", "mgcc_demo") == run.run.config
+    assert job_graph.write_configs([run]) == []
 
 
 def test_stages_depend_task_by_task_and_runs_only_on_their_own_split(tmp_path):
@@ -107,6 +121,19 @@ def test_the_demo_of_table_3_becomes_thirteen_jobs():
 def test_arrays_are_split_at_the_maximum_size(tmp_path):
     tasks = [task for task in tasks_of(write_sweep(tmp_path, seeds=list(range(1, 12)))) if task.run]
     assert [len(job.tasks) for job in job_graph.build_jobs(tasks, [], 10, "x")] == [10, 10, 2]
+
+
+def test_a_thousand_runs_are_two_jobs_and_each_row_is_checked_once(tmp_path, monkeypatch):
+    """Checking a thousand configs one by one would take a quarter of a minute at every command."""
+    resolved = []
+    monkeypatch.setattr(sweep_runs, "resolve", lambda *words: resolved.append(words) or resolve(*words))
+    tasks = tasks_of(write_sweep(tmp_path, seeds=list(range(1, 501)), datasets={"Phantom": {}}))
+    assert len(resolved) == 2
+    assert [len(job.tasks) for job in job_graph.build_jobs(tasks, [], 1001, "x")] == [1000, 1]
+    runs = [task.run for task in tasks if task.run]
+    assert len({run.folder for run in runs}) == len({digest(identity(run.config)) for run in runs}) == 1000
+    last = parse(SegmentConfig, runs[-1].command()[2:], CONFIGS / "segment", "mgcc_demo")
+    assert last == runs[-1].config
 
 
 @pytest.fixture
@@ -177,6 +204,40 @@ def test_time_limits_are_parsed_like_slurm_s(time, minutes):
 def test_invalid_resources_are_rejected_with_source_and_key(keys, message):
     with pytest.raises(UserError, match=message):
         resources.merge_resources([("x.yaml", keys)])
+
+
+@pytest.mark.parametrize(
+    ("program", "preset", "gpus", "time"),
+    [
+        ("segment", "mgcc_busi", 1, "24:00:00"),
+        ("segment", "unet_busi", 1, "12:00:00"),
+        ("segment", "mgcc_demo", 0, "1:00:00"),
+        ("segment", "{folder}/mine.yaml", 1, "12:00:00"),
+        ("segment", "{folder}/without_base.yaml", 1, "24:00:00"),
+        ("ldm", None, 1, "48:00:00"),
+    ],
+)
+def test_a_new_preset_has_the_resources_of_its_program_or_base(tmp_path, program, preset, gpus, time):
+    (tmp_path / "mine.yaml").write_text("base: middle.yaml")
+    (tmp_path / "middle.yaml").write_text("base: unet_busi")
+    (tmp_path / "without_base.yaml").write_text("")
+    defaults = resources.program_defaults(program, preset and preset.format(folder=tmp_path))
+    assert (defaults["gpus"], defaults["time"]) == (gpus, time)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "gpus"),
+    [
+        (("ldm",), 0),  # its default preset is the demo
+        (("ldm", "--preset", "busi"), 1),
+        (("ldm", "--preset=busi_small"), 0),
+        (("ldm", "--config", "mine.yaml"), 1),
+        (("shards", "busi", "--root", "x"), 0),
+    ],
+)
+def test_a_step_has_the_resources_of_its_preset(arguments, gpus):
+    step = SweepStep("", "", arguments, None, Path(), (), {})
+    assert resources.step_defaults(step).get("gpus", 0) == gpus
 
 
 def test_the_sweep_overrides_the_cluster_file_which_overrides_the_preset(tmp_path):

@@ -27,7 +27,7 @@ from jobs import (
 from same_run import assert_same_run
 from sweep_files import SUPERVISED, write_ready_sweep
 
-from mgcc_dist.common.sweep_file import read_sweep
+from mgcc_dist.sweep.expansion import read_sweep
 from mgcc_dist.train.metrics_logger import read_rows
 
 pytestmark = pytest.mark.slurm

@@ -8,7 +8,7 @@ from jobs import dispatch, last_step, until
 from same_run import assert_same_run
 from sweep_files import SUPERVISED, write_ready_sweep
 
-from mgcc_dist.common.sweep_file import read_sweep
+from mgcc_dist.sweep.expansion import read_sweep
 
 pytestmark = pytest.mark.e2e
 

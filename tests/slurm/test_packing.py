@@ -11,12 +11,13 @@ from jobs import dispatch, have_ended, job_of, last_step, read_log, restarts, se
 from sweep_files import write_ready_sweep, write_sweep
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.sweep_file import read_sweep, slug
 from mgcc_dist.shards import main as shards
 from mgcc_dist.slurm import cluster, job_graph, resources, status, submit
 from mgcc_dist.slurm.packing import PackedPrograms
 from mgcc_dist.slurm.status import Registry
 from mgcc_dist.slurm.worker import Program, read_attempts
+from mgcc_dist.sweep.expansion import read_sweep
+from mgcc_dist.sweep.schema import slug
 
 # Three programs: one finishes at once, one fails at once, one runs until it is signalled and finishes at its second
 # start.
@@ -110,7 +111,7 @@ def test_a_run_that_keeps_failing_is_given_up_and_the_others_finish(packed, tmp_
 def runs(folder, **requested):
     path = write_sweep(folder, resources={"cpus": 2, "memory_gb": 1, "runs_per_gpu": 2} | requested)
     sweep = read_sweep(path)
-    return sweep, job_graph.build_tasks(sweep, path, {}, "")
+    return sweep, job_graph.build_tasks(sweep, {}, "")
 
 
 def test_runs_are_packed_into_tasks_with_one_gpu_and_the_cores_of_all_runs(tmp_path):

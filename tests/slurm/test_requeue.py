@@ -8,8 +8,8 @@ from jobs import dispatch, have_ended, job_of, last_step, read_log, restarts, se
 from same_run import assert_same_run
 from sweep_files import write_ready_sweep, write_two_node_sweep
 
-from mgcc_dist.common.sweep_file import read_sweep
 from mgcc_dist.slurm.worker import ATTEMPTS_FILE, read_attempts
+from mgcc_dist.sweep.expansion import read_sweep
 
 pytestmark = pytest.mark.slurm
 

@@ -6,7 +6,7 @@ from jobs import dispatch, have_ended, job_of, last_step, queue, restarts, until
 from sweep_files import SUPERVISED, write_ready_sweep, write_sweep
 
 from mgcc_dist.common.files import read_json
-from mgcc_dist.common.sweep_file import read_sweep
+from mgcc_dist.sweep.expansion import read_sweep
 
 pytestmark = pytest.mark.slurm
 

@@ -1,0 +1,121 @@
+"""The steps that prepare a sweep's data, with the resolved configs of their programs."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from mgcc_dist.common.command_line import read_command_line
+from mgcc_dist.common.config import resolve
+from mgcc_dist.common.errors import UserError, did_you_mean
+from mgcc_dist.common.program import Command
+from mgcc_dist.sweep.placeholders import substitute
+from mgcc_dist.sweep.schema import Preparation, SweepFile, slug
+
+PROGRAMS = ("shards", "ldm", "segment")
+
+
+@dataclass(frozen=True)
+class SweepStep:
+    """A program that must finish before runs can start: shards, a split file, one stage of a diffusion model."""
+
+    name: str
+    """data set, entry of `prepare`, stage and split: "busi/shards", "busi/ldm-autoencoder-split_1", ..."""
+    kind: str
+    """entry and stage, the same for all splits: "shards", "ldm autoencoder", ..."""
+    arguments: tuple[str, ...]
+    """program and options: ("ldm", "--preset", "busi", ...)"""
+    config: Any
+    """what the program makes of them"""
+    output: Path
+    """the file whose existence marks the step as done"""
+    needs: tuple[str, ...]
+    """names of the steps that must finish before it starts, direct and indirect ones"""
+    resources: dict[str, Any]
+
+    def command(self) -> list[str]:
+        """Return the arguments after `python` that start this step."""
+        program, *options = self.arguments
+        return ["-m", f"mgcc_dist.{program}", *options]
+
+
+def expand_steps(
+    file: SweepFile, pairs: Sequence[tuple[int, int]]
+) -> tuple[list[SweepStep], dict[tuple[str, str, int], tuple[str, ...]]]:
+    """Return the steps, and by data set, entry and seed the names of an entry's steps after those that they need."""
+    steps: dict[tuple[str, ...], SweepStep] = {}
+    chains: dict[tuple[str, str, int], tuple[str, ...]] = {}
+    for name, dataset in file.datasets.items():
+        for seed, split in pairs:
+            for entry, preparation in dataset.prepare.items():
+                needed = dict.fromkeys(step for each in preparation.needs for step in chains[name, each, seed])
+                for step in _stages(file, name, entry, preparation, split, seed):
+                    # Steps with the same command are one; it needs what any of them needs.
+                    same = steps.get(step.arguments, step)
+                    needs = dict.fromkeys([*same.needs, *needed])
+                    steps[step.arguments] = replace(same, needs=tuple(needs))
+                    needed[same.name] = None
+                chains[name, entry, seed] = tuple(needed)
+    return list(steps.values()), chains
+
+
+def _stages(
+    file: SweepFile, dataset: str, entry: str, preparation: Preparation, split: int, seed: int
+) -> Iterator[SweepStep]:
+    """Yield one step per stage of an entry of `prepare`, for one split and seed."""
+    source = f"{file.path}: datasets.{dataset}.prepare.{entry}"
+    numbers = {"split": split, "seed": seed}
+    used = [f"{key}_{value}" for key, value in numbers.items() if f"{{{key}}}" in preparation.run]
+    for stage, output in preparation.makes.items():
+        names = numbers | {"stage": stage}
+        try:
+            words = shlex.split(preparation.run)
+        except ValueError as error:
+            raise UserError(f"{source}.run: {error} in {preparation.run!r}") from error
+        arguments = tuple(substitute(source, word, **names) for word in words)
+        kind = f"{entry} {stage}".strip()
+        yield SweepStep(
+            "-".join([f"{slug(dataset)}/{slug(kind)}", *used]),
+            kind,
+            arguments,
+            _resolve_step(source, arguments),
+            Path(substitute(source, output, **names)),
+            (),
+            preparation.resources,
+        )
+
+
+def _resolve_step(source: str, arguments: tuple[str, ...]) -> Any:
+    try:
+        return _parse_step(arguments)
+    except UserError as error:
+        raise UserError(f"{source}.run: {error}") from error
+
+
+@cache
+def _parse_step(arguments: tuple[str, ...]) -> Any:
+    command, words = find_command(arguments)
+    line = read_command_line(command.config, words, command.presets, command.default_preset)
+    return resolve(command.config, line.layers)
+
+
+def find_command(arguments: Sequence[str]) -> tuple[Command, list[str]]:
+    """Return the command that a step runs, and the words after its name.
+
+    Raises:
+        UserError: there is no such program or command.
+    """
+    program, *words = arguments or [""]
+    if program not in PROGRAMS:
+        raise UserError(f"{program}: unknown program. A step runs one of {', '.join(PROGRAMS)}.")
+    found = import_module(f"mgcc_dist.{program}").PROGRAM
+    if words and words[0] in found.commands:
+        return found.commands[words[0]], words[1:]
+    if found.default is None:
+        given = words[0] if words else "no command"
+        hint = did_you_mean(given, found.commands) or f" Choose one of {', '.join(found.commands)}."
+        raise UserError(f"{program}: {given}: unknown command.{hint}")
+    return found.default, words
