@@ -1,13 +1,12 @@
 """Map-style datasets of samples: subsets of a shard folder by key, and images resized to one size."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any, Protocol
 
 from torch.utils.data import Dataset, Subset
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.data.images import resize_image, resize_mask
+from mgcc_dist.data.geometry import Fit, fit_sample
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.sample import Sample
 
@@ -21,14 +20,15 @@ class SampleDataset(Protocol):
 
 
 class ResizedDataset(Dataset[Sample]):
-    """The samples of `dataset` stretched to `size` x `size`, with up to `cache_bytes` of them cached in this process.
+    """The samples of `dataset` as squares of `size` x `size`, with up to `cache_bytes` of them cached in this process.
 
     The cache is not pickled.
     """
 
-    def __init__(self, dataset: SampleDataset, size: int, cache_bytes: int = 0) -> None:
+    def __init__(self, dataset: SampleDataset, size: int, cache_bytes: int = 0, fit: Fit = "stretch") -> None:
         self.dataset = dataset
         self.size = size
+        self.fit = fit
         self._free_bytes = self.cache_bytes = cache_bytes
         self._cache: dict[int, Sample] = {}
 
@@ -41,11 +41,8 @@ class ResizedDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         if index in self._cache:
             return self._cache[index]
-        sample = self.dataset[index]
-        image = resize_image(sample.image, self.size, self.size)
-        mask = None if sample.mask is None else resize_mask(sample.mask, self.size, self.size)
-        sample = replace(sample, image=image, mask=mask)
-        nbytes = image.nbytes + (0 if mask is None else mask.nbytes)
+        sample = fit_sample(self.dataset[index], self.size, self.fit)
+        nbytes = sample.image.nbytes + (0 if sample.mask is None else sample.mask.nbytes)
         if nbytes <= self._free_bytes:
             self._free_bytes -= nbytes
             self._cache[index] = sample

@@ -21,7 +21,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sized
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache, partial
 from typing import Generic, Literal, TypeVar
@@ -33,6 +33,7 @@ from torch import Tensor
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.augment import MIRROR, draw_symmetry, symmetry
 from mgcc_dist.data.datasets import ResizedDataset, SampleDataset
+from mgcc_dist.data.geometry import Fit, fit_sample
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.workers import load_in_order
 
@@ -49,12 +50,14 @@ class Batch:
 
     images: float32 [L+U,1,S,S] in [-1,1]. masks: float32 [L,1,S,S] of 0 and 1. offsets: int64 [L+U] on the CPU, each
     sample's offset in its stream (in evaluation: its dataset index), unique over ranks. keys: the samples' keys.
+    own_masks: bool [H,W] of each labeled sample at its own size, only in evaluation under a fit other than "stretch".
     """
 
     images: Tensor
     masks: Tensor
     offsets: Tensor
     keys: list[str]
+    own_masks: list[Tensor] = field(default_factory=list)
 
     @property
     def labeled(self) -> int:
@@ -62,27 +65,33 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         """Move images and masks to `device`; offsets stay on the CPU, where random generators are seeded with them."""
-        images = self.images.to(device, non_blocking=non_blocking)
-        return replace(self, images=images, masks=self.masks.to(device, non_blocking=non_blocking))
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=non_blocking),
+            masks=self.masks.to(device, non_blocking=non_blocking),
+            own_masks=[mask.to(device, non_blocking=non_blocking) for mask in self.own_masks],
+        )
 
 
 @dataclass
 class ByteBatch:
     """A Batch as loaded, before conversion to floating point: a quarter of the bytes to transfer to the device.
 
-    images: uint8 [L+U,1,S,S]. masks: bool [L,1,S,S]. offsets, keys: as in Batch.
+    images: uint8 [L+U,1,S,S]. masks: bool [L,1,S,S]. offsets, keys, own_masks: as in Batch.
     """
 
     images: Tensor
     masks: Tensor
     offsets: Tensor
     keys: list[str]
+    own_masks: list[Tensor] = field(default_factory=list)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """Move to `device` and convert to floating point there; offsets stay on the CPU."""
         images = normalize(self.images.to(device, non_blocking=non_blocking))
         masks = self.masks.to(device, non_blocking=non_blocking).float()
-        return Batch(images, masks, self.offsets, self.keys)
+        own_masks = [mask.to(device, non_blocking=non_blocking) for mask in self.own_masks]
+        return Batch(images, masks, self.offsets, self.keys, own_masks)
 
     def pin_memory(self) -> "ByteBatch":
         return replace(self, images=self.images.pin_memory(), masks=self.masks.pin_memory())
@@ -206,7 +215,8 @@ class ImageTrainLoader(TrainLoader[ByteBatch]):
     Args:
         labeled, unlabeled: the datasets; None if there is none, and then its batch size is 0.
         batch_labeled, batch_unlabeled: samples of each dataset per rank and step.
-        image_size: images of another size are stretched to `image_size` x `image_size`.
+        image_size: side of the square that images become.
+        fit: how they become one (data/geometry.py).
         workers, augment: as in TrainLoader. Each process decodes a sample once, until its cache (CACHE_BYTES) is full.
 
     Raises:
@@ -225,6 +235,7 @@ class ImageTrainLoader(TrainLoader[ByteBatch]):
         world: int,
         workers: int,
         augment: Augment,
+        fit: Fit = "stretch",
     ) -> None:
         check_stream("labeled", labeled, batch_labeled)
         check_stream("unlabeled", unlabeled, batch_unlabeled)
@@ -233,8 +244,8 @@ class ImageTrainLoader(TrainLoader[ByteBatch]):
         sizes = (len(labeled) if labeled else 0, len(unlabeled) if unlabeled else 0)
         super().__init__(sizes, (batch_labeled, batch_unlabeled), seed, rank, world, workers, augment)
         self.image_size = image_size
-        self.labeled = ResizedDataset(labeled, image_size, CACHE_BYTES) if labeled else None
-        self.unlabeled = ResizedDataset(unlabeled, image_size, CACHE_BYTES) if unlabeled else None
+        self.labeled = ResizedDataset(labeled, image_size, CACHE_BYTES, fit) if labeled else None
+        self.unlabeled = ResizedDataset(unlabeled, image_size, CACHE_BYTES, fit) if unlabeled else None
 
     def load(self, labeled: list[StreamItem], unlabeled: list[StreamItem]) -> ByteBatch:
         elements = []
@@ -261,10 +272,18 @@ class EvalLoader:
     """
 
     def __init__(
-        self, dataset: SampleDataset, batch: int, image_size: int, rank: int, world: int, workers: int
+        self,
+        dataset: SampleDataset,
+        batch: int,
+        image_size: int,
+        rank: int,
+        world: int,
+        workers: int,
+        fit: Fit = "stretch",
     ) -> None:
         check_stream("evaluation", dataset, batch)
-        self.dataset = ResizedDataset(dataset, image_size)
+        self.dataset = dataset
+        self.fit = fit
         self.batch = batch
         self.image_size = image_size
         self.indices = range(rank, len(dataset), world)
@@ -284,8 +303,15 @@ class EvalLoader:
     def _load(self, number: int) -> ByteBatch:
         indices = self.indices[number * self.batch : (number + 1) * self.batch]
         samples = [(index, self.dataset[index]) for index in indices]
-        elements = [_BatchElement(sample, index, 0, labeled=sample.mask is not None) for index, sample in samples]
-        return _collate(sorted(elements, key=lambda element: not element.labeled), self.image_size)
+        samples.sort(key=lambda each: each[1].mask is None)
+        elements = [
+            _BatchElement(fit_sample(sample, self.image_size, self.fit), index, 0, labeled=sample.mask is not None)
+            for index, sample in samples
+        ]
+        batch = _collate(elements, self.image_size)
+        if self.fit != "stretch":
+            batch.own_masks = [torch.from_numpy(sample.mask > 0) for _, sample in samples if sample.mask is not None]
+        return batch
 
 
 def check_stream(name: str, dataset: Sized | None, batch: int) -> None:

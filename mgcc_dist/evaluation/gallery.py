@@ -12,6 +12,7 @@ from torch import nn
 
 from mgcc_dist.common.files import replacing
 from mgcc_dist.data.datasets import subset_by_keys
+from mgcc_dist.data.geometry import Fit
 from mgcc_dist.data.loader import EvalLoader
 from mgcc_dist.data.records import ShardFolder
 
@@ -50,7 +51,13 @@ def draw_cases(cases: Sequence[Case], caption: str, path: Path, columns: int | N
 
 @torch.no_grad()
 def segmentation_gallery(
-    network: nn.Module, data: ShardFolder, scores: list[dict[str, Any]], image_size: int, path: Path, count: int = 6
+    network: nn.Module,
+    data: ShardFolder,
+    scores: list[dict[str, Any]],
+    image_size: int,
+    path: Path,
+    count: int = 6,
+    fit: Fit = "stretch",
 ) -> None:
     """Draw `count` lesion images from the worst to the best IoU.
 
@@ -64,7 +71,7 @@ def segmentation_gallery(
     device = next(network.parameters()).device
     chosen = subset_by_keys(data, [score["key"] for score in shown])
     cases = []
-    batches = EvalLoader(chosen, batch=1, image_size=image_size, rank=0, world=1, workers=0).batches()
+    batches = EvalLoader(chosen, batch=1, image_size=image_size, rank=0, world=1, workers=0, fit=fit).batches()
     for score, batch in zip(shown, batches, strict=True):
         predicted = network(batch.to(device).images).float().sigmoid()[0, 0].cpu().numpy()
         title = f"{score['key']}\nIoU {100 * score['lesion']['iou']:.0f} %"

@@ -9,6 +9,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from mgcc_dist.common.errors import SharedError
+from mgcc_dist.data.geometry import Fit, restore
 from mgcc_dist.data.loader import Batch, ByteBatch, EvalLoader
 from mgcc_dist.evaluation.metrics import pixel_counts, scores_from_counts
 from mgcc_dist.evaluation.surface import surface_distances
@@ -36,7 +37,7 @@ class CachedBatches:
         for batch in self.loader.batches():
             moved = batch.to(self.device)
             yield moved
-            size += moved.images.nbytes + moved.masks.nbytes
+            size += moved.images.nbytes + moved.masks.nbytes + sum(mask.nbytes for mask in moved.own_masks)
             if size <= CACHE_BYTES:
                 cached.append(moved)
         if size <= CACHE_BYTES:
@@ -45,7 +46,11 @@ class CachedBatches:
 
 @torch.no_grad()
 def score_images(
-    network: nn.Module, batches: Iterable[Batch | ByteBatch], accelerator: Accelerator, surface: bool
+    network: nn.Module,
+    batches: Iterable[Batch | ByteBatch],
+    accelerator: Accelerator,
+    surface: bool,
+    fit: Fit = "stretch",
 ) -> list[dict[str, Any]]:
     """Score every image of all ranks: a list of {"key", "paper", "corrected", ...}, sorted by key. Collective.
 
@@ -53,25 +58,29 @@ def score_images(
     surface distance, which are slow. Pixels are counted on the device; without `surface` nothing waits for it before
     the last batch.
 
+    Stretched images are scored on the network's square. Under another `fit` each is scored at its own size, so that a
+    lesion outside the crop counts as missed.
+
     Raises:
         SharedError: the network's output for an image is not finite.
     """
     keys: list[str] = []
     counts: list[Tensor] = []  # int64 [B,4] per batch, on the device: whether the output is finite, pixel counts
     distances: list[dict[str, float | None]] = []
-    pixels = 0
+    pixels: list[int] = []
     for batch in batches:
         moved = batch.to(accelerator.device)
         with accelerator.autocast():
             logits = network(moved.images)
-        predicted, truth = logits.float().sigmoid() > 0.5, moved.masks > 0.5
+        probability = logits.float().sigmoid()
         keys += batch.keys
         finite = logits.isfinite().flatten(1).all(dim=1, keepdim=True)
-        counts.append(torch.cat([finite, pixel_counts(predicted, truth)], dim=1))
-        pixels = predicted[0].numel()
-        if surface:
-            pairs = zip(predicted.cpu().numpy()[:, 0], truth.cpu().numpy()[:, 0], strict=True)
-            distances += [surface_distances(*pair) for pair in pairs]
+        for predicted, truth, rows in _comparisons(probability, moved, fit):
+            counts.append(torch.cat([finite[rows], pixel_counts(predicted, truth)], dim=1))
+            pixels += [predicted[0].numel()] * len(predicted)
+            if surface:
+                pairs = zip(predicted.cpu().numpy()[:, 0], truth.cpu().numpy()[:, 0], strict=True)
+                distances += [surface_distances(*pair) for pair in pairs]
 
     rows = torch.cat(counts).tolist() if counts else []
     broken = gather_object([key for key, row in zip(keys, rows, strict=True) if not row[0]])
@@ -80,7 +89,19 @@ def score_images(
             f"scoring: the network's output for image {min(broken)!r} is not finite (NaN or infinity), as for "
             f"{len(broken) - 1} others. Try loop.precision no or a lower loop.learning_rate."
         )
-    scores = [{"key": key, **scores_from_counts(row[1:], pixels)} for key, row in zip(keys, rows, strict=True)]
+    scores = [
+        {"key": key, **scores_from_counts(row[1:], size)} for key, row, size in zip(keys, rows, pixels, strict=True)
+    ]
     if surface:
         scores = [score | distance for score, distance in zip(scores, distances, strict=True)]
     return sorted(gather_object(scores), key=lambda score: score["key"])
+
+
+def _comparisons(probability: Tensor, batch: Batch, fit: Fit) -> Iterator[tuple[Tensor, Tensor, slice]]:
+    """Yield predicted and true masks bool [N,1,H,W] to compare, with the rows of the batch that they are."""
+    if fit == "stretch":
+        yield probability > 0.5, batch.masks > 0.5, slice(None)
+        return
+    for row, truth in enumerate(batch.own_masks):
+        own = restore(probability[row, 0], (truth.shape[0], truth.shape[1]), fit)
+        yield own[None, None] > 0.5, truth[None, None], slice(row, row + 1)

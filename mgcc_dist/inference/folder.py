@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.file_listing import describe_unread, walk_files
-from mgcc_dist.data.images import SUFFIXES, BadFile, bits_used, read_grey, resize_image
+from mgcc_dist.data.geometry import Fit, fit_image
+from mgcc_dist.data.images import SUFFIXES, BadFile, bits_used, read_grey
 from mgcc_dist.data.workers import load_in_order
 from mgcc_dist.evaluation.calibration import confidence
 from mgcc_dist.inference.config import PredictConfig
@@ -56,7 +57,7 @@ def predict_folder(config: PredictConfig) -> None:
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
     with ProgressBar(len(files), "predict", "images") as bar:
-        read = partial(_read, config.images, chunks, predictor.image_size, config.skip_bad, bits)
+        read = partial(_read, config.images, chunks, predictor.image_size, predictor.fit, config.skip_bad, bits)
         for loaded, bad in load_in_order(read, range(len(chunks)), config.workers):
             probabilities = predictor.probabilities(
                 [pixels for _, pixels in loaded], [repr(file.as_posix()) for file, _ in loaded]
@@ -155,7 +156,7 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _read(
-    folder: Path, chunks: list[list[Path]], size: int, skip_bad: bool, bits: int | None, index: int
+    folder: Path, chunks: list[list[Path]], size: int, fit: Fit, skip_bad: bool, bits: int | None, index: int
 ) -> tuple[list[Loaded], list[dict[str, str]]]:
     """Load the images of chunk `index`; with `skip_bad` also the rows of skipped.csv."""
     loaded, skipped = [], []
@@ -167,7 +168,7 @@ def _read(
                 raise UserError(f"{bad}. Fix it or pass --skip-bad.") from bad
             skipped.append({"file": file.as_posix(), "problem": bad.reason})
         else:
-            loaded.append((file, NetworkInput(image, resize_image(image, size, size))))
+            loaded.append((file, NetworkInput(image, fit_image(image, size, fit))))
     return loaded, skipped
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of
+from mgcc_dist.data.geometry import Fit
 from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.methods.registry import build
 from mgcc_dist.models.config import NetworkConfig
@@ -19,9 +20,9 @@ from mgcc_dist.train.initial_weights import find_weights
 from mgcc_dist.train.saved_run import is_finished, read_result
 
 
-def header(method: MethodConfig, network: NetworkConfig, image_size: int) -> dict[str, Any]:
-    """The header of a weights file: all that `load_network` needs to rebuild the network."""
-    return {"method": asdict(method), "network": asdict(network), "image_size": image_size}
+def header(method: MethodConfig, network: NetworkConfig, image_size: int, fit: Fit = "stretch") -> dict[str, Any]:
+    """The header of a weights file: what rebuilds the network, and how images become its input."""
+    return {"method": asdict(method), "network": asdict(network), "image_size": image_size, "fit": fit}
 
 
 def load_predictor(run: Path, weights: Literal["best", "last"] = "best") -> tuple[nn.Module, int]:
@@ -72,8 +73,8 @@ def _no_network(path: Path, error: Exception) -> UserError:
 def run_info(path: Path) -> dict[str, Any]:
     """What is known of the weights file `path`: its header, and of a finished run its data, scores and commit.
 
-    Keys: `weights`, `weights_sha256`, `method`, `network`, `image_size`; with the run's result.json two folders up also
-    `dataset`, `split`, `seed`, `images` (counts), `synthetic`, `init`, `scores` (mean validation scores of these
+    Keys: `weights`, `weights_sha256`, `method`, `network`, `image_size`, `fit`; with the run's result.json two folders up
+    also `dataset`, `split`, `seed`, `images` (counts), `synthetic`, `init`, `scores` (mean validation scores of these
     weights) and `commit`.
 
     Raises:
@@ -82,6 +83,7 @@ def run_info(path: Path) -> dict[str, Any]:
     content = _header(path)
     info = {"weights": str(path), "weights_sha256": sha256_of(path), "method": content["method"]["name"]}
     info |= {"network": content["network"], "image_size": content["image_size"]}
+    info["fit"] = content.get("fit", "stretch")  # version 0.1 had no other
     run, weights = path.parent.parent, path.parent.name
     if weights not in ("best", "last") or not is_finished(run):
         return info

@@ -1,6 +1,6 @@
 """Segment images with a trained network: `mgcc.load(run).predict(image)`, and the batched core of `mgcc predict`.
 
-The network sees each image stretched to the square it was trained on. Its probability is resized bilinearly to the
+The network sees each image as the square it was trained on (`data.fit`). Its probability is resized bilinearly to the
 image's own size and thresholded at 0.5. For research use only.
 """
 
@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from torch.nn import functional as F
 
 from mgcc_dist.common.environment import has_bf16
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.finite import require_finite
-from mgcc_dist.data.images import grey_from_array, grey_from_image, read_grey, resize_image
+from mgcc_dist.data.geometry import Fit, fit_image, restore
+from mgcc_dist.data.images import grey_from_array, grey_from_image, read_grey
 from mgcc_dist.data.loader import normalize
 from mgcc_dist.inference.loading import load_network, run_info
 from mgcc_dist.kernels.fuse import Kernels, fuse
@@ -40,7 +40,7 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """One image: `image` uint8 [H,W] and `square`, the same resized to the network's uint8 [S,S]."""
+    """One image: `image` uint8 [H,W] and `square`, the same as the network sees it, uint8 [S,S]."""
 
     image: np.ndarray
     square: np.ndarray
@@ -55,6 +55,7 @@ class Predictor:
         info: where the network comes from; kept as `info`.
         device: None takes the accelerator if there is one, else the CPU.
         precision: dtype of the convolutions: "bf16", "no" (float32), or "auto", bf16 where the device supports it.
+        fit: how images become the square, as in training: "stretch", "letterbox" or "crop".
     """
 
     def __init__(
@@ -64,12 +65,14 @@ class Predictor:
         info: dict[str, Any] | None = None,
         device: str | torch.device | None = None,
         precision: Literal["auto", "no", "bf16"] = "auto",
+        fit: Fit = "stretch",
     ) -> None:
         self.network = network
         self.image_size = image_size
         self.info = info or {}
         """of a run: method, network, dataset, split, seed, images, scores, commit, weights, ..."""
         self.precision = precision
+        self.fit: Fit = fit
         self.to(device or default_device())
 
     @property
@@ -106,7 +109,7 @@ class Predictor:
 
     def prepare(self, grey: np.ndarray) -> NetworkInput:
         """The input for a grey image uint8 [H,W]."""
-        return NetworkInput(grey, resize_image(grey, self.image_size, self.image_size))
+        return NetworkInput(grey, fit_image(grey, self.image_size, self.fit))
 
     @torch.inference_mode()
     def probabilities(self, inputs: Sequence[NetworkInput], names: Sequence[object] | None = None) -> list[np.ndarray]:
@@ -125,7 +128,7 @@ class Predictor:
         require_finite(logits, "predict", items, "Use precision no, or weights of another run.")
         probabilities = logits.float().sigmoid()
         return [
-            F.interpolate(probability[None], each.image.shape, mode="bilinear", antialias=True)[0, 0].cpu().numpy()
+            restore(probability[0], (each.image.shape[0], each.image.shape[1]), self.fit).cpu().numpy()
             for each, probability in zip(inputs, probabilities, strict=True)
         ]
 
@@ -163,7 +166,8 @@ def load(
     """
     path = find_weights(Path(run_or_file), weights)
     network, image_size = load_network(path)
-    return Predictor(fuse(network, kernels), image_size, run_info(path), device, precision)
+    info = run_info(path)
+    return Predictor(fuse(network, kernels), image_size, info, device, precision, info["fit"])
 
 
 def default_device() -> torch.device:

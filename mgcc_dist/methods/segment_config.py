@@ -27,7 +27,10 @@ class DataConfig:
     external: tuple[Folder, ...] = data_input(())
     """shard folders of other labeled data sets, on which the trained network is also scored; never trained on"""
     image_size: PositiveInt = 256
-    """side of the square that images are stretched to, in pixels (paper: 256)"""
+    """side of the square that the network sees, in pixels (paper: 256)"""
+    fit: Literal["stretch", "letterbox", "crop"] = "stretch"
+    """how images become that square. stretch: resized whatever their proportions (paper); letterbox: proportions kept,
+    the rest black; crop: the largest square in the middle. Scores are at each image's own size unless stretched"""
     batch_labeled: PositiveInt = 4
     """labeled images per rank and micro-step (paper: 4)"""
     batch_unlabeled: NonNegativeInt = 4

@@ -85,6 +85,7 @@ class SegmentationTask:
             world=accelerator.num_processes,
             workers=config.data.workers,
             augment=True,
+            fit=config.data.fit,
         )
         _check_teacher_start(config, total_steps(config.loop, self.loader))
         validation = self._evaluation(subset_by_keys(data, split.validation), accelerator)
@@ -118,14 +119,15 @@ class SegmentationTask:
 
     def validate(self, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """Mean validation scores under the corrected protocol (evaluation/metrics.py)."""
-        images = score_images(_as_method(module).predictor(), self.validation, accelerator, surface=False)
+        network = _as_method(module).predictor()
+        images = score_images(network, self.validation, accelerator, surface=False, fit=self.config.data.fit)
         return summarize(images)["corrected"]
 
     def weights(self, module: nn.Module) -> dict[str, Tensor]:
         return _as_method(module).predictor().state_dict()
 
     def header(self) -> dict[str, Any]:
-        return header(self.config.method, self.config.network, self.config.data.image_size)
+        return header(self.config.method, self.config.network, self.config.data.image_size, self.config.data.fit)
 
     def score_saved(self, run: Path, weights: Literal["best", "last"], accelerator: Accelerator) -> dict[str, Any]:
         """Score a saved network image by image, with surface distances; draw RUN/WEIGHTS/gallery.png."""
@@ -134,7 +136,8 @@ class SegmentationTask:
         scored = self._scored(network, weights, self.data, self.validation, accelerator)
         if accelerator.is_main_process:
             gallery = run / weights / "gallery.png"
-            segmentation_gallery(network, self.data, scored["images"], self.config.data.image_size, gallery)
+            size, fit = self.config.data.image_size, self.config.data.fit
+            segmentation_gallery(network, self.data, scored["images"], size, gallery, fit=fit)
         if self.external:
             scored["external"] = {
                 folder.dataset: self._scored(network, weights, folder, batches, accelerator)
@@ -146,7 +149,8 @@ class SegmentationTask:
         self, network: nn.Module, weights: str, data: ShardFolder, batches: CachedBatches, accelerator: Accelerator
     ) -> dict[str, Any]:
         with ProgressBar(len(batches.loader.indices), f"scoring {weights} weights on {data.dataset}", "images") as bar:
-            images = score_images(network, bar.count(batches, lambda batch: len(batch.keys)), accelerator, surface=True)
+            counted = bar.count(batches, lambda batch: len(batch.keys))
+            images = score_images(network, counted, accelerator, surface=True, fit=self.config.data.fit)
         classes = {record.key: record.category for record in data.records}
         for image in images:
             image["class"] = classes[image["key"]]
@@ -175,6 +179,7 @@ class SegmentationTask:
             rank=accelerator.process_index,
             world=accelerator.num_processes,
             workers=data.workers,
+            fit=data.fit,
         )
 
 
