@@ -63,7 +63,9 @@ def plain(root: Path, workers: int) -> Iterator[object]:
 
 
 def sharded(folder: ShardFolder, workers: int) -> Iterator[object]:
-    loader = ImageTrainLoader(folder, None, BATCH, 0, SIZE, seed=0, rank=0, world=1, workers=workers, augment=True)
+    loader = ImageTrainLoader(
+        folder, None, BATCH, 0, SIZE, seed=0, rank=0, world=1, workers=workers, augment="symmetries"
+    )
     return (batch.to("cpu") for batch, _ in loader.batches(StreamOffsets()))
 
 

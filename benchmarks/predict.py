@@ -25,7 +25,8 @@ from torch import nn
 
 from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.files import write_json
-from mgcc_dist.data.images import read_grey, resize_image
+from mgcc_dist.data.geometry import fit_image
+from mgcc_dist.data.images import read_grey
 from mgcc_dist.inference.folder import list_images
 from mgcc_dist.inference.loading import load_predictor
 from mgcc_dist.inference.predictor import NetworkInput, Predictor
@@ -42,7 +43,7 @@ def read_inputs(folder: Path, count: int, size: int) -> list[NetworkInput]:
     files = [file for file in list_images(folder, folder.parent / "nowhere") if "_mask" not in file.stem]
     chosen = files[:: max(1, len(files) // count)][:count]
     images = [read_grey(folder / file) for file in chosen]
-    return [NetworkInput(image, resize_image(image, size, size)) for image in images]
+    return [NetworkInput(image, fit_image(image, size, "stretch")) for image in images]
 
 
 def in_batches(predictor: Predictor, batch: int) -> Pass:

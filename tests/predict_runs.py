@@ -15,14 +15,14 @@ from mgcc_dist.train.checkpoints import save_weights
 SIZE = 32
 
 
-def save_run(folder, seed=0):
+def save_run(folder, seed=0, fit="stretch"):
     """A run folder with tiny networks of random weights."""
     torch.manual_seed(seed)
     method, network = MethodConfig(name="supervised"), NetworkConfig(name="unet", widths=(2, 4))
     for which in ("best", "last"):
         weights = build(method, network).predictor().state_dict()
         weights["decoder.head.bias"].zero_()
-        save_weights(weights, folder / which / "model.safetensors", header(method, network, SIZE))
+        save_weights(weights, folder / which / "model.safetensors", header(method, network, SIZE, fit))
     return folder
 
 

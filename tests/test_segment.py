@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
+import mgcc_dist as mgcc
 from mgcc_dist.common.command_line import parse
 from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError
@@ -21,6 +22,7 @@ from mgcc_dist.data.records import ShardFolder, write_index, write_shard
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.selection import FORMAT, apply_selection
 from mgcc_dist.data.splits import make_split, read_split, write_split
+from mgcc_dist.evaluation.metrics import score_image
 from mgcc_dist.inference.loading import load_predictor
 from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.models.config import NetworkConfig
@@ -143,6 +145,29 @@ def test_external_data_set_is_scored_but_not_trained_on(data, tmp_path, phantom_
         scored = result[weights]["external"]["elsewhere"]
         assert sorted(image["key"] for image in scored["images"]) == sorted(sample.key for sample in samples)
         assert scored["summary"]["images"] == 3
+
+
+@pytest.mark.parametrize("fit", ["letterbox", "crop"])
+def test_scores_of_a_run_are_those_of_its_predictions(data, tmp_path, phantom_shards, fit):
+    """The network, the fit of its weights header and the masks at their own size belong together."""
+    wide = tmp_path / "wide"
+    wide.mkdir()
+    samples = [
+        replace(
+            sample, image=sample.image[4:29], mask=sample.mask[4:29], meta=sample.meta | {"original_size": [32, 25]}
+        )
+        for sample in (phantom_shards[i] for i in range(3))
+    ]
+    write_index(wide, "wide", [write_shard(wide / "s.tar", samples)])
+    words = ["--data.fit", fit, "--data.augment", "ultrasound", "--data.external", json.dumps([str(wide)])]
+    run(configured(data, *UNET, *words, "--out", tmp_path / "run", preset="unet_demo"))
+    scored = json.loads((tmp_path / "run" / "result.json").read_text())["best"]["external"]["wide"]["images"]
+    predictor = mgcc.load(tmp_path / "run", device="cpu", precision="no", kernels="torch")
+    assert predictor.fit == fit
+    for image in scored:
+        sample = next(sample for sample in samples if sample.key == image["key"])
+        expected = score_image(predictor.predict(sample.image).mask, sample.mask > 0, surface=False)
+        assert image["paper"] == pytest.approx(expected["paper"], abs=1e-6)
 
 
 def test_run_on_curated_samples_records_their_selection(data, tmp_path):

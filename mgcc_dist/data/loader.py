@@ -13,7 +13,8 @@ A step takes the next `world * batch` offsets of each stream, and rank r gets th
 - the order does not depend on shards or workers. To resume, a run needs only its StreamOffsets: the samples
   consumed by all ranks so far. On another number of ranks the order stays the same and only its distribution changes.
 
-The augmentation at offset p of a stream is a pure function of (seed, stream, p).
+The symmetry applied at offset p of a stream is a pure function of (seed, stream, p). The augmentation `ultrasound`
+follows on the device, when a batch is moved there, and draws from torch's global generators: see train/loop.py.
 """
 
 import itertools
@@ -31,17 +32,18 @@ import torch
 from torch import Tensor
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.data.augment import MIRROR, draw_symmetry, symmetry
+from mgcc_dist.data.augment import MIRROR, draw_released_symmetry, draw_symmetry, symmetry
 from mgcc_dist.data.datasets import ResizedDataset, SampleDataset
-from mgcc_dist.data.geometry import Fit, fit_sample
+from mgcc_dist.data.geometry import STRETCHED, Fit, fit_sample
 from mgcc_dist.data.sample import Sample
+from mgcc_dist.data.ultrasound import strong_view, weak_view
 from mgcc_dist.data.workers import load_in_order
 
 LABELED, UNLABELED = 0, 1
 CACHE_BYTES = 256 << 20  # decoded samples cached per process and stream: 2048 of 256x256 with their masks
 
 Loaded = TypeVar("Loaded")
-Augment = bool | Literal["mirror"]
+Augment = Literal["none", "mirror", "symmetries", "released", "ultrasound"]
 
 
 @dataclass
@@ -50,7 +52,8 @@ class Batch:
 
     images: float32 [L+U,1,S,S] in [-1,1]. masks: float32 [L,1,S,S] of 0 and 1. offsets: int64 [L+U] on the CPU, each
     sample's offset in its stream (in evaluation: its dataset index), unique over ranks. keys: the samples' keys.
-    own_masks: bool [H,W] of each labeled sample at its own size, only in evaluation under a fit other than "stretch".
+    own_masks: bool [H,W] of each labeled sample at its own size, only in evaluation under a fit that keeps proportions.
+    weak: [L+U,1,S,S], the weak view that `images` are a strong view of (data/ultrasound.py); None if `images` are weak.
     """
 
     images: Tensor
@@ -58,10 +61,16 @@ class Batch:
     offsets: Tensor
     keys: list[str]
     own_masks: list[Tensor] = field(default_factory=list)
+    weak: Tensor | None = None
 
     @property
     def labeled(self) -> int:
         return self.masks.shape[0]
+
+    @property
+    def weak_images(self) -> Tensor:
+        """The images before effects on their appearance: what a method takes its targets from."""
+        return self.images if self.weak is None else self.weak
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         """Move images and masks to `device`; offsets stay on the CPU, where random generators are seeded with them."""
@@ -70,6 +79,7 @@ class Batch:
             images=self.images.to(device, non_blocking=non_blocking),
             masks=self.masks.to(device, non_blocking=non_blocking),
             own_masks=[mask.to(device, non_blocking=non_blocking) for mask in self.own_masks],
+            weak=None if self.weak is None else self.weak.to(device, non_blocking=non_blocking),
         )
 
 
@@ -77,7 +87,8 @@ class Batch:
 class ByteBatch:
     """A Batch as loaded, before conversion to floating point: a quarter of the bytes to transfer to the device.
 
-    images: uint8 [L+U,1,S,S]. masks: bool [L,1,S,S]. offsets, keys, own_masks: as in Batch.
+    images: uint8 [L+U,1,S,S]. masks: bool [L,1,S,S]. offsets, keys, own_masks: as in Batch. ultrasound: whether the
+    augmentation `ultrasound` is applied on the device.
     """
 
     images: Tensor
@@ -85,13 +96,17 @@ class ByteBatch:
     offsets: Tensor
     keys: list[str]
     own_masks: list[Tensor] = field(default_factory=list)
+    ultrasound: bool = False
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
-        """Move to `device` and convert to floating point there; offsets stay on the CPU."""
+        """Move to `device`, convert to floating point and augment there; offsets stay on the CPU."""
         images = normalize(self.images.to(device, non_blocking=non_blocking))
         masks = self.masks.to(device, non_blocking=non_blocking).float()
         own_masks = [mask.to(device, non_blocking=non_blocking) for mask in self.own_masks]
-        return Batch(images, masks, self.offsets, self.keys, own_masks)
+        if not self.ultrasound:
+            return Batch(images, masks, self.offsets, self.keys, own_masks)
+        weak, masks = weak_view(images, masks)
+        return Batch(strong_view(weak), masks, self.offsets, self.keys, own_masks, weak)
 
     def pin_memory(self) -> "ByteBatch":
         return replace(self, images=self.images.pin_memory(), masks=self.masks.pin_memory())
@@ -133,7 +148,8 @@ class TrainLoader(ABC, Generic[Loaded]):
         sizes: samples in the labeled and in the unlabeled stream; 0 if there is none.
         batches: samples per rank and step from each stream; 0 if there is none.
         workers: processes that prefetch; 0 loads in this process. Does not change the batches.
-        augment: rotate and flip. "mirror" flips only horizontally, for models that must keep images upright.
+        augment: "symmetries" and "released" rotate and flip; "mirror" flips only horizontally, for models that must
+            keep images upright; "ultrasound" too, and then augments on the device.
     """
 
     def __init__(
@@ -204,9 +220,16 @@ class TrainLoader(ABC, Generic[Loaded]):
         for offset in range(begin + self.rank * batch, begin + (self.rank + 1) * batch):
             epoch, within_epoch = divmod(offset, size)
             index = int(permutation(self.seed, stream, epoch, size)[within_epoch])
-            drawn = draw_symmetry(self.seed, stream, offset) if self.augment else 0
-            items.append(StreamItem(offset, index, drawn & MIRROR if self.augment == "mirror" else drawn))
+            items.append(StreamItem(offset, index, self._symmetry(stream, offset)))
         return items
+
+    def _symmetry(self, stream: int, offset: int) -> int:
+        if self.augment == "none":
+            return 0
+        if self.augment == "released":
+            return draw_released_symmetry(self.seed, stream, offset)
+        drawn = draw_symmetry(self.seed, stream, offset)
+        return drawn if self.augment == "symmetries" else drawn & MIRROR
 
 
 class ImageTrainLoader(TrainLoader[ByteBatch]):
@@ -261,7 +284,7 @@ class ImageTrainLoader(TrainLoader[ByteBatch]):
         for item in unlabeled:
             assert self.unlabeled is not None
             elements.append(_BatchElement(self.unlabeled[item.index], item.offset, item.symmetry, labeled=False))
-        return _collate(elements, self.image_size)
+        return replace(_collate(elements, self.image_size), ultrasound=self.augment == "ultrasound")
 
 
 class EvalLoader:
@@ -309,7 +332,7 @@ class EvalLoader:
             for index, sample in samples
         ]
         batch = _collate(elements, self.image_size)
-        if self.fit != "stretch":
+        if self.fit not in STRETCHED:
             batch.own_masks = [torch.from_numpy(sample.mask > 0) for _, sample in samples if sample.mask is not None]
         return batch
 

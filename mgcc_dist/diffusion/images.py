@@ -43,7 +43,7 @@ class ImageData:
             rank=accelerator.process_index,
             world=accelerator.num_processes,
             workers=self.workers,
-            augment="mirror" if self.mirror else False,
+            augment="mirror" if self.mirror else "none",
         )
 
     def train_eval_loader(self, batch: int, accelerator: Accelerator) -> EvalLoader:

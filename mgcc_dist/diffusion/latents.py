@@ -113,7 +113,7 @@ class LatentLoader(TrainLoader[LatentBatch]):
     def __init__(self, latents: LatentFolder, batch: int, seed: int, rank: int, world: int, workers: int) -> None:
         check_stream("training", latents, batch)
         mirror = latents.index["request"]["mirror"]
-        super().__init__((0, len(latents)), (0, batch), seed, rank, world, workers, "mirror" if mirror else False)
+        super().__init__((0, len(latents)), (0, batch), seed, rank, world, workers, "mirror" if mirror else "none")
         self.latents = latents
 
     def load(self, labeled: list[StreamItem], unlabeled: list[StreamItem]) -> LatentBatch:

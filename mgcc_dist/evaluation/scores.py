@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from mgcc_dist.common.errors import SharedError
-from mgcc_dist.data.geometry import Fit, restore
+from mgcc_dist.data.geometry import STRETCHED, Fit, restore
 from mgcc_dist.data.loader import Batch, ByteBatch, EvalLoader
 from mgcc_dist.evaluation.metrics import pixel_counts, scores_from_counts
 from mgcc_dist.evaluation.surface import surface_distances
@@ -75,8 +75,8 @@ def score_images(
         probability = logits.float().sigmoid()
         keys += batch.keys
         finite = logits.isfinite().flatten(1).all(dim=1, keepdim=True)
-        for predicted, truth, rows in _comparisons(probability, moved, fit):
-            counts.append(torch.cat([finite[rows], pixel_counts(predicted, truth)], dim=1))
+        for predicted, truth, part in _comparisons(probability, moved, fit):
+            counts.append(torch.cat([finite[part], pixel_counts(predicted, truth)], dim=1))
             pixels += [predicted[0].numel()] * len(predicted)
             if surface:
                 pairs = zip(predicted.cpu().numpy()[:, 0], truth.cpu().numpy()[:, 0], strict=True)
@@ -99,7 +99,7 @@ def score_images(
 
 def _comparisons(probability: Tensor, batch: Batch, fit: Fit) -> Iterator[tuple[Tensor, Tensor, slice]]:
     """Yield predicted and true masks bool [N,1,H,W] to compare, with the rows of the batch that they are."""
-    if fit == "stretch":
+    if fit in STRETCHED:
         yield probability > 0.5, batch.masks > 0.5, slice(None)
         return
     for row, truth in enumerate(batch.own_masks):

@@ -73,9 +73,9 @@ def _no_network(path: Path, error: Exception) -> UserError:
 def run_info(path: Path) -> dict[str, Any]:
     """What is known of the weights file `path`: its header, and of a finished run its data, scores and commit.
 
-    Keys: `weights`, `weights_sha256`, `method`, `network`, `image_size`, `fit`; with the run's result.json two folders up
-    also `dataset`, `split`, `seed`, `images` (counts), `synthetic`, `init`, `scores` (mean validation scores of these
-    weights) and `commit`.
+    Keys: `weights`, `weights_sha256`, `method`, `network`, `image_size`, `fit`; with the run's result.json two folders
+    up also `dataset`, `split`, `seed`, `images` (counts), `synthetic`, `init`, `scores` (mean validation scores of
+    these weights) and `commit`.
 
     Raises:
         UserError: result.json is damaged.

@@ -84,7 +84,7 @@ class SegmentationTask:
             rank=accelerator.process_index,
             world=accelerator.num_processes,
             workers=config.data.workers,
-            augment=True,
+            augment=config.data.augment,
             fit=config.data.fit,
         )
         _check_teacher_start(config, total_steps(config.loop, self.loader))

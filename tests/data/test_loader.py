@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -20,7 +21,7 @@ from mgcc_dist.data.sample import Sample
 few = settings(deadline=None, derandomize=True, max_examples=30)
 
 
-def loader(rank=0, world=1, labeled=7, unlabeled=5, batches=(2, 2), workers=0, seed=3, augment=True):
+def loader(rank=0, world=1, labeled=7, unlabeled=5, batches=(2, 2), workers=0, seed=3, augment="symmetries"):
     """A loader of one rank; the unlabeled records have masks too, which batches must not contain."""
     return ImageTrainLoader(
         InMemoryDataset("l", labeled) if batches[0] else None,
@@ -201,7 +202,7 @@ def test_mirror_flips_only_horizontally():
 
 def test_without_augmentation_records_are_unchanged():
     dataset = InMemoryDataset("l", 3)
-    for batch, _ in take(loader(labeled=3, batches=(2, 1), augment=False), 4):
+    for batch, _ in take(loader(labeled=3, batches=(2, 1), augment="none"), 4):
         for row in range(2):
             record = dataset[int(batch.keys[row][1:])]
             np.testing.assert_array_equal(batch.images[row, 0].numpy(), as_image(record.image))
@@ -257,6 +258,38 @@ def test_images_are_resized_with_antialiasing_and_masks_stay_binary(size):
         assert image[:, : size // 3].max() < 0
 
 
+class HalfWhiteImageUnderAMask(HalfWhiteImage):
+    """The same image without the speck, 60x90; what is not seen of it under a crop is a sixth on each side."""
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        return replace(sample, image=sample.mask.copy())
+
+
+@pytest.mark.parametrize(("fit", "lesion"), [("stretch", 1 / 2), ("letterbox", 1 / 3), ("crop", 1 / 2)])
+def test_image_and_mask_agree_under_every_fit_and_symmetry(fit, lesion):
+    dataset = HalfWhiteImageUnderAMask()
+    stream = ImageTrainLoader(
+        dataset, None, 8, 0, 30, seed=0, rank=0, world=1, workers=0, augment="symmetries", fit=fit
+    )
+    ((batch, _),) = take(stream, 1)
+    assert torch.equal(batch.masks > 0, batch.images > 0)
+    assert torch.allclose(batch.masks.mean(dim=(1, 2, 3)), torch.tensor(lesion))
+    assert len(batch.masks.flatten(1).unique(dim=0)) > 1, "no symmetries"
+
+
+@pytest.mark.parametrize("fit", ["stretch", "letterbox", "crop"])
+def test_evaluation_keeps_masks_at_their_own_size_unless_stretched(fit):
+    mixed = ConcatDataset([InMemoryDataset("n", 1, shape=(5, 7), labeled=False), InMemoryDataset("l", 2, shape=(6, 4))])
+    (batch,) = EvalLoader(mixed, 3, SIZE, rank=0, world=1, workers=0, fit=fit).batches()
+    own = [mixed[index].mask > 0 for index in (1, 2)]
+    assert batch.masks.shape == (2, 1, SIZE, SIZE)
+    assert len(batch.own_masks) == (0 if fit == "stretch" else 2)
+    for found, expected in zip(batch.own_masks, own, strict=False):
+        np.testing.assert_array_equal(found.numpy(), expected)
+    assert all(mask.device.type == "meta" for mask in batch.to("meta").to("meta").own_masks)
+
+
 def test_offsets_stay_on_the_cpu_when_a_batch_is_moved():
     batch, _ = next(loader().batches(StreamOffsets()))
     moved = batch.to("meta")
@@ -286,7 +319,7 @@ def test_steps_of_a_fraction_of_an_epoch_are_exact():
 
 def test_unlabeled_record_in_the_labeled_stream_is_reported():
     dataset = ConcatDataset([InMemoryDataset("l", 3), InMemoryDataset("n", 1, labeled=False)])
-    stream = ImageTrainLoader(dataset, None, 4, 0, SIZE, seed=0, rank=0, world=1, workers=1, augment=True)
+    stream = ImageTrainLoader(dataset, None, 4, 0, SIZE, seed=0, rank=0, world=1, workers=1, augment="symmetries")
     with pytest.raises(UserError, match="record 'n0' of the labeled stream has no mask"):
         take(stream, 1)
 
@@ -308,7 +341,7 @@ def test_unlabeled_record_in_the_labeled_stream_is_reported():
 )
 def test_invalid_streams_are_rejected_at_construction(labeled, unlabeled, batches, expected):
     with pytest.raises(UserError, match=expected):
-        ImageTrainLoader(labeled, unlabeled, *batches, SIZE, seed=0, rank=0, world=1, workers=0, augment=True)
+        ImageTrainLoader(labeled, unlabeled, *batches, SIZE, seed=0, rank=0, world=1, workers=0, augment="symmetries")
 
 
 @few
@@ -350,7 +383,9 @@ def test_evaluation_with_unlabeled_images_keeps_masks_aligned_with_images():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_do_not_depend_on_the_number_of_shards(shard_folder, workers):
     def stream(dataset, rank, workers):
-        return ImageTrainLoader(dataset, None, 2, 0, SIZE, seed=0, rank=rank, world=3, workers=workers, augment=True)
+        return ImageTrainLoader(
+            dataset, None, 2, 0, SIZE, seed=0, rank=rank, world=3, workers=workers, augment="symmetries"
+        )
 
     for rank in range(3):
         from_shards = take(stream(shard_folder, rank, workers), 5)
@@ -363,6 +398,8 @@ def test_corrupt_record_stops_the_loader_with_shard_and_key(shard_folder, worker
     content = path.read_bytes()
     png = content.index(b"IDAT", content.index(b"l3.png"))
     path.write_bytes(content[: png + 8] + b"\0\0\0\0" + content[png + 12 :])
-    stream = ImageTrainLoader(shard_folder, None, 7, 0, SIZE, seed=0, rank=0, world=1, workers=workers, augment=True)
+    stream = ImageTrainLoader(
+        shard_folder, None, 7, 0, SIZE, seed=0, rank=0, world=1, workers=workers, augment="symmetries"
+    )
     with pytest.raises(UserError, match=rf"{path.name}: record 'l3' is corrupt"):
         take(stream, 1)

@@ -64,8 +64,9 @@ def segment(phantom: Path, out: Path) -> list[str]:
     """MGCC at a toy size: 15 labeled + 15 unlabeled images, 12 steps of two ranks x (2 + 2)."""
     return (
         f"mgcc_dist.segment --preset mgcc_demo --data.shards {phantom}/shards --data.split {phantom}/split.json "
-        f"--data.synthetic null --data.image_size 32 --data.batch_labeled 2 --data.batch_unlabeled 2 --data.workers 1 "
-        "--network.widths [4,8,8,8,16] --loop.epochs null --loop.steps 12 --loop.log_every 2 "
+        "--data.synthetic null --data.image_size 32 --data.augment ultrasound --data.workers 1 "
+        "--data.batch_labeled 2 --data.batch_unlabeled 2 --network.widths [4,8,8,8,16] "
+        "--loop.epochs null --loop.steps 12 --loop.log_every 2 "
         f"--loop.checkpoint_every 3 --loop.ema_decay 0.9 --out {out}"
     ).split()
 

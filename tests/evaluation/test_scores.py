@@ -7,7 +7,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from mgcc_dist.common.errors import SharedError
-from mgcc_dist.data.loader import Batch
+from mgcc_dist.data.loader import Batch, EvalLoader
+from mgcc_dist.data.sample import Sample
 from mgcc_dist.evaluation import scores
 from mgcc_dist.evaluation.metrics import score_image
 from mgcc_dist.evaluation.scores import CachedBatches, score_images
@@ -38,6 +39,34 @@ def test_batched_scores_are_bit_identical_to_single_images(surface):
     }
     assert [score.pop("key") for score in scores] == sorted(expected)
     assert scores == [expected[key] for key in sorted(expected)]
+
+
+class WhiteDisc:
+    """One image, a white disc of radius 20 at the left end of 50x120 pixels, which is also the mask."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        rows, columns = np.mgrid[:50, :120]
+        disc = np.where((rows - 24.5) ** 2 + (columns - 34.5) ** 2 <= 400, 255, 0).astype(np.uint8)
+        return Sample("disc", disc, disc, {})
+
+
+@pytest.mark.parametrize(
+    ("fit", "seen"), [("stretch", slice(None)), ("letterbox", slice(None)), ("crop", slice(35, 85))]
+)
+def test_a_lesion_outside_the_crop_counts_as_missed(fit, seen):
+    """The network thresholds: it finds all that it sees."""
+    loader = EvalLoader(WhiteDisc(), 1, 64, rank=0, world=1, workers=0, fit=fit)
+    (score,) = score_images(nn.Identity(), loader.batches(), Accelerator(cpu=True), surface=True, fit=fit)
+    disc = WhiteDisc()[0].mask > 0
+    visible = disc[:, seen].sum() / disc.sum()
+    assert score["lesion"]["recall"] == pytest.approx(visible, abs=0.02)
+    assert score["lesion"]["iou"] == pytest.approx(visible, abs=0.04)
+    assert 0.3 < visible < 0.8 if fit == "crop" else visible == 1
+    if fit != "crop":
+        assert score["hd95"] < 2
 
 
 def test_scoring_without_surface_distances_synchronises_once(monkeypatch):

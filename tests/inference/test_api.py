@@ -9,8 +9,13 @@ import pytest
 import torch
 from PIL import Image
 from predict_runs import SIZE, save_run
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
 
 import mgcc_dist as mgcc
+from mgcc_dist.inference.predictor import Predictor
+from mgcc_dist.train.checkpoints import HEADER, save_weights
 
 
 @pytest.fixture
@@ -66,6 +71,47 @@ def test_prediction_is_the_networks_forward_pass(predictor):
     with torch.no_grad():
         expected = predictor.network(torch.from_numpy(pixels)[None, None] / 127.5 - 1).sigmoid()[0, 0].numpy()
     np.testing.assert_allclose(predictor.predict(pixels).probability, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("fit", ["stretch", "letterbox", "crop"])
+def test_a_disc_is_predicted_where_it_is_in_the_image(fit):
+    """The network thresholds grey values, so it predicts a white disc as the disc."""
+    predictor = Predictor(Threshold(), 64, device="cpu", precision="no", fit=fit)
+    rows, columns = np.mgrid[:50, :81]
+    disc = (rows - 24.5) ** 2 + (columns - 35) ** 2 <= 15**2
+    mask = predictor.predict(np.where(disc, 255, 0).astype(np.uint8)).mask
+    assert mask.shape == disc.shape
+    assert (mask & disc).sum() / (mask | disc).sum() > 0.95
+
+
+def test_what_a_crop_does_not_show_is_predicted_as_background():
+    predictor = Predictor(Threshold(), 64, device="cpu", precision="no", fit="crop")
+    mask, probability = predictor.predict(np.full((40, 80), 255, np.uint8))
+    assert mask[:, 20:60].all()
+    assert not probability[:, :20].any()
+    assert not probability[:, 60:].any()
+
+
+def test_the_fit_of_a_run_is_read_from_its_weights_and_older_ones_were_stretched(tmp_path):
+    folder = save_run(tmp_path, fit="crop")
+    assert mgcc.load(folder, device="cpu").fit == "crop"
+    weights = folder / "best" / "model.safetensors"
+    with safe_open(weights, framework="pt") as file:
+        content = json.loads(file.metadata()[HEADER])
+    del content["fit"]  # as in version 0.1
+    save_weights(load_file(weights), weights, content)
+    assert mgcc.load(folder, device="cpu").fit == "stretch"
+
+
+class Threshold(nn.Module):
+    """Logits that are positive where the image is bright."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(20.0))
+
+    def forward(self, images):
+        return self.scale * images
 
 
 def test_batch_gives_one_prediction_per_image_in_order(predictor):

@@ -66,7 +66,8 @@ def test_more_steps_read_no_more_values_from_the_device(configured, tmp_path, mo
 
 
 @pytest.mark.gpu
-def test_a_step_on_a_gpu_never_synchronizes(configured, tmp_path):
+@pytest.mark.parametrize("augment", ["symmetries", "ultrasound"])
+def test_a_step_on_a_gpu_never_synchronizes(configured, tmp_path, augment):
     class Strict(SegmentationTask):
         """Make waiting for the device an error from the second step to the last but one."""
 
@@ -75,7 +76,7 @@ def test_a_step_on_a_gpu_never_synchronizes(configured, tmp_path):
             torch.cuda.set_sync_debug_mode("error" if 1 <= progress.step < 5 else "default")
 
     shards, split, config = configured
-    wanted = config("mgcc", "mgcc", "--loop.steps", 7, "--data.workers", 1)
+    wanted = config("mgcc", "mgcc", "--loop.steps", 7, "--data.workers", 1, "--data.augment", augment)
     accelerator = Accelerator()
     try:
         fit(Strict(wanted, shards, split, accelerator), wanted.loop, tmp_path, accelerator)

@@ -69,7 +69,7 @@ class ToyTask:
     def __init__(self, module=None, batch=2, rank=0, world=1, stop_at=None):
         self.module = module or Toy()
         self.loader = ImageTrainLoader(
-            None, Numbers(), 0, batch, 8, seed=0, rank=rank, world=world, workers=0, augment=False
+            None, Numbers(), 0, batch, 8, seed=0, rank=rank, world=world, workers=0, augment="none"
         )
         self.stop_at = stop_at
         self.steps_seen = []
