@@ -42,7 +42,7 @@ def strong_view(images: Tensor) -> Tensor:
     """Change how images float [B,1,S,S] in [-1,1] look; each effect is applied to some of them."""
     grey, count = ((images + 1) / 2).clamp(0, 1), len(images)
     new = images.new_zeros(count)
-    grey = effects.speckle(grey, _sometimes(0.5, _between(new, 0.1, 0.4)), torch.randn_like(grey))
+    grey = effects.speckle(grey, _sometimes(0.5, _between(new, 0.05, 0.25)), torch.randn_like(grey))
     grey = effects.shadow(
         grey,
         depth=_sometimes(0.2, _between(new, 0.3, 0.9)),
@@ -51,9 +51,9 @@ def strong_view(images: Tensor) -> Tensor:
         width=_between(new, 0.05, 0.25),
     )
     grey = effects.blur(grey, _sometimes(0.3, _between(new, 0.002, LARGEST_BLUR)), LARGEST_BLUR)
-    grey = effects.time_gain(grey, _sometimes(0.3, _between(images.new_zeros(count, 4), -0.15, 0.15)))
-    grey = effects.gain(grey, _sometimes(0.5, _between(new, -0.15, 0.15)))
-    grey = effects.gamma(grey, _sometimes(0.5, _between(new, -0.4, 0.4)).exp())
+    grey = effects.time_gain(grey, _sometimes(0.3, _between(images.new_zeros(count, 4), -0.1, 0.1)))
+    grey = effects.gain(grey, _sometimes(0.5, _between(new, -0.1, 0.1)))
+    grey = effects.gamma(grey, _sometimes(0.5, _between(new, -0.3, 0.3)).exp())
     compressed = effects.jpeg(grey, _between(torch.zeros(count), 10, 60))
     chosen = _sometimes(0.2, torch.ones_like(new))[:, None, None, None] > 0
     return torch.where(chosen, compressed, grey) * 2 - 1
