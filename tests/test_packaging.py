@@ -97,10 +97,11 @@ def test_every_import_is_a_declared_dependency(requirements):
     always = {canonicalize_name(each.name) for each in requirements if not each.marker}
     by_extra = {
         part: {canonicalize_name(r.name) for r in requirements if r.marker and r.marker.evaluate({"extra": part})}
-        for part in ("kernels", "slurm", "deepspeed", "readers", "search")
+        for part in ("kernels", "slurm", "deepspeed", "readers", "search", "augment")
     }
     extra_of_file = {
         "mgcc_dist/train/weights.py": "deepspeed",  # imported only where DeepSpeed already runs
+        "mgcc_dist/data/effects.py": "augment",
         "mgcc_dist/data/readers/ddti.py": "readers",
         "mgcc_dist/data/readers/lists.py": "readers",
         "mgcc_dist/sweep/worker.py": "search",
