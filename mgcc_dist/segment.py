@@ -60,6 +60,7 @@ def run(config: SegmentConfig) -> None:
         "method": config.method.name,
         "network": asdict(config.network),
         "dataset": data.dataset,
+        "dataset_sha256": data.content_sha256,
         "split": split.name,
         "seed": config.loop.seed,
         "images": task.counts,

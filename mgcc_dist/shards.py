@@ -19,7 +19,7 @@ from inspect import getdoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from mgcc_dist.common.errors import UserError, run_program
+from mgcc_dist.common.errors import UserError, one_line, run_program
 from mgcc_dist.common.options import argument, flag
 from mgcc_dist.common.program import Command, Program
 from mgcc_dist.common.value_types import FilePath, FolderPath, Name, NonNegativeInt, PositiveInt, UnitInterval
@@ -109,7 +109,7 @@ class SplitConfig:
     out: FilePath
     """JSON file to write; the split is named after it"""
     validation: UnitInterval = 0.3
-    """fraction of the records with a mask for validation (paper, BUSI: 254 of 780, 0.3256)"""
+    """fraction of the records with a mask (of all, if none has one) for validation (paper, BUSI: 254 of 780, 0.3256)"""
     labeled: UnitInterval = 0.5
     """fraction of the training records with a mask that is labeled (paper: 0.5); the others, and records without a
     mask, are unlabeled"""
@@ -162,7 +162,7 @@ def _convert(reader: Reader, out: Path, per_shard: int, size: int | None = None,
 
     existed = (out / INDEX).exists()
     shards = write_shards(reader, out, size, per_shard, skip_bad)
-    print(summarize(shards) + (", already exists" if existed else ""))
+    print(one_line(summarize(shards) + (", already exists" if existed else "")))
     if skipped := shards.index["skipped"]:
         logger.warning("shards: %d files skipped, see %s", skipped, out / SKIPPED)
     counts, mask_notes = describe_masks(shards.index["masks"]) if "masks" in shards.index else ("", [])  # not in 0.1
@@ -176,10 +176,12 @@ def write_split_file(config: SplitConfig) -> None:
     from mgcc_dist.data.records import ShardFolder
     from mgcc_dist.data.splits import SUBSETS, leaks, make_split, read_split, write_split
 
+    if config.out.is_dir():
+        raise UserError(f"{config.out}: is a folder. Set --out to a JSON file.")
     shards = ShardFolder.open(config.root, verify=False)
     with_mask = sum(record.labeled for record in shards.records)
-    validation = round(config.validation * with_mask)
-    labeled = round(config.labeled * (with_mask - validation))
+    validation = round(config.validation * (with_mask or len(shards)))
+    labeled = max(round(config.labeled * (with_mask - validation)), 1) if with_mask and config.labeled else 0
     split = make_split(shards.records, config.seed, validation, labeled, config.grouped, config.out.stem)
     if config.out.exists():
         if read_split(config.out) != split:
@@ -201,7 +203,10 @@ def write_split_file(config: SplitConfig) -> None:
         validation_records_with_group_in_training=leaking,
         classes={subset: dict(sorted(Counter(map(category.get, keys)).items())) for subset, keys in subsets.items()},
     )
-    print(f"{config.out}: {', '.join(f'{len(keys)} {subset}' for subset, keys in subsets.items())}")
+    sizes = ", ".join(f"{len(keys)} {subset}" for subset, keys in subsets.items())
+    print(one_line(f"{config.out}: {sizes}"))
+    if not with_mask:
+        logger.warning("shards: no record has a mask. The split is for `mgcc ldm`; `mgcc segment` needs masks.")
     if left_out := len(shards) - sum(map(len, subsets.values())):
         logger.warning("shards: %d records without a mask are in no subset: their groups are in validation", left_out)
     if leaking:

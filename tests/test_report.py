@@ -111,16 +111,32 @@ def test_runs_that_differ_only_in_split_and_seed_share_a_row_with_mean_and_std(t
         ({"config": with_setting("method", {"name": "mgcc", "ramp": "released"})}, 1),  # the default
         ({"config": CONFIG | {"unknown": 1}}, 2),  # a key of another version
         ({"world_size": 2}, 2),
+        ({"dataset_sha256": "b" * 64}, 2),
+        ({"dataset_sha256": "a" * 64}, 1),
         ({"config": with_setting("data.synthetic", "elsewhere")}, 1),
         ({"config": with_setting("data.workers", 7)}, 1),
         ({"config": with_setting("out", "elsewhere")}, 1),
     ],
 )
 def test_runs_with_different_settings_are_not_averaged(tmp_path, capsys, other, rows):
-    make_run(tmp_path / "runs" / "a")
-    make_run(tmp_path / "runs" / "b", **other)
+    make_run(tmp_path / "runs" / "a", dataset_sha256="a" * 64)
+    make_run(tmp_path / "runs" / "b", **{"dataset_sha256": "a" * 64, **other})
     report(tmp_path / "runs", out=tmp_path / "report.html")
     assert len(rows_of("mgcc", capsys.readouterr().out)) == rows
+
+
+def test_data_sets_of_one_name_are_told_apart_by_their_content(tmp_path, capsys):
+    make_run(tmp_path / "runs" / "a", dataset="mine", dataset_sha256="a" * 64)
+    make_run(tmp_path / "runs" / "early", dataset="mine", split="busi_random_2")  # as written by version 0.1
+    page = report(tmp_path / "runs", out=tmp_path / "one.html")
+    assert len(rows_of("mgcc", capsys.readouterr().out)) == 1
+    assert "mine (" not in page
+    make_run(tmp_path / "runs" / "b", dataset="mine", dataset_sha256="b" * 64)
+    page = report(tmp_path / "runs", out=tmp_path / "report.html")
+    assert len(rows_of("mgcc", capsys.readouterr().out)) == 3
+    assert "mine (aaaaaaaa)" in page
+    assert "mine (bbbbbbbb)" in page
+    assert "mine (unknown)" in page
 
 
 def test_surface_distances_state_how_many_lesions_they_cover(tmp_path, capsys):

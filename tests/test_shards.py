@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -221,12 +222,12 @@ def test_killed_run_is_incomplete_and_a_rerun_completes_it(tmp_path, kill_at):
         (["busii"], r"^busii: unknown command\. Did you mean busi\?"),
         (["busi", "--out", "x"], r"^--root \(folder\): required"),
         (["busi", "--root", "x", "--out", "y", "--sizes", "3"], "--sizes"),
-        (["phantom", "--out", "x", "--size", "8"], "^size: expected an integer from 16, got '8'$"),
-        (["phantom", "--out", "x", "--count", "many"], "^count: expected a positive integer, got 'many'$"),
+        (["phantom", "--out", "x", "--size", "8"], "^--size: expected an integer from 16, got '8'$"),
+        (["phantom", "--out", "x", "--count", "many"], "^--count: expected a positive integer, got 'many'$"),
         (["split", "--root", "nowhere", "--out", "x.json"], "nowhere: does not exist"),
         (
             ["split", "--root", "nowhere", "--out", "x.json", "--validation", "30"],
-            "^validation: expected a number from 0 to 1, got '30'$",
+            "^--validation: expected a number from 0 to 1, got '30'$",
         ),
     ],
 )
@@ -234,6 +235,26 @@ def test_invalid_command_line_is_one_line_that_names_the_option(words, expected)
     with pytest.raises(UserError, match=expected) as error:
         main(words)
     assert "\n" not in str(error.value)
+
+
+def test_newlines_in_names_leave_every_message_on_one_line(image_folder, tmp_path, capsys):
+    lines = "a\nb"
+    (image_folder / "images" / lines).mkdir()
+    (image_folder / "images" / "0.png").rename(image_folder / "images" / lines / "0.png")
+    (image_folder / "masks" / "0.png").unlink()
+    (image_folder / f"{lines}.txt").write_text("other file")
+    (image_folder / "images" / "1.png").rename(image_folder / "images" / f"{lines}.png")
+    (image_folder / "masks" / "1.png").rename(image_folder / "masks" / f"{lines}.png")
+    out = tmp_path / f"out{lines}"
+    command = ["folder", "--root", str(image_folder), "--out", str(out), "--skip-bad"]
+    main(command)
+    main(command)
+    main(["split", "--root", str(out), "--out", str(tmp_path / f"{lines}.json"), "--labeled", "1"])
+    printed = capsys.readouterr()
+    assert r"5 records (1 a\nb, 4 unknown)" in printed.out
+    assert len(printed.out.splitlines()) == 2 * 2 + 1
+    assert all(re.match(r"20\d\d-\d\d-\d\d .* (INFO|WARNING) ", line) for line in printed.err.splitlines())
+    assert r"1 .txt (the first is 'a\nb.txt')" in printed.err
 
 
 @pytest.mark.parametrize("name", READERS)

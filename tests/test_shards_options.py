@@ -20,7 +20,8 @@ def test_every_conversion_ends_with_the_counts_of_its_masks(image_folder, tmp_pa
     for _ in range(2):  # also if it already exists
         main(["folder", "--root", str(image_folder), "--out", str(tmp_path / "out")])
         printed = capsys.readouterr()
-        assert "\n6 masks: 1 empty, 1 full, 1 ambiguous, median lesion area 11.67% of the image\n" in printed.out
+        counts = "6 masks: 1 empty, 1 full, 0 more than 90% lesion, 1 ambiguous, median lesion area 11.67% of the image"
+        assert f"\n{counts}\n" in printed.out
         assert "1 masks are all lesion. Check that the background is 0: '0'" in printed.err
     shards = ShardFolder.open(tmp_path / "out")
     assert (shards[shards.index_of("1")].mask > 0).sum() == 110
@@ -70,6 +71,12 @@ def write_patients(root):
 
 def test_patients_in_subfolders_are_converted_and_split_by_patient(tmp_path, capsys):
     write_patients(tmp_path)
+    with pytest.raises(
+        UserError,
+        match=r"p1/frame_0\.png: has the same key .* If subfolders are patients, use --groups patient \(3 more",
+    ):
+        main(["folder", "--root", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert "not read" not in capsys.readouterr().err
     main(["folder", "--root", str(tmp_path), "--out", str(tmp_path / "out"), "--groups", "patient"])
     records = ShardFolder.open(tmp_path / "out").records
     assert [(r.key, r.group, r.category) for r in records][:3] == [

@@ -1,6 +1,7 @@
 """`mgcc shards split`."""
 
 import json
+import shutil
 
 import pytest
 
@@ -42,6 +43,16 @@ def test_split_of_a_partly_labeled_folder_uses_images_without_masks_as_unlabeled
         assert ("1 records without a mask are in no subset" in printed) == ("5" in grouped.validation)
 
 
+def test_split_of_images_without_masks_is_for_a_generative_model(image_folder, tmp_path, capsys):
+    shutil.rmtree(image_folder / "masks")
+    main(["folder", "--root", str(image_folder), "--out", str(tmp_path / "shards")])
+    main(["split", "--root", str(tmp_path / "shards"), "--out", str(tmp_path / "s.json"), "--validation", "0.34"])
+    printed = capsys.readouterr()
+    assert "0 labeled, 4 unlabeled, 2 validation" in printed.out
+    assert "no record has a mask. The split is for `mgcc ldm`; `mgcc segment` needs masks" in printed.err
+    assert len(read_split(tmp_path / "s.json").validation) == 2
+
+
 def test_split_file_documents_its_command_and_its_leaks(image_folder, tmp_path, capsys):
     (image_folder / "images" / "0.png").write_bytes((image_folder / "images" / "1.png").read_bytes())
     (image_folder / "images" / "2.png").write_bytes((image_folder / "images" / "1.png").read_bytes())
@@ -59,6 +70,31 @@ def test_split_file_documents_its_command_and_its_leaks(image_folder, tmp_path, 
         assert ("Use --grouped to avoid this" in capsys.readouterr().err) == (expected > 0)
         leaking.add(expected > 0)
     assert True in leaking
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--root {data}", "data: not a shard folder, it has no index.json. Convert its images with `mgcc shards`."),
+        ("--root {shards}/index.json", "index.json: is a file. Pass the shard folder."),
+        ("--root nowhere", "nowhere: does not exist. Create it with `mgcc shards`"),
+        ("--root {shards} --out {data}", "data: is a folder. Set --out to a JSON file."),
+        ("--root {shards} --out {shards}/index.json", "index.json: is not a mgcc-dist split file"),
+        ("--root {shards} --validation 0", "x: cannot take 0 validation and 12 labeled training records from 24"),
+        ("--root {shards} --validation 1", "x: cannot take 24 validation and 1 labeled training records from 24"),
+        ("--root {shards} --labeled 0", "x: cannot take 7 validation and 0 labeled training records from 24"),
+        ("{shards}", "shards: unexpected argument. Options begin with --."),
+        ("--root {shards} --validation", "--validation: a value is missing. Give a number from 0 to 1."),
+        ("--root {shards} --labelled 1", "--labelled: unknown option. Did you mean --labeled?"),
+    ],
+)
+def test_misuse_of_split_is_one_line_that_says_what_to_do(phantom_shards, image_folder, tmp_path, words, message):
+    words = words.format(data=image_folder, shards=phantom_shards.folder).split()
+    out = [] if "--out" in words else ["--out", str(tmp_path / "x.json")]
+    with pytest.raises(UserError) as error:
+        main(["split", *words, *out])
+    assert message in str(error.value)
+    assert not (tmp_path / "x.json").exists()
 
 
 def test_different_split_is_never_overwritten(phantom_shards, tmp_path, capsys):

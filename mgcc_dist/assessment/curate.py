@@ -121,13 +121,13 @@ def render_page(proposal: dict[str, Any], shards: ShardFolder, images: ImageData
 def _read_audit(path: Path, shards: ShardFolder) -> dict[str, dict[str, Any]]:
     """Return the audit's row of each sample, by key."""
     if not path.is_file():
-        raise UserError(f"curate: {path} does not exist. Run `mgcc ldm` with --audit.enabled true first")
+        raise UserError(f"{path}: does not exist. Run `mgcc ldm` with --audit.enabled true first.")
     audit = read_json(path)
     if audit["request"].get("format") != AUDIT_FORMAT:
-        raise UserError(f"curate: {path} was written by an earlier version. Run `mgcc ldm` again to repeat the audit")
+        raise UserError(f"{path}: was written by an earlier version. Run `mgcc ldm` again to repeat the audit.")
     rows = {row["key"]: row for row in audit["images"]}
     if audit["request"]["samples"] != shards.index["request"] or any(row.key not in rows for row in shards.records):
-        raise UserError(f"curate: {path} is the audit of other samples than {shards.folder}. Run `mgcc ldm` again")
+        raise UserError(f"{path}: is the audit of other samples than {shards.folder}. Run `mgcc ldm` again.")
     return rows
 
 

@@ -296,7 +296,8 @@ def _checked(option: Option, setting: Setting) -> Any:
     except ValueError as error:
         suggestion = did_you_mean(str(words[-1]), choices(option.kind)) if words else ""
         got = " ".join(repr(word if isinstance(word, str) else _word(word)) for word in words)
-        message = f"{_where(setting.source)}{option.key}: expected {option.expected}, got {got}"
+        name = option.key if setting.source or option.section else option.name
+        message = f"{_where(setting.source)}{name}: expected {option.expected}, got {got}"
         raise SharedError(f"{message}.{suggestion}" if suggestion else message) from error
 
 

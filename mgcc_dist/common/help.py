@@ -52,7 +52,8 @@ def _more(command: "Command", brief: bool) -> Iterator[tuple[str, str]]:
         names = ", ".join(preset_names(command.presets))
         yield "--preset NAME", f"start from a shipped config: {names} [default: {command.default_preset}]"
     if command.config_files:
-        yield "--config FILE", "read keys from a YAML file; they win over the preset, and options over both"
+        over = "they win over the preset, and options over both" if command.presets else "options win over them"
+        yield "--config FILE", f"read keys from a YAML file; {over}"
         yield "--print_config", "print the resulting config as YAML and exit"
     yield "--import MODULE", "import a module or Python file that registers components; repeatable"
     yield "--log-level LEVEL", f"one of {', '.join(LEVELS)} [default: MGCC_LOG_LEVEL, else info]"

@@ -1,6 +1,6 @@
 """Map-style datasets of samples: subsets of a shard folder by key, and images resized to one size."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from torch.utils.data import Dataset, Subset
@@ -65,3 +65,21 @@ def subset_by_keys(folder: ShardFolder, keys: Iterable[str]) -> Subset[Sample]:
             "Check that the split belongs to this dataset."
         )
     return Subset(folder, [folder.index_of(key) for key in keys])
+
+
+def labeled_subset(folder: ShardFolder, keys: Sequence[str], use: str) -> Subset[Sample]:
+    """Return the records `keys` of a shard folder, all of which have a mask; `use` names them in messages.
+
+    Raises:
+        UserError: there are no keys, or the folder does not have all of them, or some have no mask.
+    """
+    if not keys:
+        raise UserError(f"data.split: has no {use} records, and `mgcc segment` needs some. Choose another split.")
+    subset = subset_by_keys(folder, keys)
+    unmasked = [record.key for record in (folder.records[i] for i in subset.indices) if not record.labeled]
+    if unmasked:
+        raise UserError(
+            f"{folder.folder}: {len(unmasked)} of the split's {len(keys)} {use} records have no mask, the first is "
+            f"{unmasked[0]!r}. Make a split of this folder with `mgcc shards split`."
+        )
+    return subset

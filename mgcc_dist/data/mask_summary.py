@@ -67,6 +67,7 @@ def describe_masks(entry: dict[str, Any]) -> tuple[str, list[str]]:
     area = entry["median_lesion_area"]
     counts = (
         f"{entry['masks']} masks: {len(keys.get('empty', ()))} empty, {len(keys.get('full', ()))} full, "
+        f"{len(keys.get('mostly_lesion', ()))} more than {MOSTLY_LESION:.0%} lesion, "
         f"{len(keys.get('ambiguous', ()))} ambiguous, median lesion area "
         + ("none" if area is None else f"{area:.2%} of the image")
     )

@@ -180,6 +180,16 @@ class RecordFolder(Dataset[Record]):
     def keys(self) -> list[str]:
         return [record.key for record in self.records]
 
+    @property
+    def content_sha256(self) -> str:
+        """The sha256 of what identifies the data set: the files it was converted from, and how these were read.
+
+        It does not depend on the size and number of the shards. Folders that no reader wrote are identified by their
+        index.json.
+        """
+        made = {key: value for key, value in self.index.get("made", {}).items() if key not in ("size", "per_shard")}
+        return hashlib.sha256(json.dumps(made or self.index, sort_keys=True).encode()).hexdigest()
+
     def index_of(self, key: str) -> int:
         """Return the index of the record `key`.
 
@@ -213,9 +223,14 @@ def read_index(folder: Path, kind: str = FORMAT) -> dict[str, Any]:
             or names a file outside the folder.
     """
     path = folder / INDEX
+    if folder.is_file():
+        raise UserError(f"{folder}: is a file. Pass the shard folder.")
     if not folder.is_dir():
         raise UserError(f"{folder}: does not exist. Create it with `mgcc shards` (synthetic images: `mgcc ldm`).")
     if not path.is_file():
+        others = any(not child.name.startswith(".") for child in folder.iterdir())
+        if others and not any(folder.glob("*.tar")):
+            raise UserError(f"{folder}: not a shard folder, it has no {INDEX}. Convert its images with `mgcc shards`.")
         raise UserError(f"{folder}: incomplete, it has no {INDEX}. Rerun the command that creates it.")
     index = read_versioned(path, kind, VERSION, REMEDY)
     shards = index.get("shards")

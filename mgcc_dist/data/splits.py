@@ -49,13 +49,18 @@ def make_split(
     smaller than requested, and a class may be off by what its groups require. Records without a mask are for training,
     unlabeled; those whose group is in validation are in no subset.
 
+    If no record has a mask, validation is drawn from all records and `labeled` must be 0. Such a split is for a
+    generative model, which needs no masks.
+
     Raises:
         UserError: there are fewer records with masks than requested, or no group fits.
     """
-    without_mask = [record for record in records if not record.labeled]
     group_of = {record.key: record.group if grouped else record.key for record in records}
-    records = sorted((record for record in records if record.labeled), key=lambda record: record.key)
-    if not 0 < validation < len(records) or not 0 < labeled <= len(records) - validation:
+    masks = any(record.labeled for record in records)
+    without_mask = [record for record in records if masks and not record.labeled]
+    records = sorted((record for record in records if record.labeled or not masks), key=lambda record: record.key)
+    most_labeled = len(records) - validation if masks else 0
+    if not 0 < validation < len(records) or not min(1, most_labeled) <= labeled <= most_labeled:
         raise UserError(
             f"{name}: cannot take {validation} validation and {labeled} labeled training records from {len(records)}"
             + (f" with masks ({len(without_mask)} have none)" if without_mask else "")

@@ -1,7 +1,8 @@
 """The training and sampling stages of `mgcc ldm`. A stage is skipped if its result already exists."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from mgcc_dist.common.finite import require_finite
 from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.readers.phantoms import Phantoms
 from mgcc_dist.data.records import INDEX, ShardFolder
-from mgcc_dist.data.splits import locate_split, make_split, read_split, write_split
+from mgcc_dist.data.sample import RecordInfo
+from mgcc_dist.data.splits import Split, locate_split, make_split, read_split, write_split
 from mgcc_dist.diffusion import autoencoder, denoiser, latents, pipeline, sampling
 from mgcc_dist.diffusion.autoencoder import AutoencoderTask
 from mgcc_dist.diffusion.config import AutoencoderConfig, DataConfig, DenoiserConfig, SamplingConfig
@@ -71,12 +73,18 @@ def open_images(config: DataConfig, out: Path, accelerator: Accelerator) -> Imag
 
     path = locate_split(config.split) if config.split else out / "split.json"
     if accelerator.is_main_process and not config.split and not path.is_file():
-        validation = round(0.3 * len(shards))
-        labeled = (len(shards) - validation) // 2
-        split = make_split(shards.records, seed=0, validation=validation, labeled=labeled, grouped=True, name="split")
-        write_split(path, split)
+        write_split(path, _make_split(shards.records))
     accelerator.wait_for_everyone()
     return ImageData(config, shards, read_split(path), [path, folder / INDEX])
+
+
+def _make_split(records: Sequence[RecordInfo]) -> Split:
+    """Split into 70 % training and 30 % validation images; masks do not matter, so some or all may be missing."""
+    all_masks = all(record.labeled for record in records)
+    validation = round(0.3 * len(records))
+    labeled = (len(records) - validation) // 2 if all_masks else 0
+    records = records if all_masks else [replace(record, labeled=False) for record in records]
+    return make_split(records, seed=0, validation=validation, labeled=labeled, grouped=True, name="split")
 
 
 def train_autoencoder(config: AutoencoderConfig, data: DataConfig, images: ImageData, out: Path) -> None:

@@ -17,9 +17,10 @@ class DataConfig:
     split: FileOrName = data_input()
     """split file, or the name of a shipped split such as busi_random_1"""
     labels: Literal["half", "all"] = "half"
-    """training images that keep their labels: the half marked in the split (Tables I to III) or all (Table IV)"""
+    """training images that keep their labels: the half marked in the split (Tables I to III) or all that have a mask
+    (Table IV)"""
     unlabeled: bool = True
-    """train on the training images without labels as unlabeled images (with labels: all there are none)"""
+    """train on the training images without labels as unlabeled images (with labels all: those without a mask)"""
     synthetic: Folder | None = data_input(None)
     """shard folder of synthetic images, added to the unlabeled images (Tables III and IV)"""
     similar: tuple[Folder, ...] = data_input(())

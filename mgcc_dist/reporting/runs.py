@@ -20,6 +20,7 @@ from mgcc_dist.train.metrics_logger import read_rows
 from mgcc_dist.train.saved_run import is_finished, read_config, read_result
 
 SEED = "loop.seed"
+CONTENT, CONTENT_DIGITS = "dataset_sha256", 8
 SURFACE_METRICS = (("hd95",), ("asd",))
 REQUIRED_RESULT_KEYS = {"segment": ("method", "network", "split", "seed", "best", "last"), "ldm": ("stage",)}
 
@@ -115,6 +116,8 @@ class RunGroup:
     """Runs that differ only in split number and seed."""
 
     runs: list[Run]
+    content: str = ""
+    """start of the sha256 of the data set's content, where several data sets have its name"""
 
     @property
     def method(self) -> str:
@@ -129,7 +132,8 @@ class RunGroup:
 
     @property
     def dataset(self) -> str:
-        return str(self.runs[0].result.get("dataset", "-"))
+        name = str(self.runs[0].result.get("dataset", "-"))
+        return f"{name} ({self.content})" if self.content else name
 
     @property
     def names(self) -> str:
@@ -189,15 +193,27 @@ def find_repeats(runs: Sequence[Run]) -> dict[Path, str]:
 
 
 def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
-    """Group runs by settings, data and precision; `busi_random_1` and `busi_random_2` are splits of one kind."""
-    groups: dict[str, list[Run]] = {}
+    """Group runs by settings, data and precision; `busi_random_1` and `busi_random_2` are splits of one kind.
+
+    Data sets of one name but with different content are different ones. Runs of 0.1, which have no hash of the content,
+    are taken to be of the data set that has their name, if there is only one.
+    """
+    groups: dict[str, RunGroup] = {}
+    contents: dict[str, set[str]] = {}
+    for run in runs:
+        contents.setdefault(run.result.get("dataset", "-"), set()).update(filter(None, [run.result.get(CONTENT)]))
     for run in runs:
         keys = ["dataset", "images", "world_size", "precision"]
         keys += [] if run.segment_config else ["method", "network"]
         facts = {key: run.result.get(key) for key in keys}
         kind = re.sub(r"_\d+$", "", run.result["split"])
-        groups.setdefault(json.dumps([kind, facts, run.settings], sort_keys=True, default=str), []).append(run)
-    return [RunGroup(members) for members in groups.values()]
+        same_name = contents[run.result.get("dataset", "-")]
+        content = run.result.get(CONTENT, "unknown")[:CONTENT_DIGITS] if len(same_name) > 1 else ""
+        group = groups.setdefault(
+            json.dumps([kind, facts, content, run.settings], sort_keys=True, default=str), RunGroup([], content)
+        )
+        group.runs.append(run)
+    return list(groups.values())
 
 
 def _read_run(folder: Path, name: str) -> Run:

@@ -1,6 +1,7 @@
 """A segmentation run as a task of the training loop: its batches, validation and final scores."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.errors import SharedError, UserError
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data import selection
-from mgcc_dist.data.datasets import SampleDataset, subset_by_keys
+from mgcc_dist.data.datasets import SampleDataset, labeled_subset, subset_by_keys
 from mgcc_dist.data.loader import EvalLoader, ImageTrainLoader
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.sample import Sample
@@ -60,9 +61,13 @@ class SegmentationTask:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.data = data
         self.verify = accelerator.is_local_main_process  # one rank per node verifies checksums
-        labeled = split.labeled + split.unlabeled if config.data.labels == "all" else split.labeled
+        labeled, rest = split.labeled, split.unlabeled
+        if config.data.labels == "all":
+            masked = {record.key for record in data.records if record.labeled}
+            labeled = tuple(key for key in split.train if key in masked)
+            rest = tuple(key for key in split.train if key not in masked)
         uses_unlabeled = _as_method(self.module).uses_unlabeled
-        unlabeled = self._unlabeled(split) if uses_unlabeled else {}
+        unlabeled = self._unlabeled(rest) if uses_unlabeled else {}
         synthetic = unlabeled.get("synthetic")
         self.synthetic = selection.provenance(synthetic) if isinstance(synthetic, ShardFolder) else None
         """checkpoint and selection that the synthetic images come from"""
@@ -75,7 +80,7 @@ class SegmentationTask:
             "validation": len(split.validation),
         }
         self.loader = ImageTrainLoader(
-            labeled=subset_by_keys(data, labeled),
+            labeled=labeled_subset(data, labeled, "labeled"),
             unlabeled=ConcatDataset(list(unlabeled.values())) if unlabeled else None,
             batch_labeled=config.data.batch_labeled,
             batch_unlabeled=config.data.batch_unlabeled,
@@ -88,7 +93,7 @@ class SegmentationTask:
             fit=config.data.fit,
         )
         _check_teacher_start(config, total_steps(config.loop, self.loader))
-        validation = self._evaluation(subset_by_keys(data, split.validation), accelerator)
+        validation = self._evaluation(labeled_subset(data, split.validation, "validation"), accelerator)
         self.validation = CachedBatches(validation, accelerator.device)
         self.external = [
             (folder, CachedBatches(self._evaluation(folder, accelerator), accelerator.device))
@@ -156,11 +161,11 @@ class SegmentationTask:
             image["class"] = classes[image["key"]]
         return {"summary": summarize(images), "images": images}
 
-    def _unlabeled(self, split: Split) -> dict[str, UnlabeledDataset]:
-        """Sources of unlabeled images that the config asks for: "training", "synthetic", "similar"."""
+    def _unlabeled(self, training: Sequence[str]) -> dict[str, UnlabeledDataset]:
+        """Sources of unlabeled images that the config asks for: "training" (these keys), "synthetic", "similar"."""
         config, sources = self.config.data, dict[str, UnlabeledDataset]()
-        if config.unlabeled and config.labels == "half":
-            sources["training"] = subset_by_keys(self.data, split.unlabeled)
+        if config.unlabeled and training:
+            sources["training"] = subset_by_keys(self.data, training)
         if config.synthetic:
             sources["synthetic"] = self._open(config.synthetic)
         if config.similar:

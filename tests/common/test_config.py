@@ -182,7 +182,7 @@ def test_positional_and_repeated_arguments_and_flags(words, expected):
     ("words", "message"),
     [
         ("--dry-run", "source (file): required"),
-        ("a --size x", "size: expected an integer or none, got 'x'"),
+        ("a --size x", "--size: expected an integer or none, got 'x'"),
         ("a --to", "--to: a value is missing. Give files."),
     ],
 )

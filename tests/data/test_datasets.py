@@ -10,7 +10,8 @@ from in_memory_dataset import SIZE, InMemoryDataset
 from torch.utils.data import ConcatDataset, Subset
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.data.datasets import ResizedDataset, subset_by_keys
+from mgcc_dist.data.datasets import ResizedDataset, labeled_subset, subset_by_keys
+from mgcc_dist.data.records import ShardFolder, write_index, write_shard
 
 
 class CountingDataset(InMemoryDataset):
@@ -66,3 +67,16 @@ def test_subset_by_keys_names_the_first_missing_keys(shard_folder):
     expected = r"6 of 7 requested keys are missing: 'x0', 'x1', 'x2', 'x3', 'x4', \.\.\.\. Check that the split"
     with pytest.raises(UserError, match=expected):
         subset_by_keys(shard_folder, ["l1", *(f"x{i}" for i in range(6))])
+
+
+def test_labeled_subset_names_records_without_a_mask(tmp_path):
+    labeled, unlabeled = InMemoryDataset("l", 3), InMemoryDataset("u", 2, labeled=False)
+    samples = [*(labeled[i] for i in range(3)), *(unlabeled[i] for i in range(2))]
+    write_index(tmp_path, "toy", [write_shard(tmp_path / "0.tar", samples)])
+    folder = ShardFolder.open(tmp_path)
+    subset = labeled_subset(folder, ["l2", "l0"], "validation")
+    assert [subset[i].key for i in range(2)] == ["l2", "l0"]
+    with pytest.raises(UserError, match=r"1 of the split's 2 labeled records have no mask, the first is 'u1'\. Make"):
+        labeled_subset(folder, ["l0", "u1"], "labeled")
+    with pytest.raises(UserError, match=r"^data\.split: has no labeled records, and `mgcc segment` needs some"):
+        labeled_subset(folder, [], "labeled")

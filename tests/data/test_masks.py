@@ -220,7 +220,8 @@ def test_summary_counts_and_names_suspicious_masks():
     summary.add("inverted", inverted, inverted, exact)
     summary.add("unlabeled", None, None, [])
     counts, notes = describe_masks(summary.to_index())
-    assert counts == "7 masks: 1 empty, 1 full, 1 ambiguous, median lesion area 25.00% of the image"
+    expected = "7 masks: 1 empty, 1 full, 1 more than 90% lesion, 1 ambiguous, median lesion area 25.00% of the image"
+    assert counts == expected
     assert [note.rpartition(": ")[2] for note in notes[:5]] == [
         f"'{k}'" for k in ("full", "inverted", "grey", "alpha", "tiny")
     ]

@@ -126,6 +126,19 @@ def test_a_grouped_split_without_validation_records_is_an_error_that_says_what_i
         make_split(one_group, 0, 3, 3, True, "x")
 
 
+@MANY_CASES
+@given(cases(), st.booleans())
+def test_without_any_mask_all_records_are_split_and_none_is_labeled(case, grouped):
+    records, seed, validation, labeled = case
+    unlabeled = [record(r.key, r.category, r.group, labeled=False) for r in records]
+    split = make_split(unlabeled, seed, validation, 0, grouped, "x")
+    assert split.labeled == ()
+    assert split.validation == make_split(records, seed, validation, labeled, grouped, "x").validation
+    assert {*split.unlabeled, *split.validation} == {r.key for r in records}
+    with pytest.raises(UserError, match=rf"x: cannot take {validation} validation and 1 labeled"):
+        make_split(unlabeled, seed, validation, 1, grouped, "x")
+
+
 def test_a_misspelt_shipped_split_is_answered_with_the_nearest():
     assert locate_split("busi_random_1").is_file()
     with pytest.raises(UserError, match=r"^busi_radnom_1: no split file .* Did you mean busi_random_1\?$"):

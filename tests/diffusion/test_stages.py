@@ -6,15 +6,42 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_ldm import AUTOENCODER, DENOISER
+from tiny_ldm import AUTOENCODER, DENOISER, LOOP
 
 from mgcc_dist.common.distributed import create_accelerator
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of
-from mgcc_dist.data.splits import make_split, write_split
+from mgcc_dist.data.phantom import draw
+from mgcc_dist.data.records import write_index, write_shard
+from mgcc_dist.data.sample import Sample
+from mgcc_dist.data.splits import make_split, read_split, write_split
 from mgcc_dist.diffusion.config import DataConfig
 from mgcc_dist.diffusion.stages import encode_images, open_images, train_autoencoder, train_denoiser
 from mgcc_dist.train.config import LoopConfig
+from mgcc_dist.train.saved_run import read_result
+
+
+@pytest.mark.parametrize("labeled", [0, 3])
+def test_two_steps_are_trained_on_images_without_masks(tmp_path, labeled):
+    """All or some of 12 images have no mask; the split that `mgcc ldm` makes then looks at no masks."""
+    samples = [draw(3, i, 16) for i in range(12)]
+    records = [
+        Sample(f"{i:02}", sample.image, sample.mask if i < labeled else None, {}) for i, sample in enumerate(samples)
+    ]
+    (tmp_path / "shards").mkdir()
+    write_index(tmp_path / "shards", "mine", [write_shard(tmp_path / "shards" / "0.tar", records)])
+    data = DataConfig(shards=str(tmp_path / "shards"), image_size=16, workers=0)
+    accelerator = create_accelerator()
+    images = open_images(data, tmp_path / "out", accelerator)
+    split = read_split(tmp_path / "out" / "split.json")
+    assert (len(split.labeled), len(split.unlabeled), len(split.validation)) == (0, 8, 4)
+    two_steps = replace(LOOP, steps=2)
+    first, second = replace(AUTOENCODER, batch=2, loop=two_steps), replace(DENOISER, batch=2, loop=two_steps)
+    train_autoencoder(first, data, images, tmp_path / "out")
+    encoded = encode_images(first, images, tmp_path / "out", accelerator)
+    train_denoiser(second, data, images, encoded, tmp_path / "out")
+    result = read_result(tmp_path / "out" / "denoiser")
+    assert (result["steps"], result["images"]) == (2, {"training": 8, "held_out": 4})
 
 
 def test_finished_stage_whose_split_changed_is_refused(tmp_path, phantom_shards):

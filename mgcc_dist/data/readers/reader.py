@@ -81,14 +81,17 @@ class ImageFileReader:
         items = [replace(item, key=readable_name(item.key), category=readable_name(item.category)) for item in items]
         for item in sorted(items, key=lambda item: (item.key, item.image)):
             if item.key in image_by_key:
-                self.bad_files.append(BadFile(item.image, f"has the same key {item.key!r} as {image_by_key[item.key]}"))
+                other = image_by_key[item.key]
+                hint = ". If subfolders are patients, use --groups patient" if item.image.name == other.name else ""
+                self.bad_files.append(BadFile(item.image, f"has the same key {item.key!r} as {other}{hint}"))
             elif not is_key(item.key):
                 self.bad_files.append(BadFile(item.image, "its name is not a valid key. Rename it."))
             else:
                 image_by_key[item.key] = item.image
                 self.items.append(item)
         files = sorted(path for item in self.items for path in (item.image, *item.masks))
-        read = {*files, *lists, *(bad.path for bad in self.bad_files)}
+        masks_of_bad_files = (mask for item in items for mask in item.masks)
+        read = {*files, *lists, *masks_of_bad_files, *(bad.path for bad in self.bad_files)}
         self.unread = describe_unread((path for path in walk_files(root) if path not in read), root)
         listing = "\n".join(f"{path.relative_to(root).as_posix()} {sha256_of(path)}" for path in files)
         self.arguments: dict[str, Any] = {"files": len(files), "contents_sha256": _sha256(listing)}
