@@ -1,6 +1,7 @@
 """Build a sweep's task graph and group the tasks into Slurm jobs and job arrays."""
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mgcc_dist.sweep.schema import slug
 REPORT = "report"
 CONFIGS = "configs"
 """folder in a sweep's `out` with the config file of each submitted run"""
+WRITERS = 16
 
 
 @dataclass(frozen=True)
@@ -148,17 +150,17 @@ def _prepared(steps: Iterable[str]) -> tuple[str, ...]:
 
 def write_configs(tasks: Iterable[Task]) -> list[Path]:
     """Write the config files of runs; return those that did not exist."""
-    created = []
-    for each in (subtask for task in tasks for subtask in task.subtasks):
-        if each.run is None:
-            continue
-        path, text = Path(each.command[each.command.index("--config") + 1]), as_yaml(each.run.config)
-        if not path.is_file():
-            created.append(path)
-        elif path.read_text() == text:
-            continue
-        write_text(path, text)
-    return created
+    texts = {
+        Path(each.command[each.command.index("--config") + 1]): as_yaml(each.run.config)
+        for task in tasks
+        for each in task.subtasks
+        if each.run
+    }
+    created = {path: None for path in texts if not path.is_file()}
+    changed = [path for path, text in texts.items() if path in created or path.read_text() != text]
+    with ThreadPoolExecutor(WRITERS) as pool:  # each write waits for the disk
+        list(pool.map(lambda path: write_text(path, texts[path]), changed))
+    return list(created)
 
 
 def pack_runs(tasks: list[Task]) -> list[Task]:

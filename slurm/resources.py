@@ -158,6 +158,7 @@ def step_defaults(step: SweepStep) -> dict[str, Any]:
     return program_defaults(step.arguments[0], presets[0] if presets else default)
 
 
+@functools.cache
 def program_defaults(program: str, preset: str | None = None) -> dict[str, Any]:
     """Return the entry of presets.yaml for a program, overridden by those of the preset's bases and of the preset."""
     entries = _presets()

@@ -91,6 +91,9 @@ def test_installed_wheel_runs_from_elsewhere(wheel, tmp_path):
     assert "--autoencoder.loop.learning_rate" in run("-m", "mgcc_dist.ldm", "--help-all")
     assert run(site / "bin" / "mgcc", "--version").startswith("mgcc-dist ")
     assert "epochs: 300" in run("-m", "mgcc_dist.segment", "--preset", "mgcc_busi", "--print_config")
+    assert "--out=out/sweeps/table_1/" in run("-m", "mgcc_dist.sweeps", "table_1")
+    code = "from mgcc_dist.accelerate_launch import *; print(*launch_command(['8gpu_zero3', 'ldm']))"
+    assert str(site / "mgcc_dist" / "launch" / "deepspeed" / "zero3.json") in run("-c", code)
 
 
 def test_every_import_is_a_declared_dependency(requirements):

@@ -105,7 +105,8 @@ def save(config: Any, path: Path) -> None:
 
 
 def as_yaml(config: Any) -> str:
-    return yaml.safe_dump(as_plain(config), sort_keys=False)
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # several times as fast, for sweeps of a thousand runs
+    return yaml.dump(as_plain(config), Dumper=dumper, sort_keys=False)
 
 
 def as_plain(config: Any) -> dict[str, Any]:

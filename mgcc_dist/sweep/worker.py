@@ -178,8 +178,9 @@ class SearchWorker:
         metric = self.search.config.study.metric
         heading = f"# Trial {best.number} of {self.search.path.name}: {metric} {best.value:.4f}, the best of "
         text = yaml.safe_dump(preset, sort_keys=False)
-        write_text(self.search.folder / "best.yaml", f"{heading}{len(complete)} complete trials.\n{text}")
-        logger.info("search: best trial: %d, %s %.4f -> %s", best.number, metric, best.value, "best.yaml")
+        path = self.search.folder / "best.yaml"
+        write_text(path, f"{heading}{len(complete)} complete trials.\n{text}")
+        logger.info("search: best trial: %d, %s %.4f -> %s", best.number, metric, best.value, path)
 
 
 def open_study(search: Search) -> optuna.Study:
