@@ -142,3 +142,12 @@ def image_folder(tmp_path):
         mask.paste(255, (10, 10, 20 + i, 20))
         mask.save(tmp_path / "data" / "masks" / f"{i}.png")
     return tmp_path / "data"
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Let `mgcc evaluate` leave out its gallery and page, which take most of its time."""
+    from mgcc_dist.reporting import evaluation
+
+    monkeypatch.setattr(evaluation, "draw_cases", lambda cases, caption, path, columns: path.touch())
+    monkeypatch.setattr(evaluation, "render_evaluation", lambda summary, rows, gallery: "")

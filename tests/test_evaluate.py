@@ -23,7 +23,6 @@ from mgcc_dist.evaluation.scores import score_images
 from mgcc_dist.inference import predictor
 from mgcc_dist.inference.evaluation_inputs import open_inputs
 from mgcc_dist.inference.loading import load_predictor
-from mgcc_dist.reporting import evaluation as reporting
 
 FILES = {"evaluate.json", "images.csv", "summary.json", "page.html", "gallery.png", ".lock"}
 
@@ -48,13 +47,6 @@ def run(tmp_path_factory):
 def dark(monkeypatch):
     """Replace the run's network."""
     monkeypatch.setattr(predictor, "load_network", lambda path: (Dark(), SIZE))
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """Leave out what takes most of the time."""
-    monkeypatch.setattr(reporting, "draw_cases", lambda cases, caption, path, columns: path.touch())
-    monkeypatch.setattr(reporting, "render_evaluation", lambda summary, rows, gallery: "")
 
 
 def evaluate(run, shards, out, *options):
