@@ -47,6 +47,7 @@ def run(config: EvaluateConfig) -> None:
         config.batch,
         config.workers,
         config.tolerance,
+        config.size is None,
         CONDITIONS if config.corruptions else (),
         config.seed,
     )

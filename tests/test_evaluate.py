@@ -146,7 +146,7 @@ def test_notes_name_runs_whose_training_images_are_evaluated(run, phantom_shards
     keys = phantom_shards.keys()
     write_split(tmp_path / "split.json", Split("halves", tuple(keys[:12]), (), tuple(keys[12:])))
     info = {"dataset": "phantom", "split": "halves", "seed": 1, "weights": "w", "weights_sha256": "0" * 64}
-    info |= {"method": "supervised", "network": {"name": "unet"}, "image_size": SIZE}
+    info |= {"method": "supervised", "network": {"name": "unet"}, "image_size": SIZE, "fit": "stretch"}
     monkeypatch.setattr(predictor, "run_info", lambda path: info)
 
     def notes(*options):

@@ -33,8 +33,8 @@ class EvaluateConfig:
     tolerance: PositiveFloat = 2.0
     """of NSD: in pixels, and in mm where the pixel spacing is known"""
     size: PositiveInt | None = None
-    """score at this size instead of at the size of each stored image; the size a run was trained at reproduces its
-    own scores"""
+    """score squares of this size, as in training, instead of images of their stored sizes; the size a run was trained
+    at reproduces its own scores"""
     batch: PositiveInt = 8
     """images per forward pass, as memory allows"""
     workers: NonNegativeInt = 2

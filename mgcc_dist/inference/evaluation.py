@@ -14,6 +14,7 @@ from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.datasets import ResizedDataset, SampleDataset, subset_by_keys
+from mgcc_dist.data.geometry import Fit
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.workers import load_in_order
@@ -51,8 +52,10 @@ class Scores:
     """rows under each corruption, without surface distances"""
 
 
-def open_records(folders: Sequence[ShardFolder], keys: Sequence[str] | None, size: int | None) -> SampleDataset:
-    """Return the records to evaluate: `keys` of the only folder, or all of all folders; resized to `size`, if given.
+def open_records(
+    folders: Sequence[ShardFolder], keys: Sequence[str] | None, size: int | None, fit: Fit
+) -> SampleDataset:
+    """Return the records to evaluate: `keys` of the only folder, or all of all folders; as squares of `size`, if given.
 
     Raises:
         UserError: a record has no mask, a key is missing, there is no record, or two folders have the same data set.
@@ -75,7 +78,7 @@ def open_records(folders: Sequence[ShardFolder], keys: Sequence[str] | None, siz
                 f"{unmasked[0]!r}. Choose a --split and --subset of labeled images."
             )
     data: SampleDataset = ConcatDataset(chosen)
-    return ResizedDataset(data, size) if size else data
+    return ResizedDataset(data, size, fit=fit) if size else data
 
 
 class Evaluation:
@@ -84,7 +87,8 @@ class Evaluation:
     Args:
         batch: images per forward pass.
         workers: processes that read images.
-        tolerance: of NSD, in pixels, or mm where the pixel spacing is known.
+        tolerance: of NSD, in pixels, and in mm where the pixel spacing is known.
+        in_mm: whether images have the proportions of the stored ones, so that distances in mm can be computed.
         conditions: corruptions under which all images are scored too.
         seed: of the corruptions.
     """
@@ -97,6 +101,7 @@ class Evaluation:
         batch: int = 8,
         workers: int = 0,
         tolerance: float = 2.0,
+        in_mm: bool = True,
         conditions: Sequence[Condition] = (),
         seed: int = 0,
     ) -> None:
@@ -105,6 +110,7 @@ class Evaluation:
         self.accelerator = accelerator
         self.workers = workers
         self.tolerance = tolerance
+        self.in_mm = in_mm
         self.conditions = conditions
         self.seed = seed
         indices = range(accelerator.process_index, len(data), accelerator.num_processes)
@@ -146,7 +152,7 @@ class Evaluation:
             scored = []
             for index, sample, probability in zip(indices, samples, self._predict(samples), strict=True):
                 mask = postprocess(probability > THRESHOLD)
-                row = image_row(sample, probability, mask) | surface_row(sample, mask, self.tolerance)
+                row = image_row(sample, probability, mask) | surface_row(sample, mask, self.tolerance, self.in_mm)
                 scored.append((row, reliability_bins(probability, truth_of(sample)), index, list[Row]()))
                 bar.update()
             for name, strength in self.conditions:
@@ -200,17 +206,17 @@ def image_row(sample: Sample, probability: np.ndarray, mask: np.ndarray) -> Row:
     }
 
 
-def surface_row(sample: Sample, mask: np.ndarray, tolerance: float) -> Row:
-    """Score the contour of one image in pixels and, where the pixel spacing is known, in mm (else None)."""
+def surface_row(sample: Sample, mask: np.ndarray, tolerance: float, in_mm: bool = True) -> Row:
+    """Score the contour of one image in pixels and, with `in_mm` and where the spacing is known, in mm (else None)."""
     truth = truth_of(sample)
     row: Row = {NAMES.get(name, name): value for name, value in surface_scores(mask, truth, tolerance).items()}
-    spacing = _spacing(sample)
-    in_mm = surface_scores(mask, truth, tolerance, spacing) if spacing else {}
-    return row | {f"{name}_mm": in_mm.get(key) for key, name in MM.items()}
+    spacing = _spacing(sample) if in_mm else None
+    millimetres = surface_scores(mask, truth, tolerance, spacing) if spacing else {}
+    return row | {f"{name}_mm": millimetres.get(key) for key, name in MM.items()}
 
 
 def _spacing(sample: Sample) -> tuple[float, float] | None:
-    """Return height and width of a pixel of the (perhaps resized) image in mm, if the record knows it."""
+    """Return height and width of a pixel of the (perhaps stretched) stored image in mm, if the record knows it."""
     known = sample.meta.get("pixel_spacing")
     if known is None:
         return None
