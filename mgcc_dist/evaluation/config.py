@@ -27,7 +27,8 @@ class EvaluateConfig:
     """words of fill,min=SHARE,largest (fill holes; drop components below this share of the image; keep the largest);
     choose: the best of these on the evaluated images; a folder: what that evaluation chose"""
     corruptions: bool = flag()
-    """also score images with speckle, gain, blur, shadow, JPEG and down-sampling, at five strengths each"""
+    """also score images with speckle, gain, blur, shadow, JPEG and down-sampling, at five strengths each (pip install
+    'mgcc-dist[augment]')"""
     seed: NonNegativeInt = 0
     """of the corruptions"""
     tolerance: PositiveFloat = 2.0
