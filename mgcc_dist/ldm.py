@@ -67,14 +67,17 @@ def run(config: LdmConfig) -> None:
     """Run all stages, skipping those whose result already exists."""
     from mgcc_dist.assessment import audit, quality
     from mgcc_dist.assessment import stages as assessment
-    from mgcc_dist.common.distributed import create_accelerator, describe
+    from mgcc_dist.common.distributed import create_accelerator, describe, raise_on_all_ranks
     from mgcc_dist.common.lock import lock_folder
+    from mgcc_dist.diffusion import sampling
     from mgcc_dist.diffusion import stages as diffusion
 
     out = Path(config.out)
     accelerator = create_accelerator(config.autoencoder.loop.precision)
     lock_folder(out, accelerator)
     logger.info("ldm: %s", describe(accelerator))
+    with raise_on_all_ranks():
+        sampling.check_folder(config.sampling, out / config.sampling.name / "samples")
     if accelerator.is_main_process:
         save(config, out / "config.yaml")
 
@@ -93,9 +96,10 @@ def run(config: LdmConfig) -> None:
     diffusion.generate_samples(config.sampling, out, accelerator)
     if config.until == "samples":
         return
-    assessment.evaluate_quality(config.quality, images, out, accelerator)
-    assessment.audit_samples(config.audit, config.quality.encoder, images, out, accelerator)
-    assessment.save_gallery(images, out, accelerator)
+    name = config.sampling.name
+    assessment.evaluate_quality(config.quality, images, out, name, accelerator)
+    assessment.audit_samples(config.audit, config.quality.encoder, images, out, name, accelerator)
+    assessment.save_gallery(images, out, name, accelerator)
 
 
 def curate_samples(config: CurateConfig) -> None:
@@ -132,7 +136,7 @@ PROGRAM = Program(
             *("out", "until", "data.shards", "data.split", "data.image_size", "autoencoder.batch"),
             *("autoencoder.loop.epochs", "autoencoder.loop.steps", "denoiser.batch"),
             *("denoiser.classes", "denoiser.loop.epochs", "denoiser.loop.steps"),
-            *("sampling.count", "sampling.sampler", "sampling.steps"),
+            *("sampling.count", "sampling.sampler", "sampling.steps", "sampling.seed", "sampling.name"),
             *("quality.encoder", "audit.drop_copies"),
         ),
     ),

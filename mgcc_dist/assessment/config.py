@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mgcc_dist.common.value_types import File, FileOrFolder, Folder, PositiveInt, UnitInterval
+from mgcc_dist.common.value_types import File, FileOrFolder, Folder, Name, PositiveInt, UnitInterval
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class AuditConfig:
 class CurateConfig:
     out: Folder
     """output folder of a finished `mgcc ldm` run; page.html and proposal.json are written to OUT/curation/"""
+    name: Name = ""
+    """`sampling.name` of the samples"""
     count: PositiveInt = 725
     """number of images to propose (paper: 725 for BUSI)"""
     neighbours: PositiveInt = 5

@@ -107,7 +107,7 @@ def load(encoder: str | None, vae: Path, image_size: int) -> FeatureExtractor:
         script = torch.jit.load(file, map_location="cpu").eval()
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"quality.encoder: {file} is not a .safetensors or TorchScript file ({reason})") from error
+        raise UserError(f"quality.encoder: {file}: is not a .safetensors or TorchScript file ({reason})") from error
     return _extractor("TorchScript file", file, script, image_size)
 
 
@@ -121,7 +121,7 @@ def locate_encoder(encoder: str) -> Path:
     file = path / "best" / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise UserError(
-            f"quality.encoder: {file} does not exist. "
+            f"quality.encoder: {file}: does not exist. "
             "Pass the folder of a finished segmentation run, a model.safetensors, or a TorchScript file"
         )
     return file

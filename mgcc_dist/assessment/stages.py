@@ -1,6 +1,7 @@
 """The stages of `mgcc ldm` that evaluate the samples: quality, audit, gallery, curation.
 
-A stage is skipped if its result already exists.
+They work on OUT/NAME/samples, with an empty name by default (`sampling.name`). A stage is skipped if its result already
+exists.
 """
 
 import logging
@@ -17,34 +18,34 @@ from mgcc_dist.diffusion.images import ImageData
 logger = logging.getLogger(__name__)
 
 
-def evaluate_quality(config: QualityConfig, images: ImageData, out: Path, accelerator: Accelerator) -> None:
+def evaluate_quality(config: QualityConfig, images: ImageData, out: Path, name: str, accelerator: Accelerator) -> None:
     """Compare the samples with the validation images and write the report to `quality/`."""
-    folder = out / "quality"
+    folder, samples = out / name / "quality", out / name / "samples"
     if not config.enabled:
         logger.info("quality: skipped (quality.enabled is false)")
         return
     extractor = features.load(config.encoder, out / "pipeline" / "vqvae", images.size)
-    if quality.is_finished(config, extractor, images, out / "samples", folder):
+    if quality.is_finished(config, extractor, images, samples, folder):
         logger.info("quality: %s already exists", folder / "quality.json")
         return
-    report = quality.evaluate(config, extractor, images, out / "samples", folder, accelerator)
+    report = quality.evaluate(config, extractor, images, samples, folder, accelerator)
     accelerator.print(quality.markdown_report(report), end="")
     logger.info("quality: report -> %s", folder / "quality.json")
 
 
 def audit_samples(
-    config: AuditConfig, encoder: str | None, images: ImageData, out: Path, accelerator: Accelerator
+    config: AuditConfig, encoder: str | None, images: ImageData, out: Path, name: str, accelerator: Accelerator
 ) -> None:
     """Search the samples for copies of training images, write the report to `audit/`, and drop copies on request."""
-    folder = out / "audit"
+    folder, samples = out / name / "audit", out / name / "samples"
     if not config.enabled:
         logger.info("audit: skipped (audit.enabled is false)")
         return
     extractor = features.load(encoder, out / "pipeline" / "vqvae", images.size) if encoder else None
-    if audit.is_finished(config, extractor, images, out / "samples", folder):
+    if audit.is_finished(config, extractor, images, samples, folder):
         logger.info("audit: %s already exists", folder / "audit.json")
         return
-    report = audit.audit(config, extractor, images, out / "samples", folder, accelerator)
+    report = audit.audit(config, extractor, images, samples, folder, accelerator)
     threshold = f"similarity above {report['threshold']:.2f}"
     if extractor:
         threshold += f" in pixels or {report['features']['threshold']:.2f} in features"
@@ -57,9 +58,9 @@ def audit_samples(
     )
 
 
-def save_gallery(images: ImageData, out: Path, accelerator: Accelerator) -> None:
+def save_gallery(images: ImageData, out: Path, name: str, accelerator: Accelerator) -> None:
     """Draw `gallery.png`, and redraw it if the samples are newer."""
-    path, samples = out / "gallery.png", out / "samples"
+    path, samples = out / name / "gallery.png", out / name / "samples"
     if path.is_file() and path.stat().st_mtime >= (samples / "index.json").stat().st_mtime:
         logger.info("gallery: %s already exists", path)
     elif accelerator.is_main_process:
@@ -71,8 +72,8 @@ def save_gallery(images: ImageData, out: Path, accelerator: Accelerator) -> None
 
 def curate_samples(config: CurateConfig, encoder: str | None, images: ImageData) -> None:
     """Write a proposal, and the page on which a person edits it, to `curation/`."""
-    out = Path(config.out)
-    extractor = features.load(encoder, out / "pipeline" / "vqvae", images.size)
+    extractor = features.load(encoder, Path(config.out) / "pipeline" / "vqvae", images.size)
+    out = Path(config.out) / config.name
     proposal = curate.curate(config, extractor, images, out / "samples", out / "audit" / "audit.json", out / "curation")
     apply = f"apply --selection selection.json --samples {out / 'samples'} --out {out / 'curated'}"
     print(

@@ -60,8 +60,9 @@ def apply_selection(selection: Path, samples: Path, out: Path) -> int:
     """
     chosen, shards = read_selection(selection), ShardFolder.open(samples)
     request = shards.index.get("request", {})
+    extended = request.get("count", 0) > chosen.samples.get("count", 0)  # the images it was made from are still there
     for key in sorted(request.keys() | chosen.samples.keys()):
-        if request.get(key) != chosen.samples.get(key):
+        if request.get(key) != chosen.samples.get(key) and not (key == "count" and extended):
             raise UserError(
                 f"{selection}: made from samples with {key} {chosen.samples.get(key)}, but {samples} has "
                 f"{key} {request.get(key)}. Apply it to the samples it was made from."

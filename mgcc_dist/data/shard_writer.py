@@ -1,5 +1,7 @@
 """Write a shard folder with all ranks; interrupted runs resume.
 
+A complete folder is extended by further shards; until index.json is replaced, at the end, it stays complete as it was.
+
 Missing shards are assigned to ranks round-robin. The main thread computes a shard's items while a second thread writes
 the previous shard. Shards are written atomically, each followed by its entry for index.json, so a restarted run
 computes only the missing ones; index.json is written last. `request.json` describes what the folder is made from.
@@ -20,7 +22,7 @@ from mgcc_dist.common.errors import DISK_FULL, EXIT_STOPPED, UserError
 from mgcc_dist.common.files import read_json, write_json
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.common.signals import StopSignal
-from mgcc_dist.data.records import REQUEST
+from mgcc_dist.data.records import INDEX, REQUEST
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ def is_complete(folder: Path, request: dict[str, Any], content: str) -> bool:
                 f"{folder}: holds {content} made with {key} {found.get(key)}, not {value}. "
                 "Delete the folder or choose another --out."
             )
-    return (folder / "index.json").is_file()
+    return (folder / INDEX).is_file()
 
 
 def write_shards_distributed(
@@ -70,10 +72,10 @@ def write_shards_distributed(
         UserError: `compute` raised it, or the disk is full. Written shards are kept, and a rerun resumes after them.
         SystemExit: with EXIT_STOPPED after a signal, once the shards in progress are written.
     """
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and not (folder / INDEX).is_file():
         _explain_full_disk(folder, task, lambda: write_json(folder / REQUEST, request))
     # Only the main process looks at the disk, so that all ranks see the same list.
-    missing = [number for number, (name, _) in enumerate(shards) if not _entry_file(folder, name).is_file()]
+    missing = [number for number, (name, items) in enumerate(shards) if not _is_written(folder, name, len(items))]
     missing = broadcast_object_list([missing])[0]
     rank, world = accelerator.process_index, accelerator.num_processes
     assigned = [shards[number] for number in missing[rank::world]]
@@ -112,7 +114,8 @@ def write_shards_distributed(
         _explain_full_disk(
             folder, task, lambda: write_index([read_json(_entry_file(folder, name)) for name, _ in shards])
         )
-        shutil.rmtree(folder / ENTRIES)
+        _explain_full_disk(folder, task, lambda: write_json(folder / REQUEST, request))
+        shutil.rmtree(folder / ENTRIES, ignore_errors=True)
     accelerator.wait_for_everyone()
 
 
@@ -136,6 +139,12 @@ def _explain_full_disk(folder: Path, task: str, write: Callable[[], None]) -> No
             f"{task}: {error.strerror} for {folder} ({len(list(folder.glob('*.tar')))} shards are kept). "
             "Free some space and rerun the same command to resume."
         ) from error
+
+
+def _is_written(folder: Path, name: str, records: int) -> bool:
+    """Return whether the shard has been written, with that many records; an earlier start may have asked for fewer."""
+    entry = _entry_file(folder, name)
+    return entry.is_file() and len(read_json(entry)["records"]) == records
 
 
 def _entry_file(folder: Path, name: str) -> Path:

@@ -57,8 +57,8 @@ def load(config: DenoiserConfig, latents: LatentData, folder: Path) -> UNet2DMod
     trained_on = load_weights(unet, path).get("autoencoder")
     if trained_on != latents.autoencoder:
         raise UserError(
-            f"{path} was trained on latents of autoencoder {trained_on}, not of {latents.autoencoder}. "
-            f"Delete {folder.parent} to retrain it, or restore its autoencoder"
+            f"{path}: was trained on latents of autoencoder {trained_on}, not of {latents.autoencoder}. "
+            f"Delete {folder.parent} to retrain it, or restore its autoencoder."
         )
     return unet.eval()
 

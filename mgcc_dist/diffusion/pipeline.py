@@ -85,7 +85,7 @@ def load(folder: Path) -> LatentDiffusionModel:
     for name in PIPELINE_FILES:
         if not (folder / name).is_file():
             raise UserError(
-                f"{folder / name} does not exist, so {folder} is not a complete pipeline of `mgcc ldm`. {REBUILD}"
+                f"{folder / name}: does not exist, so {folder} is not a complete pipeline of `mgcc ldm`. {REBUILD}"
             )
     try:
         # With low_cpu_mem_usage=False, weights that do not fit raise an error instead of staying random.
@@ -95,7 +95,7 @@ def load(folder: Path) -> LatentDiffusionModel:
         classes = read_json(folder / CLASSES_FILE) if (folder / CLASSES_FILE).is_file() else {}
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder} cannot be loaded ({reason}). {REBUILD}") from error
+        raise UserError(f"{folder}: cannot be loaded ({reason}). {REBUILD}") from error
     _check_components(vae, unet, classes, folder)
     return LatentDiffusionModel(vae.eval(), unet.eval(), scheduler, classes)
 
@@ -137,4 +137,6 @@ def _check_components(vae: AutoencoderKL, unet: UNet2DModel, classes: dict[str, 
     source = read_json(folder / "source.json") if (folder / "source.json").is_file() else {}
     weights = folder / VAE_WEIGHTS
     if "autoencoder" in source and sha256_of(weights) != source["autoencoder"]:
-        raise UserError(f"{weights} is not the autoencoder on whose latents unet/ was trained (source.json). {REBUILD}")
+        raise UserError(
+            f"{weights}: is not the autoencoder on whose latents unet/ was trained (source.json). {REBUILD}"
+        )

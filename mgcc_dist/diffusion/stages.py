@@ -160,8 +160,8 @@ def save_pipeline(config: DenoiserConfig, encoded: LatentData, out: Path, accele
 
 
 def generate_samples(config: SamplingConfig, out: Path, accelerator: Accelerator) -> None:
-    """Generate the synthetic images in `samples/`."""
-    folder = out / "samples"
+    """Generate the synthetic images in `samples/`, of a named set in NAME/samples/."""
+    folder = out / config.name / "samples"
     if sampling.is_finished(config, out / "pipeline", folder, accelerator):
         logger.info("samples: %s already exists", folder / "index.json")
         return

@@ -75,7 +75,7 @@ def test_torchscript_features_come_in_the_order_of_the_images(tmp_path, phantom_
 
 
 def test_files_and_networks_without_features_are_refused(tmp_path, phantom_shards):
-    with pytest.raises(UserError, match=r"quality\.encoder: .*nowhere does not exist\. Pass the folder of a finished"):
+    with pytest.raises(UserError, match=r"quality\.encoder: .*nowhere: does not exist\. Pass the folder of a finished"):
         features.load(str(tmp_path / "nowhere"), tmp_path, 16)
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="does not hold a segmentation network"):

@@ -174,7 +174,7 @@ def test_too_few_images_and_a_missing_encoder_are_refused_before_training(images
     with pytest.raises(UserError, match=r"14 validation and 10 synthetic images, .* 5 images.*--quality\.neighbours 4"):
         quality.check_config(QualityConfig(neighbours=5), images, 10)
     quality.check_config(QualityConfig(neighbours=5, enabled=False), images, 10)
-    with pytest.raises(UserError, match=r"quality\.encoder: nowhere does not exist"):
+    with pytest.raises(UserError, match=r"quality\.encoder: nowhere: does not exist"):
         quality.check_config(QualityConfig(encoder="nowhere", enabled=False), images, 10)
 
 

@@ -103,7 +103,7 @@ def test_components_of_different_models_are_refused_by_name(pipeline_folder, vae
     with pytest.raises(UserError, match="cannot be loaded"):
         pipeline.load(pipeline_folder)
     (unet_folder / weights).unlink()
-    with pytest.raises(UserError, match=f"unet/{weights} does not exist"):
+    with pytest.raises(UserError, match=f"unet/{weights}: does not exist"):
         pipeline.load(pipeline_folder)
 
     (unet_folder / weights).write_bytes(kept[unet_folder / weights])

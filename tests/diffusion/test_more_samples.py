@@ -1,0 +1,139 @@
+"""A folder of samples is extended by a higher count; its earlier images keep their bytes, whatever happens."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+from tiny_ldm import SAMPLING
+
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import sha256_of, write_json
+from mgcc_dist.data import records
+from mgcc_dist.data.records import ShardFolder
+from mgcc_dist.data.selection import FORMAT, apply_selection, drop_records
+from mgcc_dist.diffusion import sampling
+
+MORE = dataclasses.replace(SAMPLING, count=12)  # SAMPLING: 7 images in shards of 2
+
+
+@pytest.fixture
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def folder(pipeline_folder, tmp_path, accelerator) -> Path:
+    sampling.sample(SAMPLING, pipeline_folder, tmp_path / "s", accelerator)
+    return tmp_path / "s"
+
+
+def indices(folder: Path) -> list[int]:
+    samples = ShardFolder.open(folder)
+    return [samples[i].meta["index"] for i in range(len(samples))]
+
+
+def shards(folder: Path) -> dict[str, str]:
+    return {path.name: sha256_of(path) for path in folder.glob("*.tar")}
+
+
+def test_higher_count_adds_the_further_images(folder, pipeline_folder, tmp_path, accelerator):
+    before = shards(folder)
+    assert not sampling.is_finished(MORE, pipeline_folder, folder, accelerator)
+    sampling.sample(MORE, pipeline_folder, folder, accelerator)
+    assert sampling.is_finished(MORE, pipeline_folder, folder, accelerator)
+    assert indices(folder) == list(range(12))
+    assert before.items() <= shards(folder).items()
+    assert json.loads((folder / "request.json").read_text())["count"] == 12
+    assert len(json.loads((folder / "index-7.json").read_text())["shards"]) == len(before)
+
+    sampling.sample(MORE, pipeline_folder, tmp_path / "at_once", accelerator)
+    extended, at_once = ShardFolder.open(folder), ShardFolder.open(tmp_path / "at_once")
+    for i in range(12):  # another batch may round differently
+        assert abs(extended[i].image.astype(int) - at_once[i].image).max() <= 1
+    with pytest.raises(
+        UserError, match=r"is for 12 images, more than sampling\.count 7\. Set sampling\.count 12 or more"
+    ):
+        sampling.is_finished(SAMPLING, pipeline_folder, folder, accelerator)
+
+
+@pytest.mark.parametrize("images", [0, 1, 2, 4, "index", "request"])
+def test_folder_killed_while_it_is_extended_stays_complete(folder, pipeline_folder, accelerator, monkeypatch, images):
+    """Training may read it at any time. The same command then extends it with what is missing."""
+    before = shards(folder)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_, **__):
+        raise Killed
+
+    encoded = 0
+
+    def encode(sample, original=records._encode):
+        nonlocal encoded
+        if encoded == images:
+            raise Killed
+        encoded += 1
+        return original(sample)
+
+    def write(path, value, original=write_json):
+        if path.name == "request.json":
+            raise Killed
+        original(path, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "_encode", encode)
+        if images == "index":
+            patch.setattr(sampling, "write_index", killed)
+        if images == "request":
+            patch.setattr("mgcc_dist.data.shard_writer.write_json", write)
+        with pytest.raises(Killed):
+            sampling.sample(MORE, pipeline_folder, folder, accelerator)
+    assert indices(folder) == list(range(12 if images == "request" else 7))
+    assert before.items() <= shards(folder).items()
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
+    if not sampling.is_finished(MORE, pipeline_folder, folder, accelerator):
+        sampling.sample(MORE, pipeline_folder, folder, accelerator)
+    assert indices(folder) == list(range(12))
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+def test_interrupted_folder_may_be_finished_with_a_higher_count(pipeline_folder, tmp_path, accelerator, monkeypatch):
+    """The shard that had fewer images is written again."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "write_index", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            sampling.sample(SAMPLING, pipeline_folder, tmp_path / "s", accelerator)
+    sampling.sample(MORE, pipeline_folder, tmp_path / "s", accelerator)
+    assert indices(tmp_path / "s") == list(range(12))
+    assert len(shards(tmp_path / "s")) == 6
+
+
+def test_shards_keep_their_size_when_extended(folder, pipeline_folder, accelerator):
+    before = shards(folder)
+    other = dataclasses.replace(MORE, per_shard=5)
+    assert sampling.is_finished(dataclasses.replace(SAMPLING, per_shard=5), pipeline_folder, folder, accelerator)
+    sampling.sample(other, pipeline_folder, folder, accelerator)
+    assert indices(folder) == list(range(12))
+    assert before.items() <= shards(folder).items()
+    assert sampling.is_finished(other, pipeline_folder, folder, accelerator)
+
+
+def test_dropped_images_stay_dropped_and_selections_stay_valid(folder, pipeline_folder, tmp_path, accelerator):
+    request = json.loads((folder / "index.json").read_text())["request"]
+    chosen = {"accepted": ["synthetic-000001", "synthetic-000006"], "rejected": ["synthetic-000000"]}
+    write_json(tmp_path / "selection.json", {"format": FORMAT, "version": 1, "samples": request, **chosen})
+    drop_records(folder, ["synthetic-000004", "synthetic-000005"])
+    sampling.sample(MORE, pipeline_folder, folder, accelerator)
+    assert indices(folder) == [0, 1, 2, 3, 6, 7, 8, 9, 10, 11]
+    assert ShardFolder.open(folder).index["dropped"] == ["synthetic-000004", "synthetic-000005"]
+    assert apply_selection(tmp_path / "selection.json", folder, tmp_path / "curated") == 2
+    assert indices(tmp_path / "curated") == [1, 6]
+
+
+@pytest.mark.parametrize("name", ["samples", "a/b", "..", ".hidden"])
+def test_name_that_would_mix_samples_with_a_stage_is_refused(name):
+    with pytest.raises(ValueError, match=r"sampling\.name: .* can't be used\. Give a plain folder name"):
+        dataclasses.replace(SAMPLING, name=name)
