@@ -136,7 +136,7 @@ PROGRAM = Program(
             *("out", "until", "data.shards", "data.split", "data.image_size", "autoencoder.batch"),
             *("autoencoder.loop.epochs", "autoencoder.loop.steps", "denoiser.batch"),
             *("denoiser.classes", "denoiser.loop.epochs", "denoiser.loop.steps"),
-            *("sampling.count", "sampling.sampler", "sampling.steps", "sampling.seed", "sampling.name"),
+            *("sampling.count", "sampling.sampler", "sampling.steps"),
             *("quality.encoder", "audit.drop_copies"),
         ),
     ),
