@@ -1,4 +1,4 @@
-"""Print the commands of a sweep: one per preparation step and one per run (rows x data sets x seeds).
+"""Print the commands of a sweep: one per preparation step and one per run (rows x data sets x seeds), and its search.
 
     mgcc sweep table_1 --datasets BUSI | sh
 
@@ -21,9 +21,12 @@ from mgcc_dist.sweep.selection import SelectionOptions
 
 
 def run(config: SelectionOptions) -> None:
-    """Print one command per selected run, after those of the steps that these runs need."""
+    """Print one command per selected run, after those of the steps that these runs need, and that of the search."""
     sweep = config.read()
-    for command in (*(step.command() for step in sweep.steps), *(run.command() for run in sweep.runs)):
+    commands = [*(step.command() for step in sweep.steps), *(run.command() for run in sweep.runs)]
+    if sweep.search:
+        commands.append(sweep.search.command())
+    for command in commands:
         print(shlex.join([sys.executable, *command]))
 
 

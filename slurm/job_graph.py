@@ -119,7 +119,7 @@ def build_tasks(sweep: Sweep, cluster: dict[str, Any], cluster_name: str) -> lis
                 Task(
                     name=f"search/worker_{worker}",
                     kind="search",
-                    command=["-m", "mgcc_dist.search", str(sweep.path), "--worker", str(worker)],
+                    command=[*search.command(), "--worker", str(worker)],
                     folder=search.folder / f"worker_{worker}",
                     output=search.marker(worker),
                     resources=resources(

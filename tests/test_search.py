@@ -13,10 +13,12 @@ import yaml
 
 optuna = pytest.importorskip("optuna")
 
+from mgcc_dist import sweeps  # noqa: E402
 from mgcc_dist.common.command_line import parse  # noqa: E402
 from mgcc_dist.common.config import CONFIGS  # noqa: E402
 from mgcc_dist.common.errors import EXIT_STOPPED, UserError  # noqa: E402
 from mgcc_dist.methods.segment_config import SegmentConfig  # noqa: E402
+from mgcc_dist.search import main as search_main  # noqa: E402
 from mgcc_dist.slurm import job_graph  # noqa: E402
 from mgcc_dist.sweep import worker  # noqa: E402
 from mgcc_dist.sweep.expansion import read_sweep  # noqa: E402
@@ -212,6 +214,14 @@ def test_a_wrong_search_is_refused_with_its_key(tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as caught:
         read_sweep(sweep_of(tmp_path, **changes))
     assert str(tmp_path / "search.yaml") in str(caught.value)
+
+
+def test_the_command_of_a_search_is_printed(tmp_path, capsys):
+    path = sweep_of(tmp_path)
+    sweeps.main([str(path)])
+    assert capsys.readouterr().out == f"{sys.executable} -m mgcc_dist.search {path}\n"
+    with pytest.raises(UserError, match="table_1: has no `search`"):
+        search_main(["table_1"])
 
 
 def test_bounds_may_be_written_with_an_exponent(tmp_path):

@@ -168,13 +168,21 @@ def needs_of(tmp_path, rows, dataset=(), **changes):
 
 def test_steps_and_runs_wait_for_the_entries_that_they_need(tmp_path):
     rows = {"a": {}, "b": {"needs": ["split"]}, "c": {"needs": []}}
-    needs = needs_of(tmp_path, rows, {"needs": ["split", "model"]}, model={"needs": ["shards"]})
+    after_shards = {name: {"needs": ["shards"]} for name in ("split", "model")}
+    needs = needs_of(tmp_path, rows, {"needs": ["split", "model"]}, **after_shards)
     assert needs["busi/split-split_2"] == ["shards"]
     assert needs["busi/model-denoiser-split_2"] == ["shards"]
     assert needs["busi/model-samples-split_1"] == ["shards", "model-denoiser-split_1"]
     assert needs["a"] == ["shards", "split-split_2", "model-denoiser-split_2", "model-samples-split_2"]
     assert needs["b"] == ["shards", "split-split_2"]
     assert needs["c"] == []
+
+
+def test_the_order_of_entries_does_not_matter_if_they_say_what_they_need(tmp_path):
+    explicit = {"split": {"needs": ["shards"]}, "model": {"needs": ["split"]}}
+    before = needs_of(tmp_path, {"a": {}}, **explicit)
+    prepare = {name: PREPARE[name] | explicit.get(name, {}) for name in reversed(PREPARE)}
+    assert needs_of(tmp_path, {"a": {}}, {"prepare": prepare}) == before
 
 
 def test_without_needs_an_entry_waits_for_the_one_before_and_runs_for_all(tmp_path):
@@ -300,7 +308,7 @@ def test_an_existing_run_of_the_same_identity_keeps_its_folder(tmp_path):
         ),
         (
             prepared(run="shards busi --out o --root r --size x", makes="x"),
-            r"prepare\.a\.run: size: expected an integer",
+            r"prepare\.a\.run: --size: expected an integer",
         ),
         (
             prepared(run="shards busy --root r", makes="x"),
@@ -311,9 +319,13 @@ def test_an_existing_run_of_the_same_identity_keeps_its_folder(tmp_path):
             r"prepare\.a\.run: shard: unknown program\. A step runs one of shards, ldm",
         ),
         (prepared(run="ldm 'x", makes="x"), r"prepare\.a\.run: No closing quotation"),
-        (prepared(run="ldm", makes="x", needs=["b"]), r"prepare\.a\.needs: 'b' is not an earlier entry of `prepare`"),
+        (prepared(run="ldm", makes="x", needs=["b"]), r"prepare\.a\.needs: 'b' is not an entry of `prepare`"),
         (prepared(run="ldm", makes="x", need=["b"]), r"prepare\.a: unknown key 'need'\. Known keys: run, makes, needs"),
-        ({"rows": {"a": {"needs": ["b"]}}}, r"rows\.a\.needs: 'b' is not an earlier entry of `prepare`"),
+        (
+            {"datasets": {"BUSI": {"prepare": {n: {"run": "ldm", "makes": n, "needs": [m]} for n, m in ("ab", "ba")}}}},
+            r"datasets\.BUSI\.prepare: (a needs b needs a|b needs a needs b)",
+        ),
+        ({"rows": {"a": {"needs": ["b"]}}}, r"rows\.a\.needs: 'b' is not an entry of `prepare`"),
         ({"rows": {"a": {"data": {"split": "{k}"}}}}, r"placeholder in '\{k\}' .* Available: \{split\} and \{seed\}"),
     ],
 )

@@ -22,8 +22,9 @@ A sweep file holds:
 With `base`, mappings are merged key by key, other values are replaced, and a row or data set that is null is dropped.
 
 `prepare` lists the programs that create a data set's inputs. An entry that names several stages runs once per stage,
-with {stage} substituted. `needs` names the entries that must finish before an entry starts (default: the one before
-it). A data set's runs start after the entries that its `needs` names (default: all); a row may have its own `needs`.
+with {stage} substituted. `needs` names the entries that must finish before an entry starts; if no entry has `needs`,
+each waits for the one before. A data set's runs start after the entries that its `needs` names (default: all); a row
+may have its own `needs`.
 
     prepare:
       shards: {run: shards busi --root DIR --out out/busi, makes: out/busi/index.json}
@@ -39,6 +40,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,7 @@ class Preparation:
     makes: dict[str, str]
     """by stage, the file that marks it as done; the stage of an entry without stages is "" """
     needs: tuple[str, ...]
-    """earlier entries"""
+    """other entries"""
     resources: dict[str, Any]
 
 
@@ -77,6 +79,7 @@ class Dataset:
     keys: dict[str, Any]
     """keys of `segment`, nested"""
     prepare: dict[str, Preparation]
+    """each after those that it needs"""
     needs: tuple[str, ...]
     """entries of `prepare` that its runs need"""
     resources: dict[str, Any]
@@ -242,14 +245,21 @@ def _read_dataset(path: Path, name: str, keys: dict[str, Any]) -> Dataset:
     prepare = keys.get("prepare") or {}
     if not isinstance(prepare, dict):
         raise UserError(f"{path}: {section}.prepare must be a mapping from names to steps")
+    entries = list(prepare)
+    has_needs = any(isinstance(step, dict) and "needs" in step for step in prepare.values())
     read: dict[str, Preparation] = {}
-    for entry, step in prepare.items():
-        read[entry] = _read_step(path, f"{section}.prepare.{entry}", step, list(read))
+    for index, (entry, step) in enumerate(prepare.items()):
+        before = [] if has_needs else entries[max(0, index - 1) : index]
+        read[entry] = _read_step(path, f"{section}.prepare.{entry}", step, entries, before)
+    try:
+        ordered = list(TopologicalSorter({entry: step.needs for entry, step in read.items()}).static_order())
+    except CycleError as error:
+        raise UserError(f"{path}: {section}.prepare: {' needs '.join(reversed(error.args[1]))}") from error
     return Dataset(
         column=str(keys.get("paper", name)),
         keys=_segment_keys(path, section, keys, ("paper", "prepare", "needs", "resources")),
-        prepare=read,
-        needs=_needs(path, section, keys, list(read), default=tuple(read)),
+        prepare={entry: read[entry] for entry in ordered},
+        needs=_needs(path, section, keys, entries, default=entries),
         resources=_resources(path, section, keys),
     )
 
@@ -258,12 +268,12 @@ def _read_row(path: Path, name: str, keys: dict[str, Any], entries: set[str]) ->
     section = f"rows.{name}"
     return Row(
         keys=_segment_keys(path, section, keys, ("needs", "resources")),
-        needs=_needs(path, section, keys, sorted(entries), default=()) if "needs" in keys else None,
+        needs=_needs(path, section, keys, sorted(entries), default=[]) if "needs" in keys else None,
         resources=_resources(path, section, keys),
     )
 
 
-def _read_step(path: Path, section: str, step: Any, earlier: list[str]) -> Preparation:
+def _read_step(path: Path, section: str, step: Any, entries: list[str], before: list[str]) -> Preparation:
     if not isinstance(step, dict) or not isinstance(step.get("run"), str) or not step.get("makes"):
         raise UserError(f"{path}: {section} needs `run`, a command, and `makes`, the file that it writes last")
     if unknown := sorted(step.keys() - set(STEP_KEYS)):
@@ -272,22 +282,20 @@ def _read_step(path: Path, section: str, step: Any, earlier: list[str]) -> Prepa
     return Preparation(
         step["run"],
         {str(stage): str(output) for stage, output in makes.items()},
-        _needs(path, section, step, earlier, default=tuple(earlier[-1:])),
+        _needs(path, section, step, entries, default=before),
         _resources(path, section, step),
     )
 
 
-def _needs(
-    path: Path, section: str, keys: dict[str, Any], known: list[str], default: tuple[str, ...]
-) -> tuple[str, ...]:
+def _needs(path: Path, section: str, keys: dict[str, Any], known: list[str], default: list[str]) -> tuple[str, ...]:
     needs = keys.get("needs")
     if needs is None:
-        return default
+        return tuple(default)
     if not isinstance(needs, list):
         raise UserError(f"{path}: {section}.needs must be a list of entries of `prepare`, got {needs!r}")
     if unknown := [name for name in needs if name not in known]:
         raise UserError(
-            f"{path}: {section}.needs: {unknown[0]!r} is not an earlier entry of `prepare`. "
+            f"{path}: {section}.needs: {unknown[0]!r} is not an entry of `prepare`. "
             f"Choose from: {', '.join(known) or 'none'}."
         )
     return tuple(needs)

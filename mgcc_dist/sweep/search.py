@@ -106,6 +106,10 @@ class Search:
         out = {"out": str(self.folder / f"trial_{number:04d}")}
         return resolve(SegmentConfig, [*layers, Layer(out)])
 
+    def command(self) -> list[str]:
+        """Return the arguments after `python` that start a worker."""
+        return ["-m", "mgcc_dist.search", str(self.path)]
+
     def marker(self, worker: int) -> Path:
         """Return the file that a worker writes when the study has all of its trials."""
         return self.folder / f"worker_{worker}-{self.config.study.trials}_trials.json"

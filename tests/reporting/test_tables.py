@@ -6,6 +6,7 @@ from sweep_runs import begin, finish, finish_all, make_sweep, scores
 
 from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.report import main as report
 from mgcc_dist.reporting.paper import PAPER_TABLES, load_paper_table
 from mgcc_dist.reporting.runs import RunCollection, find_runs
 from mgcc_dist.reporting.tables import build_table
@@ -97,6 +98,24 @@ def test_keys_that_do_not_affect_the_result_may_differ(tmp_path):
     path = make_sweep(tmp_path)
     finish(read_sweep(path).runs[0], [scores("a", 0.5)], data__workers=7, loop__log_every=1, loop__checkpoint_every=3)
     assert score(table_of(path), "U-Net").values == (50,)
+
+
+def test_a_run_that_another_version_named_is_matched_by_its_identity(tmp_path):
+    path = make_sweep(tmp_path)
+    run = read_sweep(path).runs[0]
+    finish(run, [scores("a", 0.5)], run.folder.with_name("seed_1-0123abcd"))
+    finish(run, [scores("a", 0.9)], run.folder.with_name("seed_1-89abcdef"), loop__momentum=0.5)
+    assert score(table_of(path), "U-Net").values == (50,)
+
+
+def test_a_table_of_selected_rows_and_seeds(tmp_path, capsys):
+    path = make_sweep(tmp_path)
+    finish_all(path, LEVELS)
+    report(["--sweep", str(path), "--rows", "MGCC", "--seeds", "2", "--out", str(tmp_path / "table.md")])
+    assert "small: 1 of 1 runs are finished" in capsys.readouterr().out
+    assert "U-Net" not in (tmp_path / "table.md").read_text()
+    with pytest.raises(UserError, match="--rows: selects runs of a sweep"):
+        report([str(tmp_path), "--rows", "MGCC"])
 
 
 @pytest.mark.parametrize("inside", ["", "out"])
