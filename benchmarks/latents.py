@@ -88,9 +88,8 @@ def main() -> None:
         started = time.perf_counter()
         stored = latents.encode(vae, "random", images, config.autoencoder.batch, Path(scratch) / "latents", accelerator)
         encoding = time.perf_counter() - started
-        unet = denoiser.build(config.denoiser, stored.shape, len(stored.classes)).to(accelerator.device)
-        loss = DenoiserLoss(unet, denoiser.build_scheduler(config.denoiser), config.denoiser.label_dropout)
-        optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5)
+        loss = denoiser.build_loss(config.denoiser, stored).to(accelerator.device)
+        optimizer = torch.optim.AdamW(loss.parameters(), lr=1e-5)
         pairs = []
         for _ in range(options.rounds):
             pixels = images.train_loader(config.denoiser.batch, 0, accelerator).batches(StreamOffsets())

@@ -32,8 +32,8 @@ from mgcc_dist.inference.loading import load_predictor
 from mgcc_dist.inference.predictor import NetworkInput, Predictor
 from mgcc_dist.kernels.bench.timing import capture_graph, median_cuda_ms
 from mgcc_dist.kernels.fuse import fuse
-from mgcc_dist.models.config import NetworkConfig
-from mgcc_dist.models.registry import build_network
+from mgcc_dist.models.config import MGCCConfig
+from mgcc_dist.models.network import build_network
 
 Pass = Callable[[list[NetworkInput]], list[np.ndarray]]
 
@@ -99,7 +99,7 @@ def main() -> None:
         plain, size = load_predictor(options.run)
     else:
         torch.manual_seed(0)
-        plain, size = build_network(NetworkConfig()).inference_module().eval(), options.size
+        plain, size = build_network(MGCCConfig()).inference_module().eval(), options.size
     fused = fuse(copy.deepcopy(plain), options.kernels)
     baseline, predictor = Predictor(plain, size, precision="no"), Predictor(fused, size)
     plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

@@ -43,7 +43,7 @@ def random_pipeline(preset: str, folder: Path) -> Path:
     vae = autoencoder.build(config.autoencoder, config.data.image_size)
     side = config.data.image_size // config.autoencoder.downsampling
     unet = denoiser.build(config.denoiser, (config.autoencoder.latent_channels, side, side), 0)
-    pipeline.save(vae, unet, denoiser.build_scheduler(config.denoiser), {}, {}, folder)
+    pipeline.save(vae, unet, config.denoiser, {}, {}, folder)
     return folder
 
 

@@ -20,12 +20,12 @@ from mgcc_dist.common.distributed import seed_step
 from mgcc_dist.data.loader import ByteBatch
 from mgcc_dist.kernels.fuse import KernelDispatcher, fuse
 from mgcc_dist.kernels.upconv import upsample_conv
-from mgcc_dist.methods.config import MethodConfig
-from mgcc_dist.methods.registry import build
+from mgcc_dist.methods.config import MultiLevelCrossConsistencyConfig
+from mgcc_dist.methods.method import build
 from mgcc_dist.models import mgcc
 from mgcc_dist.models.blocks import UpConv
-from mgcc_dist.models.config import NetworkConfig
-from mgcc_dist.models.registry import build_network
+from mgcc_dist.models.config import MGCCConfig
+from mgcc_dist.models.network import build_network
 from mgcc_dist.train.schedules import Progress, consistency_weight
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, TOTAL_STEPS = 0.01, 0.9, 1e-4, 20_000
@@ -125,7 +125,7 @@ def package_step(settings: StepSettings, config: StepConfig) -> tuple[Step, dict
     torch.backends.cudnn.benchmark = settings.cudnn_benchmark
     torch.backends.cudnn.deterministic = False
 
-    method: Any = build(MethodConfig("mgcc"), NetworkConfig("mgcc", widths=config.widths)).to(config.device).train()
+    method: Any = build(MultiLevelCrossConsistencyConfig(), MGCCConfig(widths=config.widths)).to(config.device).train()
     if settings.phase_upconv:
         for module in method.modules():
             if isinstance(module, UpConv):
@@ -238,7 +238,7 @@ def released_step(config: StepConfig) -> Step:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     mgcc.PERTURBATIONS = (_released_feature_dropout, lambda x: F.dropout(x, 0.3), _released_feature_noise)
-    network = build_network(NetworkConfig("mgcc", widths=config.widths)).to(config.device).train()
+    network = build_network(MGCCConfig(widths=config.widths)).to(config.device).train()
     optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
     floats = [batch.to("cpu") for batch in make_batches(config, pinned=False)]
     host = [(batch.images.expand(-1, 3, -1, -1).contiguous(), batch.masks) for batch in floats]

@@ -40,8 +40,11 @@ Kernels = Literal["auto", "torch", "triton"]
 UnsupportedReason = Callable[[nn.Module, Tensor], str | None]
 """returns why an implementation cannot replace a plain module for an input, or None if it can"""
 
+Implementations = dict[str, tuple[nn.Module, UnsupportedReason]]
+"""fused implementations of a plain module by name, each with its check"""
+
 # Class name of the plain module -> operation and submodules.
-OPERATIONS = {
+OPERATIONS: dict[str, tuple[str, set[str]]] = {
     "UpConv": ("upconv", {"conv", "norm"}),
     "MSAG": (
         "msag",
@@ -49,9 +52,28 @@ OPERATIONS = {
     ),
     "ConvMixerLayer": ("convmixer", {"depthwise", "depthwise_norm", "pointwise", "pointwise_norm"}),
 }
+REGISTERED: dict[str, Callable[[nn.Module], Implementations]] = {}
+"""operations of plugins"""
 TRITON = find_spec("triton") is not None
 # Modules with Triton kernels are imported on demand, because Triton is optional.
 TRITON_MODULES = {"msag": "msag", "convmixer": "convmixer", "mixer": "convmixer"}
+
+
+def register(
+    operation: str, class_name: str, submodules: set[str], implementations: Callable[[nn.Module], Implementations]
+) -> None:
+    """Add an operation of a plugin: `fuse` then replaces modules called `class_name` that have these `submodules`.
+
+    Args:
+        implementations: returns the fused implementations of such a module, by name ("triton"), each with its check.
+
+    Raises:
+        ValueError: there is another operation, or another one for this class name.
+    """
+    if class_name in OPERATIONS or operation in {name for name, _ in OPERATIONS.values()} | {"mixer"}:
+        raise ValueError(f"register: operation {operation!r} or class name {class_name!r} is already registered")
+    OPERATIONS[class_name] = (operation, submodules)
+    REGISTERED[operation] = implementations
 
 
 def fuse(model: nn.Module, kernels: Kernels = "auto", table: Path = TABLE_PATH) -> nn.Module:
@@ -91,19 +113,19 @@ def operation_of(module: nn.Module) -> str | None:
     return operation if operation and parts == {name for name, _ in module.named_children()} else None
 
 
-def fused_implementations(
-    operation: str, plain: nn.Module, triton: bool
-) -> dict[str, tuple[nn.Module, UnsupportedReason]]:
+def fused_implementations(operation: str, plain: nn.Module, triton: bool) -> Implementations:
     """Return the fused implementations of `plain` by name, each with its check.
 
     Names are "torch" and, with `triton` and if Triton is installed, "triton". A gate also has "triton NAME" for each
     way to compute it in evaluation; only the benchmark and "auto" use these.
     """
-    found: dict[str, tuple[nn.Module, UnsupportedReason]] = {}
+    found: Implementations = {}
     if operation == "upconv":
         found["torch"] = upconv.FusedUpConv.from_module(plain), upconv.unsupported_reason
     if not (triton and TRITON):
         return found
+    if operation in REGISTERED:
+        return REGISTERED[operation](plain)
     if operation == "upconv":
         fused_upconv = upconv.FusedUpConv.from_module(plain, "triton")
         return found | {"triton": (fused_upconv, upconv.triton_unsupported_reason)}

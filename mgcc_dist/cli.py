@@ -21,6 +21,7 @@ PROGRAMS = {
     "search": ("mgcc_dist.search", "run trials of a sweep's search, until Optuna has found the best config"),
     "slurm": ("mgcc_dist.slurm.__main__", "run a sweep on a Slurm cluster, or on this machine"),
     "launch": ("mgcc_dist.accelerate_launch", "start segment or ldm with several processes, by a launch file's name"),
+    "list": ("mgcc_dist.listing", "list methods, networks, data sets, presets, ... by name"),
     "bench": ("mgcc_dist.kernels.bench.__main__", "benchmark the kernels on this device"),
 }
 

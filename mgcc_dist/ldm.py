@@ -44,12 +44,12 @@ class LdmConfig:
     def __post_init__(self) -> None:
         if self.autoencoder.loop.precision != self.denoiser.loop.precision:
             raise ValueError("autoencoder.loop.precision and denoiser.loop.precision must be equal")
-        multiple = self.autoencoder.downsampling * 2 ** (len(self.denoiser.channels) - 1)
+        multiple = self.autoencoder.downsampling * self.denoiser.size_divisor
         if self.data.image_size % multiple:
             raise ValueError(
-                f"data.image_size: {self.data.image_size} is not a multiple of {multiple}. The "
-                f"{len(self.autoencoder.channels)} levels of autoencoder.channels and {len(self.denoiser.channels)} of "
-                "denoiser.channels each halve the size, except the first of both. Choose another size or fewer levels."
+                f"data.image_size: {self.data.image_size} is not a multiple of {multiple}. The autoencoder divides the "
+                f"size by {self.autoencoder.downsampling} and the denoiser by {self.denoiser.size_divisor}: each level "
+                "of their `channels` halves it, except the first. Choose another size or fewer levels."
             )
         if self.sampling.steps > self.denoiser.diffusion_steps:
             raise ValueError(

@@ -90,19 +90,10 @@ PROGRAM = Program(
         default_preset="mgcc_demo",
         config_files=True,
         common=(
-            *(
-                "out",
-                "init",
-                "data.shards",
-                "data.split",
-                "data.labels",
-                "data.synthetic",
-                "data.similar",
-                "data.external",
-            ),
+            *("out", "init", "data.shards", "data.split", "data.labels", "data.synthetic"),
             *("data.image_size", "data.batch_labeled", "data.batch_unlabeled", "data.workers"),
-            *("loop.epochs", "loop.steps", "loop.learning_rate", "loop.accumulation", "loop.precision", "loop.compile"),
-            *("loop.seed", "network.name", "network.widths", "method.name", "method.ramp", "kernels"),
+            *("loop.epochs", "loop.steps", "loop.learning_rate", "loop.precision", "loop.seed"),
+            *("network", "method", "kernels"),
         ),
     ),
 )

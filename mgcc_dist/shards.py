@@ -12,7 +12,7 @@ docs/how-to/datasets.md lists the files that each command expects.
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import getdoc
@@ -225,20 +225,41 @@ def _files_command(read: Callable[[Path], ImageFileReader]) -> Command:
     return Command(config, partial(convert_files, read), text.partition("\n")[0], text)
 
 
+class ShardCommands(Mapping[str, Command]):
+    """A command per reader, those of plugins too, and `others`."""
+
+    def __init__(self, others: Mapping[str, Command]) -> None:
+        self._others = others
+
+    def __getitem__(self, name: str) -> Command:
+        if name in self._others:
+            return self._others[name]
+        if reader := READERS.find(name):
+            return _files_command(reader.load())
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*READERS.names(), *self._others])
+
+    def __len__(self) -> int:
+        return len(READERS.names()) + len(self._others)
+
+
 PROGRAM = Program(
     "shards",
     __doc__,
-    commands={
-        **{name: _files_command(read) for name, read in READERS.items()},
-        "phantom": Command(
-            PhantomConfig, draw_phantoms, "built-in synthetic images that look like breast ultrasound, with masks"
-        ),
-        "split": Command(
-            SplitConfig,
-            write_split_file,
-            "split a shard folder into labeled, unlabeled and validation records",
-        ),
-    },
+    commands=ShardCommands(
+        {
+            "phantom": Command(
+                PhantomConfig, draw_phantoms, "built-in synthetic images that look like breast ultrasound, with masks"
+            ),
+            "split": Command(
+                SplitConfig,
+                write_split_file,
+                "split a shard folder into labeled, unlabeled and validation records",
+            ),
+        }
+    ),
 )
 
 

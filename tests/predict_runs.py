@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from mgcc_dist.inference.loading import header
-from mgcc_dist.methods.config import MethodConfig
-from mgcc_dist.methods.registry import build
-from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.methods.config import SupervisedConfig
+from mgcc_dist.methods.method import build
+from mgcc_dist.models.config import UNetConfig
 from mgcc_dist.predict import main
 from mgcc_dist.train.checkpoints import save_weights
 
@@ -18,7 +18,7 @@ SIZE = 32
 def save_run(folder, seed=0, fit="stretch"):
     """A run folder with tiny networks of random weights."""
     torch.manual_seed(seed)
-    method, network = MethodConfig(name="supervised"), NetworkConfig(name="unet", widths=(2, 4))
+    method, network = SupervisedConfig(), UNetConfig(widths=(2, 4))
     for which in ("best", "last"):
         weights = build(method, network).predictor().state_dict()
         weights["decoder.head.bias"].zero_()

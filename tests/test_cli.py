@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import mgcc_dist
-from mgcc_dist import cli, evaluate, ldm, predict, report, search, segment, shards, sweeps
+from mgcc_dist import cli, evaluate, ldm, listing, predict, report, search, segment, shards, sweeps
 from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.options import options_of
@@ -17,13 +17,14 @@ from mgcc_dist.common.presets import preset_names
 from mgcc_dist.slurm import __main__ as slurm
 
 PROGRAMS = {
-    each.PROGRAM.name: each.PROGRAM for each in (evaluate, ldm, predict, report, search, segment, shards, sweeps, slurm)
+    each.PROGRAM.name: each.PROGRAM
+    for each in (evaluate, ldm, listing, predict, report, search, segment, shards, sweeps, slurm)
 }
 # One argv for each program and subcommand.
 COMMANDS = [
     [name, *words] for name, program in PROGRAMS.items() for words in ([], *([command] for command in program.commands))
 ]
-TWO_SCREENS = 70  # lines of 100 columns
+TWO_SCREENS = 80  # lines of 100 columns
 HEAVY = ("torch", "diffusers", "accelerate", "monai", "scipy", "matplotlib")
 SWEEP = "configs/sweeps/table_1.yaml"
 
@@ -93,9 +94,17 @@ def test_help_of_ldm_lists_its_subcommands(capsys):
     assert "\n  apply " in printed
 
 
-@pytest.mark.parametrize("words", [["shards"], ["predict"], ["slurm"], ["sweep"], ["ldm", "apply"]], ids=" ".join)
+@pytest.mark.parametrize("words", ["shards", "list", "predict", "slurm", "sweep", "ldm apply"])
 def test_a_program_that_needs_options_and_gets_none_prints_its_help(capsys, words):
-    assert help_of(capsys, *words).startswith(f"usage: mgcc {' '.join(words)}")
+    assert help_of(capsys, *words.split()).startswith(f"usage: mgcc {words}")
+
+
+def test_help_shows_the_keys_of_the_chosen_components(capsys):
+    printed = help_of(capsys, "segment", "--method", "ctbct", "--network", "unet", "--help")
+    assert "--method.swin_unet.embed_dim" in printed
+    assert "--network.widths" in printed
+    assert "--network.taps" not in printed
+    assert "--network.taps" in help_of(capsys, "segment", "--help")
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,16 @@
 import torch
 
 from mgcc_dist.data.loader import Batch
-from mgcc_dist.diffusion.config import AutoencoderConfig, DenoiserConfig, SamplingConfig
+from mgcc_dist.diffusion.config import KLAutoencoderConfig, SamplingConfig, UNetDenoiserConfig
 from mgcc_dist.diffusion.latents import LatentBatch
 from mgcc_dist.train.config import LoopConfig
 from mgcc_dist.train.schedules import Progress
 
 LOOP = LoopConfig(steps=1)
-AUTOENCODER = AutoencoderConfig(loop=LOOP, channels=(4, 4, 8), layers=1, latent_channels=2, norm_groups=4)
-DENOISER = DenoiserConfig(loop=LOOP, channels=(8, 8), attention=(False, True), layers=1, norm_groups=4, head_channels=4)
+AUTOENCODER = KLAutoencoderConfig(loop=LOOP, channels=(4, 4, 8), layers=1, latent_channels=2, norm_groups=4)
+DENOISER = UNetDenoiserConfig(
+    loop=LOOP, channels=(8, 8), attention=(False, True), layers=1, norm_groups=4, head_channels=4
+)
 SHAPE = (2, 4, 4)
 PROGRESS = Progress(0, 1, 0.0, 7)
 

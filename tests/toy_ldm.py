@@ -8,7 +8,7 @@ autoencoder:
   latent_channels: 2
   norm_groups: 4
   batch: 2
-  loop: {{{loop}, optimizer: adam, weight_decay: 0.0}}
+  loop: {{{loop}, optimizer: {{name: adam, weight_decay: 0.0}}}}
 denoiser:
   channels: [8, 8]
   attention: [false, true]

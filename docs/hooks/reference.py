@@ -1,7 +1,7 @@
 """MkDocs hook: fill the reference pages from the code when the site is built.
 
-A page holds markers: `<!-- config: mgcc_dist.ldm.LdmConfig -->` becomes tables of the keys of that config dataclass,
-`<!-- help: segment -->` what `mgcc segment --help` prints.
+A page holds markers: `<!-- config: mgcc_dist.ldm.LdmConfig -->` becomes tables of the keys of that config dataclass and
+of the components that it can choose, `<!-- help: segment -->` what `mgcc segment --help` prints.
 """
 
 import os
@@ -11,7 +11,7 @@ import sys
 from importlib import import_module
 from itertools import groupby
 
-from mgcc_dist.common.options import headings_of, options_of
+from mgcc_dist.common.options import component_sections, headings_of, options_of
 
 CONFIG = re.compile(r"<!-- config: ([\w.]+) -->")
 HELP = re.compile(r"<!-- help: ([\w -]+) -->")
@@ -24,19 +24,31 @@ def on_page_markdown(markdown, **_):
 
 
 def config_tables(path):
-    """Render one table per section of the config dataclass at the dotted `path`: key, type, default, meaning."""
+    """Render one table per section, and per component of a section, of the config dataclass at the dotted `path`."""
     module, _, name = path.rpartition(".")
     config_class = getattr(import_module(module), name)
     headings = headings_of(config_class)
+    registries = component_sections(config_class)
+    fixed = [
+        each for each in options_of(config_class) if not each.key.startswith(tuple(f"{key}." for key in registries))
+    ]
     lines = []
-    for section, options in groupby(options_of(config_class), key=lambda option: option.section):
-        lines += [f"### {headings.get(section, 'top level').partition(' (')[0].capitalize()}", ""]
-        lines += ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
-        for option in options:
-            cells = (f"`{option.key}`", option.type_name, default(option), option.text)
-            lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
-        lines.append("")
+    for section, options in groupby(fixed, key=lambda option: option.section):
+        lines += [f"### {headings.get(section, 'top level').partition(' (')[0].capitalize()}", "", *table(options)]
+    for section, registry in registries.items():
+        for component in registry.components():
+            lines += [f"### `{section}: {component.name}`", "", component.summary, ""]
+            lines += table(options_of(component.config, prefix=f"{section}."))
     return "\n".join(lines)
+
+
+def table(options):
+    """The lines of a table: key, type, default, meaning."""
+    lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    for option in options:
+        cells = (f"`{option.key}`", option.type_name, default(option), option.text)
+        lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
+    return [*lines, ""]
 
 
 def default(option):

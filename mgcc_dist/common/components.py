@@ -36,7 +36,7 @@ Base = TypeVar("Base")
 class Component(Generic[Base]):
     name: str
     config: type[Base]
-    """dataclass of its keys"""
+    """dataclass of its keys; a reader, which has none, is its function"""
     implementation: Any
     """a class or function, or where to import it from: "module:NAME" """
 
@@ -62,7 +62,7 @@ class Component(Generic[Base]):
 class Registry(Generic[Base]):
     """Components of one kind, whose configs derive from `base`."""
 
-    def __init__(self, kind: str, base: type[Base], default: str) -> None:
+    def __init__(self, kind: str, base: type[Base], default: str = "") -> None:
         """`default` is the name of the component of a section that chooses none."""
         self.kind = kind
         self.base = base
@@ -76,7 +76,19 @@ class Registry(Generic[Base]):
         Raises:
             UserError: there is another component of this name.
         """
-        name = str(next(field.default for field in fields(config) if field.name == "name"))  # type: ignore[arg-type]
+        name = next(field.default for field in fields(config) if field.name == "name")  # type: ignore[arg-type]
+        self._add(str(name), config, implementation)
+
+    def register_function(self, function: Any) -> Any:
+        """Add a component without keys, named and described like its function; also works as a decorator.
+
+        Raises:
+            UserError: there is another component of this name.
+        """
+        self._add(function.__name__, function, function)
+        return function
+
+    def _add(self, name: str, config: Any, implementation: Any) -> None:
         if name in self._components:
             first = self._components[name].config.__module__
             raise SharedError(
@@ -105,7 +117,7 @@ class Registry(Generic[Base]):
         component = self.find(name)
         if component is None:
             hint = did_you_mean(name, self._components) or f" Choose one of {', '.join(self._components)}."
-            raise SharedError(f"unknown {self.kind} {name!r}.{hint}")
+            raise SharedError(f"unknown {self.kind} {name!r}.{hint} A plugin's needs --import MODULE.")
         return component
 
     def default(self) -> Component[Base]:
@@ -114,6 +126,11 @@ class Registry(Generic[Base]):
     def load(self, config: Base) -> Any:
         """Return the implementation that `config` configures."""
         return self.get(config.name).load()  # type: ignore[attr-defined]
+
+
+def component_keys(config: Any) -> dict[str, Any]:
+    """Return the keys of a component's config and their values, without its name."""
+    return {field.name: getattr(config, field.name) for field in fields(config) if field.name != "name"}
 
 
 _REGISTRIES: dict[type, Registry[Any]] = {}

@@ -22,6 +22,7 @@ import yaml
 from mgcc_dist.common.components import Component, Registry, registry_of
 from mgcc_dist.common.errors import SharedError, did_you_mean
 from mgcc_dist.common.files import write_text
+from mgcc_dist.common.migration import current, with_version
 from mgcc_dist.common.options import Option, fields_of, options_of
 from mgcc_dist.common.value_types import choices, parse_value
 
@@ -100,13 +101,13 @@ def load(config_class: type[Config], path: Path) -> Config:
 
 
 def save(config: Any, path: Path) -> None:
-    """Write a dataclass config as YAML."""
+    """Write a dataclass config as YAML, with the schema version."""
     write_text(path, as_yaml(config))
 
 
 def as_yaml(config: Any) -> str:
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # several times as fast, for sweeps of a thousand runs
-    return yaml.dump(as_plain(config), Dumper=dumper, sort_keys=False)
+    return yaml.dump(with_version(as_plain(config)), Dumper=dumper, sort_keys=False)
 
 
 def as_plain(config: Any) -> dict[str, Any]:
@@ -131,13 +132,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_layer(path: Path) -> Layer:
-    """Read a YAML file of keys.
+    """Read a YAML file of keys; one that version 0.1 saved in the form of this version.
 
     Raises:
-        UserError: the file does not exist or is not YAML.
+        UserError: the file does not exist, is not YAML, or was saved by a later version.
     """
     try:
-        return Layer(read_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
+        return Layer(current(read_yaml(path.read_text(encoding="utf-8"), str(path)), str(path)), str(path))
     except FileNotFoundError as error:
         raise SharedError(f"{path}: not found") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -273,12 +274,12 @@ def _refuse(
     parts = key.split(".")
     prefixes = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
     unknown = next(each for each in prefixes if not any(option.startswith(f"{each}.") for option in options))
-    hint = did_you_mean(unknown, options)
     section = _section_of(key, sections)
-    if not hint and section:
-        hint = (
-            f" Its keys: {', '.join(each.removeprefix(f'{section}.') for each in options if each.startswith(section))}."
-        )
+    if section:
+        own = _names(_keys_of(sections[section].component, section), section)
+        hint = did_you_mean(unknown.removeprefix(f"{section}."), own.split(", "), f"{section}.") or f" Its keys: {own}."
+    else:
+        hint = did_you_mean(unknown, options)
     raise SharedError(f"{_where(source)}{unknown}: unknown key.{hint}")
 
 
@@ -319,4 +320,9 @@ def _instance(config_class: Any, values: Mapping[str, Any], chosen: Mapping[str,
             arguments[field.name] = _instance(chosen.get(key, field.plain_kind), values, chosen, f"{key}.")
         elif key in values:
             arguments[field.name] = values[key]
-    return config_class(**arguments)
+    try:
+        return config_class(**arguments)
+    except ValueError as error:
+        if str(error).split(" ")[0] in arguments:  # it begins with one of its own keys
+            raise ValueError(f"{prefix}{error}") from error
+        raise

@@ -25,7 +25,7 @@ def command_help(name: str, command: "Command", settings: Settings, everything: 
     """
     options, given = settings.options, settings.given
     brief = bool(command.common) and not everything
-    shown = [options[key] for key in command.common if key in options] if brief else list(options.values())
+    shown = [option for option in options.values() if not brief or _is_common(option, command, settings)]
     arguments = [option for option in shown if option.positional]
     named = [option for option in shown if not option.positional]
     needed = [each for each in named if each.required and each.key not in given]
@@ -40,6 +40,11 @@ def command_help(name: str, command: "Command", settings: Settings, everything: 
         blocks.append(_block(headings[section], rows))
     blocks.append(_block("more", _more(command, brief)))
     return "\n\n".join(blocks)
+
+
+def _is_common(option: Option, command: "Command", settings: Settings) -> bool:
+    chosen = (f"{section}." for section in command.common if section in settings.sections)
+    return option.key in command.common or option.key.startswith(tuple(chosen))
 
 
 def list_commands(heading: str, summaries: Iterable[tuple[str, str]]) -> str:

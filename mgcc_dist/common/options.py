@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from docstring_parser import parse_from_object
 
-from mgcc_dist.common.components import registry_of
+from mgcc_dist.common.components import Registry, registry_of
 from mgcc_dist.common.value_types import describe, describe_one
 
 _ARGUMENT = "argument"
@@ -174,14 +174,14 @@ def headings_of(config_class: type, chosen: Mapping[str, type] | None = None, pr
     return headings
 
 
-def component_sections(config_class: type, prefix: str = "") -> list[str]:
-    """The outermost sections whose keys depend on the chosen component."""
-    sections = []
+def component_sections(config_class: type, prefix: str = "") -> dict[str, Registry[Any]]:
+    """The outermost sections whose keys depend on the chosen component, by key."""
+    sections: dict[str, Registry[Any]] = {}
     for field in fields_of(config_class):
-        if registry_of(field.plain_kind):
-            sections.append(prefix + field.name)
+        if registry := registry_of(field.plain_kind):
+            sections[prefix + field.name] = registry
         elif field.is_section:
-            sections += component_sections(field.plain_kind, f"{prefix}{field.name}.")
+            sections |= component_sections(field.plain_kind, f"{prefix}{field.name}.")
     return sections
 
 

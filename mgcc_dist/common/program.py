@@ -37,7 +37,8 @@ class Command:
     """folder of the YAML files that `--preset` names"""
     default_preset: str | None = None
     common: tuple[str, ...] = ()
-    """keys of the options that `--help` shows; `--help-all` shows the others too. Empty: all"""
+    """keys of the options that `--help` shows, and sections whose chosen component's keys it shows; `--help-all` shows
+    the others too. Empty: all"""
     config_files: bool = False
     """whether `--config` and `--print_config` are worth a line of help"""
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.loader import Batch, ByteBatch
-from mgcc_dist.diffusion.config import AutoencoderConfig
+from mgcc_dist.diffusion.config import AUTOENCODERS, AutoencoderConfig, KLAutoencoderConfig
 from mgcc_dist.diffusion.images import ImageData
 from mgcc_dist.diffusion.noise import RngStream, make_generators
 from mgcc_dist.diffusion.weights import load_weights
@@ -39,8 +39,12 @@ def build(config: AutoencoderConfig, image_size: int) -> AutoencoderKL:
     if image_size % config.downsampling:
         raise UserError(
             f"data.image_size: {image_size} is not a multiple of {config.downsampling}, the downsampling factor of "
-            f"{len(config.channels)} levels in autoencoder.channels"
+            f"autoencoder {config.name}"
         )
+    return AUTOENCODERS.load(config)(config, image_size)
+
+
+def build_kl(config: KLAutoencoderConfig, image_size: int) -> AutoencoderKL:
     levels = len(config.channels)
     return AutoencoderKL(
         in_channels=1,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from mgcc_dist.common.components import Registry
 from mgcc_dist.common.options import data_input, neutral
 from mgcc_dist.common.value_types import (
     FileOrFolder,
@@ -44,24 +45,40 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
+    """Keys that all autoencoders have."""
+
     loop: LoopConfig
     """autoencoder training (paper: adam, learning rate 1e-6, 1000 epochs)"""
-    channels: tuple[PositiveInt, ...] = (64, 128, 256, 512)
-    """channels per level; each level after the first halves the image size (paper: 512 to 64 pixels, i.e. 4 levels)"""
-    layers: PositiveInt = 2
-    """residual blocks per level"""
+    name: str
+    """architecture; `mgcc list autoencoders` describes them"""
     latent_channels: PositiveInt = 4
     """channels of the latent (paper: not stated; Stable Diffusion: 4)"""
-    norm_groups: PositiveInt = 32
-    """groups of the group normalization; must divide every entry of `channels`"""
-    attention: bool = True
-    """self-attention at the lowest resolution (Stable Diffusion: yes)"""
     kl_weight: NonNegativeFloat = 1e-6
     """weight of the KL term, in nats per pixel, relative to the MSE per pixel (Stable Diffusion: 1e-6)"""
     batch: PositiveInt = 4
     """images per rank and micro-step (paper: 4)"""
     init: FileOrFolder | None = data_input(None)
     """start from another autoencoder's weights: OUT/autoencoder of another run, or a model.safetensors"""
+
+    @property
+    def downsampling(self) -> int:
+        """Ratio of the image size to the latent size, per side."""
+        raise NotImplementedError(f"autoencoder {self.name} does not define its downsampling")
+
+
+@dataclass(frozen=True)
+class KLAutoencoderConfig(AutoencoderConfig):
+    """diffusers' AutoencoderKL, as in Stable Diffusion."""
+
+    name: Literal["kl"] = "kl"
+    channels: tuple[PositiveInt, ...] = (64, 128, 256, 512)
+    """channels per level; each level after the first halves the image size (paper: 512 to 64 pixels, i.e. 4 levels)"""
+    layers: PositiveInt = 2
+    """residual blocks per level"""
+    norm_groups: PositiveInt = 32
+    """groups of the group normalization; must divide every entry of `channels`"""
+    attention: bool = True
+    """self-attention at the lowest resolution (Stable Diffusion: yes)"""
 
     def __post_init__(self) -> None:
         for width in self.channels:
@@ -72,25 +89,17 @@ class AutoencoderConfig:
 
     @property
     def downsampling(self) -> int:
-        """Ratio of the image size to the latent size, per side."""
         return 2 ** (len(self.channels) - 1)
 
 
 @dataclass(frozen=True)
 class DenoiserConfig:
+    """Keys that all denoisers have."""
+
     loop: LoopConfig
     """denoiser training (paper: adamw, learning rate 1e-4, 1000 epochs)"""
-    channels: tuple[PositiveInt, ...] = (224, 448, 672, 896)
-    """channels per level; each level after the first halves the latent size (paper: not stated; Rombach et al. 2022,
-    unconditional, on 64x64 latents: 224, 448, 672, 896)"""
-    attention: tuple[bool, ...] = (False, True, True, True)
-    """whether each level has self-attention (Rombach et al.: at latent sizes 32, 16 and 8)"""
-    layers: PositiveInt = 2
-    """residual blocks per level (Rombach et al.: 2)"""
-    norm_groups: PositiveInt = 32
-    """groups of the group normalization; must divide every entry of `channels`"""
-    head_channels: PositiveInt = 32
-    """channels per attention head (Rombach et al.: 32); must divide every entry of `channels`"""
+    name: str
+    """architecture; `mgcc list denoisers` describes them"""
     diffusion_steps: PositiveInt = 1000
     """T, number of diffusion steps (paper: 1000)"""
     schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
@@ -110,6 +119,29 @@ class DenoiserConfig:
     """start from another denoiser's weights: OUT/denoiser of another run, or a model.safetensors. It should have been
     trained on latents of a similar autoencoder, such as the one that `autoencoder.init` names"""
 
+    @property
+    def size_divisor(self) -> int:
+        """The sides of latents must be multiples of this."""
+        return 1
+
+
+@dataclass(frozen=True)
+class UNetDenoiserConfig(DenoiserConfig):
+    """diffusers' UNet2DModel, as in latent diffusion."""
+
+    name: Literal["unet"] = "unet"
+    channels: tuple[PositiveInt, ...] = (224, 448, 672, 896)
+    """channels per level; each level after the first halves the latent size (paper: not stated; Rombach et al. 2022,
+    unconditional, on 64x64 latents: 224, 448, 672, 896)"""
+    attention: tuple[bool, ...] = (False, True, True, True)
+    """whether each level has self-attention (Rombach et al.: at latent sizes 32, 16 and 8)"""
+    layers: PositiveInt = 2
+    """residual blocks per level (Rombach et al.: 2)"""
+    norm_groups: PositiveInt = 32
+    """groups of the group normalization; must divide every entry of `channels`"""
+    head_channels: PositiveInt = 32
+    """channels per attention head (Rombach et al.: 32); must divide every entry of `channels`"""
+
     def __post_init__(self) -> None:
         if len(self.attention) != len(self.channels):
             raise ValueError(
@@ -119,6 +151,16 @@ class DenoiserConfig:
             for key in ("norm_groups", "head_channels"):
                 if width % getattr(self, key):
                     raise ValueError(f"denoiser.channels: {width} is not a multiple of denoiser.{key}")
+
+    @property
+    def size_divisor(self) -> int:
+        return 2 ** (len(self.channels) - 1)
+
+
+AUTOENCODERS = Registry("autoencoder", AutoencoderConfig, default="kl")
+AUTOENCODERS.register(KLAutoencoderConfig, "mgcc_dist.diffusion.autoencoder:build_kl")
+DENOISERS = Registry("denoiser", DenoiserConfig, default="unet")
+DENOISERS.register(UNetDenoiserConfig, "mgcc_dist.diffusion.denoiser:build_unet")
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.diffusion.config import DenoiserConfig
+from mgcc_dist.diffusion.config import DENOISERS, DenoiserConfig, UNetDenoiserConfig
 from mgcc_dist.diffusion.latents import LatentBatch, LatentData
 from mgcc_dist.diffusion.noise import RngStream, make_generators
 from mgcc_dist.diffusion.weights import load_weights
 from mgcc_dist.train.schedules import Progress
 
 
-def build(config: DenoiserConfig, shape: tuple[int, int, int], classes: int) -> UNet2DModel:
-    """Return a new denoiser with random weights, for latents of `shape` [C,h,w] and `classes` image classes."""
+def build(config: DenoiserConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Return a new denoiser with random weights, for latents of `shape` [C,h,w] and `classes` image classes.
+
+    An implementation is called with the config, the shape and the number of class labels: the null class, the last one,
+    counts too, and an unconditional denoiser has 0. It returns a module for `predict_noise`.
+    """
+    return DENOISERS.load(config)(config, shape, classes + 1 if config.classes else 0)
+
+
+def predict_noise(denoiser: nn.Module, latents: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
+    """Return the noise [B,C,h,w] that a denoiser predicts in latents [B,C,h,w].
+
+    `timestep` is [B], or a scalar for all. `labels` [B] are None for an unconditional denoiser. The module may return a
+    tensor, or one of diffusers' outputs.
+    """
+    output = denoiser(latents, timestep) if labels is None else denoiser(latents, timestep, labels)
+    return output if isinstance(output, Tensor) else output.sample
+
+
+def build_unet(config: UNetDenoiserConfig, shape: tuple[int, int, int], labels: int) -> UNet2DModel:
     channels, size, _ = shape
     down = ["AttnDownBlock2D" if has_attention else "DownBlock2D" for has_attention in config.attention]
     up = ["AttnUpBlock2D" if has_attention else "UpBlock2D" for has_attention in reversed(config.attention)]
@@ -42,11 +60,11 @@ def build(config: DenoiserConfig, shape: tuple[int, int, int], classes: int) -> 
         layers_per_block=config.layers,
         norm_num_groups=config.norm_groups,
         attention_head_dim=config.head_channels,
-        num_class_embeds=classes + 1 if config.classes else None,  # the last one is the null class
+        num_class_embeds=labels or None,
     )
 
 
-def load(config: DenoiserConfig, latents: LatentData, folder: Path) -> UNet2DModel:
+def load(config: DenoiserConfig, latents: LatentData, folder: Path) -> nn.Module:
     """Return the denoiser of `latents` with the weights that the training loop saved in `folder`.
 
     Raises:
@@ -76,12 +94,20 @@ def build_scheduler(config: DenoiserConfig) -> DDPMScheduler:
 
 
 class DenoiserLoss(nn.Module):
-    """The U-Net together with the training loss of Eq. 2."""
+    """The denoiser together with the training loss of Eq. 2.
 
-    def __init__(self, unet: UNet2DModel, scheduler: DDPMScheduler, label_dropout: float) -> None:
+    Args:
+        null_class: label of the null class; None for an unconditional denoiser.
+        label_dropout: share of the labels that become the null class.
+    """
+
+    def __init__(
+        self, unet: nn.Module, scheduler: DDPMScheduler, null_class: int | None = None, label_dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet = unet  # checkpoints of all denoisers call it that
         self.scheduler = scheduler
+        self.null_class = null_class
         self.label_dropout = label_dropout
 
     def forward(self, batch: LatentBatch, progress: Progress) -> dict[str, Tensor]:
@@ -98,16 +124,23 @@ class DenoiserLoss(nn.Module):
         t = torch.cat([torch.randint(steps, (1,), generator=generator) for generator in generators]).to(latents.device)
         noise = randn_tensor(latents.shape, generators, latents.device, latents.dtype)
         noisy = self.scheduler.add_noise(latents, noise, t)
-        predicted = self.unet(noisy.to(self.unet.dtype), t, self._labels(batch, generators)).sample
+        dtype = next(self.unet.parameters()).dtype
+        predicted = predict_noise(self.unet, noisy.to(dtype), t, self._labels(batch, generators))
         return F.mse_loss(predicted, noise.to(predicted.dtype), reduction="none").mean(dim=(1, 2, 3))
 
     def _labels(self, batch: LatentBatch, generators: list[torch.Generator]) -> Tensor | None:
         """Return the class labels [B], some replaced by the null class; None for an unconditional network."""
-        if self.unet.config.num_class_embeds is None:
+        if self.null_class is None:
             return None
         dropped = torch.cat([torch.rand(1, generator=generator) for generator in generators]) < self.label_dropout
-        null_class = self.unet.config.num_class_embeds - 1
-        return batch.classes.masked_fill(dropped.to(batch.classes.device), null_class)
+        return batch.classes.masked_fill(dropped.to(batch.classes.device), self.null_class)
+
+
+def build_loss(config: DenoiserConfig, latents: LatentData) -> DenoiserLoss:
+    """Return a new denoiser of `latents` with its loss."""
+    denoiser = build(config, latents.shape, len(latents.classes))
+    null_class = len(latents.classes) if config.classes else None
+    return DenoiserLoss(denoiser, build_scheduler(config), null_class, config.label_dropout)
 
 
 class DenoiserTask:
@@ -118,8 +151,7 @@ class DenoiserTask:
     best_is_higher = False
 
     def __init__(self, config: DenoiserConfig, latents: LatentData, accelerator: Accelerator) -> None:
-        unet = build(config, latents.shape, len(latents.classes))
-        self.module: nn.Module = DenoiserLoss(unet, build_scheduler(config), config.label_dropout)
+        self.module: nn.Module = build_loss(config, latents)
         self.loader = latents.train_loader(config.batch, config.loop.seed, accelerator)
         self._latents = latents
         self._batch = config.batch

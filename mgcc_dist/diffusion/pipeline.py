@@ -8,6 +8,9 @@ and `model_index.json`, plus `source.json` with the hashes of the weights from w
 A class-conditional model also has `classes.json`, and the last class of its U-Net is the null class. diffusers loads
 that folder too, but has no pipeline that passes class labels to a `UNet2DModel`: calling it fails with "class_labels
 should be provided". `pipe.unet = unconditional_unet(pipe.unet)` makes it callable.
+
+A denoiser of a plugin is saved in the same files: its weights, and the config from which it is built again. diffusers
+does not load that folder.
 """
 
 import hashlib
@@ -15,10 +18,17 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, LDMPipeline, UNet2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, LDMPipeline, UNet2DModel
+from torch import nn
 
+from mgcc_dist.common.config import Layer, as_plain, resolve
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_json, sha256_of, write_json
+from mgcc_dist.common.migration import current, with_version
+from mgcc_dist.diffusion.config import DenoiserConfig
+from mgcc_dist.diffusion.denoiser import build, build_scheduler
+from mgcc_dist.diffusion.weights import load_weights
+from mgcc_dist.train.checkpoints import save_weights
 
 # Everything that a sample depends on.
 PIPELINE_FILES = (
@@ -29,8 +39,16 @@ PIPELINE_FILES = (
     "scheduler/scheduler_config.json",
 )
 VAE_WEIGHTS = PIPELINE_FILES[1]
+DENOISER_CONFIG, DENOISER_WEIGHTS = PIPELINE_FILES[2:4]
 CLASSES_FILE = "classes.json"
 REBUILD = "Delete the folder and run `mgcc ldm` again to rebuild it."
+
+
+@dataclass(frozen=True)
+class DenoiserSection:
+    """A config that has only a denoiser."""
+
+    denoiser: DenoiserConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,32 +56,41 @@ class LatentDiffusionModel:
     """Autoencoder, denoiser and noise scheduler. `classes`: training images per class; empty if unconditional."""
 
     vae: AutoencoderKL
-    unet: UNet2DModel
+    unet: nn.Module
+    """a denoiser, for `predict_noise`"""
     scheduler: DDIMScheduler
     classes: dict[str, int]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Shape [C,h,w] of a latent."""
-        return self.unet.config.in_channels, self.unet.config.sample_size, self.unet.config.sample_size
+        return _latent_shape(self.vae)
 
 
 def save(
     vae: AutoencoderKL,
-    unet: UNet2DModel,
-    scheduler: DDPMScheduler,
+    unet: nn.Module,
+    config: DenoiserConfig,
     classes: dict[str, int],
     source: dict[str, str],
     folder: Path,
 ) -> None:
     """Write the pipeline, with a DDIM scheduler. An existing folder is replaced once the new one is complete.
 
-    `source` holds the sha256 of the weights of each training stage.
+    `unet` is a denoiser of `config`. `source` holds the sha256 of the weights of each training stage.
     """
     scratch = folder.with_name(f".{folder.name}.saving")
     shutil.rmtree(scratch, ignore_errors=True)
-    LDMPipeline(vqvae=vae, unet=unet, scheduler=DDIMScheduler.from_config(scheduler.config)).save_pretrained(scratch)
-    if unet.config.num_class_embeds is not None:
+    scheduler = DDIMScheduler.from_config(build_scheduler(config).config)
+    if isinstance(unet, UNet2DModel):
+        LDMPipeline(vqvae=vae, unet=unet, scheduler=scheduler).save_pretrained(scratch)
+    else:
+        vae.save_pretrained(scratch / "vqvae")
+        scheduler.save_pretrained(scratch / "scheduler")
+        (scratch / "unet").mkdir()
+        write_json(scratch / DENOISER_CONFIG, with_version({"denoiser": as_plain(config), "classes": len(classes)}))
+        save_weights(unet.state_dict(), scratch / DENOISER_WEIGHTS)
+    if config.classes:
         write_json(scratch / CLASSES_FILE, classes)
     write_json(scratch / "source.json", source)
     shutil.rmtree(folder, ignore_errors=True)
@@ -90,7 +117,7 @@ def load(folder: Path) -> LatentDiffusionModel:
     try:
         # With low_cpu_mem_usage=False, weights that do not fit raise an error instead of staying random.
         vae = AutoencoderKL.from_pretrained(folder / "vqvae", low_cpu_mem_usage=False)
-        unet = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
+        unet = _load_denoiser(vae, folder)
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
         classes = read_json(folder / CLASSES_FILE) if (folder / CLASSES_FILE).is_file() else {}
     except (OSError, ValueError, RuntimeError) as error:
@@ -118,22 +145,39 @@ def fingerprint(folder: Path) -> str:
     return hashlib.sha256("".join(sha256_of(folder / name) for name in files).encode()).hexdigest()
 
 
-def _check_components(vae: AutoencoderKL, unet: UNet2DModel, classes: dict[str, int], folder: Path) -> None:
+def _latent_shape(vae: AutoencoderKL) -> tuple[int, int, int]:
+    """Shape [C,h,w] of an autoencoder's latent."""
+    size = vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
+    return vae.config.latent_channels, size, size
+
+
+def _load_denoiser(vae: AutoencoderKL, folder: Path) -> nn.Module:
+    content = read_json(folder / DENOISER_CONFIG)
+    if "denoiser" not in content:
+        return UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
+    source = str(folder / DENOISER_CONFIG)
+    content = current(content, source)
+    config = resolve(DenoiserSection, [Layer({"denoiser": content["denoiser"]}, source)]).denoiser
+    denoiser = build(config, _latent_shape(vae), content["classes"])
+    load_weights(denoiser, folder / DENOISER_WEIGHTS)
+    return denoiser
+
+
+def _check_components(vae: AutoencoderKL, unet: nn.Module, classes: dict[str, int], folder: Path) -> None:
     """Raise UserError if the components do not belong to one model."""
-    vae_size = vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
-    vae_channels, unet_channels, unet_size = (
-        vae.config.latent_channels,
-        unet.config.in_channels,
-        unet.config.sample_size,
-    )
-    if (vae_channels, vae_size) != (unet_channels, unet_size):
-        raise UserError(
-            f"{folder}: unet/ takes latents of {unet_channels} channels and {unet_size}x{unet_size} pixels, but vqvae/ "
-            f"produces {vae_channels} channels and {vae_size}x{vae_size} pixels. {REBUILD}"
-        )
-    unet_classes = (unet.config.num_class_embeds or 1) - 1  # without the null class
-    if unet_classes != len(classes):
-        raise UserError(f"{folder}: unet/ has {unet_classes} classes, but {CLASSES_FILE} has {len(classes)}. {REBUILD}")
+    if isinstance(unet, UNet2DModel):
+        vae_channels, vae_size, _ = _latent_shape(vae)
+        unet_channels, unet_size = unet.config.in_channels, unet.config.sample_size
+        if (vae_channels, vae_size) != (unet_channels, unet_size):
+            raise UserError(
+                f"{folder}: unet/ takes latents of {unet_channels} channels and {unet_size}x{unet_size} pixels, but "
+                f"vqvae/ produces {vae_channels} channels and {vae_size}x{vae_size} pixels. {REBUILD}"
+            )
+        unet_classes = (unet.config.num_class_embeds or 1) - 1  # without the null class
+        if unet_classes != len(classes):
+            raise UserError(
+                f"{folder}: unet/ has {unet_classes} classes, but {CLASSES_FILE} has {len(classes)}. {REBUILD}"
+            )
     source = read_json(folder / "source.json") if (folder / "source.json").is_file() else {}
     weights = folder / VAE_WEIGHTS
     if "autoencoder" in source and sha256_of(weights) != source["autoencoder"]:

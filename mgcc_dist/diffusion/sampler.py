@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mgcc_dist.common.finite import require_finite
 from mgcc_dist.diffusion.config import Solver
+from mgcc_dist.diffusion.denoiser import predict_noise
 from mgcc_dist.diffusion.noise import RngStream, make_generators
 from mgcc_dist.diffusion.pipeline import LatentDiffusionModel
 
@@ -66,7 +67,7 @@ class Sampler:
         self.null_class = len(model.classes)
         self._unet, self._vae = (
             # `.type` instead of `.to(dtype)`, at which diffusers warns although no module has to stay in float32.
-            network.type(self.dtype).to(device, memory_format=torch.channels_last)
+            network.type(self.dtype).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             for network in (model.unet, model.vae)
         )
         self._scheduler = _build_scheduler(solver, model.scheduler)
@@ -106,11 +107,11 @@ class Sampler:
             torch.compiler.cudagraph_mark_step_begin()
         z = z.to(self.dtype)
         if classes is None:
-            return self._unet(z, t).sample.float()
+            return predict_noise(self._unet, z, t, None).float()
         null = torch.full_like(classes, self.null_class)
         if self.guidance in (0, 1):
-            return self._unet(z, t, classes if self.guidance else null).sample.float()
-        both = self._unet(torch.cat([z, z]), t, torch.cat([classes, null])).sample.float()
+            return predict_noise(self._unet, z, t, classes if self.guidance else null).float()
+        both = predict_noise(self._unet, torch.cat([z, z]), t, torch.cat([classes, null])).float()
         conditional, unconditional = both.chunk(2)
         return unconditional + self.guidance * (conditional - unconditional)
 

@@ -154,7 +154,7 @@ def save_pipeline(config: DenoiserConfig, encoded: LatentData, out: Path, accele
     elif accelerator.is_main_process:
         vae = autoencoder.load_pretrained(out / "autoencoder" / "vae")
         unet = denoiser.load(config, encoded, out / "denoiser" / "last")
-        pipeline.save(vae, unet, denoiser.build_scheduler(config), encoded.classes, source, folder)
+        pipeline.save(vae, unet, config, encoded.classes, source, folder)
         logger.info("pipeline: diffusers pipeline -> %s", folder)
     accelerator.wait_for_everyone()
 

@@ -1,7 +1,7 @@
 """Read a trained segmentation network: the header of `best/model.safetensors` says which network it is."""
 
 import json
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,20 +9,30 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mgcc_dist.common.config import Layer, as_plain, resolve
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of
+from mgcc_dist.common.migration import current, with_version
 from mgcc_dist.data.geometry import Fit
 from mgcc_dist.methods.config import MethodConfig
-from mgcc_dist.methods.registry import build
+from mgcc_dist.methods.method import build
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.train.checkpoints import HEADER
 from mgcc_dist.train.initial_weights import find_weights
 from mgcc_dist.train.saved_run import is_finished, read_result
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a header says about the network."""
+
+    method: MethodConfig
+    network: NetworkConfig
+
+
 def header(method: MethodConfig, network: NetworkConfig, image_size: int, fit: Fit = "stretch") -> dict[str, Any]:
     """The header of a weights file: what rebuilds the network, and how images become its input."""
-    return {"method": asdict(method), "network": asdict(network), "image_size": image_size, "fit": fit}
+    return with_version(as_plain(Trained(method, network)) | {"image_size": image_size, "fit": fit})
 
 
 def load_predictor(run: Path, weights: Literal["best", "last"] = "best") -> tuple[nn.Module, int]:
@@ -43,10 +53,9 @@ def load_network(path: Path) -> tuple[nn.Module, int]:
         UserError: the file does not hold a network of this package.
     """
     content, state = read_weights(path)
+    trained = resolve(Trained, [Layer({key: content[key] for key in ("method", "network")}, str(path))])
     try:
-        # JSON has no tuples.
-        network: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content["network"].items()}
-        predictor = build(MethodConfig(**content["method"]), NetworkConfig(**network)).predictor()
+        predictor = build(trained.method, trained.network).predictor()
         predictor.load_state_dict(state)
         return predictor.eval(), content["image_size"]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -96,4 +105,4 @@ def run_info(path: Path) -> dict[str, Any]:
 
 def _header(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()[HEADER])
+        return current(json.loads(file.metadata()[HEADER]), str(path))

@@ -1,1 +1,1 @@
-"""Training methods, one file each; `registry.build` builds one from its config."""
+"""Training methods, one file each; `method.build` builds one from its config."""

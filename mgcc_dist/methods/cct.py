@@ -11,5 +11,3 @@ from mgcc_dist.methods.mgcc import MultiLevelCrossConsistency
 
 class CrossConsistencyTraining(MultiLevelCrossConsistency):
     """MGCC's losses on a plain U-Net with three auxiliary decoders."""
-
-    networks = ("cct",)

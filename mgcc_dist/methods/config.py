@@ -1,51 +1,173 @@
-"""Configuration of a training method."""
+"""Configs of the training methods: which there are, their keys, and what each needs of its network."""
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
+from mgcc_dist.common.components import Registry
 from mgcc_dist.common.value_types import NonNegativeInt, PositiveFloat, UnitInterval
-from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.models.config import NetworkConfig, SwinUNetConfig
 from mgcc_dist.train.schedules import Ramp
-
-MethodName = Literal["supervised", "mean_teacher", "uamt", "dct", "cps", "ctbct", "cct", "mgcc", "cutmix_teacher"]
 
 
 @dataclass(frozen=True)
 class MethodConfig:
-    name: MethodName = "mgcc"
-    """training method: supervised (labeled images only, any network); mean_teacher, uamt, dct, cps (any network without
-    auxiliary decoders); ctbct (network unet, trained with a Swin-UNet); cct (network cct); mgcc (network mgcc);
-    cutmix_teacher (network mgcc or cct)"""
+    """A method's name, keys, and what it needs of the network that it trains."""
+
+    name: str
+    """training method; `mgcc list methods` describes them"""
+
+    needs_auxiliary_outputs: ClassVar[bool | None] = None
+    """whether its network must have auxiliary outputs (True) or must have none (False); None: either"""
+
+    @property
+    def fixed_length(self) -> str:
+        """Why a run can't be extended; "" if its steps do not depend on how many there are."""
+        return ""
+
+    def networks(self, network: NetworkConfig) -> tuple[NetworkConfig, ...]:
+        """Return the configs of the networks that it builds, given that of the section `network`."""
+        return (network,)
+
+    def size_divisor(self, network: NetworkConfig) -> int:
+        """The image size must be a multiple of this, for all networks of the method."""
+        return math.lcm(*(each.size_divisor for each in self.networks(network)))
+
+    def check_network(self, network: NetworkConfig) -> None:
+        """Check that the method can train `network`.
+
+        Raises:
+            ValueError: it can't.
+        """
+        if self.needs_auxiliary_outputs not in (None, network.auxiliary_outputs > 0):
+            needed = "with" if self.needs_auxiliary_outputs else "without"
+            raise ValueError(
+                f"network.name: method {self.name} needs a network {needed} auxiliary outputs, and {network.name} has "
+                f"{network.auxiliary_outputs or 'none'}. `mgcc list networks` lists them."
+            )
+
+
+@dataclass(frozen=True)
+class SemiSupervisedConfig(MethodConfig):
+    """Keys of methods with a consistency loss."""
+
     ramp: Ramp = "released"
     """ramp of the consistency loss's weight. released: 7 exp(-5 (1 - t/200)^2) with t = step // 150, as in MGCC's
     released code; ssl4mis: the same with 0.1 instead of 7, as in the baselines' code; compressed, ssl4mis_compressed:
     those of a 20,000-step run scaled to this run's length; paper_0.1: 0.1 exp(-5 (1 - step/steps)^2) (the paper does
     not give the maximum weight)"""
-    detach_target: bool = False
-    """cct, mgcc: stop the consistency loss's gradient into the main decoder (paper: not specified; released code and
-    SSL4MIS: false; original CCT: true)"""
-    teacher_decay: UnitInterval = 0.9
-    """mean_teacher, uamt, cutmix_teacher: EMA decay of the teacher's weights (paper: 0.9; SSL4MIS: 0.99)"""
-    teacher_start: NonNegativeInt = 1000
-    """mean_teacher: optimizer steps for which the consistency weight stays 0 (SSL4MIS: 1000)"""
-    views: Literal["rotation", "two_networks"] = "rotation"
-    """dct: the two views. rotation: an image and its rotation, one network (SSL4MIS, used for the paper's tables);
-    two_networks: two networks, kept different by adversarial examples (Qiao et al. 2018)"""
-    adversarial_step: PositiveFloat = 0.02
-    """dct with two_networks: step size of the adversarial examples, in image units of [-1,1]"""
 
     @property
     def fixed_length(self) -> str:
-        """Why a run can't be extended; "" if its steps do not depend on how many there are."""
-        if self.name == "uamt":
-            return "method uamt depends on the length of the run"
-        if self.name == "supervised" or self.ramp in ("released", "ssl4mis"):
-            return ""
-        return f"method.ramp {self.ramp} depends on the length of the run"
+        return (
+            "" if self.ramp in ("released", "ssl4mis") else f"method.ramp {self.ramp} depends on the length of the run"
+        )
 
-    def size_divisor(self, network: NetworkConfig) -> int:
-        """The image size must be a multiple of this, for all networks of the method."""
-        if self.name == "ctbct":
-            return math.lcm(network.size_divisor, replace(network, name="swin_unet").size_divisor)
-        return network.size_divisor
+
+@dataclass(frozen=True)
+class SupervisedConfig(MethodConfig):
+    """Supervised training on the labeled images only; any network."""
+
+    name: Literal["supervised"] = "supervised"
+
+
+@dataclass(frozen=True)
+class MeanTeacherConfig(SemiSupervisedConfig):
+    """Mean teacher, MT (Tarvainen & Valpola 2017)."""
+
+    name: Literal["mean_teacher"] = "mean_teacher"
+    teacher_decay: UnitInterval = 0.9
+    """EMA decay of the teacher's weights (paper: 0.9; SSL4MIS: 0.99)"""
+    teacher_start: NonNegativeInt = 1000
+    """optimizer steps for which the consistency weight stays 0 (SSL4MIS: 1000)"""
+    needs_auxiliary_outputs = False
+
+
+@dataclass(frozen=True)
+class UncertaintyAwareMeanTeacherConfig(SemiSupervisedConfig):
+    """Uncertainty-aware mean teacher, UA-MT (Yu et al. 2019)."""
+
+    name: Literal["uamt"] = "uamt"
+    teacher_decay: UnitInterval = 0.9
+    """EMA decay of the teacher's weights (paper: 0.9; SSL4MIS: 0.99)"""
+    needs_auxiliary_outputs = False
+
+    @property
+    def fixed_length(self) -> str:
+        return "method uamt depends on the length of the run"
+
+
+@dataclass(frozen=True)
+class DeepCoTrainingConfig(SemiSupervisedConfig):
+    """Deep co-training, DCT (Qiao et al. 2018)."""
+
+    name: Literal["dct"] = "dct"
+    views: Literal["rotation", "two_networks"] = "rotation"
+    """the two views. rotation: an image and its rotation, one network (SSL4MIS, used for the paper's tables);
+    two_networks: two networks, kept different by adversarial examples (Qiao et al. 2018)"""
+    adversarial_step: PositiveFloat = 0.02
+    """with two_networks: step size of the adversarial examples, in image units of [-1,1]"""
+    needs_auxiliary_outputs = False
+
+
+@dataclass(frozen=True)
+class CrossPseudoSupervisionConfig(SemiSupervisedConfig):
+    """Cross pseudo supervision, CPS (Chen et al. 2021): two networks of the same architecture."""
+
+    name: Literal["cps"] = "cps"
+    needs_auxiliary_outputs = False
+
+
+@dataclass(frozen=True)
+class CrossTeachingConfig(SemiSupervisedConfig):
+    """Cross teaching between CNN and transformer, CTBCT (Luo et al. 2022)."""
+
+    name: Literal["ctbct"] = "ctbct"
+    swin_unet: SwinUNetConfig = field(default_factory=SwinUNetConfig)
+    """second network of ctbct"""
+    needs_auxiliary_outputs = False
+
+    def networks(self, network: NetworkConfig) -> tuple[NetworkConfig, ...]:
+        return (network, self.swin_unet)
+
+
+@dataclass(frozen=True)
+class CrossConsistencyTrainingConfig(SemiSupervisedConfig):
+    """Cross-consistency training, CCT (Ouali et al. 2020)."""
+
+    name: Literal["cct"] = "cct"
+    detach_target: bool = False
+    """stop the consistency loss's gradient into the main decoder (SSL4MIS: false; original CCT: true)"""
+    needs_auxiliary_outputs = True
+
+
+@dataclass(frozen=True)
+class MultiLevelCrossConsistencyConfig(SemiSupervisedConfig):
+    """Multi-level global context cross-consistency, the paper's method."""
+
+    name: Literal["mgcc"] = "mgcc"
+    detach_target: bool = False
+    """stop the consistency loss's gradient into the main decoder (paper: not specified; released code: false)"""
+    needs_auxiliary_outputs = True
+
+
+@dataclass(frozen=True)
+class CutMixTeacherConfig(SemiSupervisedConfig):
+    """The paper's network with a CutMix mean teacher. Not in the paper."""
+
+    name: Literal["cutmix_teacher"] = "cutmix_teacher"
+    teacher_decay: UnitInterval = 0.9
+    """EMA decay of the teacher's weights (mean teachers in the paper: 0.9; in SSL4MIS: 0.99)"""
+    needs_auxiliary_outputs = True
+
+
+METHODS = Registry("method", MethodConfig, default="mgcc")
+METHODS.register(SupervisedConfig, "mgcc_dist.methods.supervised:Supervised")
+METHODS.register(MeanTeacherConfig, "mgcc_dist.methods.mean_teacher:MeanTeacher")
+METHODS.register(UncertaintyAwareMeanTeacherConfig, "mgcc_dist.methods.uamt:UncertaintyAwareMeanTeacher")
+METHODS.register(DeepCoTrainingConfig, "mgcc_dist.methods.dct:DeepCoTraining")
+METHODS.register(CrossPseudoSupervisionConfig, "mgcc_dist.methods.cps:CrossPseudoSupervision")
+METHODS.register(CrossTeachingConfig, "mgcc_dist.methods.ctbct:CrossTeaching")
+METHODS.register(CrossConsistencyTrainingConfig, "mgcc_dist.methods.cct:CrossConsistencyTraining")
+METHODS.register(MultiLevelCrossConsistencyConfig, "mgcc_dist.methods.mgcc:MultiLevelCrossConsistency")
+METHODS.register(CutMixTeacherConfig, "mgcc_dist.methods.cutmix_teacher:CutMixTeacher")

@@ -1,33 +1,33 @@
 """Cross pseudo supervision, CPS (Chen et al. 2021), as implemented by SSL4MIS' 2D script."""
 
-from typing import TYPE_CHECKING, ClassVar
+from abc import abstractmethod
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgcc_dist.methods.config import MethodConfig
+from mgcc_dist.methods.config import CrossPseudoSupervisionConfig, SemiSupervisedConfig
 from mgcc_dist.methods.losses import supervised_loss
-from mgcc_dist.methods.method import ONE_DECODER, Method, weighted_losses
+from mgcc_dist.methods.method import Method, weighted_losses
 from mgcc_dist.models.config import NetworkConfig
-from mgcc_dist.models.registry import build_network
+from mgcc_dist.models.network import build_network
 from mgcc_dist.train.schedules import Progress, consistency_weight
 
 if TYPE_CHECKING:
     from mgcc_dist.data.loader import Batch
 
 
-class CrossPseudoSupervision(Method):
-    """Two networks with different initialisations. On unlabeled images each learns the other's pseudo-masks (BCE).
+class TwoNetworks(Method):
+    """Two networks. On unlabeled images each learns the other's pseudo-masks. The first predicts.
 
-    One optimizer updates both, which for SGD equals one optimizer each. The first network predicts.
+    One optimizer updates both, which for SGD equals one optimizer each.
     """
 
-    networks: ClassVar[tuple[str, ...]] = ONE_DECODER
-
-    def __init__(self, config: MethodConfig, network: NetworkConfig) -> None:
-        super().__init__(config, network)
-        self.first = build_network(network)
-        self.second = build_network(self.partner(network))
+    def __init__(self, config: SemiSupervisedConfig, first: NetworkConfig, second: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.first = build_network(first)
+        self.second = build_network(second)
 
     def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:
         n = batch.labeled
@@ -40,10 +40,16 @@ class CrossPseudoSupervision(Method):
     def predictor(self) -> nn.Module:
         return self.first.inference_module()
 
-    def partner(self, network: NetworkConfig) -> NetworkConfig:
-        """Config of the second network: the same architecture."""
-        return network
-
+    @abstractmethod
     def pseudo_loss(self, logits: Tensor, pseudo_masks: Tensor) -> Tensor:
         """Loss of logits [U,1,H,W] against the other network's pseudo-masks [U,1,H,W] in {0,1}."""
+
+
+class CrossPseudoSupervision(TwoNetworks):
+    """Two networks of the same architecture with different initialisations, and BCE."""
+
+    def __init__(self, config: CrossPseudoSupervisionConfig, network: NetworkConfig) -> None:
+        super().__init__(config, network, network)
+
+    def pseudo_loss(self, logits: Tensor, pseudo_masks: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, pseudo_masks)

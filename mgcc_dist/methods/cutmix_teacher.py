@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mgcc_dist.methods.config import MethodConfig
+from mgcc_dist.methods.config import CutMixTeacherConfig
 from mgcc_dist.methods.losses import probability_mse, supervised_loss
 from mgcc_dist.methods.method import Method, weighted_losses
 from mgcc_dist.methods.teacher import update_teacher
 from mgcc_dist.models.config import NetworkConfig
-from mgcc_dist.models.registry import build_network
+from mgcc_dist.models.network import build_network
 from mgcc_dist.train.schedules import Progress, consistency_weight
 
 if TYPE_CHECKING:
@@ -33,10 +33,9 @@ class CutMixTeacher(Method):
     The teacher is the inference part of the network: parameters averaged, BN statistics copied, in evaluation mode.
     """
 
-    networks = ("mgcc", "cct")
-
-    def __init__(self, config: MethodConfig, network: NetworkConfig) -> None:
-        super().__init__(config, network)
+    def __init__(self, config: CutMixTeacherConfig, network: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
         self.network = build_network(network)
         self.teacher = copy.deepcopy(self.network.inference_module()).requires_grad_(False)
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgcc_dist.methods.config import MethodConfig
+from mgcc_dist.methods.config import DeepCoTrainingConfig
 from mgcc_dist.methods.losses import probability_mse, supervised_loss
-from mgcc_dist.methods.method import ONE_DECODER, Method, weighted_losses
+from mgcc_dist.methods.method import Method, weighted_losses
 from mgcc_dist.models.config import NetworkConfig
-from mgcc_dist.models.registry import build_network
+from mgcc_dist.models.network import build_network
 from mgcc_dist.train.schedules import Progress, consistency_weight
 
 if TYPE_CHECKING:
@@ -26,10 +26,9 @@ if TYPE_CHECKING:
 class DeepCoTraining(Method):
     """One network with two views, or two networks, of which the first predicts."""
 
-    networks = ONE_DECODER
-
-    def __init__(self, config: MethodConfig, network: NetworkConfig) -> None:
-        super().__init__(config, network)
+    def __init__(self, config: DeepCoTrainingConfig, network: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
         self.first = build_network(network)
         self.second = build_network(network) if config.views == "two_networks" else None
 

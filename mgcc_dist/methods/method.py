@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor, nn
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.methods.config import MethodConfig
+from mgcc_dist.methods.config import METHODS, MethodConfig
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.train.schedules import Progress
 
@@ -14,29 +14,14 @@ if TYPE_CHECKING:
     from mgcc_dist.data.loader import Batch
 
 
-ONE_DECODER = ("unet", "cmunet", "swin_unet")  # values of network.name without auxiliary decoders
-
-
 class Method(nn.Module, ABC):
-    """A module that holds all networks of a method, so that DDP or DeepSpeed wraps them as one."""
+    """A module that holds all networks of a method, so that DDP or DeepSpeed wraps them as one.
+
+    It is built from two configs: its own, and that of the section `network`.
+    """
 
     uses_unlabeled: ClassVar[bool] = True
     """whether it has a loss on unlabeled images and needs some in each batch"""
-    networks: ClassVar[tuple[str, ...] | None] = None
-    """values of network.name that it can train; None: all"""
-
-    def __init__(self, config: MethodConfig, network: NetworkConfig) -> None:
-        """Check that the method can train `network`; subclasses build their networks.
-
-        Raises:
-            UserError: it cannot.
-        """
-        super().__init__()
-        if self.networks is not None and network.name not in self.networks:
-            raise UserError(
-                f"network.name: method {config.name} needs {' or '.join(self.networks)}, got {network.name}"
-            )
-        self.config = config
 
     def forward(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:
         return self.step(batch, progress)
@@ -53,8 +38,28 @@ class Method(nn.Module, ABC):
         """Load trained weights into the inference network; methods with a teacher give it the same weights."""
         self.predictor().load_state_dict(state)
 
+    def check_length(self, steps: int) -> None:
+        """Check that the method can train for a run's number of optimizer steps.
+
+        Raises:
+            UserError: it can't.
+        """
+
     def after_step(self, progress: Progress) -> None:
         """Update what the optimizer does not, such as a teacher; called after every optimizer step."""
+
+
+def build(config: MethodConfig, network: NetworkConfig) -> Method:
+    """Build the method that `config` names with freshly initialised networks.
+
+    Raises:
+        UserError: it cannot train that network.
+    """
+    try:
+        config.check_network(network)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return METHODS.load(config)(config, network)
 
 
 def weighted_losses(supervised: Tensor, consistency: Tensor, weight: float) -> dict[str, Tensor]:

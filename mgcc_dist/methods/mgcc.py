@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mgcc_dist.methods.config import MethodConfig
+from mgcc_dist.methods.config import CrossConsistencyTrainingConfig, MultiLevelCrossConsistencyConfig
 from mgcc_dist.methods.losses import consistency_loss, supervised_loss
 from mgcc_dist.methods.method import Method, weighted_losses
 from mgcc_dist.models.config import NetworkConfig
-from mgcc_dist.models.registry import build_network
+from mgcc_dist.models.network import build_network
 from mgcc_dist.train.schedules import Progress, consistency_weight
 
 if TYPE_CHECKING:
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 class MultiLevelCrossConsistency(Method):
     """All decoders learn from labels; on unlabeled images the auxiliary decoders match the main decoder."""
 
-    networks = ("mgcc",)
-
-    def __init__(self, config: MethodConfig, network: NetworkConfig) -> None:
-        super().__init__(config, network)
+    def __init__(
+        self, config: MultiLevelCrossConsistencyConfig | CrossConsistencyTrainingConfig, network: NetworkConfig
+    ) -> None:
+        super().__init__()
+        self.config = config
         self.network = build_network(network)
 
     def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:

@@ -5,8 +5,8 @@ from typing import Literal
 
 from mgcc_dist.common.options import data_input, neutral
 from mgcc_dist.common.value_types import FileOrFolder, FileOrName, Folder, NonNegativeInt, PositiveInt
-from mgcc_dist.methods.config import MethodConfig
-from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.methods.config import MethodConfig, MultiLevelCrossConsistencyConfig
+from mgcc_dist.models.config import MGCCConfig, NetworkConfig
 from mgcc_dist.train.config import LoopConfig
 
 
@@ -51,8 +51,10 @@ class SegmentConfig:
     """data"""
     loop: LoopConfig
     """training"""
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    method: MethodConfig = field(default_factory=MethodConfig)
+    network: NetworkConfig = field(default_factory=MGCCConfig)
+    """network"""
+    method: MethodConfig = field(default_factory=MultiLevelCrossConsistencyConfig)
+    """method"""
     kernels: Literal["auto", "torch", "triton"] = neutral("auto")
     """implementation of up-convolutions, gates and ConvMixer layers. triton: Triton kernels where supported; torch:
     PyTorch, up-convolutions by phases; auto: whichever a benchmark on this device showed to be at least as fast as the
@@ -70,6 +72,7 @@ class SegmentConfig:
         return self.loop.fixed_length or self.method.fixed_length
 
     def __post_init__(self) -> None:
+        self.method.check_network(self.network)
         size, divisor = self.data.image_size, self.method.size_divisor(self.network)
         if size % divisor:
             below, above = size // divisor * divisor, (size // divisor + 1) * divisor

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mgcc_dist.methods.config import MethodConfig
+from mgcc_dist.methods.config import SupervisedConfig
 from mgcc_dist.methods.losses import supervised_loss
 from mgcc_dist.methods.method import Method
 from mgcc_dist.models.config import NetworkConfig
-from mgcc_dist.models.registry import build_network
+from mgcc_dist.models.network import build_network
 from mgcc_dist.train.schedules import Progress
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ class Supervised(Method):
 
     uses_unlabeled = False
 
-    def __init__(self, config: MethodConfig, network: NetworkConfig) -> None:
-        super().__init__(config, network)
+    def __init__(self, config: SupervisedConfig, network: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
         self.network = build_network(network)
 
     def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mgcc_dist.methods.config import MethodConfig
+from mgcc_dist.methods.config import UncertaintyAwareMeanTeacherConfig
 from mgcc_dist.methods.losses import supervised_loss
-from mgcc_dist.methods.method import ONE_DECODER, Method, weighted_losses
+from mgcc_dist.methods.method import Method, weighted_losses
 from mgcc_dist.methods.teacher import add_noise, update_teacher
 from mgcc_dist.models.config import NetworkConfig
-from mgcc_dist.models.registry import build_network
+from mgcc_dist.models.network import build_network
 from mgcc_dist.train.schedules import Progress, consistency_weight, gaussian_ramp
 
 if TYPE_CHECKING:
@@ -29,10 +29,9 @@ class UncertaintyAwareMeanTeacher(Method):
     student's probabilities and those of one more noisy teacher pass. The student predicts.
     """
 
-    networks = ONE_DECODER
-
-    def __init__(self, config: MethodConfig, network: NetworkConfig) -> None:
-        super().__init__(config, network)
+    def __init__(self, config: UncertaintyAwareMeanTeacherConfig, network: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
         self.student = build_network(network)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
 

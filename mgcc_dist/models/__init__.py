@@ -1,1 +1,1 @@
-"""Segmentation networks, one file each; `registry.build_network` builds one from its config."""
+"""Segmentation networks, one file each; `network.build_network` builds one from its config."""

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mgcc_dist.models.blocks import dropout, feature_dropout, feature_noise, perturbed
+from mgcc_dist.models.network import Network
 from mgcc_dist.models.unet import PAPER_WIDTHS, Decoder, Encoder
 
 PERTURBATIONS = (feature_noise, dropout, feature_dropout)
@@ -26,7 +27,7 @@ class CCTInference(nn.Module):
         return self.main(self.encoder(x))
 
 
-class CCT(nn.Module):
+class CCT(Network):
     """Shared encoder, a main decoder, three auxiliary decoders with F-Noise, Dropout and F-Drop; plain skips.
 
     In training mode: images [B,in_channels or 1,H,W] -> (main logits [B,1,H,W], three auxiliary logits [B,1,H,W]). In

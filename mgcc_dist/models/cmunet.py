@@ -5,13 +5,14 @@ The authors' benchmarks report 91.25 GMACs, because they count two operations pe
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mgcc_dist.models.blocks import ConvMixer
+from mgcc_dist.models.network import Network
 from mgcc_dist.models.unet import PAPER_WIDTHS, Decoder, Encoder
 
 
-class CMUNet(nn.Module):
+class CMUNet(Network):
     """U-Net with ConvMixer layers on the bottleneck and a gate on each skip.
 
     Images [B,in_channels or 1,H,W] -> logits [B,1,H,W].
@@ -32,7 +33,3 @@ class CMUNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         *skips, bottleneck = self.encoder(x)
         return self.decoder([*skips, self.mixer(bottleneck)])
-
-    def inference_module(self) -> "CMUNet":
-        """Return this network; all of it is needed at inference."""
-        return self

@@ -16,6 +16,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mgcc_dist.models.blocks import ConvMixer, dropout, feature_dropout, feature_noise, perturbed
+from mgcc_dist.models.network import Network
 from mgcc_dist.models.unet import PAPER_WIDTHS, Decoder, Encoder
 
 PERTURBATIONS = (feature_dropout, dropout, feature_noise)
@@ -35,7 +36,7 @@ class MGCCInference(nn.Module):
         return self.main([*skips, self.mixer(bottleneck)])
 
 
-class MGCC(nn.Module):
+class MGCC(Network):
     """Shared encoder and ConvMixer, a main decoder, K auxiliary decoders.
 
     In training mode: images [B,in_channels or 1,H,W] -> (main logits [B,1,H,W], K auxiliary logits [B,1,H,W]). In

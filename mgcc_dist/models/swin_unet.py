@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.models.config import SWIN_PATCH
+from mgcc_dist.models.network import Network
 
 
 class SwinStage(nn.Module):
@@ -56,7 +57,7 @@ class PatchExpand(nn.Module):
         return self.norm(x.transpose(2, 3).flatten(3, 4).flatten(1, 2))
 
 
-class SwinUNet(nn.Module):
+class SwinUNet(Network):
     """Images [B,in_channels or 1,H,W] -> logits [B,1,H,W]. One-channel images are repeated to `in_channels`.
 
     H and W must be multiples of 4 * 2^(stages - 1) * window, so that windows tile the features of every stage.
@@ -116,7 +117,3 @@ class SwinUNet(nn.Module):
             x = self.decoder[level](self.joins[level](x))
         x = self.final_expand(self.decoder_norm(x))
         return self.head(x.permute(0, 3, 1, 2))
-
-    def inference_module(self) -> "SwinUNet":
-        """Return this network; all of it is needed at inference."""
-        return self

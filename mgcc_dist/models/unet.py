@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.models.blocks import MSAG, DoubleConv, UpConv
+from mgcc_dist.models.network import Network
 
 PAPER_WIDTHS = (64, 128, 256, 512, 1024)
 
@@ -58,7 +59,7 @@ class Decoder(nn.Module):
         return self.head(x)
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """Encoder and decoder with plain skips: images [B,in_channels or 1,H,W] -> logits [B,1,H,W]."""
 
     def __init__(self, in_channels: int = 3, widths: Sequence[int] = PAPER_WIDTHS) -> None:
@@ -68,7 +69,3 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decoder(self.encoder(x))
-
-    def inference_module(self) -> "UNet":
-        """Return this network; all of it is needed at inference."""
-        return self

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from mgcc_dist.common.config import Layer, resolve
 from mgcc_dist.common.environment import processor
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.inference.networks import NetworkSection
 from mgcc_dist.kernels.bench.timing import capture_graph, median_cuda_ms
-from mgcc_dist.methods.config import MethodConfig
-from mgcc_dist.methods.registry import build
-from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.models.network import build_network
 from mgcc_dist.reporting.paper import PaperTable, load_paper_table
 from mgcc_dist.reporting.views import NO_VALUE, Cell, ReportSection, TableView
 from mgcc_dist.sweep.expansion import Sweep
@@ -32,13 +31,6 @@ IMAGE_SIZE = 256
 CHANNELS = 3
 WARM_UP = 3
 REPEATS = {"cpu": 5, "cuda": 51}  # odd, so the median is a measured value
-
-
-@dataclass(frozen=True)
-class NetworkRow:
-    """Config of a row that holds only a `network` section."""
-
-    network: NetworkConfig
 
 
 @dataclass(frozen=True)
@@ -83,8 +75,8 @@ def build_row_network(sweep: Sweep, row: str) -> nn.Module:
             f"{sweep.name}: row {row!r} must have only network keys, got {', '.join(keys) or 'none'}. "
             "Pass a sweep file such as configs/sweeps/table_7.yaml to --efficiency."
         )
-    network = resolve(NetworkRow, [Layer(keys, f"{sweep.path}: rows.{row}")]).network
-    return build(MethodConfig(name="supervised"), network).predictor().eval()
+    section = resolve(NetworkSection, [Layer(keys, f"{sweep.path}: rows.{row}")])
+    return build_network(section.network).inference_module().eval()
 
 
 @torch.no_grad()

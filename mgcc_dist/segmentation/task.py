@@ -25,8 +25,7 @@ from mgcc_dist.evaluation.metrics import summarize
 from mgcc_dist.evaluation.scores import CachedBatches, score_images
 from mgcc_dist.inference.loading import header, load_predictor
 from mgcc_dist.kernels.fuse import fuse
-from mgcc_dist.methods.method import Method
-from mgcc_dist.methods.registry import build
+from mgcc_dist.methods.method import Method, build
 from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.segmentation.initial_weights import load_initial_weights
 from mgcc_dist.train.checkpoints import has_checkpoint
@@ -92,7 +91,7 @@ class SegmentationTask:
             augment=config.data.augment,
             fit=config.data.fit,
         )
-        _check_teacher_start(config, total_steps(config.loop, self.loader))
+        method.check_length(total_steps(config.loop, self.loader))
         validation = self._evaluation(labeled_subset(data, split.validation, "validation"), accelerator)
         self.validation = CachedBatches(validation, accelerator.device)
         self.external = [
@@ -204,25 +203,15 @@ def _check_batch(config: SegmentConfig, uses_unlabeled: bool, has_unlabeled: boo
 
 def _check_pixels(config: SegmentConfig) -> None:
     """Raise UserError if BatchNorm would get one value per channel: one image, of one pixel at the lowest level."""
-    data, levels = config.data, len(config.network.widths)
-    if config.network.name == "swin_unet" or data.image_size > 2 ** (levels - 1):
+    data, strides = config.data, config.network.strides
+    if not config.network.has_batch_norm or data.image_size > strides[-1]:
         return
     for key in ("batch_labeled", "batch_unlabeled"):
         if getattr(data, key) == 1:
             raise UserError(
-                f"data.{key}: BatchNorm can't train on one image of one pixel, which is what {levels} levels leave of "
-                f"data.image_size {data.image_size}. Set a larger image_size or {key} 2."
+                f"data.{key}: BatchNorm can't train on one image of one pixel, which is what {len(strides)} levels "
+                f"leave of data.image_size {data.image_size}. Set a larger image_size or {key} 2."
             )
-
-
-def _check_teacher_start(config: SegmentConfig, steps: int) -> None:
-    """Raise UserError if the mean teacher's consistency loss would stay off for the complete run."""
-    start = config.method.teacher_start
-    if config.method.name == "mean_teacher" and start >= steps:
-        raise UserError(
-            f"method.teacher_start: the run has {steps} steps, so the consistency loss, which starts at step {start}, "
-            f"would stay off. Set it to {steps // 20}, or train longer."
-        )
 
 
 def _as_method(module: nn.Module) -> Method:

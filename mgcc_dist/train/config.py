@@ -1,10 +1,55 @@
-"""Config of the training loop."""
+"""Configs of the training loop and the optimizers."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
+from mgcc_dist.common.components import Registry
 from mgcc_dist.common.options import neutral
 from mgcc_dist.common.value_types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Keys that all optimizers have. A `torch.optim.Optimizer` is called with the parameters, lr, and all keys."""
+
+    name: str
+    """optimizer (paper: sgd for segmentation, adam for the autoencoder, adamw for the denoiser)"""
+    weight_decay: NonNegativeFloat = 1e-4
+    """weight decay (paper: 1e-4 for segmentation)"""
+
+    offloads: ClassVar[bool] = False
+    """whether DeepSpeed can keep its state on the CPU"""
+
+
+@dataclass(frozen=True)
+class SGDConfig(OptimizerConfig):
+    """Stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"] = "sgd"
+    momentum: UnitInterval = 0.9
+    """momentum (paper: 0.9)"""
+
+
+@dataclass(frozen=True)
+class AdamConfig(OptimizerConfig):
+    """Adam (Kingma & Ba 2015)."""
+
+    name: Literal["adam"] = "adam"
+    offloads = True
+
+
+@dataclass(frozen=True)
+class AdamWConfig(OptimizerConfig):
+    """AdamW: Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+
+    name: Literal["adamw"] = "adamw"
+    offloads = True
+
+
+OPTIMIZERS = Registry("optimizer", OptimizerConfig, default="sgd")
+OPTIMIZERS.register(SGDConfig, "torch.optim:SGD")
+OPTIMIZERS.register(AdamConfig, "torch.optim:Adam")
+OPTIMIZERS.register(AdamWConfig, "torch.optim:AdamW")
 
 
 @dataclass(frozen=True)
@@ -14,14 +59,10 @@ class LoopConfig:
     for segmentation, 1000 for autoencoder and denoiser)"""
     steps: PositiveInt | None = None
     """length in optimizer steps; needs `epochs` null"""
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    """optimizer (paper: sgd for segmentation, adam for the autoencoder, adamw for the denoiser)"""
+    optimizer: OptimizerConfig = field(default_factory=SGDConfig)
+    """optimizer"""
     learning_rate: PositiveFloat = 0.01
     """peak learning rate (paper: 0.01 segmentation, 1e-6 autoencoder, 1e-4 denoiser)"""
-    momentum: UnitInterval = 0.9
-    """momentum of sgd (paper: 0.9)"""
-    weight_decay: NonNegativeFloat = 1e-4
-    """weight decay (paper: 1e-4 for segmentation)"""
     schedule: Literal["poly", "constant", "cosine"] = "poly"
     """decay of the learning rate from its peak to 0 (paper: poly, power 0.9)"""
     warmup_steps: NonNegativeInt = 0

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,13 +24,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from mgcc_dist.common.components import component_keys
 from mgcc_dist.common.distributed import raise_on_all_ranks, seed_step
 from mgcc_dist.common.errors import EXIT_STOPPED, SharedError, UserError
 from mgcc_dist.common.signals import StopSignal
 from mgcc_dist.data.loader import TrainLoader
 from mgcc_dist.train import checkpoints
 from mgcc_dist.train.checkpoints import TrainState
-from mgcc_dist.train.config import LoopConfig
+from mgcc_dist.train.config import OPTIMIZERS, LoopConfig
 from mgcc_dist.train.ema import Ema
 from mgcc_dist.train.metrics_logger import MetricsLogger
 from mgcc_dist.train.run_folder import check_inputs, hash_inputs
@@ -232,15 +234,16 @@ def _configure_deepspeed(task: Task, config: LoopConfig, accelerator: Accelerato
     """Set this task's batch size and clipping in DeepSpeed's settings, which live as long as the process.
 
     Raises:
-        UserError: SGD with its state offloaded to the CPU, which Accelerate would silently replace by Adam.
+        UserError: an optimizer whose state DeepSpeed can't keep on the CPU, which Accelerate would silently replace by
+            Adam.
     """
     if not zero_stage(accelerator):
         return
     settings = accelerator.state.deepspeed_plugin.deepspeed_config
     offload = settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
-    if offload != "none" and config.optimizer == "sgd":
+    if offload != "none" and not config.optimizer.offloads:
         raise SharedError(
-            f"{task.name}: loop.optimizer is sgd, but DeepSpeed can offload only Adam to the CPU. "
+            f"{task.name}: loop.optimizer is {config.optimizer.name}, but DeepSpeed can offload only Adam to the CPU. "
             "Use adam or adamw, or a launch file without offload."
         )
     batch = task.loader.batch_labeled + task.loader.batch_unlabeled
@@ -279,11 +282,11 @@ def _accumulation(task: Task, config: LoopConfig, state: TrainState, folder: Pat
 
 def _optimizer(module: nn.Module, config: LoopConfig, fused: bool) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    rate, decay = config.learning_rate, config.weight_decay
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, rate, momentum=config.momentum, weight_decay=decay, fused=fused or None)
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, rate, weight_decay=decay, fused=fused or None)
+    optimizer = OPTIMIZERS.load(config.optimizer)
+    keys = component_keys(config.optimizer)
+    if fused and "fused" in signature(optimizer).parameters:
+        keys["fused"] = True
+    return optimizer(parameters, lr=config.learning_rate, **keys)
 
 
 @contextmanager

@@ -23,8 +23,8 @@ from mgcc_dist.data.selection import drop_records
 from mgcc_dist.data.splits import Split
 from mgcc_dist.diffusion.config import DataConfig
 from mgcc_dist.diffusion.images import ImageData
-from mgcc_dist.models.config import NetworkConfig
-from mgcc_dist.models.registry import build_network
+from mgcc_dist.models.config import UNetConfig
+from mgcc_dist.models.network import build_network
 
 SIDE = 96
 
@@ -119,7 +119,7 @@ def test_transformed_copies_of_busi_are_listed_and_other_images_are_not(train_im
 def encoder():
     """The encoder of a U-Net with random weights."""
     torch.manual_seed(0)
-    network = build_network(NetworkConfig(name="unet", widths=(8, 16, 32, 64, 64)))
+    network = build_network(UNetConfig(widths=(8, 16, 32, 64, 64)))
     return FeatureExtractor(
         _GlobalAveragePool(network.encoder).eval(),
         SIDE,

@@ -11,9 +11,9 @@ from mgcc_dist.assessment import features
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.loader import EvalLoader
 from mgcc_dist.inference.loading import header
-from mgcc_dist.methods.config import MethodConfig
-from mgcc_dist.methods.registry import build
-from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.methods.config import MultiLevelCrossConsistencyConfig, SupervisedConfig
+from mgcc_dist.methods.method import build
+from mgcc_dist.models.config import MGCCConfig, SwinUNetConfig
 from mgcc_dist.train.checkpoints import save_weights
 
 
@@ -39,7 +39,10 @@ def images_of(source, size):
 
 def test_a_run_folder_and_its_weights_file_give_pooled_encoder_features(tmp_path, phantom_shards, vae):
     torch.manual_seed(0)
-    method, network = MethodConfig(name="mgcc"), NetworkConfig(widths=(4, 8), taps=(1, 2), gates=(True, True, True))
+    method, network = (
+        MultiLevelCrossConsistencyConfig(),
+        MGCCConfig(widths=(4, 8), taps=(1, 2), gates=(True, True, True)),
+    )
     trained = build(method, network).predictor().eval()
     path = tmp_path / "run" / "best" / "model.safetensors"
     save_weights(trained.state_dict(), path, header(method, network, 32))
@@ -98,8 +101,8 @@ def test_files_and_networks_without_features_are_refused(tmp_path, phantom_shard
 
 
 def test_a_network_without_a_unet_encoder_is_refused(tmp_path):
-    method = MethodConfig(name="supervised")
-    network = NetworkConfig(name="swin_unet", embed_dim=4, depths=(1, 1), heads=(1, 1), window=2)
+    method = SupervisedConfig()
+    network = SwinUNetConfig(embed_dim=4, depths=(1, 1), heads=(1, 1), window=2)
     path = tmp_path / "model.safetensors"
     save_weights(build(method, network).predictor().state_dict(), path, header(method, network, 32))
     with pytest.raises(UserError, match="holds a SwinUNet, which has no U-Net encoder"):

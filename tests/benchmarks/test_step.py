@@ -27,9 +27,9 @@ from benchmarks.step import (
 from benchmarks.train_step import enabled
 from mgcc_dist.data.loader import ByteBatch
 from mgcc_dist.kernels.fuse import fuse
-from mgcc_dist.methods.config import MethodConfig
-from mgcc_dist.methods.registry import build
-from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.methods.config import MultiLevelCrossConsistencyConfig
+from mgcc_dist.methods.method import build
+from mgcc_dist.models.config import MGCCConfig
 
 TOY = StepConfig(TOY_SIZE, TOY_WIDTHS, batch=1, steps=3, device="cpu", threads=1)
 REPOSITORY = Path(__file__).parents[2]
@@ -120,7 +120,7 @@ def test_auto_kernels_are_unsupported_where_all_of_them_are_plain(stubs, monkeyp
 
 
 def test_implementations_are_counted_and_the_dispatchers_stay_as_they_were():
-    network = fuse(build(MethodConfig("mgcc"), NetworkConfig("mgcc", widths=TOY_WIDTHS)).network.train(), "torch")
+    network = fuse(build(MultiLevelCrossConsistencyConfig(), MGCCConfig(widths=TOY_WIDTHS)).network.train(), "torch")
     before = {name: dict(vars(module)) for name, module in network.named_modules()}
     counted = implementations(network, StepSettings(), TOY)
     assert counted["torch"] == 16  # the up-convolutions of four decoders

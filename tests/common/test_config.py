@@ -100,11 +100,11 @@ def test_the_preset_is_applied_first_wherever_it_stands():
 
 
 def test_files_win_over_the_preset_in_order_and_options_over_files(tmp_path):
-    for name, content in {"a": "loop: {epochs: 1, seed: 1, momentum: 0.1}", "b": "loop: {epochs: 2, seed: 2}"}.items():
-        (tmp_path / f"{name}.yaml").write_text(content)
+    (tmp_path / "a.yaml").write_text("loop: {epochs: 1, seed: 1, optimizer: {momentum: 0.1}}")
+    (tmp_path / "b.yaml").write_text("loop: {epochs: 2, seed: 2}")
     files = ["--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml")]
     loop = parse("segment", "--loop.seed", "3", *files, "--preset", "unet_busi").loop
-    assert (loop.epochs, loop.seed, loop.momentum, loop.log_every) == (2, 3, 0.1, 50)
+    assert (loop.epochs, loop.seed, loop.optimizer.momentum, loop.log_every) == (2, 3, 0.1, 50)
     with pytest.raises(UserError, match=r"data\.shards \(folder\), --data\.split \(file or name\): required"):
         parse("segment", *files)  # a file instead of a preset: the default preset is not read
 
@@ -233,8 +233,10 @@ def test_every_preset_parses_and_survives_saving(tmp_path, program, preset):
 
 
 def test_numbers_are_plain_so_that_checkpoints_which_hold_them_load():
-    loop = parse("segment", "--loop.weight_decay", "0.5", "--loop.learning_rate", "0.1", "--loop.seed", "3").loop
-    assert {type(loop.weight_decay), type(loop.learning_rate), type(loop.momentum)} == {float}
+    words = ["--loop.optimizer.weight_decay", "0.5", "--loop.learning_rate", "0.1", "--loop.seed", "3"]
+    loop = parse("segment", *words).loop
+    numbers = (loop.learning_rate, loop.optimizer.weight_decay, loop.optimizer.momentum)
+    assert {type(number) for number in numbers} == {float}
     assert type(loop.seed) is int
     assert {type(width) for width in parse("ldm").autoencoder.channels} == {int}
 

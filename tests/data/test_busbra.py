@@ -29,7 +29,7 @@ def test_real_busbra_has_the_published_classes_and_patients(busbra_shards):
 
 
 def test_real_busbra_image_is_read_at_its_size_with_a_plausible_mask(busbra_root):
-    reader = READERS["busbra"](busbra_root)
+    reader = READERS.get("busbra").load()(busbra_root)
     assert reader.bad_files == reader.notes == []
     sample = reader[[item.key for item in reader.items].index("bus_0005-l")]
     assert sample.image.shape == sample.mask.shape == (371, 275)

@@ -13,7 +13,7 @@ from mgcc_dist.data.readers.registry import READERS
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.shards import main
 
-ddti = READERS["ddti"]
+ddti = READERS.get("ddti").load()
 
 
 def region(*points):

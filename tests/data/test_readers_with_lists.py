@@ -119,7 +119,7 @@ def layout_items(reader):
 
 def test_images_masks_classes_and_keys_are_read(synthetic):
     name, root, layout = synthetic
-    reader = READERS[name](root)
+    reader = READERS.get(name).load()(root)
     assert bad_file_messages(reader) == []
     assert reader.notes == []
     assert tuple(item.key for item in layout_items(reader)) == layout.keys
@@ -138,7 +138,7 @@ def test_images_masks_classes_and_keys_are_read(synthetic):
 def test_groups_are_patients_or_else_near_duplicates(synthetic, monkeypatch):
     name, root, layout = synthetic
     monkeypatch.setattr(duplicates, "groups", lambda images: {key: f"like {key}" for key, _ in images})
-    reader = READERS[name](root)
+    reader = READERS.get(name).load()(root)
     assert (name in PATIENTS_KNOWN) == bool(layout.patients)
     assert tuple(reader.groups()) == (layout.patients or tuple(f"like {item.key}" for item in reader.items))
 
@@ -148,7 +148,7 @@ def test_unmatched_image_and_mask_are_bad_files(synthetic):
     mask, image = root / layout.mask.format(layout.names[0]), root / layout.image.format(layout.names[1])
     mask.unlink()
     image.unlink()
-    reader = READERS[name](root)
+    reader = READERS.get(name).load()(root)
     first = (root / layout.image.format(layout.names[0])).name
     second = (root / layout.mask.format(layout.names[1])).name
     assert bad_file_messages(reader) == [f"{first}: has no mask", f"{second}: has no image"]
@@ -158,7 +158,7 @@ def test_unmatched_image_and_mask_are_bad_files(synthetic):
 def test_image_without_row_is_a_bad_file(synthetic):
     name, root, layout = synthetic
     write_list(root, layout, layout.rows[:1] + layout.rows[2:])
-    reader = READERS[name](root)
+    reader = READERS.get(name).load()(root)
     image = (root / layout.image.format(layout.names[1])).name
     assert bad_file_messages(reader) == [f"{image}: has no row in {layout.list_file}"]
     assert len(layout_items(reader)) == 2
@@ -168,7 +168,7 @@ def test_rows_without_image_are_only_noted(synthetic):
     name, root, layout = synthetic
     for pattern in (layout.image, layout.mask):
         (root / pattern.format(layout.names[1])).unlink()
-    reader = READERS[name](root)
+    reader = READERS.get(name).load()(root)
     assert bad_file_messages(reader) == []
     assert len(layout_items(reader)) == 2
     (note,) = reader.notes
@@ -178,7 +178,7 @@ def test_rows_without_image_are_only_noted(synthetic):
 def test_unknown_class_is_a_bad_file(synthetic):
     name, root, layout = synthetic
     write_list(root, layout, (layout.rows[0], layout.unknown_row, layout.rows[2]))
-    reader = READERS[name](root)
+    reader = READERS.get(name).load()(root)
     (message,) = bad_file_messages(reader)
     assert message.startswith((root / layout.image.format(layout.names[1])).name)
     assert f"'odd' in {layout.list_file}, not " in message
@@ -187,7 +187,7 @@ def test_unknown_class_is_a_bad_file(synthetic):
 def test_repeated_row_is_a_bad_file_and_the_first_is_used(synthetic):
     name, root, layout = synthetic
     write_list(root, layout, (*layout.rows, layout.unknown_row))
-    reader = READERS[name](root)
+    reader = READERS.get(name).load()(root)
     (message,) = bad_file_messages(reader)
     assert message.startswith(f"{layout.list_file}: lists ")
     assert message.endswith(" twice")
@@ -198,7 +198,7 @@ def test_second_image_with_the_same_name_is_a_bad_file(synthetic):
     name, root, layout = synthetic
     image = root / layout.image.format(layout.names[1])
     write_image(image.with_suffix(".tif"), seed=9)
-    (message,) = bad_file_messages(READERS[name](root))
+    (message,) = bad_file_messages(READERS.get(name).load()(root))
     assert "has the same name as" in message
     assert image.stem in message
 
@@ -207,7 +207,7 @@ def test_error_for_mask_size_mismatch_names_both_sizes(synthetic):
     name, root, layout = synthetic
     mask = root / layout.mask.format(layout.names[0])
     write_box_mask(mask, (0, 0, 5, 5), size=(31, 20))
-    reader = READERS[name](root)
+    reader = READERS.get(name).load()(root)
     with pytest.raises(BadFile, match=f"{mask.name}: is 31x20 but its image is 30x20"):
         reader[[item.key for item in reader.items].index(layout.keys[0])]
 
@@ -215,7 +215,7 @@ def test_error_for_mask_size_mismatch_names_both_sizes(synthetic):
 def test_file_with_unexpected_name_is_a_bad_file(synthetic):
     name, root, layout = synthetic
     write_image((root / layout.image).with_name("Kopie von (1).png"))
-    (message,) = bad_file_messages(READERS[name](root))
+    (message,) = bad_file_messages(READERS.get(name).load()(root))
     assert message.startswith("Kopie von (1).png: is not named like this dataset's files, ")
 
 
@@ -225,12 +225,12 @@ def test_missing_or_empty_folder_is_one_error_with_the_expected_layout(synthetic
         folder = (root / pattern).parent
         folder.rename(root / "away")
         with pytest.raises(UserError, match=rf"has no folder '{folder.name}'\. Set --root to the folder that"):
-            READERS[name](root)
+            READERS.get(name).load()(root)
         (root / "away").rename(folder)
     for file in (root / layout.image).parent.iterdir():
         file.unlink()
     with pytest.raises(UserError, match=f"{(root / layout.image).parent.name}: no images found"):
-        READERS[name](root)
+        READERS.get(name).load()(root)
 
 
 @pytest.mark.parametrize("name", ["busbra", "datasetb", "tnscui2020"])
@@ -239,14 +239,14 @@ def test_missing_required_list_is_one_error_with_the_expected_layout(name, tmp_p
     (tmp_path / layout.list_file).unlink()
     stem = layout.list_file.removesuffix(".csv")
     with pytest.raises(UserError, match=rf"has no {stem}\.csv or {stem}\.xlsx\. Set --root to the folder"):
-        READERS[name](tmp_path)
+        READERS.get(name).load()(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["bus", "tn3k"])
 def test_optional_list_may_be_missing(name, tmp_path):
     layout = write_layout(tmp_path, name)
     (tmp_path / layout.list_file).unlink()
-    reader = READERS[name](tmp_path)
+    reader = READERS.get(name).load()(tmp_path)
     assert bad_file_messages(reader) == []
     assert {item.category for item in reader.items} == {"unknown"}
 
@@ -254,7 +254,7 @@ def test_optional_list_may_be_missing(name, tmp_path):
 def test_tn3k_test_and_training_images_have_different_keys(tmp_path):
     write_layout(tmp_path, "tn3k")
     (tmp_path / "label4test.csv").write_text("0000.jpg,1\n")
-    reader = READERS["tn3k"](tmp_path)
+    reader = READERS.get("tn3k").load()(tmp_path)
     assert reader.items[0].key == "test-0000"
     assert reader.items[0].category == "malignant"
     assert reader.items[1].key == "trainval-0000"
@@ -263,16 +263,18 @@ def test_tn3k_test_and_training_images_have_different_keys(tmp_path):
 def test_busbra_image_without_patient_is_a_bad_file(tmp_path):
     layout = write_layout(tmp_path, "busbra")
     write_list(tmp_path, layout, (layout.rows[0].replace(",1,", ",,", 1), *layout.rows[1:]))
-    assert bad_file_messages(READERS["busbra"](tmp_path)) == ["bus_0001-l.png: has no 'Case' in bus_data.csv"]
+    assert bad_file_messages(READERS.get("busbra").load()(tmp_path)) == [
+        "bus_0001-l.png: has no 'Case' in bus_data.csv"
+    ]
 
 
 def test_arguments_depend_on_the_list_but_not_on_the_location(synthetic):
     name, root, layout = synthetic
-    before = READERS[name](root).arguments
+    before = READERS.get(name).load()(root).arguments
     moved = root.rename(root.with_name("moved"))
-    assert READERS[name](moved).arguments == before
+    assert READERS.get(name).load()(moved).arguments == before
     write_list(moved, layout, layout.rows[::-1])
-    assert READERS[name](moved).arguments != before
+    assert READERS.get(name).load()(moved).arguments != before
 
 
 def test_command_with_skip_bad_lists_the_skipped_files(synthetic, tmp_path, capsys):
@@ -306,6 +308,6 @@ def test_dataset_b_reads_the_published_workbook(tmp_path):
     for line in (layout.header, *layout.rows):
         book.active.append([int(cell) if cell.isdecimal() else cell for cell in line.split(",")])
     book.save(tmp_path / "DatasetB.xlsx")
-    reader = READERS["datasetb"](tmp_path)
+    reader = READERS.get("datasetb").load()(tmp_path)
     assert bad_file_messages(reader) == []
     assert [item.category for item in reader.items] == ["benign", "benign", "malignant"]

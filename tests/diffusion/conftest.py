@@ -18,5 +18,5 @@ def unet():
 @pytest.fixture
 def pipeline_folder(vae, unet, tmp_path) -> Path:
     folder = tmp_path / "pipeline"
-    pipeline.save(vae, unet, denoiser.build_scheduler(DENOISER), {}, {}, folder)
+    pipeline.save(vae, unet, DENOISER, {}, {}, folder)
     return folder

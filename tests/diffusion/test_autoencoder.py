@@ -12,7 +12,7 @@ from tiny_ldm import AUTOENCODER, LOOP, PROGRESS, batch_of
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.diffusion import autoencoder
 from mgcc_dist.diffusion.autoencoder import AutoencoderLoss
-from mgcc_dist.diffusion.config import AutoencoderConfig
+from mgcc_dist.diffusion.config import KLAutoencoderConfig
 from mgcc_dist.diffusion.noise import RngStream, make_generators
 
 
@@ -101,7 +101,7 @@ def test_normalized_latents_have_mean_0_and_variance_1_and_decode_to_the_same_im
 
 
 def test_default_latent_size_is_the_papers():
-    config = AutoencoderConfig(loop=LOOP)
+    config = KLAutoencoderConfig(loop=LOOP)
     assert 512 // config.downsampling == 64
 
 
@@ -137,4 +137,4 @@ def test_image_size_must_be_a_multiple_of_the_downsampling_factor(size, message)
 
 def test_channels_must_be_multiples_of_norm_groups():
     with pytest.raises(ValueError, match=r"12 is not a multiple of autoencoder\.norm_groups"):
-        AutoencoderConfig(loop=LOOP, channels=(8, 12), norm_groups=8)
+        KLAutoencoderConfig(loop=LOOP, channels=(8, 12), norm_groups=8)

@@ -8,14 +8,14 @@ from accelerate import Accelerator
 from tiny_ldm import DENOISER, LOOP, PROGRESS, SHAPE, latents_of
 
 from mgcc_dist.diffusion import denoiser
-from mgcc_dist.diffusion.config import DenoiserConfig
+from mgcc_dist.diffusion.config import UNetDenoiserConfig
 from mgcc_dist.diffusion.denoiser import DenoiserLoss
 from mgcc_dist.diffusion.noise import RngStream, make_generators
 
 
 @pytest.fixture
 def module(unet):
-    return DenoiserLoss(unet, denoiser.build_scheduler(DENOISER), 0.1)
+    return DenoiserLoss(unet, denoiser.build_scheduler(DENOISER), label_dropout=0.1)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_labels_are_dropped_with_the_configured_probability(with_classes):
             seen.extend(labels.tolist())
             return with_classes(noisy, t, labels)
 
-    module = DenoiserLoss(Spy(), denoiser.build_scheduler(DENOISER), 0.1)
+    module = DenoiserLoss(Spy(), denoiser.build_scheduler(DENOISER), label_dropout=0.1)
     batch = latents_of(torch.randn(600, 4, 4, 4), list(range(600)))
     module(batch, PROGRESS)
     dropped = [index for index, label in enumerate(seen) if label == 3]
@@ -100,4 +100,4 @@ def test_prediction_depends_on_the_class_only_with_classes(module, with_classes)
 
 def test_every_level_needs_an_attention_flag():
     with pytest.raises(ValueError, match=r"denoiser\.attention: has 1 levels but denoiser\.channels has 2"):
-        DenoiserConfig(loop=LOOP, channels=(32, 32), attention=(True,))
+        UNetDenoiserConfig(loop=LOOP, channels=(32, 32), attention=(True,))

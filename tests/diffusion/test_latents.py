@@ -69,7 +69,7 @@ def test_records_are_safetensors_files_that_webdataset_reads(encoded):
 
 def test_training_on_latents_has_the_same_losses_as_encoding_every_step(encoded, vae, unet, images):
     """Samples, flips and noise are the same; the losses differ by the rounding to float16."""
-    module = DenoiserLoss(unet, denoiser.build_scheduler(DENOISER), 0.1)
+    module = DenoiserLoss(unet, denoiser.build_scheduler(DENOISER), label_dropout=0.1)
     accelerator = Accelerator(cpu=True)
     stored = take(encoded.train_loader(4, 9, accelerator), 6)
     pixels = take(images.train_loader(4, 9, accelerator), 6)

@@ -165,7 +165,7 @@ def test_other_settings_in_the_same_folder_are_refused(finished, toy, words, mes
         ("--preset demo --data.phantom 40 --data.image_size 18", r"data\.image_size: 18 is not a multiple of 8\."),
         (
             "--preset busi --data.image_size 224",
-            r"224 is not a multiple of 64\. The 4 levels of autoencoder\.channels and 4 of denoiser\.channels",
+            r"224 is not a multiple of 64\. The autoencoder divides the size by 8 and the denoiser by 8:",
         ),
         (
             "--preset demo --sampling.steps 1001",

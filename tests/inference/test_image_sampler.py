@@ -17,7 +17,7 @@ CLASSES = {"benign": 3, "malignant": 1}
 def save_pipeline(vae, folder, classes):
     torch.manual_seed(1)
     unet = denoiser.build(replace(DENOISER, classes=bool(classes)), SHAPE, len(classes))
-    pipeline.save(vae, unet, denoiser.build_scheduler(DENOISER), classes, {}, folder)
+    pipeline.save(vae, unet, DENOISER, classes, {}, folder)
 
 
 def pixels(images):

@@ -15,15 +15,15 @@ from mgcc_dist.kernels.fuse import KernelDispatcher, fuse
 from mgcc_dist.kernels.measured import CPU, read_table
 from mgcc_dist.methods.losses import consistency_loss, supervised_loss
 from mgcc_dist.models.blocks import MSAG, ConvMixer, UpConv
-from mgcc_dist.models.config import NetworkConfig
-from mgcc_dist.models.registry import build_network
+from mgcc_dist.models.config import MGCCConfig
+from mgcc_dist.models.network import build_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:kernels=(auto|triton)")
 
 
 def network(widths=(4, 8), size=16, seed=0):
     torch.manual_seed(seed)
-    config = NetworkConfig(name="mgcc", in_channels=1, widths=widths, taps=(1, 2), gates=(True,) * 3, kernel_size=3)
+    config = MGCCConfig(in_channels=1, widths=widths, taps=(1, 2), gates=(True,) * 3, kernel_size=3)
     model = build_network(config)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

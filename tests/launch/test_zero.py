@@ -18,7 +18,7 @@ from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.ldm import LdmConfig
 from mgcc_dist.ldm import run as run_here
-from mgcc_dist.train.config import LoopConfig
+from mgcc_dist.train.config import AdamWConfig, LoopConfig
 from mgcc_dist.train.loop import _configure_deepspeed
 
 LAUNCH = ranks.REPOSITORY / "launch"
@@ -118,5 +118,5 @@ def test_sgd_with_offload_is_refused():
         UserError, match=r"loop\.optimizer is sgd, but .* adam or adamw, or a launch file without offload"
     ):
         _configure_deepspeed(task, LoopConfig(steps=1), accelerator)
-    _configure_deepspeed(task, LoopConfig(steps=1, optimizer="adamw"), accelerator)
+    _configure_deepspeed(task, LoopConfig(steps=1, optimizer=AdamWConfig()), accelerator)
     assert settings["train_batch_size"] == 16

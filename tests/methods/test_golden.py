@@ -11,9 +11,9 @@ import pytest
 import torch
 from equations import Reference, mse, supervised
 
-from mgcc_dist.methods.config import MethodConfig
-from mgcc_dist.methods.registry import build
-from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.methods.config import MultiLevelCrossConsistencyConfig
+from mgcc_dist.methods.method import build
+from mgcc_dist.models.config import MGCCConfig
 from mgcc_dist.train.schedules import Progress
 
 LABELED, UNLABELED, TOTAL = 2, 3, 40_000
@@ -38,8 +38,8 @@ def losses_of(probabilities, masks, weight, detach):
 )
 def test_ten_steps_equal_the_equations_in_float64(taps, gates, perturb, ramp, detach):
     torch.manual_seed(11)
-    network = NetworkConfig("mgcc", widths=(3, 4, 5), taps=taps, kernel_size=3, gates=gates, perturb=perturb)
-    method = build(MethodConfig("mgcc", ramp, detach), network).double().train()
+    network = MGCCConfig(widths=(3, 4, 5), taps=taps, kernel_size=3, gates=gates, perturb=perturb)
+    method = build(MultiLevelCrossConsistencyConfig(ramp=ramp, detach_target=detach), network).double().train()
     optimizer = torch.optim.SGD(method.parameters(), lr=0.05)
     images = torch.rand(LABELED + UNLABELED, 1, 16, 16, dtype=torch.float64) * 2 - 1
     masks = (images[:LABELED] > 0.3).double()

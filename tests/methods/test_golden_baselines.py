@@ -12,16 +12,25 @@ import torch
 from equations import Reference, bce, dice, mse, supervised
 from torch.func import functional_call
 
-from mgcc_dist.methods.config import MethodConfig
-from mgcc_dist.methods.registry import build
-from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.methods.config import (
+    CrossConsistencyTrainingConfig,
+    CrossPseudoSupervisionConfig,
+    CrossTeachingConfig,
+    CutMixTeacherConfig,
+    DeepCoTrainingConfig,
+    MeanTeacherConfig,
+    UncertaintyAwareMeanTeacherConfig,
+)
+from mgcc_dist.methods.method import build
+from mgcc_dist.models.config import CCTConfig, MGCCConfig, SwinUNetConfig, UNetConfig
 from mgcc_dist.train.schedules import Progress
 
 N, U, TOTAL = 2, 3, 20_000
 CONFIDENCE = 0.52  # an untrained network never reaches the 0.97 of cutmix_teacher
 MIXER = {"taps": (1, 2, 3), "gates": (True, False, True, True)}
-UNET = NetworkConfig("unet", widths=(3, 4, 5), embed_dim=4, depths=(2, 2), heads=(1, 2), window=2, drop_path=0.0)
-MGCC = NetworkConfig("mgcc", widths=(3, 4, 5), kernel_size=3, **MIXER)
+UNET = UNetConfig(widths=(3, 4, 5))
+SWIN = SwinUNetConfig(embed_dim=4, depths=(2, 2), heads=(1, 2), window=2, drop_path=0.0)
+MGCC = MGCCConfig(widths=(3, 4, 5), kernel_size=3, **MIXER)
 
 
 @dataclass
@@ -136,14 +145,16 @@ def cutmix_teacher(s):
 @pytest.mark.parametrize(
     ("formula", "config", "network"),
     [
-        pytest.param(mean_teacher, MethodConfig("mean_teacher", "ssl4mis"), UNET, id="mean_teacher"),
-        pytest.param(uamt, MethodConfig("uamt", "ssl4mis", teacher_decay=0.99), UNET, id="uamt"),
-        pytest.param(dct_rotation, MethodConfig("dct", "ssl4mis"), UNET, id="dct-rotation"),
-        pytest.param(dct_two_networks, MethodConfig("dct", "ssl4mis", views="two_networks"), UNET, id="dct-networks"),
-        pytest.param(cps, MethodConfig("cps", "ssl4mis"), UNET, id="cps"),
-        pytest.param(ctbct, MethodConfig("ctbct", "ssl4mis"), UNET, id="ctbct"),
-        pytest.param(cct, MethodConfig("cct", "ssl4mis"), NetworkConfig("cct", widths=(3, 4, 5)), id="cct"),
-        pytest.param(cutmix_teacher, MethodConfig("cutmix_teacher", "ssl4mis"), MGCC, id="cutmix_teacher"),
+        pytest.param(mean_teacher, MeanTeacherConfig(ramp="ssl4mis"), UNET, id="mean_teacher"),
+        pytest.param(uamt, UncertaintyAwareMeanTeacherConfig(ramp="ssl4mis", teacher_decay=0.99), UNET, id="uamt"),
+        pytest.param(dct_rotation, DeepCoTrainingConfig(ramp="ssl4mis"), UNET, id="dct-rotation"),
+        pytest.param(
+            dct_two_networks, DeepCoTrainingConfig(ramp="ssl4mis", views="two_networks"), UNET, id="dct-networks"
+        ),
+        pytest.param(cps, CrossPseudoSupervisionConfig(ramp="ssl4mis"), UNET, id="cps"),
+        pytest.param(ctbct, CrossTeachingConfig(ramp="ssl4mis", swin_unet=SWIN), UNET, id="ctbct"),
+        pytest.param(cct, CrossConsistencyTrainingConfig(ramp="ssl4mis"), CCTConfig(widths=(3, 4, 5)), id="cct"),
+        pytest.param(cutmix_teacher, CutMixTeacherConfig(ramp="ssl4mis"), MGCC, id="cutmix_teacher"),
     ],
 )
 def test_ten_steps_equal_the_formula_in_float64(formula, config, network, monkeypatch):

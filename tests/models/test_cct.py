@@ -5,8 +5,8 @@ import torch
 
 from mgcc_dist.models import cct as cct_module
 from mgcc_dist.models.cct import CCT
-from mgcc_dist.models.config import NetworkConfig
-from mgcc_dist.models.registry import build_network
+from mgcc_dist.models.config import CCTConfig
+from mgcc_dist.models.network import build_network
 
 TINY = (2, 3, 4)
 
@@ -74,7 +74,7 @@ def test_perturb_switches_between_all_levels_and_the_bottleneck(perturb, added, 
 
 
 def test_inference_module_shares_weights_and_keys_with_the_full_network():
-    network = build_network(NetworkConfig("cct", widths=TINY))
+    network = build_network(CCTConfig(widths=TINY))
     part, whole = network.inference_module().state_dict(), network.state_dict()
     assert part.keys() == {name for name in whole if not name.startswith("auxiliary.")}
     assert all(part[name].data_ptr() == whole[name].data_ptr() for name in part)

@@ -5,11 +5,11 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 
 from mgcc_dist.models.cmunet import CMUNet
-from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.models.config import CMUNetConfig
 from mgcc_dist.models.mgcc import MGCC
-from mgcc_dist.models.registry import build_network
+from mgcc_dist.models.network import build_network
 
-TINY = NetworkConfig("cmunet", widths=(2, 3, 4), mixer_layers=2, kernel_size=3)
+TINY = CMUNetConfig(widths=(2, 3, 4), mixer_layers=2, kernel_size=3)
 
 
 def test_it_has_the_published_parameter_count():
@@ -51,10 +51,10 @@ def test_config_sets_the_number_of_layers_and_their_kernels():
     network = build_network(TINY)
     assert len(network.mixer) == 2
     assert network.mixer[1].depthwise.kernel_size == (3, 3)
-    assert len(build_network(NetworkConfig("cmunet", widths=(2, 4))).mixer) == 7
+    assert len(build_network(CMUNetConfig(widths=(2, 4))).mixer) == 7
     assert network.inference_module() is network
 
 
 def test_zero_mixer_layers_error_names_the_key():
-    with pytest.raises(ValueError, match=r"network\.mixer_layers must be at least 1, got 0"):
-        NetworkConfig("cmunet", mixer_layers=0)
+    with pytest.raises(ValueError, match=r"mixer_layers must be at least 1, got 0"):
+        CMUNetConfig(mixer_layers=0)

@@ -10,11 +10,11 @@ from monai.networks.nets.swin_unetr import PatchMergingV2
 from torch.nn.functional import gelu, layer_norm
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.models.config import NetworkConfig
-from mgcc_dist.models.registry import build_network
+from mgcc_dist.models.config import SwinUNetConfig
+from mgcc_dist.models.network import build_network
 from mgcc_dist.models.swin_unet import PatchExpand, SwinUNet
 
-TINY = NetworkConfig("swin_unet", embed_dim=4, depths=(2, 3), heads=(2, 4), window=2)  # images are multiples of 16
+TINY = SwinUNetConfig(embed_dim=4, depths=(2, 3), heads=(2, 4), window=2)  # images are multiples of 16
 
 
 @pytest.fixture(autouse=True)
@@ -190,10 +190,10 @@ def test_it_needs_only_declared_packages():
     program = """
 import sys
 sys.modules.update(dict.fromkeys(["einops", "timm", "torchvision"]))  # importing one of them now fails
-from mgcc_dist.models.config import NetworkConfig
-from mgcc_dist.models.registry import build_network
+from mgcc_dist.models.config import SwinUNetConfig
+from mgcc_dist.models.network import build_network
 assert "monai" not in sys.modules, "importing the package takes seconds"
-build_network(NetworkConfig("swin_unet", embed_dim=3, depths=(1,), heads=(1,)))
+build_network(SwinUNetConfig(embed_dim=3, depths=(1,), heads=(1,)))
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -213,5 +213,5 @@ build_network(NetworkConfig("swin_unet", embed_dim=3, depths=(1,), heads=(1,)))
     ],
 )
 def test_invalid_value_error_names_the_key(key, value):
-    with pytest.raises(ValueError, match=rf"network\.{key} .* got "):
-        NetworkConfig("swin_unet", **{key: value})
+    with pytest.raises(ValueError, match=rf"{key} .* got "):
+        SwinUNetConfig(**{key: value})

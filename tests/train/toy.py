@@ -25,9 +25,7 @@ from mgcc_dist.train.loop import fit
 
 logger = logging.getLogger("mgcc_dist.toy")
 
-CONFIG = LoopConfig(
-    epochs=2, learning_rate=0.1, momentum=0.9, ema_decay=0.9, log_every=2, checkpoint_every=3, schedule="poly"
-)
+CONFIG = LoopConfig(epochs=2, learning_rate=0.1, ema_decay=0.9, log_every=2, checkpoint_every=3, schedule="poly")
 
 
 class Numbers:

@@ -1,11 +1,10 @@
 """The datasets that `mgcc shards` reads, by the names of its commands.
 
-To add a dataset, add a file to this folder and a line here; its function's docstring becomes the command's help.
+To add a dataset, register its function here or, from a plugin, with `READERS.register_function`; its docstring becomes
+the command's help.
 """
 
-from collections.abc import Callable
-from pathlib import Path
-
+from mgcc_dist.common.components import Registry
 from mgcc_dist.data.readers.bus import bus
 from mgcc_dist.data.readers.busbra import busbra
 from mgcc_dist.data.readers.busi import busi
@@ -16,9 +15,9 @@ from mgcc_dist.data.readers.reader import ImageFileReader
 from mgcc_dist.data.readers.tn3k import tn3k
 from mgcc_dist.data.readers.tnscui2020 import tnscui2020
 
-READERS: dict[str, Callable[[Path], ImageFileReader]] = {
-    reader.__name__: reader for reader in (busi, busbra, bus, datasetb, tn3k, tnscui2020, ddti, folder)
-}
+READERS = Registry("reader", ImageFileReader)
+for _reader in (busi, busbra, bus, datasetb, tn3k, tnscui2020, ddti, folder):
+    READERS.register_function(_reader)
 
 PATIENTS_KNOWN = {busbra.__name__, ddti.__name__}
 """readers whose groups are always patients, never near-duplicates"""

@@ -1,0 +1,23 @@
+"""What a segmentation network is, and how one is built from its config."""
+
+from torch import nn
+
+from mgcc_dist.common.components import component_keys
+from mgcc_dist.models.config import NETWORKS, NetworkConfig
+
+
+class Network(nn.Module):
+    """Images [B,in_channels or 1,H,W] in [-1,1] -> logits [B,1,H,W].
+
+    In training mode, a network whose config has `auxiliary_outputs` returns (logits, [auxiliary logits, ...]). Its
+    arguments are the fields of its config, without the name.
+    """
+
+    def inference_module(self) -> nn.Module:
+        """Return the part that is needed at inference, which shares its modules with this one; by default all."""
+        return self
+
+
+def build_network(config: NetworkConfig) -> Network:
+    """Build the network that `config` names, with freshly initialised weights."""
+    return NETWORKS.load(config)(**component_keys(config))
