@@ -17,7 +17,7 @@ point of the group `mgcc_dist.plugins` names.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -134,6 +134,8 @@ def component_keys(config: Any) -> dict[str, Any]:
 
 
 _REGISTRIES: dict[type, Registry[Any]] = {}
+_IMPORTED: dict[str, str] = {}
+"""what `import_plugin` has imported: the module's name, and the module or file that it was given as"""
 
 
 def registry_of(kind: Any) -> Registry[Any] | None:
@@ -164,10 +166,20 @@ def import_plugin(module: str) -> None:
     try:
         if module.endswith(".py"):
             _import_file(Path(module))
+            _IMPORTED[Path(module).stem] = str(Path(module).resolve())
         else:
             import_module(module)
+            _IMPORTED[module] = module
     except Exception as error:
         raise _plugin_error(f"--import {module}", error) from error
+
+
+def imports_of(config: Any) -> list[str]:
+    """Return what `import_plugin` must get before `config` can be read: the modules and files of its components."""
+    words = [word for value in vars(config).values() if is_dataclass(value) for word in imports_of(value)]
+    module = type(config).__module__
+    words += [word for name, word in _IMPORTED.items() if f"{module}.".startswith(f"{name}.")]
+    return sorted(set(words))
 
 
 def take_imports(words: Sequence[str]) -> list[str]:

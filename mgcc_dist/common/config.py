@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar, get_args
 
 import yaml
 
-from mgcc_dist.common.components import Component, Registry, registry_of
+from mgcc_dist.common.components import Component, Registry, import_plugin, imports_of, registry_of
 from mgcc_dist.common.errors import SharedError, did_you_mean
 from mgcc_dist.common.files import write_text
 from mgcc_dist.common.migration import current, with_version
@@ -107,7 +107,9 @@ def save(config: Any, path: Path) -> None:
 
 def as_yaml(config: Any) -> str:
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # several times as fast, for sweeps of a thousand runs
-    return yaml.dump(with_version(as_plain(config)), Dumper=dumper, sort_keys=False)
+    plugins = imports_of(config)
+    tree = with_version(({"import": plugins} if plugins else {}) | as_plain(config))
+    return yaml.dump(tree, Dumper=dumper, sort_keys=False)
 
 
 def as_plain(config: Any) -> dict[str, Any]:
@@ -132,17 +134,23 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_layer(path: Path) -> Layer:
-    """Read a YAML file of keys; one that version 0.1 saved in the form of this version.
+    """Read a YAML file of keys, and import the plugins that its key `import` names.
+
+    A file that version 0.1 saved is read in the form of this version.
 
     Raises:
         UserError: the file does not exist, is not YAML, or was saved by a later version.
     """
     try:
-        return Layer(current(read_yaml(path.read_text(encoding="utf-8"), str(path)), str(path)), str(path))
+        tree = current(read_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
     except FileNotFoundError as error:
         raise SharedError(f"{path}: not found") from error
     except (OSError, UnicodeDecodeError) as error:
         raise SharedError(f"{path}: cannot be read as text ({error})") from error
+    modules = tree.pop("import", None) or []
+    for module in [modules] if isinstance(modules, str) else modules:
+        import_plugin(str(module))
+    return Layer(tree, str(path))
 
 
 def read_yaml(text: str, source: str) -> dict[str, Any]:
@@ -225,8 +233,8 @@ def _find(registry: Registry[Any], name: Any, key: str, source: str) -> Componen
     component = registry.find(name) if isinstance(name, str) else None
     if component is None:
         expected = f"expected one of {', '.join(registry.names())}, got {name!r}"
-        hint = did_you_mean(str(name), registry.names())
-        raise SharedError(f"{_where(source)}{key}.name: {expected}{f'.{hint}' if hint else ''}")
+        hint = did_you_mean(str(name), registry.names()) or " A plugin's needs --import MODULE."
+        raise SharedError(f"{_where(source)}{key}.name: {expected}.{hint}")
     return component
 
 

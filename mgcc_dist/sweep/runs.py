@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mgcc_dist.common.components import imports_of
 from mgcc_dist.common.config import CONFIGS, Layer, as_plain, flatten, resolve, settings_of
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.identity import digest, identity
@@ -43,7 +44,8 @@ class SweepRun:
     def command(self) -> list[str]:
         """Return the arguments after `python` (or `accelerate launch`) that start this run, as a person would."""
         preset = ["--config" if is_file(self.preset) else "--preset", self.preset]
-        return ["-m", "mgcc_dist.segment", *preset, *as_arguments(changes(self.preset, self.config))]
+        plugins = [f"--import={module}" for module in imports_of(self.config)]
+        return ["-m", "mgcc_dist.segment", *plugins, *preset, *as_arguments(changes(self.preset, self.config))]
 
     def training_length(self) -> tuple[str, float]:
         """Return ("epochs", 300) or ("steps", 20000)."""

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
+import yaml
 
 from mgcc_dist.common import components
 from mgcc_dist.common.command_line import parse
 from mgcc_dist.common.components import Registry, import_plugin, take_imports
-from mgcc_dist.common.config import Layer, as_plain, resolve
+from mgcc_dist.common.config import Layer, as_plain, as_yaml, load, resolve, save
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.value_types import PositiveInt, UnitInterval
 
@@ -157,6 +158,30 @@ def test_a_plugin_that_fails_is_named_with_its_line(tmp_path):
     assert "broken_plugin" not in sys.modules
     with pytest.raises(UserError, match=r"--import no_such_module: cannot be imported \(ModuleNotFoundError"):
         import_plugin("no_such_module")
+
+
+def test_a_saved_config_imports_the_file_of_its_component(tmp_path, monkeypatch):
+    path = tmp_path / "pizza_oven.py"
+    path.write_text(
+        "from dataclasses import dataclass\n"
+        f"from {__name__} import OVENS, OvenConfig\n\n"
+        "@dataclass(frozen=True)\n"
+        "class PizzaConfig(OvenConfig):\n"
+        "    name: str = 'pizza'\n\n"
+        "OVENS.register(PizzaConfig, list)\n"
+    )
+    try:
+        import_plugin(str(path))
+        save(bake({"oven": {"name": "pizza", "degrees": 450}}), tmp_path / "config.yaml")
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text())["import"] == [str(path)]
+        sys.modules.pop("pizza_oven")
+        OVENS._components.pop("pizza")
+        assert load(BakeConfig, tmp_path / "config.yaml").oven.degrees == 450
+        assert "import" not in as_yaml(bake())
+    finally:
+        OVENS._components.pop("pizza", None)
+        sys.modules.pop("pizza_oven", None)
+        components._IMPORTED.clear()
 
 
 def test_files_and_modules_are_imported_wherever_they_stand_on_the_line(tmp_path, monkeypatch):

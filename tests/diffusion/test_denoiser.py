@@ -72,13 +72,13 @@ def test_labels_are_dropped_with_the_configured_probability(with_classes):
     seen = []
 
     class Spy(torch.nn.Module):
-        config, dtype = with_classes.config, torch.float32
-
         def forward(self, noisy, t, labels):
             seen.extend(labels.tolist())
             return with_classes(noisy, t, labels)
 
-    module = DenoiserLoss(Spy(), denoiser.build_scheduler(DENOISER), label_dropout=0.1)
+    spy = Spy()
+    spy.add_module("inner", with_classes)  # whose dtype counts
+    module = DenoiserLoss(spy, denoiser.build_scheduler(DENOISER), null_class=3, label_dropout=0.1)
     batch = latents_of(torch.randn(600, 4, 4, 4), list(range(600)))
     module(batch, PROGRESS)
     dropped = [index for index, label in enumerate(seen) if label == 3]

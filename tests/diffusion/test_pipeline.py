@@ -68,9 +68,10 @@ def test_fingerprint_follows_weights_and_settings(pipeline_folder):
 
 def test_with_classes_the_folder_loads_and_any_class_samples_by_plain_diffusers(vae, tmp_path):
     torch.manual_seed(1)
-    unet = denoiser.build(replace(DENOISER, classes=True), SHAPE, 3)
+    config = replace(DENOISER, classes=True)
+    unet = denoiser.build(config, SHAPE, 3)
     counts = {"benign": 5, "malignant": 2, "normal": 1}
-    pipeline.save(vae, unet, DENOISER, counts, {}, tmp_path / "p")
+    pipeline.save(vae, unet, config, counts, {}, tmp_path / "p")
     model = pipeline.load(tmp_path / "p")
     assert model.classes == counts
 

@@ -145,8 +145,9 @@ def test_any_range_of_images_has_the_class_mix_of_training():
 def test_guidance_extrapolates_from_the_null_class(vae, tmp_path):
     """With guidance g the noise is ε(null) + g (ε(class) - ε(null))."""
     torch.manual_seed(1)
-    unet = denoiser.build(dataclasses.replace(DENOISER, classes=True), SHAPE, 2)
-    pipeline.save(vae, unet, DENOISER, {"a": 1, "b": 1}, {}, tmp_path / "p")
+    config = dataclasses.replace(DENOISER, classes=True)
+    unet = denoiser.build(config, SHAPE, 2)
+    pipeline.save(vae, unet, config, {"a": 1, "b": 1}, {}, tmp_path / "p")
     z, t, labels = torch.randn(2, *SHAPE), torch.tensor(500), torch.tensor([0, 1])
     with torch.no_grad():
         conditional, unconditional = (unet(z, t, label).sample for label in (labels, torch.tensor([2, 2])))
@@ -161,8 +162,9 @@ def test_guidance_extrapolates_from_the_null_class(vae, tmp_path):
 
 
 def test_samples_of_a_class_conditional_model_state_their_class(vae, tmp_path, accelerator):
-    unet = denoiser.build(dataclasses.replace(DENOISER, classes=True), SHAPE, 2)
-    pipeline.save(vae, unet, DENOISER, {"a": 1, "b": 3}, {}, tmp_path / "p")
+    config = dataclasses.replace(DENOISER, classes=True)
+    unet = denoiser.build(config, SHAPE, 2)
+    pipeline.save(vae, unet, config, {"a": 1, "b": 3}, {}, tmp_path / "p")
     sampling.sample(SAMPLING, tmp_path / "p", tmp_path / "s", accelerator)
     categories = [record.category for record in ShardFolder.open(tmp_path / "s").records]
     assert categories == ["ab"[class_of_index(i, [1, 3])] for i in range(7)]

@@ -198,8 +198,8 @@ def test_build_network_takes_the_keys_of_the_config():
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("resnet", {}, "unknown network 'resnet'. Choose one of unet"),
-        ("unet", {"width": (4, 8)}, "unknown key 'width'. A network has in_channels, widths"),
+        ("resnet", {}, "build_network: network.name: expected one of unet, cmunet, .* got 'resnet'"),
+        ("unet", {"width": (4, 8)}, "network.width: unknown key. Did you mean network.widths"),
         ("unet", {"widths": (4,)}, "network.widths must be"),
     ],
 )

@@ -16,8 +16,8 @@ CLASSES = {"benign": 3, "malignant": 1}
 
 def save_pipeline(vae, folder, classes):
     torch.manual_seed(1)
-    unet = denoiser.build(replace(DENOISER, classes=bool(classes)), SHAPE, len(classes))
-    pipeline.save(vae, unet, DENOISER, classes, {}, folder)
+    config = replace(DENOISER, classes=bool(classes))
+    pipeline.save(vae, denoiser.build(config, SHAPE, len(classes)), config, classes, {}, folder)
 
 
 def pixels(images):
