@@ -257,7 +257,7 @@ def test_newlines_in_names_leave_every_message_on_one_line(image_folder, tmp_pat
     assert r"1 .txt (the first is 'a\nb.txt')" in printed.err
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", READERS.names())
 def test_every_dataset_is_a_command_with_its_layout_in_the_help(name, capsys):
     main([name, "--help"])
     printed = capsys.readouterr().out

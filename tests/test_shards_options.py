@@ -138,7 +138,7 @@ def test_groups_none_does_not_search_near_duplicates(image_folder, tmp_path, cap
     assert "near-duplicates" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", READERS.names())
 def test_every_reader_that_groups_by_similarity_can_leave_it_out(name, capsys):
     main([name, "--help"])
     assert ("--groups" in capsys.readouterr().out) == (name not in PATIENTS_KNOWN)

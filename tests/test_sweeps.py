@@ -247,8 +247,10 @@ def test_keys_that_do_not_affect_the_result_keep_the_folder(tmp_path):
     before = folders_of(tmp_path, out=str(tmp_path))
     neutral = {"loop": {"log_every": 1, "checkpoint_every": 7, "keep_checkpoints": 9}, "data": {"workers": 9}}
     assert folders_of(tmp_path, out=str(tmp_path / "elsewhere"), defaults=neutral) == before
-    assert folders_of(tmp_path, defaults={"loop": {"momentum": 0.9}}) == before  # the default, written out
-    others = folders_of(tmp_path, defaults={"loop": {"momentum": 0.5}})
+    assert (
+        folders_of(tmp_path, defaults={"loop": {"optimizer": {"momentum": 0.9}}}) == before
+    )  # the default, written out
+    others = folders_of(tmp_path, defaults={"loop": {"optimizer": {"momentum": 0.5}}})
     assert not set(others) & set(before)
 
 
@@ -263,7 +265,7 @@ def test_an_existing_run_of_the_same_identity_keeps_its_folder(tmp_path):
     runs = read_sweep(written(tmp_path, **changes)).runs
     assert [run.folder == older for run in runs] == [True, False, False, False]
     assert runs[0].config.out == str(older)
-    other = read_sweep(written(tmp_path, defaults={"loop": {"momentum": 0.5}}, **changes)).runs[0]
+    other = read_sweep(written(tmp_path, defaults={"loop": {"optimizer": {"momentum": 0.5}}}, **changes)).runs[0]
     assert other.folder.name not in (older.name, first.folder.name)
 
 

@@ -1,6 +1,8 @@
 """Write a small sweep file and finished runs of it with made-up scores."""
 
+import functools
 import json
+import operator
 
 import numpy as np
 import yaml
@@ -45,12 +47,12 @@ def scores(key, value, lesion=True):
 
 
 def finish(run, images, folder=None, **keys):
-    """Write a finished run folder; `keys` such as loop__momentum=0.5 override its config."""
+    """Write a finished run folder; `keys` such as loop__optimizer__momentum=0.5 override its config."""
     folder = folder or run.folder
     config = as_plain(run.config)
     for key, value in keys.items():
-        section, _, name = key.partition("__")
-        config[section][name] = value
+        *sections, name = key.split("__")
+        functools.reduce(operator.getitem, sections, config)[name] = value
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     scored = {"step": 5, "epoch": 1.0, "summary": summarize(images), "images": images}

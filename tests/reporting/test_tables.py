@@ -80,7 +80,7 @@ def test_missing_and_unfinished_runs_are_shown_and_no_row_is_dropped(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"loop__momentum": 0.5}, r"loop\.momentum is 0\.5, but small sets 0\.9\. "),
+        ({"loop__optimizer__momentum": 0.5}, r"loop\.optimizer\.momentum is 0\.5, but small sets 0\.9\. "),
         ({"data__split": "busi_random_3"}, r"data\.split is busi_random_3, but small sets busi_random_1\. "),
         ({"loop__seed": 9, "data__image_size": 64}, r"data\.image_size is 64, .* 256 \(and 1 more key\)"),
         ({"loop__later_key": 1}, r"config\.yaml: loop\.later_key: unknown key"),
