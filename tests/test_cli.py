@@ -10,9 +10,9 @@ import yaml
 
 import mgcc_dist
 from mgcc_dist import cli, evaluate, ldm, listing, predict, report, search, segment, shards, sweeps
-from mgcc_dist.common.config import CONFIGS
+from mgcc_dist.common.command_line import read_command_line
+from mgcc_dist.common.config import CONFIGS, settings_of
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.options import options_of
 from mgcc_dist.common.presets import preset_names
 from mgcc_dist.slurm import __main__ as slurm
 
@@ -72,7 +72,9 @@ def test_help_fits_on_two_screens(capsys, words):
 
 @pytest.mark.parametrize("program", ["ldm", "segment"])
 def test_help_all_explains_every_option(capsys, program):
-    options = list(options_of(PROGRAMS[program].default.config))
+    command = PROGRAMS[program].default
+    layers = read_command_line(command.config, [], command.presets, command.default_preset).layers
+    options = settings_of(command.config, layers).options.values()
     for option in options:
         assert len(option.text.split()) > 1, f"{option.key} has no docstring"
     printed = help_of(capsys, program, "--help-all").split()
