@@ -28,7 +28,7 @@ def plot_scores(rows: Sequence[Row]) -> Chart:
             areas = [100 * row["lesion_area"] for row in chosen]
             right.scatter(areas, [100 * row["dice"] for row in chosen], s=9, alpha=0.7, color=colour, label=name)
         right.set(title="Dice against lesion size", xlabel="lesion, % of the image", ylabel="Dice, %", xscale="log")
-        right.legend(loc="lower right")
+        right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         text = f"Dice of {len(dice)} lesions: median {np.median(dice):.0f} %, {sum(d < 50 for d in dice)} below 50 %."
         return data_uri(figure), text
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from mgcc_dist.evaluation.cases import RULE
+from mgcc_dist.evaluation.corruptions import STRENGTHS
 from mgcc_dist.reporting.evaluation_figures import plot_robustness, plot_scores, plot_trust
 from mgcc_dist.reporting.templates import embed_png, format_time, render
 from mgcc_dist.reporting.views import NO_VALUE, Cell, TableView
@@ -36,8 +37,6 @@ BY_SUBSET: list[Column] = [
     ("IoU", ("corrected", "iou"), 100, 1),
     ("lesion IoU", ("lesion", "iou"), 100, 1),
     ("lesion Dice", ("lesion", "dice"), 100, 1),
-    ("lesion recall", ("lesion", "recall"), 100, 1),
-    ("lesion precision", ("lesion", "precision"), 100, 1),
     *CONTOUR[:3],
     ALARMS[0],
 ]
@@ -59,7 +58,7 @@ def render_evaluation(summary: Summary, rows: Sequence[dict[str, Any]], gallery:
         scores=plot_scores(rows) if overall["lesions"] else None,
         trust=plot_trust(dict(summary)),
         robustness=plot_robustness(dict(summary)) if summary["corruptions"] else None,
-        robustness_table=_robustness_table(summary) if summary["corruptions"] else None,
+        robustness_tables=_robustness_tables(summary),
         gallery=embed_png(gallery),
         rule=RULE,
         settings=yaml.safe_dump(summary["config"], sort_keys=False),
@@ -70,8 +69,8 @@ def render_evaluation(summary: Summary, rows: Sequence[dict[str, Any]], gallery:
 def _title(summary: Summary) -> str:
     datasets = " + ".join(dict.fromkeys(summary["datasets"]))
     runs = summary["runs"]
-    network = runs[0]["method"] if len(runs) == 1 else f"ensemble of {len(runs)} runs"
-    return f"{network} on {datasets}"
+    one = f"{runs[0]['network']['name']} ({runs[0]['method']})"
+    return f"{one if len(runs) == 1 else f'Ensemble of {len(runs)} runs'} on {datasets}"
 
 
 def protocol_table(overall: Summary) -> TableView:
@@ -104,25 +103,26 @@ def _subset_name(subset: Summary) -> str:
     if "lesion_area" not in subset:
         return f"{subset['by']}: {subset['name']}"
     low, high = (100 * area for area in subset["lesion_area"])
-    return f"{subset['by']}: {subset['name']} ({low:.1f} to {high:.1f} % of the image)"
+    return f"{subset['by']}: {subset['name']} ({low:.1f} to {high:.1f} %)"
 
 
-def _robustness_table(summary: Summary) -> TableView:
-    """One row per corruption, one column per strength: lesion Dice, and specificity if there are normal images."""
-    columns: list[Column] = [("lesion Dice", ("lesion", "dice"), 100, 1)]
+def _robustness_tables(summary: Summary) -> list[TableView]:
+    """Lesion Dice, and specificity if there are normal images: one row per corruption, one column per strength."""
+    columns: list[Column] = [("Lesion Dice", ("lesion", "dice"), 100, 1)]
     if summary["overall"]["specificity"]:
         columns.append(ALARMS[0])
-    names = list(dict.fromkeys(each["name"] for each in summary["corruptions"]))
-    strengths = {name: [each for each in summary["corruptions"] if each["name"] == name] for name in names}
-    headings = ["none", *(str(each["strength"]) for each in strengths[names[0]])]
-    return TableView(
-        "",
-        [(f"{heading} at strength", headings) for heading, *_ in columns],
-        [
-            (name, [_cell(each, column) for column in columns for each in (summary["overall"], *strengths[name])])
-            for name in names
-        ],
-    )
+    strengths: dict[str, list[Summary]] = {}
+    for each in summary["corruptions"]:
+        strengths.setdefault(each["name"], [summary["overall"]]).append(each)
+    headings = ["none", *(str(strength) for strength in range(1, STRENGTHS + 1))]
+    return [
+        TableView(
+            column[0],
+            [(f"{column[0]} at strength", headings)],
+            [(name, [_cell(each, column) for each in all_strengths]) for name, all_strengths in strengths.items()],
+        )
+        for column in columns
+    ]
 
 
 def _cell(summary: Summary, column: Column, with_images: bool = False) -> Cell:
