@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mgcc_dist.common.components import import_plugin
 from mgcc_dist.common.errors import UserError, did_you_mean
 from mgcc_dist.sweep.runs import SweepRun, expand_runs, resolve_runs
 from mgcc_dist.sweep.schema import find_sweep, read_file
@@ -43,6 +44,11 @@ def read_sweep(name: str | Path) -> Sweep:
             has an impossible value; the message names the file, the row or step, and the key.
     """
     file = read_file(find_sweep(name))
+    for module in file.imports:
+        try:
+            import_plugin(module)
+        except UserError as error:
+            raise UserError(f"{file.path}: import: {error}") from error
     pairs = list(zip(file.seeds, file.splits, strict=True))
     steps, chains = expand_steps(file, list(dict.fromkeys([*pairs, *search_pair(file)])))
     runs: dict[tuple[int, str, str], SweepRun] = {}

@@ -6,6 +6,7 @@ A sweep file holds:
     title: what the table compares
     paper: table_I              # table of configs/paper/tables.yaml to compare with; null for none
     out: out/sweeps/table_1     # run folders: OUT/DATASET/ROW/seed_K-HASH; the hash is of the run's identity
+    import: my_method.py        # module or file, or a list of them, that registers components of your own
     preset: mgcc_busi           # the config of `segment` that the keys below override: a shipped one, or a file
     reference: MGCC             # the row that the others are tested against; null for none
     seeds: [1, 2, 3]            # training seeds; an empty list means no runs, and then no data sets are needed
@@ -51,7 +52,20 @@ from mgcc_dist.common.errors import UserError, did_you_mean
 
 REQUIRED_KEYS = ("title", "out", "preset", "seeds", "rows")
 SWEEP_KEYS = (
-    *("base", "title", "paper", "out", "preset", "reference", "seeds", "splits", "resources", "defaults", "datasets"),
+    *(
+        "base",
+        "import",
+        "title",
+        "paper",
+        "out",
+        "preset",
+        "reference",
+        "seeds",
+        "splits",
+        "resources",
+        "defaults",
+        "datasets",
+    ),
     *("rows", "search", "notes"),
 )
 SEGMENT_SECTIONS = ("data", "loop", "method", "network")
@@ -99,6 +113,8 @@ class SweepFile:
     """A sweep file as it is written, its `base` included."""
 
     path: Path
+    imports: tuple[str, ...]
+    """modules and files that register components"""
     title: str
     paper: str | None
     out: Path
@@ -167,8 +183,13 @@ def read_file(path: Path) -> SweepFile:
     read_datasets = {name: _read_dataset(path, name, keys) for name, keys in datasets.items()}
     entries = {entry for dataset in read_datasets.values() for entry in dataset.prepare}
     read_rows = {name: _read_row(path, name, keys, entries) for name, keys in rows.items()}
+    imports = content.get("import") or []
+    imports = [imports] if isinstance(imports, str) else imports
+    if not isinstance(imports, list) or not all(isinstance(each, str) for each in imports):
+        raise UserError(f"{path}: import must be a module or a file, or a list of them, got {imports!r}")
     return SweepFile(
         path,
+        tuple(imports),
         content["title"],
         content.get("paper"),
         Path(content["out"]),

@@ -20,6 +20,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+from mgcc_dist.common.components import imports_of
 from mgcc_dist.common.config import Layer, as_plain, resolve
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.value_types import Name, NonNegativeInt, PositiveInt
@@ -116,7 +117,8 @@ class Search:
 
     def as_preset(self, config: SegmentConfig) -> dict[str, Any]:
         """Return a trial's config as the keys of a preset that has the sweep's as its base."""
-        tree: dict[str, Any] = {"base": self.preset}
+        plugins = imports_of(config)
+        tree: dict[str, Any] = {"base": self.preset} | ({"import": plugins} if plugins else {})
         for key, value in changes(self.preset, config).items():
             if key in ("out", "loop.seed"):
                 continue
