@@ -9,6 +9,7 @@ from mgcc_dist.common.log import PACKAGE
 from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.readers.busi import busi
 from mgcc_dist.data.readers.phantoms import Phantoms
+from mgcc_dist.data.splits import make_split, write_split
 
 REPOSITORY = Path(__file__).parents[1]
 LONGEST_FIRST = ("tests/slurm/", "tests/kernels/", "tests/benchmarks/", "tests/e2e/", "tests/docs/", "tests/launch/")
@@ -85,6 +86,16 @@ def busi_shards(busi_root, tmp_path_factory):
 def phantom_shards(tmp_path_factory):
     """24 labeled phantoms of 32x32 in three shards. Don't write into the folder."""
     return write_shards(Phantoms(count=24, seed=0, size=32), tmp_path_factory.mktemp("phantom") / "shards", per_shard=8)
+
+
+@pytest.fixture(scope="session")
+def phantom_data(tmp_path_factory):
+    """A folder with 40 phantoms of 32x32 in `shards` and a split of them in `split.json`. Don't write into it."""
+    folder = tmp_path_factory.mktemp("phantom_data")
+    shards = write_shards(Phantoms(count=40, seed=0, size=32), folder / "shards")
+    split = make_split(shards.records, seed=0, validation=10, labeled=15, grouped=False, name="split")
+    write_split(folder / "split.json", split)
+    return folder
 
 
 @dataclass(frozen=True)

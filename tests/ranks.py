@@ -6,6 +6,7 @@ each started process 5 to 8 seconds of CPU, a fork of a process that has importe
 
 import contextlib
 import functools
+import gc
 import importlib.util
 import multiprocessing
 import os
@@ -24,7 +25,7 @@ REPOSITORY = Path(__file__).parents[1]
 DEADLINE = 600  # seconds, enough for a busy machine
 PRELOADED = [
     *("diffusers.schedulers", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d"),
-    *("diffusers.pipelines.latent_diffusion", "monai.metrics", "torch.utils.tensorboard"),
+    *("diffusers.pipelines.latent_diffusion", "scipy.spatial", "torch.utils.tensorboard"),
     *("mgcc_dist.assessment.stages", "mgcc_dist.diffusion.stages", "mgcc_dist.segmentation.task", "submitit"),
 ]
 
@@ -48,7 +49,7 @@ def accelerate(*options: str) -> list[str]:
     return ["-m", "accelerate.commands.launch", "--main_process_port", "0", *options]
 
 
-def start(launcher: Launcher, words: Sequence[str], **variables: str) -> "subprocess.Popen | ForkedRanks":
+def start(launcher: Launcher, words: Sequence[str], **variables: str) -> "Started":
     """Start `words` (a script, or `-m` and a module, and arguments) under `launcher` with these environment variables.
 
     The process imports from the same paths as this one, and sees no GPU.
@@ -157,6 +158,9 @@ class ForkedRanks:
         return texts[0], texts[1]
 
 
+Started = subprocess.Popen | ForkedRanks
+
+
 @functools.cache
 def _fork_server() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
@@ -172,14 +176,28 @@ def _run_rank(words: list[str], environment: dict[str, str], stdout: Path, stder
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(REPOSITORY)
+    multiprocessing.set_start_method("fork", force=True)  # of DataLoader workers: it was inherited
+    gc.freeze()  # otherwise each collection would touch, and so copy, the memory that was forked
     import torch
 
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    if "ACCELERATE_USE_DEEPSPEED" in environment:
+        disable_shared_memory()
     with contextlib.suppress(KeyboardInterrupt):
         if words[0] == "-m":
             sys.argv = words[1:]
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        elif words[0] == "-c":
+            sys.argv = ["-c", *words[2:]]
+            exec(words[1], {"__name__": "__main__"})
         else:
             sys.argv = words
             sys.path.insert(0, str(Path(words[0]).parent))
             runpy.run_path(words[0], run_name="__main__")
+
+
+def disable_shared_memory() -> None:
+    """Let DeepSpeed use gloo: its collectives in shared memory would first be compiled, for half a minute."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -201,7 +201,7 @@ def test_a_process_killed_by_sigkill_resumes_and_samples_each_index_once(pipelin
         "sampling.sample(config, Path(sys.argv[1]), Path(sys.argv[2]), create_accelerator())"
     )
     folder = tmp_path / "killed"
-    process = ranks.start([], ["-c", child, pipeline_folder, folder])
+    process = ranks.start(ranks.forked(1), ["-c", child, pipeline_folder, folder])
     deadline = time.monotonic() + 120
     while len(list(folder.glob("*.tar"))) < 3:
         assert process.poll() is None, "the process exited before it was killed"
@@ -248,7 +248,7 @@ def test_compiled_bfloat16_images_on_a_gpu_match_float32(pipeline_folder):
 @pytest.mark.multiprocess
 def test_two_ranks_sample_every_index_once_and_the_same_images_as_one_rank(pipeline_folder, tmp_path, accelerator):
     script = Path(__file__).with_name("sample_on_ranks.py")
-    done = ranks.run(ranks.torchrun(2), [script, pipeline_folder, tmp_path / "two"])
+    done = ranks.run(ranks.forked(2), [script, pipeline_folder, tmp_path / "two"])
     assert done.returncode == 0, done.stderr
     assert "world size 2" in done.stdout
     assert "sampling (rank 0 of 2): 4/4 images (100%)" in done.stderr

@@ -1,7 +1,6 @@
 """`mgcc_dist.ldm` from the command line, at a toy size, on two ranks."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -28,18 +27,12 @@ def toy(tmp_path_factory) -> Path:
     return path
 
 
-def launch(toy: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    launcher = ranks.accelerate("--multi_gpu", "--num_processes", "2")
-    return ranks.run(launcher, ["-m", "mgcc_dist.ldm", "--config", toy, "--out", out])
-
-
 @pytest.fixture(scope="module")
 def finished(toy) -> tuple[Path, str]:
     """Output folder and stderr of a run on two ranks."""
     out = toy.parent / "two"
-    done = launch(toy, out)
-    assert done.returncode == 0, done.stderr
-    return out, done.stderr
+    launcher = ranks.accelerate("--multi_gpu", "--num_processes", "2")
+    return out, ranks.finish_log(launcher, ["-m", "mgcc_dist.ldm", "--config", toy, "--out", out])
 
 
 @pytest.mark.e2e
@@ -69,10 +62,9 @@ def modification_times(out: Path) -> dict[Path, int]:
 def test_a_finished_run_is_not_repeated(finished, toy):
     out, _ = finished
     before = modification_times(out)
-    done = launch(toy, out)
-    assert done.returncode == 0, done.stderr
-    assert "world size 2" in done.stderr
-    assert done.stderr.count("already exists") == 9
+    log = ranks.finish_log(ranks.forked(2), ["-m", "mgcc_dist.ldm", "--config", toy, "--out", out])
+    assert "world size 2" in log
+    assert log.count("already exists") == 9
     assert modification_times(out) == before
 
 
@@ -101,7 +93,7 @@ def test_curate_and_apply(finished, tmp_path):
     out, _ = finished
 
     def ldm(*words):
-        return ranks.run([], ["-m", "mgcc_dist.ldm", *words])
+        return ranks.run(ranks.forked(1), ["-m", "mgcc_dist.ldm", *words])
 
     done = ldm("curate", "--out", out, "--count", 3)
     assert done.returncode == 0, done.stderr

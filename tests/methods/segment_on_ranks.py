@@ -2,7 +2,7 @@
 
 A method that is refused is printed by rank 0, and the next one runs.
 
-torchrun ... segment_on_ranks.py SHARDS SPLIT OUT METHOD:NETWORK ...
+segment_on_ranks.py SHARDS SPLIT OUT METHOD:NETWORK ...
 """
 
 import os

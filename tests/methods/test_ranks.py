@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import REPOSITORY, run, torchrun
+from ranks import REPOSITORY, forked, run
 from safetensors.torch import load_file
 
 from mgcc_dist.data.splits import make_split, write_split
@@ -29,7 +29,7 @@ def data(tmp_path_factory, phantom_shards):
 def train(data, out, pairs=PAIRS, **environment):
     """Two steps of every method on two ranks: the losses by method, and the lines that name those refused."""
     program = Path(__file__).with_name("segment_on_ranks.py")
-    done = run(torchrun(2), [program, *data, out, *pairs], **environment)
+    done = run(forked(2), [program, *data, out, *pairs], **environment)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("world size 2") == len(pairs)
     refused = [line for line in done.stdout.splitlines() if " refused: " in line]

@@ -4,7 +4,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from sweep_files import write_data
 
 TESTBED = Path(__file__).parents[2] / "slurm" / "testbed"
 
@@ -53,9 +52,3 @@ def testbed(tmp_path_factory):
             yield state
     finally:
         subprocess.run([TESTBED / "down", "--state", state], check=True, timeout=60)
-
-
-@pytest.fixture(scope="session")
-def phantom_data(tmp_path_factory):
-    """Write shards and a split of 32x32 phantoms (sweep_files.write_data); return their folder."""
-    return write_data(tmp_path_factory.mktemp("phantom_data"))

@@ -2,12 +2,13 @@
 
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+import ranks
 
 from mgcc_dist.common.files import read_json
 from mgcc_dist.train.metrics_logger import read_rows
@@ -15,8 +16,7 @@ from mgcc_dist.train.metrics_logger import read_rows
 
 def dispatch(command: str, sweep: Path, *options: str, code: int = 0) -> str:
     """Run `python -m mgcc_dist.slurm COMMAND SWEEP ...`, check its exit code and return its output."""
-    arguments = [sys.executable, "-m", "mgcc_dist.slurm", command, str(sweep), *options]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=300)
+    done = ranks.run(ranks.forked(1), ["-m", "mgcc_dist.slurm", command, sweep, *options])
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 

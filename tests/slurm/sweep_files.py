@@ -5,10 +5,6 @@ from pathlib import Path
 import toy_ldm
 import yaml
 
-from mgcc_dist.data.convert import write_shards
-from mgcc_dist.data.readers.phantoms import Phantoms
-from mgcc_dist.data.splits import make_split, write_split
-
 SUPERVISED = {
     "method": {"name": "supervised"},
     "network": {"name": "unet"},
@@ -50,16 +46,8 @@ def write_sweep(folder: Path, name: str = "tiny", **changes) -> Path:
     return path
 
 
-def write_data(folder: Path, size: int = 32) -> Path:
-    """Write 40 phantoms into FOLDER/shards, and FOLDER/split.json."""
-    shards = write_shards(Phantoms(count=40, seed=0, size=size), folder / "shards")
-    split = make_split(shards.records, seed=0, validation=10, labeled=15, grouped=False, name="split")
-    write_split(folder / "split.json", split)
-    return folder
-
-
 def write_ready_sweep(folder: Path, data: Path, name: str, steps: int = 30, image_size: int = 32, **changes) -> Path:
-    """Write the sweep on the data of `write_data`, without preparation steps; metrics are logged at every step."""
+    """Write the sweep on `phantom_data`, without preparation steps; metrics are logged at every step."""
     content = yaml.safe_load(write_sweep(folder, name).read_text())
     defaults = content["defaults"]
     defaults["data"] |= {"shards": str(data / "shards"), "split": str(data / "split.json"), "image_size": image_size}
