@@ -17,12 +17,13 @@ compiles = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason=
 has_ledger = pytest.mark.skipif(not aot.LEDGER_PATH.is_file(), reason=f"{aot.LEDGER_PATH.name} does not exist")
 
 SPEC = "upconv.evaluation bf16 128->64"
-# One of each kind that compiles within seconds; `python -m mgcc_dist.kernels.compile --check` compiles all.
+# One of each kind that compiles within seconds, and one for every target, seconds each;
+# `python -m mgcc_dist.kernels.compile --check` compiles all for all.
 SAMPLE = (
-    SPEC,
-    "convmixer.forward bf16 16x16 B8 k7",
-    "msag.vote with gate bf16 C64",
-    "msag.gate gradient sums bf16 C512",
+    ("convmixer.forward bf16 16x16 B8 k7", "sm_90"),
+    ("msag.vote with gate bf16 C64", "sm_80"),
+    ("msag.gate gradient sums bf16 C512", "sm_90"),
+    *((SPEC, target) for target in targets.TARGETS),
 )
 USAGE = {"registers": 100, "stack_bytes": 0, "spills": 0, "shared_bytes": 64, "tensor_core": 8, "vector_loads": 4}
 
@@ -33,8 +34,7 @@ def problems(changes, ledger_entry=USAGE):
 
 @compiles
 @has_ledger
-@pytest.mark.parametrize("target", targets.TARGETS)
-@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize(("name", "target"), SAMPLE)
 def test_kernel_compiles_with_the_usage_of_the_ledger(name, target, tmp_path, monkeypatch):
     monkeypatch.setattr("triton.knobs.cache.dir", str(tmp_path))  # an empty cache, so that it compiles
     spec = aot.all_specs(target)[name]
