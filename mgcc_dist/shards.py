@@ -12,7 +12,7 @@ docs/how-to/datasets.md lists the files that each command expects.
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import getdoc
@@ -41,6 +41,9 @@ SPLIT_NOTES = {  # as in the shipped split files
 }
 
 if TYPE_CHECKING:
+    from mgcc_dist.data.records import ShardFolder
+    from mgcc_dist.data.splits import Split
+
     PhantomSize = int
     PixelBits = int
 else:
@@ -116,7 +119,14 @@ class SplitConfig:
     seed: NonNegativeInt = 1
     """random seed"""
     grouped: bool = flag()
-    """keep near-duplicates and images of the same patient together, in training or in validation"""
+    """keep near-duplicates and images of the same patient together, in training, in validation or in the test part"""
+    test: UnitInterval = 0.0
+    """fraction of the records with a mask for the test part, which is scored once; `validation` is a fraction of the
+    others"""
+    folds: NonNegativeInt = 0
+    """number of folds: writes OUT_1.json, OUT_2.json, ..., each with another part of the data as its test part"""
+    published_folds: bool = flag()
+    """use the folds that the authors of BUS-BRA or TN3K published, if the shards were converted with them"""
 
 
 def convert_files(read: Callable[[Path], ImageFileReader], config: FilesConfig) -> None:
@@ -174,47 +184,92 @@ def _convert(reader: Reader, out: Path, per_shard: int, size: int | None = None,
 
 def write_split_file(config: SplitConfig) -> None:
     from mgcc_dist.data.records import ShardFolder
-    from mgcc_dist.data.splits import SUBSETS, leaks, make_split, read_split, write_split
+    from mgcc_dist.data.splits import choose_test, make_folds, published_folds
 
     if config.out.is_dir():
         raise UserError(f"{config.out}: is a folder. Set --out to a JSON file.")
     shards = ShardFolder.open(config.root, verify=False)
-    with_mask = sum(record.labeled for record in shards.records)
-    validation = round(config.validation * (with_mask or len(shards)))
-    labeled = max(round(config.labeled * (with_mask - validation)), 1) if with_mask and config.labeled else 0
-    split = make_split(shards.records, config.seed, validation, labeled, config.grouped, config.out.stem)
-    if config.out.exists():
-        if read_split(config.out) != split:
-            raise UserError(f"{config.out}: already exists with a different split. Delete it or choose another --out.")
-        logger.info("shards: %s already exists", config.out)
+    if [config.test > 0, config.folds > 0, config.published_folds].count(True) > 1:
+        raise UserError("--test, --folds and --published-folds: choose one of them")
+    name = config.out.stem
+    parts: dict[str, tuple[Collection[str], Collection[str]]] = {"": ((), ())}
+    if config.published_folds:
+        parts = {f"_{fold}": part for fold, part in published_folds(shards.records, str(config.root)).items()}
+    elif config.folds:
+        folds = make_folds(shards.records, config.seed, config.folds, config.grouped, name)
+        parts = {f"_{fold}": (test, ()) for fold, test in enumerate(folds, start=1)}
+    elif config.test:
+        count = round(config.test * sum(record.labeled for record in shards.records))
+        parts = {"": (choose_test(shards.records, config.seed, count, config.grouped, name), ())}
+    splits = [
+        (config.out.with_name(f"{name}{ending}{config.out.suffix}"), _split(config, shards, f"{name}{ending}", *part))
+        for ending, part in parts.items()
+    ]
+    for path, split in splits:
+        _write_split_file(config, shards, path, split)
+
+
+def _split(
+    config: SplitConfig, shards: "ShardFolder", name: str, test: Collection[str], given: Collection[str]
+) -> "Split":
+    """Make one split with these test records and, unless empty, `given` validation records."""
+    from mgcc_dist.data.splits import make_split
+
+    left = {record.key: record.labeled for record in shards.records if record.key not in set(test)}
+    with_mask = sum(left.values())
+    validation = round(config.validation * (with_mask or len(left)))
+    for_training = with_mask - (len(given) or validation)
+    labeled = max(round(config.labeled * for_training), 1) if with_mask and config.labeled else 0
+    return make_split(shards.records, config.seed, given or validation, labeled, config.grouped, name, test)
+
+
+def _write_split_file(config: SplitConfig, shards: "ShardFolder", path: Path, split: "Split") -> None:
+    from mgcc_dist.data.splits import SUBSETS, TEST, leaks, read_split, write_split
+
+    if path.exists():
+        if read_split(path) != split:
+            raise UserError(f"{path}: already exists with a different split. Delete it or choose another --out.")
+        logger.info("shards: %s already exists", path)
         return
-    subsets = {subset: getattr(split, subset) for subset in SUBSETS}
+    subsets = {subset: getattr(split, subset) for subset in SUBSETS if subset != TEST or split.test}
     category = {record.key: record.category for record in shards.records}
     leaking = len(leaks(split, shards.records))
+    options = {"test": config.test, "folds": config.folds}
+    leaking_test = leaks(split, shards.records, TEST)
     write_split(
-        config.out,
+        path,
         split,
         dataset=shards.dataset,
         kind="grouped" if config.grouped else "random",
         seed=config.seed,
         made_by=f"python -m mgcc_dist.shards split --validation {config.validation} --labeled {config.labeled}"
-        f" --seed {config.seed}" + (" --grouped" if config.grouped else ""),
+        f" --seed {config.seed}"
+        + (" --grouped" if config.grouped else "")
+        + "".join(f" --{option} {value}" for option, value in options.items() if value)
+        + (" --published-folds" if config.published_folds else ""),
         notes=SPLIT_NOTES["grouped" if config.grouped else "random"],
         validation_records_with_group_in_training=leaking,
+        **({"test_records_with_group_in_training_or_validation": len(leaking_test)} if split.test else {}),
         classes={subset: dict(sorted(Counter(map(category.get, keys)).items())) for subset, keys in subsets.items()},
     )
     sizes = ", ".join(f"{len(keys)} {subset}" for subset, keys in subsets.items())
-    print(one_line(f"{config.out}: {sizes}"))
-    if not with_mask:
+    print(one_line(f"{path}: {sizes}"))
+    if not any(record.labeled for record in shards.records):
         logger.warning("shards: no record has a mask. The split is for `mgcc ldm`; `mgcc segment` needs masks.")
     if left_out := len(shards) - sum(map(len, subsets.values())):
-        logger.warning("shards: %d records without a mask are in no subset: their groups are in validation", left_out)
-    if leaking:
         logger.warning(
-            "shards: %d validation records share a patient or are near-duplicates of training records. "
-            "Use --grouped to avoid this.",
-            leaking,
+            "shards: %d records without a mask are in no subset: their groups are in %s",
+            left_out,
+            "validation or test" if split.test else "validation",
         )
+    for subset, count in (("validation", leaking), ("test", len(leaking_test))):
+        if count:
+            logger.warning(
+                "shards: %d %s records share a patient with or are near-duplicates of other parts' records. "
+                "Use --grouped to avoid this.",
+                count,
+                subset,
+            )
 
 
 def _files_command(read: Callable[[Path], ImageFileReader]) -> Command:

@@ -125,6 +125,26 @@ def test_runs_with_different_settings_are_not_averaged(tmp_path, capsys, other, 
     assert len(rows_of("mgcc", capsys.readouterr().out)) == rows
 
 
+def test_folds_of_slightly_different_sizes_share_a_row(tmp_path, capsys):
+    images = {"labeled": 10, "unlabeled": 20, "validation": 4, "test": 9}
+    for fold in (1, 2):
+        config = with_setting("data.split", f"busi_fold_{fold}")
+        counts = {**images, "test": 8 + fold}
+        make_run(tmp_path / "runs" / f"{fold}", split=f"busi_fold_{fold}", images=counts, config=config)
+    report(tmp_path / "runs", out=tmp_path / "report.html")
+    assert len(rows_of("mgcc", capsys.readouterr().out)) == 1
+
+
+def test_scores_of_a_split_with_a_test_part_are_those_of_the_test_part(tmp_path, capsys):
+    best = {**with_iou(0.9), "test": {"summary": with_iou(0.321)["summary"], "images": []}}
+    make_run(tmp_path / "runs" / "a", best=best, images={"labeled": 10, "validation": 4, "test": 9})
+    page = report(tmp_path / "runs", out=tmp_path / "report.html")
+    (row,) = rows_of("mgcc", capsys.readouterr().out)
+    assert "32.10" in row
+    assert "90.00" not in page
+    assert "busi_random_1 (test part) seed 1" in page
+
+
 def test_data_sets_of_one_name_are_told_apart_by_their_content(tmp_path, capsys):
     make_run(tmp_path / "runs" / "a", dataset="mine", dataset_sha256="a" * 64)
     make_run(tmp_path / "runs" / "early", dataset="mine", split="busi_random_2")  # as written by version 0.1

@@ -13,7 +13,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import mgcc_dist as mgcc
-from mgcc_dist import shards
 from mgcc_dist.common.command_line import parse
 from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError
@@ -70,22 +69,6 @@ def test_each_setting_of_the_paper_uses_its_images(data):
     assert counts_of(everything) == {"labeled": 16, "unlabeled": 5, "synthetic": 5, "validation": 8}
     supervised = configured(data, "--data.labels", "all", preset="unet_demo")  # Table I, U-Net
     assert counts_of(supervised) == {"labeled": 16, "unlabeled": 0, "validation": 8}
-
-
-def test_few_labeled_and_many_unlabeled_images_of_one_folder(image_folder, tmp_path):
-    """The case of docs/start/own-data.md: 6 images with a mask, 5 of them for training, and 10 without."""
-    for i in range(10):
-        noise = np.random.default_rng(i).integers(0, 256, (30, 40), dtype=np.uint8)
-        Image.fromarray(noise).save(image_folder / "images" / f"more_{i}.png")
-    shards.main(["folder", "--root", str(image_folder), "--out", str(tmp_path / "shards"), "--size", "32"])
-    words = ["split", "--root", str(tmp_path / "shards"), "--out", str(tmp_path / "s.json"), "--labeled", "1"]
-    shards.main([*words, "--validation", "0.17"])
-    data = f"--data.shards {tmp_path / 'shards'} --data.split {tmp_path / 's.json'} --data.image_size 32".split()
-    config = configured((data, None), "--loop.steps", 1, "--out", tmp_path / "run", "--loop.epochs", "null")
-    run(config)
-    expected = {"labeled": 5, "unlabeled": 10, "training": 10, "validation": 1}
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["images"] == expected
-    assert counts_of(configured((data, None), "--data.labels", "all")) == expected
 
 
 @pytest.mark.parametrize(

@@ -68,9 +68,8 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> dict[str, An
             tar.write(record)
             meta = json.loads(record["json"])
             labeled = "mask.png" in record
-            entries.append(
-                {"key": record["__key__"], "class": meta["class"], "labeled": labeled, "group": meta["group"]}
-            )
+            entry = {"key": record["__key__"], "class": meta["class"], "labeled": labeled, "group": meta["group"]}
+            entries.append(entry | ({"fold": meta["fold"]} if "fold" in meta else {}))
     return _shard_entry(path, entries)
 
 
@@ -128,7 +127,14 @@ class RecordFolder(Dataset[Record]):
         self.index = index
         self.dataset: str = index["dataset"]
         self.records = [
-            RecordInfo(record["key"], shard["name"], record["labeled"], record["class"], record["group"])
+            RecordInfo(
+                record["key"],
+                shard["name"],
+                record["labeled"],
+                record["class"],
+                record["group"],
+                record.get("fold", ""),
+            )
             for shard in index["shards"]
             for record in shard["records"]
         ]

@@ -24,13 +24,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class RecordInfo:
-    """A record's entry in index.json; `category` is "class" there."""
+    """A record's entry in index.json; `category` is "class" there. `fold` is that of a published split, or empty."""
 
     key: str
     shard: str
     labeled: bool
     category: str
     group: str
+    fold: str = ""
 
 
 def is_key(text: str) -> bool:

@@ -1,14 +1,15 @@
-"""Split files: which records of a dataset are for training (labeled or unlabeled) and which for validation.
+"""Split files: which records of a dataset are for training (labeled or unlabeled), for validation and for the test.
 
-`make_split` is stratified by class and does not depend on the platform or on library versions: records and groups are
-ordered by the sha256 of seed and name. In a grouped split no group (near-duplicates, or a patient's images) has records
-in both training and validation. Shipped splits are in configs/splits/.
+The best step is chosen on the validation records; test records, which a split need not have, are scored once. Splits
+are stratified by class and do not depend on the platform or on library versions: records and groups are ordered by the
+sha256 of seed and name. In a grouped split no group (near-duplicates, or a patient's images) has records in two of
+training, validation and test. Shipped splits are in configs/splits/.
 """
 
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from mgcc_dist.data.sample import RecordInfo
 
 FORMAT = "mgcc-dist split"
 VERSION = 1
-SUBSETS = ("labeled", "unlabeled", "validation")
+SUBSETS = ("labeled", "unlabeled", "validation", "test")
+TEST = "test"
+"""the subset that a split need not have; also the published fold of images that are for testing only"""
 REMEDY = "Create one with `mgcc shards split`."
 
 
@@ -32,6 +35,7 @@ class Split:
     labeled: tuple[str, ...]
     unlabeled: tuple[str, ...]
     validation: tuple[str, ...]
+    test: tuple[str, ...] = ()
 
     @property
     def train(self) -> tuple[str, ...]:
@@ -40,55 +44,51 @@ class Split:
 
 
 def make_split(
-    records: Sequence[RecordInfo], seed: int, validation: int, labeled: int, grouped: bool, name: str
+    records: Sequence[RecordInfo],
+    seed: int,
+    validation: int | Collection[str],
+    labeled: int,
+    grouped: bool,
+    name: str,
+    test: Collection[str] = (),
 ) -> Split:
     """Split `records` into `validation` for validation and the rest for training, `labeled` of them with masks.
 
     Each class gets its share of each subset to within one record. With `grouped` only complete groups go to validation:
     first those that fit the quotas of their classes, then any that fit the total. If none fits, validation stays
     smaller than requested, and a class may be off by what its groups require. Records without a mask are for training,
-    unlabeled; those whose group is in validation are in no subset.
+    unlabeled; those whose group is in validation or test are in no subset. Of one seed, a half, a quarter, ... of
+    labeled records are nested in each other.
 
     If no record has a mask, validation is drawn from all records and `labeled` must be 0. Such a split is for a
     generative model, which needs no masks.
 
+    Args:
+        validation: how many records to draw, or the keys of given ones.
+        test: keys of the test records (`choose_test`, `make_folds`), which are for nothing else.
+
     Raises:
         UserError: there are fewer records with masks than requested, or no group fits.
     """
-    group_of = {record.key: record.group if grouped else record.key for record in records}
+    group_of = _groups(records, grouped)
+    test_groups = {group_of[key] for key in test}
+    records = [record for record in records if group_of[record.key] not in test_groups]
     masks = any(record.labeled for record in records)
     without_mask = [record for record in records if masks and not record.labeled]
     records = sorted((record for record in records if record.labeled or not masks), key=lambda record: record.key)
-    most_labeled = len(records) - validation if masks else 0
-    if not 0 < validation < len(records) or not min(1, most_labeled) <= labeled <= most_labeled:
+    count = validation if isinstance(validation, int) else len(validation)
+    most_labeled = len(records) - count if masks else 0
+    if not 0 < count < len(records) or not min(1, most_labeled) <= labeled <= most_labeled:
         raise UserError(
-            f"{name}: cannot take {validation} validation and {labeled} labeled training records from {len(records)}"
+            f"{name}: cannot take {count} validation and {labeled} labeled training records from {len(records)}"
             + (f" with masks ({len(without_mask)} have none)" if without_mask else "")
         )
-    groups: dict[str, list[RecordInfo]] = {}
-    for record in records:
-        groups.setdefault(group_of[record.key], []).append(record)
-
-    validation_groups = _choose_groups(groups, records, validation, seed)
-    if not validation_groups:
-        smallest = min(map(len, groups.values()))
-        raise UserError(
-            f"{name}: no group fits into {validation} validation records. There are {len(groups)} groups, the smallest "
-            f"with {smallest} of {len(records)} records. "
-            + (
-                f"Use --validation {math.ceil(1000 * smallest / len(records)) / 1000:g} or more, or split without "
-                "--grouped."
-                if len(groups) > 1
-                else "Split without --grouped, or convert with other groups."
-            )
-        )
+    if isinstance(validation, int):
+        validation_groups = _choose_groups(records, group_of, validation, f"{seed}/validation", f"{name}: no group")
+    else:
+        validation_groups = {group_of[key] for key in validation}
     train = {record.key: record.category for record in records if group_of[record.key] not in validation_groups}
-    quota = _quotas(Counter(train.values()), labeled)
-    with_mask = set()
-    for key in _shuffle(train, f"{seed}/labeled"):
-        if quota[train[key]] > 0:
-            with_mask.add(key)
-            quota[train[key]] -= 1
+    with_mask = set(_choose_labeled(train, labeled, most_labeled, seed))
     return Split(
         name,
         labeled=tuple(key for key in train if key in with_mask),
@@ -99,19 +99,83 @@ def make_split(
             )
         ),
         validation=tuple(record.key for record in records if record.key not in train),
+        test=tuple(sorted(test)),
     )
 
 
-def leaks(split: Split, records: Iterable[RecordInfo]) -> list[str]:
-    """Return the validation keys whose group also has training records."""
+def choose_test(records: Sequence[RecordInfo], seed: int, count: int, grouped: bool, name: str) -> tuple[str, ...]:
+    """Choose `count` of the records with a mask for the test, by the rules of `make_split`; return their keys.
+
+    Raises:
+        UserError: no group fits.
+    """
+    records = [record for record in records if record.labeled]
+    group_of = _groups(records, grouped)
+    chosen = _choose_groups(records, group_of, count, f"{seed}/test", f"{name}: test: no group")
+    return tuple(sorted(key for key, group in group_of.items() if group in chosen))
+
+
+def make_folds(records: Sequence[RecordInfo], seed: int, folds: int, grouped: bool, name: str) -> list[tuple[str, ...]]:
+    """Divide the records with a mask into `folds` test parts of similar size and class proportions; return their keys.
+
+    Groups, the largest first, go to the fold that has the smallest share of their classes.
+
+    Raises:
+        UserError: there are fewer groups than folds.
+    """
+    records = [record for record in records if record.labeled]
+    group_of = _groups(records, grouped)
+    members = _members(records, group_of)
+    if not 1 < folds <= len(members):
+        kind = "groups" if grouped else "records"
+        raise UserError(f"{name}: cannot make {folds} folds of {len(members)} {kind} with masks")
+    total = Counter(record.category for record in records)
+    counts = [Counter[str]() for _ in range(folds)]
+    fold_of: dict[str, int] = {}
+    for group in sorted(_shuffle(members, f"{seed}/folds"), key=lambda group: -len(members[group])):
+        classes = Counter(record.category for record in members[group])
+
+        def fullness(fold: int, classes: Counter[str] = classes) -> tuple[float, int]:
+            shares = (number * counts[fold][each] / total[each] ** 2 for each, number in sorted(classes.items()))
+            return sum(shares), counts[fold].total()
+
+        fold_of[group] = min(range(folds), key=fullness)
+        counts[fold_of[group]] += classes
+    return [tuple(sorted(key for key, group in group_of.items() if fold_of[group] == fold)) for fold in range(folds)]
+
+
+def published_folds(records: Sequence[RecordInfo], name: str) -> dict[str, tuple[list[str], list[str]]]:
+    """Return the test keys and validation keys of each fold that the data set's authors published, by its name.
+
+    If some images are for testing only, they are the test records of every fold, and the fold is its validation part.
+    Else the fold is the test part, and there are no validation keys.
+
+    Raises:
+        UserError: the records have no folds.
+    """
+    members: dict[str, list[str]] = {}
+    for record in records:
+        members.setdefault(record.fold, []).append(record.key)
+    test = members.pop(TEST, [])
+    members.pop("", None)
+    if not members:
+        raise UserError(
+            f"{name}: has no published folds. Convert BUS-BRA with its 5-fold-cv.csv, or TN3K with its "
+            "tn3k-trainval-fold0.json, ..., or use --folds."
+        )
+    return {fold: (test, keys) if test else (keys, []) for fold, keys in sorted(members.items())}
+
+
+def leaks(split: Split, records: Iterable[RecordInfo], subset: str = "validation") -> list[str]:
+    """Return the keys of a subset whose group also has training records or, for the test, validation records."""
     group_of = {record.key: record.group for record in records}
-    train_groups = {group_of[key] for key in split.train}
-    return [key for key in split.validation if group_of[key] in train_groups]
+    seen = {group_of[key] for key in (split.train if subset == "validation" else split.train + split.validation)}
+    return [key for key in getattr(split, subset) if group_of[key] in seen]
 
 
 def write_split(path: Path, split: Split, **notes: Any) -> None:
     """Write a split file; `notes` document how it was made."""
-    subsets = {subset: list(getattr(split, subset)) for subset in SUBSETS}
+    subsets = {subset: list(getattr(split, subset)) for subset in SUBSETS if subset != TEST or split.test}
     sizes = {subset: len(keys) for subset, keys in subsets.items()}
     write_json(path, {"format": FORMAT, "version": VERSION, "name": split.name, **notes, "sizes": sizes, **subsets})
 
@@ -141,7 +205,7 @@ def read_split(path: Path) -> Split:
         raise UserError(f"{path}: does not exist. {REMEDY}")
     content = read_versioned(path, FORMAT, VERSION, REMEDY)
     for subset in SUBSETS:
-        keys = content.get(subset)
+        keys = content.setdefault(subset, [] if subset == TEST else None)
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise UserError(f"{path}: {subset!r} must be a list of keys")
     for key, times in Counter(key for subset in SUBSETS for key in content[subset]).items():
@@ -151,13 +215,29 @@ def read_split(path: Path) -> Split:
     return Split(str(content.get("name", path.stem)), *(tuple(content[subset]) for subset in SUBSETS))
 
 
+def _groups(records: Iterable[RecordInfo], grouped: bool) -> dict[str, str]:
+    return {record.key: record.group if grouped else record.key for record in records}
+
+
+def _members(records: Iterable[RecordInfo], group_of: Mapping[str, str]) -> dict[str, list[RecordInfo]]:
+    members: dict[str, list[RecordInfo]] = {}
+    for record in sorted(records, key=lambda record: record.key):
+        members.setdefault(group_of[record.key], []).append(record)
+    return members
+
+
 def _choose_groups(
-    groups: Mapping[str, list[RecordInfo]], records: Sequence[RecordInfo], total: int, seed: int
+    records: Sequence[RecordInfo], group_of: Mapping[str, str], total: int, salt: str, no_group: str
 ) -> set[str]:
-    """Choose groups with at most `total` records, as close as possible to the class proportions of `records`."""
+    """Choose groups with at most `total` records, as close as possible to the class proportions of `records`.
+
+    Raises:
+        UserError: no group has so few records; the message begins with `no_group`.
+    """
+    groups = _members(records, group_of)
     chosen: set[str] = set()
     quota = Counter(_quotas(Counter(record.category for record in records), total))
-    order = _shuffle(groups, f"{seed}/validation")
+    order = _shuffle(groups, salt)
     for group in order:
         classes = Counter(record.category for record in groups[group])
         if classes <= quota:
@@ -168,6 +248,34 @@ def _choose_groups(
         if group not in chosen and len(groups[group]) <= missing:
             chosen.add(group)
             missing -= len(groups[group])
+    if not chosen:
+        smallest = min(map(len, groups.values()), default=0)
+        part = salt.rpartition("/")[2]
+        raise UserError(
+            f"{no_group} fits into {total} {part} records. There are {len(groups)} groups, the smallest "
+            f"with {smallest} of {len(records)} records. "
+            + (
+                f"Use --{part} {math.ceil(1000 * smallest / len(records)) / 1000:g} or more, or split without "
+                "--grouped."
+                if len(groups) > 1
+                else "Split without --grouped, or convert with other groups."
+            )
+        )
+    return chosen
+
+
+def _choose_labeled(category: Mapping[str, str], count: int, most: int, seed: int) -> list[str]:
+    """Choose `count` of the keys, each class in proportion: of `most` of them a half, of that a half, and so on."""
+    chosen = _shuffle(category, f"{seed}/labeled")
+    sizes = [round(most / 2**halvings) for halvings in range(most.bit_length() + 1)]
+    for size in [*(size for size in sizes if size >= count), count]:
+        quota = _quotas(Counter(category[key] for key in chosen), size)
+        taken = []
+        for key in chosen:
+            if quota[category[key]] > 0:
+                taken.append(key)
+                quota[category[key]] -= 1
+        chosen = taken
     return chosen
 
 

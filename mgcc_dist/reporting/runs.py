@@ -62,6 +62,16 @@ class Run:
             return str(self.result["stage"])
         return f"{self.result['method']}, {self.result['split']}, seed {self.result['seed']}"
 
+    def scored(self, weights: str) -> dict[str, Any]:
+        """Return the "summary" and "images" to report of a segmentation run's "best" or "last" weights.
+
+        With a test part in the split, those of the test part, on which only the best weights are scored: none for the
+        last weights. Otherwise those of validation.
+        """
+        if "test" in self.result["best"]:
+            return self.result["best"]["test"] if weights == "best" else {}
+        return self.result[weights]
+
     def series(self, split: str, key: str, x: str = "step") -> list[tuple[float, float]]:
         """Return (step or epoch, value) pairs of one metric of the `split` ("train", "validation") rows."""
         return [(row[x], row[key]) for row in self.metrics if row.get("split") == split and key in row]
@@ -145,7 +155,10 @@ class RunGroup:
 
     @property
     def splits(self) -> str:
-        return ", ".join(f"{run.result['split']} seed {run.result['seed']}" for run in self.runs)
+        return ", ".join(
+            f"{run.result['split']}{' (test part)' * ('test' in run.result['best'])} seed {run.result['seed']}"
+            for run in self.runs
+        )
 
     def count(self, kind: str) -> str:
         """Return the number of "labeled", "unlabeled" or "validation" images; "*" marks synthetic ones among them."""
@@ -158,7 +171,7 @@ class RunGroup:
 
         Surface distances also state how many of the lesions they cover. Repeated runs count once.
         """
-        summaries = [run.result[weights]["summary"] for run in self.runs if run.folder not in self.repeats]
+        summaries = [run.scored(weights).get("summary", {}) for run in self.runs if run.folder not in self.repeats]
         numbers = [scale * value for summary in summaries if (value := lookup(summary, path)) is not None]
         if not numbers:
             return "-"
@@ -206,6 +219,9 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
         keys = ["dataset", "images", "world_size", "precision"]
         keys += [] if run.segment_config else ["method", "network"]
         facts = {key: run.result.get(key) for key in keys}
+        images = run.result.get("images") or {}
+        if "test" in images:  # folds are not of exactly one size
+            facts["images"] = sorted(images)
         kind = re.sub(r"_\d+$", "", run.result["split"])
         same_name = contents[run.result.get("dataset", "-")]
         content = run.result.get(CONTENT, "unknown")[:CONTENT_DIGITS] if len(same_name) > 1 else ""

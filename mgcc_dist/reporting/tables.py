@@ -108,7 +108,7 @@ def build_table(sweep: Sweep, found: RunCollection, folders: Sequence[Path]) -> 
 def _values(runs: dict[int, Run], protocol: str, metric: str) -> tuple[float, ...]:
     repeats = find_repeats(list(runs.values()))
     distinct = [run for run in runs.values() if run.folder not in repeats]
-    values = [lookup(run.result["best"]["summary"], (protocol, metric)) for run in distinct]
+    values = [lookup(run.scored("best")["summary"], (protocol, metric)) for run in distinct]
     return tuple(100 * value for value in values if value is not None)
 
 
@@ -155,4 +155,4 @@ def _differences(reference: dict[int, Run], others: dict[int, Run], protocol: st
 
 
 def _image_scores(run: Run, protocol: str) -> dict[str, dict[str, float] | None]:
-    return {image["key"]: image[protocol] for image in run.result["best"].get("images", ())}
+    return {image["key"]: image[protocol] for image in run.scored("best").get("images", ())}

@@ -98,6 +98,11 @@ class SegmentationTask:
             (folder, CachedBatches(self._evaluation(folder, accelerator), accelerator.device))
             for folder in map(self._open, config.data.external)
         ]
+        self.test: CachedBatches | None = None
+        if split.test:
+            self.counts["test"] = len(split.test)
+            test = self._evaluation(labeled_subset(data, split.test, "test"), accelerator)
+            self.test = CachedBatches(test, accelerator.device)
         names = Counter(folder.dataset for folder, _ in self.external)
         if repeated := [name for name, times in names.items() if times > 1]:
             raise UserError(
@@ -134,7 +139,10 @@ class SegmentationTask:
         return header(self.config.method, self.config.network, self.config.data.image_size, self.config.data.fit)
 
     def score_saved(self, run: Path, weights: Literal["best", "last"], accelerator: Accelerator) -> dict[str, Any]:
-        """Score a saved network image by image, with surface distances; draw RUN/WEIGHTS/gallery.png."""
+        """Score a saved network image by image, with surface distances; draw RUN/WEIGHTS/gallery.png.
+
+        The test part is scored with the best weights only, which validation has chosen.
+        """
         network, _ = load_predictor(run, weights)
         network.to(accelerator.device)
         scored = self._scored(network, weights, self.data, self.validation, accelerator)
@@ -142,6 +150,8 @@ class SegmentationTask:
             gallery = run / weights / "gallery.png"
             size, fit = self.config.data.image_size, self.config.data.fit
             segmentation_gallery(network, self.data, scored["images"], size, gallery, fit=fit)
+        if self.test and weights == "best":
+            scored["test"] = self._scored(network, weights, self.data, self.test, accelerator)
         if self.external:
             scored["external"] = {
                 folder.dataset: self._scored(network, weights, folder, batches, accelerator)

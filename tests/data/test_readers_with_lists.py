@@ -12,6 +12,7 @@ from mgcc_dist.common.errors import UserError
 from mgcc_dist.data import duplicates
 from mgcc_dist.data.images import BadFile
 from mgcc_dist.data.readers.registry import PATIENTS_KNOWN, READERS
+from mgcc_dist.data.splits import read_split
 from mgcc_dist.shards import main
 
 
@@ -102,7 +103,6 @@ def write_layout(root, name):
     if name == "tn3k":
         write_image(root / "test-image" / "0000.jpg", seed=7)
         write_box_mask(root / "test-mask" / "0000.jpg", (3, 4, 13, 14))
-        (root / "tn3k-trainval-fold0.json").write_text(json.dumps({"train": [0, 1], "val": [2]}))
     return layout
 
 
@@ -258,6 +258,38 @@ def test_tn3k_test_and_training_images_have_different_keys(tmp_path):
     assert reader.items[0].key == "test-0000"
     assert reader.items[0].category == "malignant"
     assert reader.items[1].key == "trainval-0000"
+
+
+def test_published_folds_of_tn3k_and_busbra_are_read_where_present(tmp_path):
+    write_layout(tmp_path / "tn3k", "tn3k")
+    for fold, val in enumerate(([2], [0, 1])):
+        (tmp_path / "tn3k" / f"tn3k-trainval-fold{fold}.json").write_text(json.dumps({"train": [], "val": val}))
+    reader = READERS["tn3k"](tmp_path / "tn3k")
+    folds = {"test-0000": "test", "trainval-0000": "1", "trainval-0001": "1", "trainval-0002": "0"}
+    assert {item.key: item.fold for item in reader.items} == folds
+    assert reader[0].meta["fold"] == "test"
+    assert "lists_sha256" in reader.arguments
+    (tmp_path / "tn3k" / "tn3k-trainval-fold1.json").write_text('{"train": []}')
+    with pytest.raises(UserError, match=r"fold1\.json: not a fold of TN3K, with a list 'val' \(KeyError"):
+        READERS["tn3k"](tmp_path / "tn3k")
+    write_layout(tmp_path / "busbra", "busbra")
+    rows = ("ID,Case,kFold", "bus_0001-l,1,3", "bus_0001-r,1,3")
+    (tmp_path / "busbra" / "5-fold-cv.csv").write_text("\n".join(rows))
+    reader = READERS["busbra"](tmp_path / "busbra")
+    assert [item.fold for item in reader.items] == ["3", "3"]
+    assert bad_file_messages(reader) == ["bus_0002-s.png: has no row in 5-fold-cv.csv"]
+
+
+def test_splits_by_published_folds_follow_the_authors(tmp_path):
+    write_layout(tmp_path / "tn3k", "tn3k")
+    for fold in range(3):
+        (tmp_path / "tn3k" / f"tn3k-trainval-fold{fold}.json").write_text(json.dumps({"val": [fold]}))
+    main(["tn3k", "--root", str(tmp_path / "tn3k"), "--out", str(tmp_path / "out"), "--groups", "none"])
+    main(["split", "--root", str(tmp_path / "out"), "--out", str(tmp_path / "f.json"), "--published-folds"])
+    splits = [read_split(tmp_path / f"f_{fold}.json") for fold in range(3)]
+    assert [split.validation for split in splits] == [(f"trainval-000{fold}",) for fold in range(3)]
+    assert {split.test for split in splits} == {("test-0000",)}
+    assert all(len(split.train) == 2 for split in splits)
 
 
 def test_busbra_image_without_patient_is_a_bad_file(tmp_path):

@@ -52,6 +52,7 @@ class ImageItem:
     image: Path
     masks: tuple[Path, ...] = ()
     patient: str | None = None  # the split group, if the dataset identifies patients
+    fold: str | None = None  # of the folds that the dataset's authors published, or splits.TEST
 
 
 class ImageFileReader:
@@ -129,6 +130,8 @@ class ImageFileReader:
         image = read_grey(item.image, self.bits)
         height, width = image.shape
         meta = {"dataset": self.dataset, "class": item.category, "original_size": [width, height]}
+        if item.fold is not None:
+            meta["fold"] = item.fold
         return Sample(item.key, image, self.mask(item, width, height), meta)
 
     def mask(self, item: ImageItem, width: int, height: int) -> np.ndarray | None:
