@@ -13,7 +13,7 @@ from mgcc_dist import cli, evaluate, ldm, listing, predict, report, search, segm
 from mgcc_dist.common.command_line import read_command_line
 from mgcc_dist.common.config import CONFIGS, settings_of
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.presets import preset_names
+from mgcc_dist.common.presets import preset_names, read_preset
 from mgcc_dist.slurm import __main__ as slurm
 
 PROGRAMS = {
@@ -84,7 +84,8 @@ def test_help_all_explains_every_option(capsys, program):
 @pytest.mark.parametrize("program", ["ldm", "segment"])
 def test_help_shows_the_defaults_of_the_chosen_preset(capsys, program):
     for preset in preset_names(CONFIGS / program):
-        size = yaml.safe_load((CONFIGS / program / f"{preset}.yaml").read_text())["data"]["image_size"]
+        layers = read_preset(CONFIGS / program, CONFIGS / program / f"{preset}.yaml")
+        *_, size = (layer.tree["data"]["image_size"] for layer in layers if "image_size" in layer.tree.get("data", {}))
         for words in (["--preset", preset, "--help"], ["--help", "--preset", preset]):
             printed = " ".join(help_of(capsys, program, *words).split())
             assert f"[positive integer, default: {size}]" in printed.partition("--data.image_size")[2][:200]

@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
-from mgcc_dist.common.config import load
+from mgcc_dist.common.config import load, read_yaml
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import InvalidJson, read_json, sha256_of
 from mgcc_dist.common.identity import differing_keys, input_keys, input_values
@@ -37,11 +35,11 @@ def read_config(folder: Path, config_class: type[Config]) -> Config:
     """
     path = folder / "config.yaml"
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = read_yaml(path.read_text(), "YAML")
+    except (UserError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: is damaged ({reason}). Restore it, or choose another --out.") from error
-    if not isinstance(content, dict):
+    if not content:
         raise UserError(f"{path}: is damaged (no settings in it). Restore it, or choose another --out.")
     return load(config_class, path)
 
