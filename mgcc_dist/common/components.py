@@ -160,9 +160,14 @@ def load_installed_plugins() -> None:
 def import_plugin(module: str) -> None:
     """Import a module, or a file such as ./my_method.py, that registers components.
 
+    Modules are also looked for in the working directory, and modules that a file imports next to it.
+
     Raises:
         UserError: it cannot be imported.
     """
+    folder = str(Path(module).resolve().parent if module.endswith(".py") else Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
     try:
         if module.endswith(".py"):
             _import_file(Path(module))

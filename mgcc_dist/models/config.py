@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mgcc_dist.common.components import Registry
 
@@ -18,6 +18,9 @@ class NetworkConfig:
     """architecture; `mgcc list networks` describes them"""
     in_channels: int = 3
     """input channels; grey images are repeated to fill them (paper: 3)"""
+
+    has_batch_norm: ClassVar[bool] = True
+    """whether it normalizes over the batch down to the deepest level, which needs more than one value there"""
 
     def __post_init__(self) -> None:
         if self.in_channels < 1:
@@ -37,11 +40,6 @@ class NetworkConfig:
     def size_divisor(self) -> int:
         """The sides of images must be multiples of this."""
         return self.strides[-1]
-
-    @property
-    def has_batch_norm(self) -> bool:
-        """Whether it normalizes over the batch down to the deepest level, which needs more than one value there."""
-        return True
 
 
 @dataclass(frozen=True)
@@ -147,6 +145,7 @@ class SwinUNetConfig(NetworkConfig):
     for 256 (original: 7, for 224)"""
     drop_path: float = 0.2
     """stochastic depth rate of the last block, linear from 0 at the first block (SSL4MIS: 0.2)"""
+    has_batch_norm = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -171,10 +170,6 @@ class SwinUNetConfig(NetworkConfig):
     @property
     def size_divisor(self) -> int:
         return self.strides[-1] * self.window
-
-    @property
-    def has_batch_norm(self) -> bool:
-        return False
 
 
 def _check_kernel_size(kernel_size: int) -> None:

@@ -62,6 +62,12 @@ class BakeConfig:
     """how long"""
 
 
+@pytest.fixture(autouse=True)
+def forget_imports(monkeypatch):
+    monkeypatch.setattr(components, "_IMPORTED", {})
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
 def bake(*trees):
     return resolve(BakeConfig, [Layer(tree, f"layer {i}") for i, tree in enumerate(trees)])
 
@@ -181,15 +187,17 @@ def test_a_saved_config_imports_the_file_of_its_component(tmp_path, monkeypatch)
     finally:
         OVENS._components.pop("pizza", None)
         sys.modules.pop("pizza_oven", None)
-        components._IMPORTED.clear()
 
 
 def test_files_and_modules_are_imported_wherever_they_stand_on_the_line(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in ("first_plugin", "second_plugin"):
-        (tmp_path / f"{name}.py").write_text("loaded = True\n")
-    words = ["--import", "first_plugin", "run", "--import", str(tmp_path / "second_plugin.py"), "--out", "x"]
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", str(tmp_path))])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "first_plugin.py").write_text("loaded = True\n")
+    (tmp_path / "files" / "second_plugin.py").write_text("from plugin_helper import loaded\n")
+    (tmp_path / "files" / "plugin_helper.py").write_text("loaded = True\n")
+    words = ["--import", "first_plugin", "run", "--import", "files/second_plugin.py", "--out", "x"]
     assert take_imports(words) == ["run", "--out", "x"]
     assert take_imports(words) == ["run", "--out", "x"]  # once more is no error
-    for name in ("first_plugin", "second_plugin"):
+    for name in ("first_plugin", "second_plugin", "plugin_helper"):
         assert sys.modules.pop(name).loaded

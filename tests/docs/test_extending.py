@@ -99,7 +99,9 @@ def test_recipe_works_as_written(recipe, file, content, phantoms, tmp_path):
 @pytest.mark.e2e
 def test_kernel_recipe_works_as_written(phantoms, tmp_path):
     pytest.importorskip("triton")
-    assert "4 passed" in carry_out(sections()["A kernel"], copy_of(phantoms, tmp_path))
+    tree = copy_of(phantoms, tmp_path)
+    assert "4 passed" in carry_out(sections()["A kernel"], tree)
+    assert '"name": "squared"' in (tree / "out/squared/result.json").read_text(encoding="utf-8")
 
 
 @pytest.mark.e2e
