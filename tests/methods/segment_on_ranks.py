@@ -16,10 +16,11 @@ from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.segment import run
 
 TINY = """
---data.synthetic null --data.image_size 16 --data.workers 0 --network.widths [4,8]
---network.taps [1,2,3] --network.embed_dim 4 --network.depths [2,2] --network.heads [1,2] --network.window 2
---method.teacher_start 0 --loop.epochs null --loop.steps 2 --loop.learning_rate 0.02 --loop.log_every 1
+--data.synthetic null --data.image_size 16 --data.workers 0 --loop.epochs null --loop.steps 2 --loop.learning_rate 0.02 --loop.log_every 1
 """
+SWIN = "{name: swin_unet, embed_dim: 4, depths: [2, 2], heads: [1, 2], window: 2}"
+NETWORKS = {"mgcc": "{name: mgcc, widths: [4, 8], taps: [1, 2, 3]}", "swin_unet": SWIN}
+METHODS = {"mean_teacher": "{name: mean_teacher, teacher_start: 0}", "ctbct": f"{{name: ctbct, swin_unet: {SWIN}}}"}
 
 configure_logging()
 shards, split, out, *pairs = sys.argv[1:]
@@ -27,11 +28,12 @@ for pair in pairs:
     method, network = pair.split(":")
     # DeepSpeed's settings live as long as the process, and with them the batch: four images for all.
     batches = (4, 0) if method == "supervised" else (2, 2)
-    words = f"--preset mgcc_demo {TINY} --data.shards {shards} --data.split {split}"
+    words = f"--preset mgcc_demo {TINY} --data.shards {shards} --data.split {split} --out {out}/{method}-{network}"
     words += " --data.batch_labeled {} --data.batch_unlabeled {}".format(*batches)
-    words += f" --method.name {method} --network.name {network} --out {out}/{method}-{network}"
+    components = ["--method", METHODS.get(method, method)]
+    components += ["--network", NETWORKS.get(network, f"{{name: {network}, widths: [4, 8]}}")]
     try:
-        run(parse(SegmentConfig, words.split(), CONFIGS / "segment", "mgcc_demo"))
+        run(parse(SegmentConfig, [*words.split(), *components], CONFIGS / "segment", "mgcc_demo"))
     except UserError as error:
         if os.environ["RANK"] == "0":
             print(f"{pair} refused: {error}", flush=True)

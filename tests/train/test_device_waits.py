@@ -26,8 +26,8 @@ def configured(tmp_path_factory, phantom_shards):
 
     def config(method, network, *words):
         tiny = "--preset mgcc_demo --data.synthetic null --data.image_size 32 --network.widths [4,8] --data.workers 0"
-        tiny += " --network.taps [1,2,3] --network.embed_dim 4 --network.depths [2,2] --network.heads [1,2]"
-        tiny += f" --network.window 2 --data.shards {phantom_shards.folder} --data.split {split} --loop.epochs null"
+        tiny += " --network.taps [1,2,3]" if network == "mgcc" else ""
+        tiny += f" --data.shards {phantom_shards.folder} --data.split {split} --loop.epochs null"
         tiny += f" --loop.log_every 1000 --loop.validate_every 1000 --method.name {method} --network.name {network}"
         batches = (4, 0) if method == "supervised" else (2, 2)
         tiny += " --data.batch_labeled {} --data.batch_unlabeled {}".format(*batches)
