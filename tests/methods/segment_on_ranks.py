@@ -16,7 +16,8 @@ from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.segment import run
 
 TINY = """
---data.synthetic null --data.image_size 16 --data.workers 0 --loop.epochs null --loop.steps 2 --loop.learning_rate 0.02 --loop.log_every 1
+--data.synthetic null --data.image_size 16 --data.workers 0 --loop.epochs null
+--loop.steps 2 --loop.learning_rate 0.02 --loop.log_every 1
 """
 SWIN = "{name: swin_unet, embed_dim: 4, depths: [2, 2], heads: [1, 2], window: 2}"
 NETWORKS = {"mgcc": "{name: mgcc, widths: [4, 8], taps: [1, 2, 3]}", "swin_unet": SWIN}
