@@ -189,8 +189,8 @@ def test_busi_preset_has_the_papers_settings():
     assert (config.data.image_size, config.autoencoder.batch, config.sampling.count) == (512, 4, 725)
     assert (config.sampling.sampler, config.sampling.steps) == ("ddim", 100)
     first, second = config.autoencoder.loop, config.denoiser.loop
-    assert (first.optimizer, first.learning_rate, first.epochs) == ("adam", 1e-6, 1000)
-    assert (second.optimizer, second.learning_rate, second.epochs) == ("adamw", 1e-4, 1000)
+    assert (first.optimizer.name, first.learning_rate, first.epochs) == ("adam", 1e-6, 1000)
+    assert (second.optimizer.name, second.learning_rate, second.epochs) == ("adamw", 1e-4, 1000)
 
 
 def configuration(words: list[str]) -> LdmConfig:
