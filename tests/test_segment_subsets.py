@@ -18,8 +18,17 @@ from mgcc_dist.segmentation.task import SegmentationTask
 
 
 def configured(shard_folder, split, *words):
-    tiny = "--network.widths [4,8] --data.workers 0 --data.synthetic null --data.image_size 32 --loop.epochs null"
-    data = ["--data.shards", str(shard_folder), "--data.split", str(split)]
+    tiny = "--network.widths [4,8] --data.workers 0 --data.synthetic null --data.image_size 32"
+    data = [
+        "--data.shards",
+        str(shard_folder),
+        "--data.split",
+        str(split),
+        "--loop.epochs",
+        "null",
+        "--loop.steps",
+        "1",
+    ]
     return parse(SegmentConfig, [*data, *tiny.split(), *map(str, words)], CONFIGS / "segment", "mgcc_demo")
 
 
@@ -32,8 +41,7 @@ def test_test_part_is_scored_once_with_the_best_weights_and_nothing_else(tmp_pat
     test = tuple(phantom_shards.keys()[:6])
     split = make_split(phantom_shards.records, 0, validation=4, labeled=6, grouped=True, name="t_1", test=test)
     write_split(tmp_path / "t_1.json", split)
-    words = ("--loop.steps", 1, "--out", tmp_path / "run")
-    result = result_of(configured(phantom_shards.folder, tmp_path / "t_1.json", *words))
+    result = result_of(configured(phantom_shards.folder, tmp_path / "t_1.json", "--out", tmp_path / "run"))
     assert {image["key"] for image in result["best"]["test"]["images"]} == set(test)
     assert {image["key"] for image in result["best"]["images"]} == set(split.validation)
     assert "test" not in result["last"]
@@ -49,7 +57,7 @@ def test_few_labeled_and_many_unlabeled_images_of_one_folder(image_folder, tmp_p
     shards.main(["folder", "--root", str(image_folder), "--out", str(out), "--size", "32"])
     shards.main(["split", "--root", str(out), "--out", str(split), "--labeled", "1", "--validation", "0.17"])
     expected = {"labeled": 5, "unlabeled": 10, "training": 10, "validation": 1}
-    assert result_of(configured(out, split, "--loop.steps", 1, "--out", tmp_path / "run"))["images"] == expected
+    assert result_of(configured(out, split, "--out", tmp_path / "run"))["images"] == expected
     all_labels = configured(out, split, "--data.labels", "all")
     task = SegmentationTask(all_labels, ShardFolder.open(out), read_split(split), Accelerator(cpu=True))
     assert task.counts == expected

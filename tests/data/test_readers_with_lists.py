@@ -264,18 +264,18 @@ def test_published_folds_of_tn3k_and_busbra_are_read_where_present(tmp_path):
     write_layout(tmp_path / "tn3k", "tn3k")
     for fold, val in enumerate(([2], [0, 1])):
         (tmp_path / "tn3k" / f"tn3k-trainval-fold{fold}.json").write_text(json.dumps({"train": [], "val": val}))
-    reader = READERS["tn3k"](tmp_path / "tn3k")
+    reader = READERS.get("tn3k").load()(tmp_path / "tn3k")
     folds = {"test-0000": "test", "trainval-0000": "1", "trainval-0001": "1", "trainval-0002": "0"}
     assert {item.key: item.fold for item in reader.items} == folds
     assert reader[0].meta["fold"] == "test"
     assert "lists_sha256" in reader.arguments
     (tmp_path / "tn3k" / "tn3k-trainval-fold1.json").write_text('{"train": []}')
     with pytest.raises(UserError, match=r"fold1\.json: not a fold of TN3K, with a list 'val' \(KeyError"):
-        READERS["tn3k"](tmp_path / "tn3k")
+        READERS.get("tn3k").load()(tmp_path / "tn3k")
     write_layout(tmp_path / "busbra", "busbra")
     rows = ("ID,Case,kFold", "bus_0001-l,1,3", "bus_0001-r,1,3")
     (tmp_path / "busbra" / "5-fold-cv.csv").write_text("\n".join(rows))
-    reader = READERS["busbra"](tmp_path / "busbra")
+    reader = READERS.get("busbra").load()(tmp_path / "busbra")
     assert [item.fold for item in reader.items] == ["3", "3"]
     assert bad_file_messages(reader) == ["bus_0002-s.png: has no row in 5-fold-cv.csv"]
 
