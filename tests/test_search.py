@@ -165,6 +165,17 @@ def test_a_signalled_worker_saves_its_trial_and_the_next_one_resumes_it(tmp_path
     assert (search.folder / "trial_0000" / "metrics.jsonl").read_text().count("validation") == 3
 
 
+def test_a_worker_that_is_signalled_between_trials_is_not_done(tmp_path, program):
+    search = read_sweep(sweep_of(tmp_path)).search
+    stopped = SearchWorker(search, 0)
+    stopped.stopped = True
+    with pytest.raises(SystemExit) as exit:
+        stopped.run()
+    assert exit.value.code == EXIT_STOPPED
+    assert not search.marker(0).exists()
+    assert trials_of(search) == []
+
+
 def test_a_trial_that_keeps_crashing_fails_and_is_not_repeated(tmp_path, program):
     search = read_sweep(sweep_of(tmp_path, study={"trials": 1})).search
     search.folder.mkdir(parents=True)

@@ -66,9 +66,9 @@ class SearchWorker:
                 trial, lock = claimed
                 with lock:
                     self._run_trial(trial)
-                if self.stopped:
-                    logger.info("search: stopped by a signal; trial %d will be resumed", trial.number)
-                    sys.exit(EXIT_STOPPED)
+            if self.stopped:
+                logger.info("search: stopped by a signal; the next worker resumes what is unfinished")
+                sys.exit(EXIT_STOPPED)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -82,7 +82,12 @@ class SearchWorker:
         self.stopped = True
 
     def _next_trial(self) -> tuple[Trial, Any] | None:
-        """Return a trial whose worker was killed, or else a new one, and its lock; None if the study is complete."""
+        """Return a trial whose worker was killed, or else a new one, and its lock.
+
+        None if the study has all of its trials, or if this worker was signalled.
+        """
+        if self.stopped:
+            return None
         with _locked(self.search.folder / ".study"):
             trials = self.study.get_trials(deepcopy=False, states=COUNTED)
             for frozen in trials:
@@ -91,7 +96,7 @@ class SearchWorker:
             limit = self.search.config.study.trials
             if self.search.config.study.sampler == "grid":
                 limit = min(limit, grid_size(self.search))
-            if self.stopped or len(trials) >= limit:
+            if len(trials) >= limit:
                 return None
             self.study.sampler = sampler(self.search, len(trials))
             trial = self.study.ask({key: distribution(each) for key, each in self.search.space.items()})
@@ -149,12 +154,13 @@ class SearchWorker:
         while True:
             ended = self.process.poll() is not None
             scores = validation_scores(folder / "metrics.jsonl", self.search.config.study.metric)
-            for step, score in enumerate(scores[reported:], reported + 1):
+            new = list(enumerate(scores[reported:], reported + 1))
+            for step, score in new:
                 trial.report(score, step)
-            reported = max(reported, len(scores))
+            reported += len(new)
             if ended:
                 return False
-            if reported and trial.should_prune():
+            if new and trial.should_prune():
                 self.process.send_signal(signal.SIGINT)
                 return True
             with suppress(TimeoutExpired):
