@@ -1,4 +1,4 @@
-"""End a process together with its launcher, so that it does not train on as an orphan."""
+"""The launcher of this process: what its command line says, and an end together with it instead of as an orphan."""
 
 import ctypes
 import os
@@ -18,11 +18,28 @@ def stop_with_launcher() -> None:
     if sys.platform != "linux":
         return
     parent = os.getppid()
-    try:
-        words = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:  # it has ended, or belongs to another user
-        return
-    if LAUNCHERS & {Path(word).name for word in words[:4]}:  # python -u -m MODULE
+    if launcher_words():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it ended before the call
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def launcher_words() -> list[str]:
+    """Return the command line of `accelerate launch` or torchrun, if it is the parent of this process (Linux only)."""
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:  # it has ended, or belongs to another user
+        return []
+    return words if LAUNCHERS & {Path(word).name for word in words[:4]} else []  # python -u -m MODULE
+
+
+def launcher_option(name: str) -> str | None:
+    """Return the value of an option of `accelerate launch`, such as `gradient_clipping`; None if it was not given."""
+    if value := os.environ.get(f"ACCELERATE_{name.upper()}"):
+        return value
+    words = launcher_words()
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if option == f"--{name}":
+            return value if equals else following
+    return None

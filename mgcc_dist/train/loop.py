@@ -33,6 +33,7 @@ from mgcc_dist.train import checkpoints
 from mgcc_dist.train.checkpoints import TrainState
 from mgcc_dist.train.config import OPTIMIZERS, LoopConfig
 from mgcc_dist.train.ema import Ema
+from mgcc_dist.train.launch_settings import apply_launch_settings
 from mgcc_dist.train.metrics_logger import MetricsLogger
 from mgcc_dist.train.run_folder import check_inputs, hash_inputs
 from mgcc_dist.train.schedules import Progress, learning_rate_factor
@@ -95,7 +96,7 @@ def fit(
     total = total_steps(config, task.loader)
     torch.backends.cudnn.allow_tf32 = config.tf32
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-    _configure_deepspeed(task, config, accelerator)
+    apply_launch_settings(task.name, task.loader, config, accelerator)
 
     # --- module, optimizer, EMA, and their state
     template = meta_copy(task.module)
@@ -228,31 +229,6 @@ class _LossSums:
         if not self._sums:
             return [[] for _ in range(self._accelerator.num_processes)]
         return self._accelerator.gather(torch.stack(list(self._sums.values()))[None]).tolist()
-
-
-def _configure_deepspeed(task: Task, config: LoopConfig, accelerator: Accelerator) -> None:
-    """Set this task's batch size and clipping in DeepSpeed's settings, which live as long as the process.
-
-    Raises:
-        UserError: an optimizer whose state DeepSpeed can't keep on the CPU, which Accelerate would silently replace by
-            Adam.
-    """
-    if not zero_stage(accelerator):
-        return
-    settings = accelerator.state.deepspeed_plugin.deepspeed_config
-    offload = settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
-    if offload != "none" and not config.optimizer.offloads:
-        raise SharedError(
-            f"{task.name}: loop.optimizer is {config.optimizer.name}, but DeepSpeed can offload only Adam to the CPU. "
-            "Use adam or adamw, or a launch file without offload."
-        )
-    batch = task.loader.batch_labeled + task.loader.batch_unlabeled
-    settings.update(
-        train_micro_batch_size_per_gpu=batch,  # DeepSpeed needs it, because no loader is prepared
-        gradient_accumulation_steps=config.accumulation,
-        train_batch_size=batch * config.accumulation * accelerator.num_processes,
-        gradient_clipping=config.clip_norm,  # DeepSpeed clips by itself, at 1.0 by default
-    )
 
 
 def _accumulation(task: Task, config: LoopConfig, state: TrainState, folder: Path, accelerator: Accelerator) -> int:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 import ranks
 import torch
 import toy_ldm
+from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
@@ -19,7 +21,7 @@ from mgcc_dist.common.errors import UserError
 from mgcc_dist.ldm import LdmConfig
 from mgcc_dist.ldm import run as run_here
 from mgcc_dist.train.config import AdamWConfig, LoopConfig
-from mgcc_dist.train.loop import _configure_deepspeed
+from mgcc_dist.train.launch_settings import apply_launch_settings
 
 LAUNCH = ranks.REPOSITORY / "launch"
 
@@ -108,15 +110,75 @@ def test_zero_resumes_only_on_its_own_number_of_ranks(two_ranks):
     assert before == {path: path.read_bytes() for path in before}
 
 
+def launched(**settings):
+    """An accelerator as a DeepSpeed file with these settings gives."""
+    file = json.loads((LAUNCH / "deepspeed" / "zero3_offload.json").read_text()) | settings
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3, deepspeed_config=file))
+    return SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, state=state, num_processes=2)
+
+
+LOADER = SimpleNamespace(batch_labeled=4, batch_unlabeled=4)
+
+
 def test_sgd_with_offload_is_refused():
     """Accelerate would silently train with Adam instead."""
-    settings = json.loads((LAUNCH / "deepspeed" / "zero3_offload.json").read_text())
-    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3, deepspeed_config=settings))
-    accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, state=state, num_processes=2)
-    task = SimpleNamespace(name="segment", loader=SimpleNamespace(batch_labeled=4, batch_unlabeled=4))
+    accelerator = launched()
     with pytest.raises(
         UserError, match=r"loop\.optimizer is sgd, but .* adam or adamw, or a launch file without offload"
     ):
-        _configure_deepspeed(task, LoopConfig(steps=1), accelerator)
-    _configure_deepspeed(task, LoopConfig(steps=1, optimizer=AdamWConfig()), accelerator)
-    assert settings["train_batch_size"] == 16
+        apply_launch_settings("segment", LOADER, LoopConfig(steps=1), accelerator)
+    apply_launch_settings("segment", LOADER, LoopConfig(steps=1, optimizer=AdamWConfig()), accelerator)
+    assert accelerator.state.deepspeed_plugin.deepspeed_config["train_batch_size"] == 16
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"gradient_accumulation_steps": 4},
+            r"gradient_accumulation_steps 4, but denoiser\.loop\.accumulation is 2\. Set",
+        ),
+        (
+            {"gradient_clipping": 1.0},
+            r"gradient_clipping 1\.0, but denoiser\.loop\.clip_norm is 0\.5\. Set .* to 1, or",
+        ),
+        ({"train_micro_batch_size_per_gpu": 2}, r"train_micro_batch_size_per_gpu 2, but the batch size is 8"),
+        ({"train_batch_size": 8}, r"train_batch_size 8, but the global batch size is 32"),
+        ({"optimizer": {"type": "Adam"}}, r"section 'optimizer'\. Remove it, and set denoiser\.loop\.optimizer"),
+        ({"scheduler": {"type": "WarmupLR"}}, r"section 'scheduler'\. Remove it, and set denoiser\.loop\.schedule"),
+    ],
+)
+def test_deepspeed_file_that_asks_for_other_settings_than_the_config_is_refused(settings, message):
+    """They were replaced silently."""
+    config = LoopConfig(steps=1, optimizer=AdamWConfig(), accumulation=2, clip_norm=0.5)
+    with pytest.raises(UserError, match=f"^denoiser: the launch.*{message}"):
+        apply_launch_settings("denoiser", LOADER, config, launched(**settings))
+
+
+def test_deepspeed_file_that_agrees_with_the_config_is_taken_also_by_the_next_task():
+    accelerator = launched(gradient_accumulation_steps=2, gradient_clipping=0.5, train_batch_size="auto")
+    config = LoopConfig(steps=1, optimizer=AdamWConfig(), accumulation=2, clip_norm=0.5)
+    for task in ("autoencoder", "denoiser"):
+        apply_launch_settings(task, LOADER, config, accelerator)
+    with pytest.raises(UserError, match=r"gradient_clipping 0\.5, but denoiser\.loop\.clip_norm is 0\."):
+        apply_launch_settings("denoiser", LOADER, replace(config, clip_norm=0), accelerator)
+
+
+def test_accumulation_that_the_launcher_asks_for_is_taken_or_refused(monkeypatch):
+    """Accelerate took it instead of loop.accumulation, and the loop counted other steps than the optimizer."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    accelerator = Accelerator(cpu=True)
+    with pytest.raises(UserError, match=r"^segment: .*accumulation_steps 4, but loop\.accumulation is 1"):
+        apply_launch_settings("segment", LOADER, LoopConfig(steps=1), accelerator)
+    apply_launch_settings("segment", LOADER, LoopConfig(steps=1, accumulation=4), accelerator)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    apply_launch_settings("segment", LOADER, LoopConfig(steps=1, accumulation=2), accelerator)
+    assert accelerator.gradient_accumulation_steps == 2
+
+
+def test_option_on_the_launchers_command_line_is_refused_in_one_line(tmp_path):
+    """Without DeepSpeed `accelerate launch` drops it."""
+    launcher = ranks.accelerate("--num_processes", "1", "--gradient_accumulation_steps", "3")
+    done = run(launcher, tmp_path / "out")
+    assert "gradient_accumulation_steps 3, but autoencoder.loop.accumulation is 1. Set" in done.stderr
+    assert not (tmp_path / "out" / "autoencoder" / "last").exists()
