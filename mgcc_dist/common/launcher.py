@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 LAUNCHERS = {"accelerate", "accelerate.commands.launch", "torchrun", "torch.distributed.run"}
@@ -37,8 +38,7 @@ def launcher_option(name: str) -> str | None:
     """Return the value of an option of `accelerate launch`, such as `gradient_clipping`; None if it was not given."""
     if value := os.environ.get(f"ACCELERATE_{name.upper()}"):
         return value
-    words = launcher_words()
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*launcher_words(), ""]):
         option, equals, value = word.partition("=")
         if option == f"--{name}":
             return value if equals else following

@@ -75,6 +75,11 @@ class Predictor:
         self.fit: Fit = fit
         self.to(device or default_device())
 
+    def __repr__(self) -> str:
+        name = self.info.get("network", {}).get("name", type(self.network).__name__)
+        weights = f", weights={self.info['weights']!r}" if "weights" in self.info else ""
+        return f"Predictor({name}, image_size={self.image_size}, device={str(self.device)!r}{weights})"
+
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
@@ -184,4 +189,5 @@ def _read(image: ImageLike) -> np.ndarray:
         return grey_from_image(image)
     if isinstance(image, np.ndarray):
         return grey_from_array(image)
-    raise UserError(f"predict: expected a file, a PIL image or a numpy array, got {type(image).__name__}")
+    hint = ". Pass tensor.numpy() with pixels of uint8 or uint16" if isinstance(image, torch.Tensor) else ""
+    raise UserError(f"predict: expected a file, a PIL image or a numpy array, got {type(image).__name__}{hint}")

@@ -182,6 +182,13 @@ def test_missing_and_foreign_files_are_refused(run, tmp_path):
         mgcc.load(tmp_path / "other.safetensors")
 
 
+def test_repr_names_network_and_weights_and_tensors_are_refused(predictor):
+    assert repr(predictor).startswith(f"Predictor({predictor.info['network']['name']}, image_size=")
+    assert "model.safetensors'" in repr(predictor)
+    with pytest.raises(mgcc.UserError, match=r"got Tensor\. Pass tensor\.numpy\(\) with pixels of uint8 or uint16"):
+        predictor.predict(torch.zeros(16, 16))
+
+
 def test_to_moves_the_network_and_returns_the_predictor(predictor):
     assert predictor.to("cpu") is predictor
     assert predictor.device == torch.device("cpu")
