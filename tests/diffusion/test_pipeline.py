@@ -2,17 +2,20 @@
 
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DModel
-from tiny_ldm import DENOISER, SHAPE
+from tiny_ldm import DENOISER, LOOP, SHAPE
+from torch import nn
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of, write_json
 from mgcc_dist.diffusion import denoiser, pipeline
+from mgcc_dist.diffusion.config import DENOISERS, DenoiserConfig
+from mgcc_dist.diffusion.denoiser import predict_noise
 from mgcc_dist.diffusion.noise import RngStream, make_generators
 from mgcc_dist.diffusion.sampler import Sampler, initial_noise
 
@@ -115,3 +118,42 @@ def test_components_of_different_models_are_refused_by_name(pipeline_folder, vae
     vae.save_pretrained(vae_folder)
     with pytest.raises(UserError, match="is not the autoencoder on whose latents unet/ was trained"):
         pipeline.load(pipeline_folder)
+
+
+@dataclass(frozen=True)
+class LinearConfig(DenoiserConfig):
+    """One 1x1 convolution, as a plugin's denoiser."""
+
+    name: str = "linear"
+    bias: bool = True
+
+
+class Linear(nn.Module):
+    def __init__(self, config, shape, labels):
+        super().__init__()
+        self.conv = nn.Conv2d(shape[0], shape[0], 1, bias=config.bias)
+        self.labels = nn.Embedding(labels, shape[0])
+
+    def forward(self, latents, timestep, labels):
+        return self.conv(latents) + self.labels(labels)[..., None, None]
+
+
+def test_a_denoiser_of_a_plugin_is_saved_loaded_and_sampled(vae, tmp_path, monkeypatch):
+    monkeypatch.setattr(DENOISERS, "_components", dict(DENOISERS._components))
+    DENOISERS.register(LinearConfig, Linear)
+    config = LinearConfig(LOOP, classes=True, bias=False)
+    saved = denoiser.build(config, SHAPE, 2)
+    counts = {"benign": 2, "malignant": 1}
+    pipeline.save(vae, saved, config, counts, {}, tmp_path / "p")
+    model = pipeline.load(tmp_path / "p")
+    assert (model.classes, model.latent_shape) == (counts, SHAPE)
+    z, t, labels = torch.randn(2, *SHAPE), torch.tensor(5), torch.tensor([0, 2])
+    assert torch.equal(predict_noise(model.unet, z, t, labels), predict_noise(saved, z, t, labels))
+    images = Sampler(model, "ddim", 2, 3.0, False, False, torch.device("cpu")).generate(z, [0, 1])
+    assert images.shape == (2, 16, 16)
+
+    del DENOISERS._components["linear"]
+    with pytest.raises(
+        UserError, match=r"unet/config\.json: denoiser\.name: expected one of unet, got 'linear'\. .*--import"
+    ):
+        pipeline.load(tmp_path / "p")

@@ -23,7 +23,9 @@ from mgcc_dist.common.options import data_input, neutral
 from mgcc_dist.common.signals import StopSignal
 from mgcc_dist.data.splits import locate_split
 from mgcc_dist.train import run_folder, saved_run
+from mgcc_dist.train.config import OPTIMIZERS, AdamConfig, AdamWConfig, LoopConfig, OptimizerConfig, SGDConfig
 from mgcc_dist.train.ema import Ema
+from mgcc_dist.train.loop import _optimizer
 from mgcc_dist.train.metrics_logger import MetricsLogger, read_rows
 
 
@@ -43,6 +45,31 @@ def test_a_signal_is_recorded_and_handlers_are_restored(number):
         second_is_default = signal.getsignal(number) == signal.SIG_DFL
         assert second_is_default == (number != signal.SIGUSR2)  # a scheduler may repeat it while the run saves
     assert signal.getsignal(number) == before
+
+
+@dataclass(frozen=True)
+class RMSpropConfig(OptimizerConfig):
+    """RMSprop, as a plugin's optimizer."""
+
+    name: str = "rmsprop"
+    alpha: float = 0.9
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "keys"),
+    [
+        (SGDConfig(weight_decay=0.5, momentum=0.3), torch.optim.SGD, {"weight_decay": 0.5, "momentum": 0.3}),
+        (AdamConfig(weight_decay=0.5), torch.optim.Adam, {"weight_decay": 0.5, "decoupled_weight_decay": False}),
+        (AdamWConfig(), torch.optim.AdamW, {"weight_decay": 1e-4}),
+        (RMSpropConfig(alpha=0.8), torch.optim.RMSprop, {"weight_decay": 1e-4, "alpha": 0.8}),
+    ],
+)
+def test_an_optimizer_gets_the_keys_of_its_config(monkeypatch, config, kind, keys):
+    monkeypatch.setattr(OPTIMIZERS, "_components", dict(OPTIMIZERS._components))
+    OPTIMIZERS.register(RMSpropConfig, torch.optim.RMSprop)
+    optimizer = _optimizer(nn.Linear(2, 2), LoopConfig(steps=1, learning_rate=0.7, optimizer=config), fused=False)
+    assert type(optimizer) is kind
+    assert keys | {"lr": 0.7} == {key: optimizer.defaults[key] for key in (*keys, "lr")}
 
 
 def test_ema_follows_its_formula_and_restores_the_weights():
