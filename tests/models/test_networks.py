@@ -94,12 +94,13 @@ def test_the_released_input_range_leaves_a_third_of_the_deviation_after_the_firs
 
 @pytest.mark.parametrize("config", [UNetConfig, CMUNetConfig, MGCCConfig, CCTConfig])
 def test_every_encoder_decoder_takes_the_released_input_range(config):
-    unit = build_network(config(widths=TINY)).eval()
-    released = build_network(config(widths=TINY, input_range="released")).eval()
+    unit = build_network(config(widths=(16, 4))).encoder
+    released = build_network(config(widths=(16, 4), input_range="released")).encoder
     released.load_state_dict(unit.state_dict())
     images = torch.rand(1, 1, 16, 16) * 2 - 1
-    torch.testing.assert_close(released(images), unit(((images + 1) / 2 - 0.449) / 0.226 / 255), rtol=0, atol=1e-5)
-    assert not torch.allclose(released(images), unit(images), atol=1e-4)
+    found = released(images)[0]
+    torch.testing.assert_close(found, unit(((images + 1) / 2 - 0.449) / 0.226 / 255)[0], rtol=0, atol=1e-3)
+    assert not torch.allclose(found, unit(images)[0], atol=0.1)
 
 
 def test_image_size_that_is_not_a_multiple_is_a_clear_error():
