@@ -92,10 +92,10 @@ def test_scores_at_the_training_size_equal_those_of_a_training_run(run, phantom_
         assert row["hd95"] == ("" if score["hd95"] is None else str(score["hd95"]))
 
 
-def test_size_is_refused_for_a_run_that_did_not_stretch_images(phantom_shards, tmp_path):
+def test_size_is_refused_for_runs_that_see_images_in_other_ways(run, phantom_shards, tmp_path):
     cropped = save_run(tmp_path / "cropped", fit="crop")
-    with pytest.raises(UserError, match=r"--size: stretches images, and .*cropped was trained with data\.fit crop"):
-        evaluate(cropped, phantom_shards.folder, tmp_path / "out", "--size", str(SIZE))
+    with pytest.raises(UserError, match=r"--size: the runs were trained with data\.fit crop and stretch\. Leave out"):
+        evaluate([run, cropped], phantom_shards.folder, tmp_path / "out", "--size", str(SIZE))
 
 
 def test_the_same_command_has_nothing_to_do_and_another_is_refused(run, phantom_shards, tmp_path, dark, no_pictures):
@@ -197,6 +197,20 @@ def test_several_shard_folders_are_told_apart_and_devices_are_subsets(run, tmp_p
         main(["--runs", str(run), "--shards", *both, "--out", str(tmp_path / "c"), "--split", "busi_grouped_1"])
     with pytest.raises(UserError, match=r"^--shards: two folders are called 'clinic a'"):
         main(["--runs", str(run), "--shards", both[0], both[0], "--out", str(tmp_path / "c")])
+
+
+@pytest.mark.parametrize("lesions", [True, False])
+def test_images_with_only_or_no_lesions_have_a_page(run, tmp_path, dark, lesions):
+    mask = np.zeros((20, 30), np.uint8)
+    mask[5:12, 5:15] = 255 * lesions
+    meta = {"dataset": "toy", "class": "x", "original_size": [30, 20]}
+    samples = [Sample(f"image {number}", np.full((20, 30), 20 * number, np.uint8), mask, meta) for number in range(3)]
+    write_index(tmp_path, "toy", [write_shard(tmp_path / "0.tar", samples)])
+    summary = evaluate(run, tmp_path, tmp_path / "out", "--corruptions", "--postprocess", "fill,largest")
+    assert (summary["overall"]["lesion"]["dice"] is not None) == lesions
+    assert (summary["overall"]["specificity"] is None) == lesions
+    page = (tmp_path / "out" / "page.html").read_text()
+    assert ("Specificity at strength" in page) != lesions
 
 
 def test_images_without_mask_and_wrong_subsets_are_errors(run, tmp_path, dark, no_pictures):

@@ -47,11 +47,6 @@ def open_inputs(config: EvaluateConfig, accelerator: Accelerator) -> Inputs:
     predictors = [
         load(run, config.weights, accelerator.device, config.precision, config.kernels) for run in config.runs
     ]
-    for run, predictor in zip(config.runs, predictors, strict=True):
-        if config.size and predictor.fit != "stretch":
-            raise UserError(
-                f"--size: stretches images, and {run} was trained with data.fit {predictor.fit}. Leave out --size."
-            )
     folders = [ShardFolder.open(folder, verify=accelerator.is_local_main_process) for folder in config.shards]
     split, keys = _read_subset(config)
     postprocess = _read_postprocess(config.postprocess)

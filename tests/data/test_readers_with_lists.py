@@ -132,7 +132,8 @@ def test_images_masks_classes_and_keys_are_read(synthetic):
             assert (sample.key, sample.image.shape) == (item.key, (20, 30))
             assert set(np.unique(sample.mask)) == {0, 255}
             assert abs(int((sample.mask > 0).sum()) - 100) <= 8  # TN3K's masks are JPEG
-            assert sample.meta == {"dataset": name, "class": item.category, "original_size": [30, 20]}
+            expected = {"dataset": name, "class": item.category, "original_size": [30, 20]}
+            assert sample.meta == expected | ({"device": "GE Logiq 7"} if name == "busbra" else {})
 
 
 def test_groups_are_patients_or_else_near_duplicates(synthetic, monkeypatch):
@@ -298,6 +299,13 @@ def test_busbra_image_without_patient_is_a_bad_file(tmp_path):
     assert bad_file_messages(READERS.get("busbra").load()(tmp_path)) == [
         "bus_0001-l.png: has no 'Case' in bus_data.csv"
     ]
+
+
+def test_busbra_names_the_scanner_where_the_list_does(tmp_path):
+    layout = write_layout(tmp_path, "busbra")
+    write_list(tmp_path, layout, (layout.rows[0].replace("GE Logiq 7", ""), *layout.rows[1:]))
+    reader = READERS.get("busbra").load()(tmp_path)
+    assert [reader[index].meta.get("device") for index in range(3)] == [None, "GE Logiq 7", "GE Logiq 7"]
 
 
 def test_arguments_depend_on_the_list_but_not_on_the_location(synthetic):

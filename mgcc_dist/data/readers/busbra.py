@@ -22,9 +22,9 @@ MASK_STEM = re.compile(r"mask_(?P<name>.+)")
 def busbra(root: Path) -> ImageFileReader:
     """BUS-BRA: `Images/bus_ID.png`, `Masks/mask_ID.png`, `bus_data.csv`; grouped by patient.
 
-    The list's columns are ID (`bus_ID`), Case (the patient) and Pathology (the class). `5-fold-cv.csv`, if it is there,
-    has the published folds (ID, kFold), for `split --published-folds`. Images without a row are bad
-    files; rows without an image are only noted, so that a subset of the dataset can be converted.
+    The list's columns are ID (`bus_ID`), Case (the patient), Pathology (the class) and Device (the scanner).
+    `5-fold-cv.csv`, if it is there, has the published folds (ID, kFold), for `split --published-folds`. Images without
+    a row are bad files; rows without an image are only noted, so that a subset of the dataset can be converted.
 
     Raises:
         UserError: the root, a folder or the list does not exist or is empty.
@@ -36,7 +36,7 @@ def busbra(root: Path) -> ImageFileReader:
     masks = index_by_name(
         find_images(require_subfolder(root, "Masks", LAYOUT)), MASK_STEM, "mask_0001-l.png", bad_files
     )
-    table = read_list(require_list(root, "bus_data", LAYOUT), ("ID", "Case", "Pathology"))
+    table = read_list(require_list(root, "bus_data", LAYOUT), ("ID", "Case", "Pathology", "Device"))
     lists = [table.path]
     folds = None
     if (root / FOLDS).is_file():
@@ -48,7 +48,8 @@ def busbra(root: Path) -> ImageFileReader:
             category = table.category(item.image, item.key, "Pathology", BENIGN_OR_MALIGNANT)
             patient = f"patient-{table.value(item.image, item.key, 'Case')}"
             fold = folds.value(item.image, item.key, "kFold") if folds else None
-            items.append(replace(item, category=category, patient=patient, fold=fold))
+            device = table.rows[item.key]["Device"] or None
+            items.append(replace(item, category=category, patient=patient, fold=fold, device=device))
         except BadFile as bad:
             bad_files.append(bad)
     notes = table.note_missing_images([image.stem for image in images.values()])

@@ -53,6 +53,7 @@ class ImageItem:
     masks: tuple[Path, ...] = ()
     patient: str | None = None  # the split group, if the dataset identifies patients
     fold: str | None = None  # of the folds that the dataset's authors published, or splits.TEST
+    device: str | None = None  # the scanner, if the dataset names it
 
 
 class ImageFileReader:
@@ -132,6 +133,8 @@ class ImageFileReader:
         meta = {"dataset": self.dataset, "class": item.category, "original_size": [width, height]}
         if item.fold is not None:
             meta["fold"] = item.fold
+        if item.device is not None:
+            meta["device"] = item.device
         return Sample(item.key, image, self.mask(item, width, height), meta)
 
     def mask(self, item: ImageItem, width: int, height: int) -> np.ndarray | None:
