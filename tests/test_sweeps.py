@@ -81,9 +81,9 @@ def test_a_table_has_the_paper_s_rows_and_settings(number):
         assert (config.loop.epochs, config.loop.learning_rate, config.data.image_size) == (300, 0.01, 256)
 
 
-def test_the_tables_cover_every_method_except_the_one_that_is_not_in_the_paper():
+def test_the_tables_cover_every_method_except_those_that_are_not_in_the_paper():
     methods = {run.config.method.name for name in SWEEPS for run in read_sweep(name).runs}
-    assert methods == set(METHODS.names()) - {"cutmix_teacher"}
+    assert methods == set(METHODS.names()) - {"cutmix_teacher", "fixmatch", "unimatch", "bcp"}
 
 
 def test_the_small_table_has_the_paper_s_rows_with_smaller_networks():

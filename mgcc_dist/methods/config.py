@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from mgcc_dist.common.components import Registry
-from mgcc_dist.common.value_types import NonNegativeInt, PositiveFloat, UnitInterval
+from mgcc_dist.common.value_types import NonNegativeFloat, NonNegativeInt, PositiveFloat, UnitInterval
 from mgcc_dist.models.config import NetworkConfig, SwinUNetConfig
 from mgcc_dist.train.schedules import Ramp
 
@@ -19,6 +19,9 @@ class MethodConfig:
 
     needs_auxiliary_outputs: ClassVar[bool | None] = None
     """whether its network must have auxiliary outputs (True) or must have none (False); None: either"""
+
+    needs_encoder_features: ClassVar[bool] = False
+    """whether its network must let it change the features between encoder and decoder"""
 
     @property
     def fixed_length(self) -> str:
@@ -44,6 +47,11 @@ class MethodConfig:
             raise ValueError(
                 f"network.name: method {self.name} needs a network {needed} auxiliary outputs, and {network.name} has "
                 f"{network.auxiliary_outputs or 'none'}. `mgcc list networks` lists them."
+            )
+        if self.needs_encoder_features and not network.has_encoder_features:
+            raise ValueError(
+                f"network.name: method {self.name} needs a network with separate encoder and decoder, such as unet, "
+                f"and {network.name} has none. `mgcc list networks` lists them."
             )
 
 
@@ -161,6 +169,75 @@ class CutMixTeacherConfig(SemiSupervisedConfig):
     needs_auxiliary_outputs = True
 
 
+@dataclass(frozen=True)
+class WeakToStrongConfig(MethodConfig):
+    """Keys of methods that learn the confident pseudo-masks of a weak view on strong views."""
+
+    confidence: UnitInterval = 0.95
+    """pixels of the weak view train the strong one if their probability of lesion or of background is at least this
+    (FixMatch, UniMatch: 0.95)"""
+    cutmix: UnitInterval = 0.5
+    """share of the strong views into which a box of another unlabeled image is pasted (UniMatch: 0.5)"""
+    pseudo_loss: Literal["bce", "dice"] = "bce"
+    """loss on confident pixels. bce: the sum of their cross-entropy, divided by the number of all pixels (FixMatch,
+    UniMatch); dice: Dice of lesion and background over the batch (UniMatch's code for medical images)"""
+    unlabeled_weight: NonNegativeFloat = 1.0
+    """weight of the loss on unlabeled images, without a ramp (FixMatch, UniMatch: 1)"""
+    needs_auxiliary_outputs = False
+
+
+@dataclass(frozen=True)
+class FixMatchConfig(WeakToStrongConfig):
+    """FixMatch (Sohn et al. 2020) for segmentation, as in UniMatch's code (Yang et al. 2023).
+
+    The original has a softmax over classes. Here one sigmoid channel p stands for the two classes (p, 1 - p), which has
+    the same cross-entropy; the confidence is the larger of the two. Labeled images have the loss of all methods,
+    0.5 BCE + Dice. The original halves the total loss; here it is not halved. CutMix boxes and their pseudo-masks come
+    from the previous image of the same batch, not from a second batch predicted in evaluation mode.
+    """
+
+    name: Literal["fixmatch"] = "fixmatch"
+
+
+@dataclass(frozen=True)
+class UniMatchConfig(WeakToStrongConfig):
+    """UniMatch (Yang et al. 2023), the first version: FixMatch with two strong views and perturbed features.
+
+    Adapted to one sigmoid channel as FixMatch is. Channels are dropped on all levels of the encoder's features, as in
+    the original's U-Net.
+    """
+
+    name: Literal["unimatch"] = "unimatch"
+    feature_dropout: UnitInterval = 0.5
+    """share of the channels set to zero in the feature stream (UniMatch: 0.5)"""
+    needs_encoder_features = True
+
+
+@dataclass(frozen=True)
+class BidirectionalCopyPasteConfig(MethodConfig):
+    """Bidirectional copy-paste, BCP (Bai et al. 2023).
+
+    The original has a softmax over classes. Here one sigmoid channel p stands for the two classes (p, 1 - p), which has
+    the same cross-entropy and Dice. The original gives half of a batch to each direction; here every image is in both,
+    and the teacher predicts all unlabeled images at once. Its two stages are one run with one schedule: the second
+    continues from the last weights of the first, not from its best. Components touch along edges, not only corners.
+    """
+
+    name: Literal["bcp"] = "bcp"
+    teacher_decay: UnitInterval = 0.99
+    """EMA decay of the teacher's weights (BCP: 0.99)"""
+    unlabeled_weight: NonNegativeFloat = 0.5
+    """weight of the loss on pixels of unlabeled images (BCP: 0.5, without a ramp)"""
+    pretraining: UnitInterval = 0.25
+    """share of the run, at its start, that trains on labeled images pasted into each other (BCP: 10,000 of 40,000
+    steps); 0 with `init` from a trained network"""
+    needs_auxiliary_outputs = False
+
+    @property
+    def fixed_length(self) -> str:
+        return "method.pretraining depends on the length of the run" if self.pretraining else ""
+
+
 METHODS = Registry("method", MethodConfig, default="mgcc")
 METHODS.register(SupervisedConfig, "mgcc_dist.methods.supervised:Supervised")
 METHODS.register(MeanTeacherConfig, "mgcc_dist.methods.mean_teacher:MeanTeacher")
@@ -171,3 +248,6 @@ METHODS.register(CrossTeachingConfig, "mgcc_dist.methods.ctbct:CrossTeaching")
 METHODS.register(CrossConsistencyTrainingConfig, "mgcc_dist.methods.cct:CrossConsistencyTraining")
 METHODS.register(MultiLevelCrossConsistencyConfig, "mgcc_dist.methods.mgcc:MultiLevelCrossConsistency")
 METHODS.register(CutMixTeacherConfig, "mgcc_dist.methods.cutmix_teacher:CutMixTeacher")
+METHODS.register(FixMatchConfig, "mgcc_dist.methods.fixmatch:FixMatch")
+METHODS.register(UniMatchConfig, "mgcc_dist.methods.unimatch:UniMatch")
+METHODS.register(BidirectionalCopyPasteConfig, "mgcc_dist.methods.bcp:BidirectionalCopyPaste")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from mgcc_dist.methods.boxes import box_masks, cut_mix
 from mgcc_dist.methods.config import CutMixTeacherConfig
 from mgcc_dist.methods.losses import probability_mse, supervised_loss
 from mgcc_dist.methods.method import Method, weighted_losses
@@ -44,9 +45,7 @@ class CutMixTeacher(Method):
         with torch.no_grad():
             predicted = self.teacher.eval()(unlabeled).float().sigmoid()
             confident_fraction = (torch.maximum(predicted, 1 - predicted) > CONFIDENCE_THRESHOLD).float().mean()
-        box = random_boxes(unlabeled)
-        mixed = torch.where(box, unlabeled.roll(1, 0), unlabeled)
-        target = torch.where(box, predicted.roll(1, 0), predicted)
+        mixed, target = cut_mix(random_boxes(unlabeled), unlabeled, predicted)
 
         main, auxiliary = self.network(torch.cat((batch.images[:n], mixed)))
         decoders = (main, *auxiliary)
@@ -70,11 +69,6 @@ class CutMixTeacher(Method):
 
 def random_boxes(images: Tensor) -> Tensor:
     """Draw one box per image of random shape and location, half the image's area: bool [B,1,H,W] for [B,C,H,W]."""
-    count, _, height, width = images.shape
-    exponent, top, left = torch.rand(3, count, 1, 1, device=images.device)
-    box_height, box_width = 0.5**exponent, 0.5 ** (1 - exponent)  # relative to the image; their product is 1/2
-    rows = (torch.arange(height, device=images.device)[:, None] + 0.5) / height
-    columns = (torch.arange(width, device=images.device)[None, :] + 0.5) / width
-    inside_rows = (rows >= top * (1 - box_height)) & (rows < top * (1 - box_height) + box_height)
-    inside_columns = (columns >= left * (1 - box_width)) & (columns < left * (1 - box_width) + box_width)
-    return (inside_rows & inside_columns)[:, None]
+    exponent, top, left = torch.rand(3, len(images), 1, 1, device=images.device)
+    height, width = 0.5**exponent, 0.5 ** (1 - exponent)  # relative to the image; their product is 1/2
+    return box_masks(images, height, width, top, left)

@@ -22,6 +22,21 @@ def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     return (1 - overlap / (probabilities.sum(1) + masks.sum(1) + smooth)).mean()
 
 
+def two_class_dice_loss(logits: Tensor, masks: Tensor, region: Tensor) -> Tensor:
+    """Compute 1 - soft Dice over the batch's pixels in `region`, averaged over lesion and background: a scalar.
+
+    Dice = (2 sum(p y) + s) / (sum(p^2) + sum(y^2) + s), with s = 1e-5. All arguments are [B,1,H,W]; `masks` and
+    `region` are of 0 and 1. The Dice of SSL4MIS, UniMatch and BCP, with (p, 1 - p) for their softmax of two classes.
+    """
+    smooth = 1e-5
+    p = logits.float().sigmoid()
+    losses = []
+    for score, target in ((p, masks), (1 - p, 1 - masks)):
+        overlap, squares = (region * score * target).sum(), (region * (score.square() + target.square())).sum()
+        losses.append(1 - (2 * overlap + smooth) / (squares + smooth))
+    return torch.stack(losses).mean()
+
+
 def consistency_loss(main: Tensor, auxiliary: list[Tensor], detach_target: bool) -> Tensor:
     """Average the mean squared difference of probabilities over the K auxiliary decoders (Eq. 11): a scalar.
 

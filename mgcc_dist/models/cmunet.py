@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mgcc_dist.models.blocks import ConvMixer
-from mgcc_dist.models.network import Network
+from mgcc_dist.models.network import EncoderDecoder
 from mgcc_dist.models.unet import PAPER_WIDTHS, Decoder, Encoder
 
 
-class CMUNet(Network):
+class CMUNet(EncoderDecoder):
     """U-Net with ConvMixer layers on the bottleneck and a gate on each skip.
 
     Images [B,in_channels or 1,H,W] -> logits [B,1,H,W].
@@ -30,6 +30,9 @@ class CMUNet(Network):
         self.mixer = ConvMixer(widths[-1], kernel_size, mixer_layers)
         self.decoder = Decoder(widths, gated=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        *skips, bottleneck = self.encoder(x)
+    def encode(self, x: Tensor) -> list[Tensor]:
+        return self.encoder(x)
+
+    def decode(self, features: list[Tensor]) -> Tensor:
+        *skips, bottleneck = features
         return self.decoder([*skips, self.mixer(bottleneck)])

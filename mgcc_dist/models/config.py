@@ -19,6 +19,8 @@ class NetworkConfig:
     in_channels: int = 3
     """input channels; grey images are repeated to fill them (paper: 3)"""
 
+    has_encoder_features: ClassVar[bool] = False
+    """whether it is an `EncoderDecoder`, so that methods can change the features between the two"""
     has_batch_norm: ClassVar[bool] = True
     """whether it normalizes over the batch down to the deepest level, which needs more than one value there"""
 
@@ -64,6 +66,7 @@ class UNetConfig(EncoderDecoderConfig):
     """U-Net (Ronneberger et al. 2015)."""
 
     name: Literal["unet"] = "unet"
+    has_encoder_features = True
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class CMUNetConfig(EncoderDecoderConfig):
     """ConvMixer layers on the bottleneck (paper: 7)"""
     kernel_size: int = 7
     """kernel size of the ConvMixer's depthwise convolutions, in pixels, odd (paper: 7)"""
+    has_encoder_features = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,6 +1,8 @@
 """What a segmentation network is, and how one is built from its config."""
 
-from torch import nn
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
 
 from mgcc_dist.common.components import component_keys
 from mgcc_dist.models.config import NETWORKS, NetworkConfig
@@ -16,6 +18,21 @@ class Network(nn.Module):
     def inference_module(self) -> nn.Module:
         """Return the part that is needed at inference, which shares its modules with this one; by default all."""
         return self
+
+
+class EncoderDecoder(Network, ABC):
+    """A network whose forward is `decode(encode(x))`; its config has `has_encoder_features`."""
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Return the features [B,C,H,W] of every level, shallow to deep."""
+
+    @abstractmethod
+    def decode(self, features: list[Tensor]) -> Tensor:
+        """Return the logits [B,1,H,W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
 
 
 def build_network(config: NetworkConfig) -> Network:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.models.blocks import MSAG, DoubleConv, UpConv
-from mgcc_dist.models.network import Network
+from mgcc_dist.models.network import EncoderDecoder
 
 PAPER_WIDTHS = (64, 128, 256, 512, 1024)
 
@@ -59,7 +59,7 @@ class Decoder(nn.Module):
         return self.head(x)
 
 
-class UNet(Network):
+class UNet(EncoderDecoder):
     """Encoder and decoder with plain skips: images [B,in_channels or 1,H,W] -> logits [B,1,H,W]."""
 
     def __init__(self, in_channels: int = 3, widths: Sequence[int] = PAPER_WIDTHS) -> None:
@@ -67,5 +67,8 @@ class UNet(Network):
         self.encoder = Encoder(in_channels, widths)
         self.decoder = Decoder(widths, gated=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.decoder(self.encoder(x))
+    def encode(self, x: Tensor) -> list[Tensor]:
+        return self.encoder(x)
+
+    def decode(self, features: list[Tensor]) -> Tensor:
+        return self.decoder(features)

@@ -30,7 +30,7 @@ NETWORKS = {
 }
 PAIRS = [
     *(("supervised", network) for network in NETWORKS),
-    *((method, "unet") for method in ("mean_teacher", "uamt", "dct", "cps", "ctbct")),
+    *((method, "unet") for method in ("mean_teacher", "uamt", "dct", "cps", "ctbct", "fixmatch", "unimatch", "bcp")),
     *(("cps", "swin_unet"), ("cct", "cct"), ("mgcc", "mgcc"), ("cutmix_teacher", "mgcc"), ("cutmix_teacher", "cct")),
 ]
 PROGRESS = Progress(step=30_000, total_steps=40_000, epoch=1.0, seed=0)
@@ -40,7 +40,7 @@ def batch_of(labeled, unlabeled, side=16):
     generator = torch.Generator().manual_seed(labeled + 10 * unlabeled)
     images = torch.rand(labeled + unlabeled, 1, side, side, generator=generator) * 2 - 1
     masks = (torch.nn.functional.avg_pool2d(images[:labeled], 5, 1, 2) > 0.1).float()
-    return SimpleNamespace(images=images, masks=masks, labeled=labeled)
+    return SimpleNamespace(images=images, masks=masks, labeled=labeled, weak_images=images)
 
 
 def configured(method, **options):
@@ -72,7 +72,7 @@ def test_networks_that_teach_each_other_start_from_different_weights():
 
 
 @pytest.mark.parametrize(
-    ("method", "network"), [("mean_teacher", "unet"), ("uamt", "unet"), ("cutmix_teacher", "mgcc")]
+    ("method", "network"), [("mean_teacher", "unet"), ("uamt", "unet"), ("bcp", "unet"), ("cutmix_teacher", "mgcc")]
 )
 def test_teacher_follows_the_student_is_not_trained_and_does_not_predict(method, network):
     module, batch = made(method, network, teacher_decay=0.5), batch_of(2, 2)
@@ -175,6 +175,21 @@ def test_supervised_training_ignores_unlabeled_images():
     assert torch.equal(*losses)
 
 
+@pytest.mark.parametrize("method", ["fixmatch", "unimatch"])
+def test_pixels_that_are_not_confident_have_no_loss(method):
+    losses = made(method, "unet", confidence=1.0)(batch_of(2, 3), PROGRESS)
+    assert losses["confident"].item() == losses["consistency"].item() == 0.0
+
+
+def test_bcp_learns_from_labeled_images_only_while_it_pretrains():
+    module, batch = made("bcp", "unet", pretraining=0.25), batch_of(2, 3)
+    batch.images[2:] = float("nan")
+    for step, finite in ((9_999, True), (10_000, False)):
+        assert module(batch, Progress(step, 40_000, 0.0, 0))["loss"].isfinite() == finite
+    assert configured("bcp").fixed_length
+    assert not configured("bcp", pretraining=0.0).fixed_length
+
+
 def test_mgcc_normalises_labeled_and_unlabeled_images_together():
     module = made("mgcc", "mgcc")
     seen = []
@@ -213,6 +228,7 @@ def test_same_seed_gives_the_same_step(method, network):
         ("cutmix_teacher", "swin_unet", "needs a network with auxiliary outputs, and swin_unet has none"),
         ("ctbct", "mgcc", "needs a network without auxiliary outputs, and mgcc has 3"),
         ("uamt", "cct", "needs a network without auxiliary outputs, and cct has 3"),
+        ("unimatch", "swin_unet", "needs a network with separate encoder and decoder, such as unet, and swin_unet"),
     ],
 )
 def test_method_refuses_a_network_it_cannot_train(method, network, needed):

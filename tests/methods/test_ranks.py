@@ -13,10 +13,14 @@ from mgcc_dist.data.splits import make_split, write_split
 
 PAIRS = [
     *("supervised:unet", "mean_teacher:unet", "uamt:unet", "dct:unet", "cps:unet", "ctbct:unet"),
+    *("fixmatch:unet", "unimatch:unet", "bcp:unet"),
     *("cct:cct", "mgcc:mgcc", "cutmix_teacher:mgcc"),
 ]
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
-UNDER_ZERO_3 = ["mean_teacher:unet", "uamt:unet", "cutmix_teacher:mgcc", "dct:unet", "cps:unet", "mgcc:mgcc"]
+UNDER_ZERO_3 = [
+    *("mean_teacher:unet", "uamt:unet", "bcp:unet", "cutmix_teacher:mgcc"),
+    *("unimatch:unet", "dct:unet", "cps:unet", "mgcc:mgcc"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +91,7 @@ def test_zero_3_trains_to_the_weights_of_ddp_and_refuses_methods_with_a_teacher(
     expected, (losses, _) = under_ddp
     found, refused = train(data, tmp_path, UNDER_ZERO_3, **environment)
     teachers = [pair for pair in UNDER_ZERO_3 if pair not in found]
-    assert teachers == ["mean_teacher:unet", "uamt:unet", "cutmix_teacher:mgcc"]
+    assert teachers == ["mean_teacher:unet", "uamt:unet", "bcp:unet", "cutmix_teacher:mgcc"]
     for pair, line in zip(teachers, refused, strict=True):
         assert line.startswith(f"{pair} refused: method.name: {pair.split(':')[0]} averages the weights of a teacher")
         assert "ZeRO-2" in line

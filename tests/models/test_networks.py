@@ -14,7 +14,7 @@ from mgcc_dist.methods.method import build
 from mgcc_dist.models import mgcc as mgcc_module
 from mgcc_dist.models.config import NETWORKS, CCTConfig, CMUNetConfig, MGCCConfig, SwinUNetConfig, UNetConfig
 from mgcc_dist.models.mgcc import MGCC
-from mgcc_dist.models.network import build_network
+from mgcc_dist.models.network import EncoderDecoder, build_network
 from mgcc_dist.models.unet import UNet
 from mgcc_dist.train.checkpoints import save_weights
 
@@ -256,6 +256,7 @@ def test_capabilities_are_those_of_the_network(name):
     output = network(torch.rand(2, 1, 2 * config.size_divisor, config.size_divisor))
     assert (len(output[1]) if isinstance(output, tuple) else 0) == config.auxiliary_outputs
     assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules()) == config.has_batch_norm
+    assert isinstance(network, EncoderDecoder) == config.has_encoder_features
     with pytest.raises(UserError, match="does not fit the network"):
         network(torch.rand(2, 1, config.size_divisor, config.size_divisor + 1))
 
