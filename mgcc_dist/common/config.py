@@ -187,6 +187,9 @@ def settings_of(config_class: type, layers: Sequence[Layer]) -> Settings:
         for key, value in keys.items():
             if key in options:
                 given[key] = Setting(value, layer.source)
+                other = options[key].alternative
+                if other in given and other not in keys and value not in (None, "none", "null"):
+                    del given[other]
             elif not _is_dropped(key, value, index, options, sections, layer.source):
                 _refuse(key, value, options, sections, layer.source)
     return Settings(options, given, sections)

@@ -18,6 +18,7 @@ from mgcc_dist.common.value_types import describe, describe_one
 _ARGUMENT = "argument"
 _NEUTRAL = "neutral"
 _INPUT = "data_input"
+_ALTERNATIVE = "alternative"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Option:
     """one line of help"""
     argument: Mapping[str, Any]
     """keywords of `argument`"""
+    alternative: str = ""
+    """key that is null while this one has a value; "" if there is none"""
 
     @property
     def section(self) -> str:
@@ -104,6 +107,11 @@ def data_input(default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={_INPUT: True})
 
 
+def alternative_to(other: str) -> Any:
+    """A dataclass field that is null by default. A value for it replaces one that an earlier layer gives to `other`."""
+    return dataclasses.field(default=None, metadata={_ALTERNATIVE: other})
+
+
 def is_neutral(field: "dataclasses.Field[Any]") -> bool:
     return bool(field.metadata.get(_NEUTRAL))
 
@@ -123,6 +131,7 @@ class ConfigField:
     default: Any
     text: str
     argument: Mapping[str, Any]
+    alternative: str
 
     @property
     def is_section(self) -> bool:
@@ -141,6 +150,7 @@ def fields_of(config_class: type) -> tuple[ConfigField, ...]:
             field.default,
             texts.get(field.name, ""),
             field.metadata.get(_ARGUMENT, {}),
+            field.metadata.get(_ALTERNATIVE, ""),
         )
         for field in dataclasses.fields(config_class)
     )
@@ -194,7 +204,9 @@ def _chosen(field: ConfigField, prefix: str, chosen: Mapping[str, type] | None) 
 
 
 def _option(field: ConfigField, prefix: str) -> Option:
-    return Option(prefix + field.name, field.kind, field.plain_kind, field.default, field.text, field.argument)
+    key = prefix + field.name
+    alternative = prefix + field.alternative if field.alternative else ""
+    return Option(key, field.kind, field.plain_kind, field.default, field.text, field.argument, alternative)
 
 
 def _field_texts(config_class: type) -> dict[str, str]:

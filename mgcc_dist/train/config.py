@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from mgcc_dist.common.components import Registry
-from mgcc_dist.common.options import neutral
+from mgcc_dist.common.options import alternative_to, neutral
 from mgcc_dist.common.value_types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 
 
@@ -54,11 +54,11 @@ OPTIMIZERS.register(AdamWConfig, "torch.optim:AdamW")
 
 @dataclass(frozen=True)
 class LoopConfig:
-    epochs: PositiveFloat | None = None
-    """length in epochs of the labeled images (of all images if none are labeled); needs `steps` null (paper: 300
-    for segmentation, 1000 for autoencoder and denoiser)"""
-    steps: PositiveInt | None = None
-    """length in optimizer steps; needs `epochs` null"""
+    epochs: PositiveFloat | None = alternative_to("steps")
+    """length in epochs of the labeled images (of all images if none are labeled); replaces `steps` of a preset (paper:
+    300 for segmentation, 1000 for autoencoder and denoiser)"""
+    steps: PositiveInt | None = alternative_to("epochs")
+    """length in optimizer steps; replaces `epochs` of a preset"""
     optimizer: OptimizerConfig = field(default_factory=SGDConfig)
     """optimizer"""
     learning_rate: PositiveFloat = 0.01
@@ -100,6 +100,5 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
-                f"loop.epochs and loop.steps: expected one number and one null, got {self.epochs} and {self.steps}. "
-                "Set the one that you do not use to null."
+                f"loop.epochs and loop.steps: expected a value for one of them, got {self.epochs} and {self.steps}"
             )

@@ -34,6 +34,19 @@ def parse(program, *argv):
     return command_line.parse(config_class, argv, CONFIGS / program, default)
 
 
+def test_steps_replace_the_epochs_of_an_earlier_layer_and_epochs_the_steps(tmp_path):
+    loop = parse("segment", "--loop.steps", "5").loop
+    assert (loop.epochs, loop.steps) == (None, 5)
+    (tmp_path / "steps.yaml").write_text("loop: {steps: 7}")
+    loop = parse(
+        "segment", "--preset", "mgcc_demo", "--config", str(tmp_path / "steps.yaml"), "--loop.epochs", "2"
+    ).loop
+    assert (loop.epochs, loop.steps) == (2, None)
+    stages = parse("ldm", "--autoencoder.loop.epochs", "3")
+    assert (stages.autoencoder.loop.epochs, stages.autoencoder.loop.steps) == (3, None)
+    assert stages.denoiser.loop.steps
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -42,7 +55,8 @@ def parse(program, *argv):
         ("--loop.learning_rate -1", "loop.learning_rate"),
         ("--loop.ema_decay 1.5", "loop.ema_decay"),
         ("--loop.schedule linear", "loop.schedule"),
-        ("--loop.steps 5", "loop.epochs and loop.steps"),
+        ("--loop.steps 5 --loop.epochs 5", "loop.epochs and loop.steps"),
+        ("--loop.epochs none", "loop.epochs and loop.steps"),
         ("--network.taps [6,3]", "network.taps"),
         ("--network.kernel_size 4", "network.kernel_size"),
         ("--data.image_size 0", "data.image_size"),
