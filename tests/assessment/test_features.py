@@ -84,7 +84,7 @@ def test_files_and_networks_without_features_are_refused(tmp_path, phantom_shard
     with pytest.raises(UserError, match="does not hold a segmentation network"):
         features.load(str(tmp_path / "other.safetensors"), tmp_path, 16)
     (tmp_path / "text.pt").write_text("no network")
-    with pytest.raises(UserError, match=r"text\.pt is not a \.safetensors or TorchScript file"):
+    with pytest.raises(UserError, match=r"text\.pt: is not a \.safetensors or TorchScript file"):
         features.load(str(tmp_path / "text.pt"), tmp_path, 16)
     torch.save({"a": torch.zeros(1)}, tmp_path / "pickled.pt")
     with pytest.raises(UserError, match=r"is not a \.safetensors or TorchScript file"):

@@ -207,5 +207,5 @@ def test_broken_encoder_is_refused_before_training(images, tmp_path, result, mes
         torch.jit.script(Encoder(result)).save(file)
     else:
         file.write_bytes(b"no network")
-    with pytest.raises(UserError, match=rf"quality\.encoder: {file} {message}"):
+    with pytest.raises(UserError, match=rf"quality\.encoder: {file}:? {message}"):
         quality.check_config(QualityConfig(encoder=str(file)), images, 10)

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from mgcc_dist.common.command_line import parse
-from mgcc_dist.common.config import CONFIGS, load, save
+from mgcc_dist.common.config import CONFIGS, as_plain, load, save
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.migration import current
 from mgcc_dist.inference.loading import load_predictor, run_info
@@ -74,7 +74,7 @@ def test_saved_configs_hold_the_schema_version(tmp_path):
     save(config, tmp_path / "config.yaml")
     saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert saved["schema_version"] == 2
-    assert saved["network"] == {"name": "unet", "in_channels": 1, "widths": [2, 4]}
+    assert saved["network"] == as_plain(UNetConfig(in_channels=1, widths=(2, 4)))
     assert load(SegmentConfig, tmp_path / "config.yaml") == config
     with pytest.raises(UserError, match=r"there: schema_version is 3, and this version reads 2\. Update mgcc-dist"):
         current(saved | {"schema_version": 3}, "there")
