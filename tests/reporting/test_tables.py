@@ -104,7 +104,7 @@ def test_a_run_that_another_version_named_is_matched_by_its_identity(tmp_path):
     path = make_sweep(tmp_path)
     run = read_sweep(path).runs[0]
     finish(run, [scores("a", 0.5)], run.folder.with_name("seed_1-0123abcd"))
-    finish(run, [scores("a", 0.9)], run.folder.with_name("seed_1-89abcdef"), loop__momentum=0.5)
+    finish(run, [scores("a", 0.9)], run.folder.with_name("seed_1-89abcdef"), loop__learning_rate=0.5)
     assert score(table_of(path), "U-Net").values == (50,)
 
 

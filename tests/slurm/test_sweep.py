@@ -46,7 +46,7 @@ def test_a_changed_config_is_a_new_run_and_the_old_folder_is_listed(slurm_up, ph
 FAILING = {
     "U-Net": SUPERVISED,
     "Broken": SUPERVISED | {"loop": {"learning_rate": 1e30}},  # diverges: not worth another attempt
-    "Poison": SUPERVISED | {"loop": {"momentum": 0.5}},  # crashes until the second submission
+    "Poison": SUPERVISED | {"loop": {"optimizer": {"momentum": 0.5}}},  # crashes until the second submission
 }
 
 
