@@ -227,7 +227,7 @@ def trained(data, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("method", ["mean_teacher", "uamt", "cps", "supervised"])
+@pytest.mark.parametrize("method", ["mean_teacher", "uamt", "bcp", "cps", "supervised"])
 def test_run_starts_from_the_weights_of_another_run(data, trained, tmp_path, method):
     """With a teacher too: one that starts from random weights would undo them."""
     preset = "unet_demo" if method == "supervised" else "mgcc_demo"
