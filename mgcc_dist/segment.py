@@ -91,7 +91,8 @@ PROGRAM = Program(
         config_files=True,
         common=(
             *("out", "init", "data.shards", "data.split", "data.labels", "data.synthetic"),
-            *("data.image_size", "data.batch_labeled", "data.batch_unlabeled", "data.workers"),
+            *("data.image_size", "data.fit", "data.augment"),
+            *("data.batch_labeled", "data.batch_unlabeled", "data.workers"),
             *("loop.epochs", "loop.steps", "loop.learning_rate", "loop.precision", "loop.seed"),
             *("network", "method", "kernels"),
         ),

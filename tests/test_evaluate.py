@@ -92,10 +92,10 @@ def test_scores_at_the_training_size_equal_those_of_a_training_run(run, phantom_
         assert row["hd95"] == ("" if score["hd95"] is None else str(score["hd95"]))
 
 
-def test_size_is_refused_for_runs_that_see_images_in_other_ways(run, phantom_shards, tmp_path):
+def test_size_is_refused_for_a_run_that_did_not_stretch_images(phantom_shards, tmp_path):
     cropped = save_run(tmp_path / "cropped", fit="crop")
-    with pytest.raises(UserError, match=r"--size: the runs were trained with data\.fit crop and stretch\. Leave out"):
-        evaluate([run, cropped], phantom_shards.folder, tmp_path / "out", "--size", str(SIZE))
+    with pytest.raises(UserError, match=r"--size: stretches images, and .*cropped was trained with data\.fit crop"):
+        evaluate(cropped, phantom_shards.folder, tmp_path / "out", "--size", str(SIZE))
 
 
 def test_the_same_command_has_nothing_to_do_and_another_is_refused(run, phantom_shards, tmp_path, dark, no_pictures):

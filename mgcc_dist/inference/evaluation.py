@@ -14,7 +14,6 @@ from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.datasets import ResizedDataset, SampleDataset, subset_by_keys
-from mgcc_dist.data.geometry import Fit
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.workers import load_in_order
@@ -52,9 +51,7 @@ class Scores:
     """rows under each corruption, without surface distances"""
 
 
-def open_records(
-    folders: Sequence[ShardFolder], keys: Sequence[str] | None, size: int | None, fit: Fit
-) -> SampleDataset:
+def open_records(folders: Sequence[ShardFolder], keys: Sequence[str] | None, size: int | None) -> SampleDataset:
     """Return the records to evaluate: `keys` of the only folder, or all of all folders; as squares of `size`, if given.
 
     Raises:
@@ -78,7 +75,7 @@ def open_records(
                 f"{unmasked[0]!r}. Choose a --split and --subset of labeled images."
             )
     data: SampleDataset = ConcatDataset(chosen)
-    return ResizedDataset(data, size, fit=fit) if size else data
+    return ResizedDataset(data, size) if size else data
 
 
 class Evaluation:

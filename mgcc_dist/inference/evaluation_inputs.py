@@ -10,14 +10,13 @@ from accelerate import Accelerator
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_versioned, sha256_of
 from mgcc_dist.data.datasets import SampleDataset
-from mgcc_dist.data.geometry import Fit
 from mgcc_dist.data.records import INDEX, ShardFolder
 from mgcc_dist.data.splits import SUBSETS, Split, locate_split, read_split
 from mgcc_dist.evaluation.config import EvaluateConfig
 from mgcc_dist.evaluation.postprocess import Postprocess, parse
 from mgcc_dist.inference.ensemble import Ensemble
 from mgcc_dist.inference.evaluation import open_records
-from mgcc_dist.inference.predictor import Predictor, load
+from mgcc_dist.inference.predictor import load
 
 FORMAT = "mgcc-dist evaluation"
 VERSION = 1
@@ -47,6 +46,11 @@ def open_inputs(config: EvaluateConfig, accelerator: Accelerator) -> Inputs:
     predictors = [
         load(run, config.weights, accelerator.device, config.precision, config.kernels) for run in config.runs
     ]
+    for run, predictor in zip(config.runs, predictors, strict=True):
+        if config.size and predictor.fit != "stretch":
+            raise UserError(
+                f"--size: stretches images, and {run} was trained with data.fit {predictor.fit}. Leave out --size."
+            )
     folders = [ShardFolder.open(folder, verify=accelerator.is_local_main_process) for folder in config.shards]
     split, keys = _read_subset(config)
     postprocess = _read_postprocess(config.postprocess)
@@ -65,20 +69,12 @@ def open_inputs(config: EvaluateConfig, accelerator: Accelerator) -> Inputs:
     }
     return Inputs(
         Ensemble(predictors, "flips" in config.tta, "scales" in config.tta),
-        open_records(folders, keys, config.size, _fit(config, predictors)),
+        open_records(folders, keys, config.size),
         postprocess,
         request,
         runs,
         _notes(config, runs, [folder.dataset for folder in folders], split),
     )
-
-
-def _fit(config: EvaluateConfig, predictors: Sequence[Predictor]) -> Fit:
-    """Return how images become squares under `size`: as in training."""
-    fits = sorted({predictor.fit for predictor in predictors})
-    if config.size and len(fits) > 1:
-        raise UserError(f"--size: the runs were trained with data.fit {' and '.join(fits)}. Leave out --size.")
-    return fits[0]
 
 
 def _read_subset(config: EvaluateConfig) -> tuple[Split | None, Sequence[str] | None]:

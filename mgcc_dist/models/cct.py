@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mgcc_dist.models.blocks import dropout, feature_dropout, feature_noise, perturbed
+from mgcc_dist.models.config import InputRange
 from mgcc_dist.models.network import Network
 from mgcc_dist.models.unet import PAPER_WIDTHS, Decoder, Encoder
 
@@ -40,10 +41,11 @@ class CCT(Network):
         in_channels: int = 3,
         widths: Sequence[int] = PAPER_WIDTHS,
         perturb: Literal["all_levels", "bottleneck"] = "all_levels",
+        input_range: InputRange = "unit",
     ) -> None:
         super().__init__()
         self.perturb_skips = perturb == "all_levels"
-        self.encoder = Encoder(in_channels, widths)
+        self.encoder = Encoder(in_channels, widths, input_range)
         self.main = Decoder(widths, gated=False)
         self.auxiliary = nn.ModuleList(Decoder(widths, gated=False) for _ in PERTURBATIONS)
 

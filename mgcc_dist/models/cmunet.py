@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mgcc_dist.models.blocks import ConvMixer
+from mgcc_dist.models.config import InputRange
 from mgcc_dist.models.network import EncoderDecoder
 from mgcc_dist.models.unet import PAPER_WIDTHS, Decoder, Encoder
 
@@ -24,9 +25,10 @@ class CMUNet(EncoderDecoder):
         widths: Sequence[int] = PAPER_WIDTHS,
         mixer_layers: int = 7,
         kernel_size: int = 7,
+        input_range: InputRange = "unit",
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(in_channels, widths)
+        self.encoder = Encoder(in_channels, widths, input_range)
         self.mixer = ConvMixer(widths[-1], kernel_size, mixer_layers)
         self.decoder = Decoder(widths, gated=True)
 

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from mgcc_dist.common.components import Registry
 
+InputRange = Literal["unit", "released"]
 SWIN_PATCH = 4
 """side of the patches that a Swin-UNet embeds, in pixels"""
 
@@ -50,6 +51,9 @@ class EncoderDecoderConfig(NetworkConfig):
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
     """channels per level, shallow to deep (paper: 64, 128, 256, 512, 1024)"""
+    input_range: InputRange = "unit"
+    """values that the first convolution sees. unit: [-1,1]; released: [-0.008,0.01], as in MGCC's released code, which
+    divides normalized images by 255 again"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,6 +16,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mgcc_dist.models.blocks import ConvMixer, dropout, feature_dropout, feature_noise, perturbed
+from mgcc_dist.models.config import InputRange
 from mgcc_dist.models.network import Network
 from mgcc_dist.models.unet import PAPER_WIDTHS, Decoder, Encoder
 
@@ -54,11 +55,12 @@ class MGCC(Network):
         kernel_size: int = 7,
         gates: Sequence[bool] = (True, True, True, True),
         perturb: Literal["all_levels", "bottleneck"] = "all_levels",
+        input_range: InputRange = "unit",
     ) -> None:
         super().__init__()
         self.depths = (0, *taps[:-1])
         self.perturb_skips = perturb == "all_levels"
-        self.encoder = Encoder(in_channels, widths)
+        self.encoder = Encoder(in_channels, widths, input_range)
         self.mixer = ConvMixer(widths[-1], kernel_size, taps[-1])
         self.main = Decoder(widths, gates[-1])
         self.auxiliary = nn.ModuleList(Decoder(widths, gated) for gated in gates[:-1])

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.models.blocks import MSAG, DoubleConv, UpConv
+from mgcc_dist.models.config import InputRange
 from mgcc_dist.models.network import EncoderDecoder
 
 PAPER_WIDTHS = (64, 128, 256, 512, 1024)
@@ -17,12 +18,14 @@ PAPER_WIDTHS = (64, 128, 256, 512, 1024)
 class Encoder(nn.Module):
     """Images [B,in_channels or 1,H,W] -> features [B,widths[i],H/2^i,W/2^i] of every level, shallow to deep.
 
-    One-channel images are repeated to `in_channels`. H and W must be multiples of 2^(levels - 1).
+    One-channel images are repeated to `in_channels`. H and W must be multiples of 2^(levels - 1). Images are in [-1,1];
+    `input_range` is what the first convolution sees.
     """
 
-    def __init__(self, in_channels: int, widths: Sequence[int]) -> None:
+    def __init__(self, in_channels: int, widths: Sequence[int], input_range: InputRange = "unit") -> None:
         super().__init__()
         self.in_channels = in_channels
+        self.input_range = input_range
         self.blocks = nn.ModuleList(DoubleConv(before, width) for before, width in pairwise((in_channels, *widths)))
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -32,6 +35,8 @@ class Encoder(nn.Module):
             raise UserError(
                 f"image_size: {width}x{height} does not fit the network. It must be a multiple of {multiple}."
             )
+        if self.input_range == "released":
+            x = released_range(x)
         if x.shape[1] == 1:
             x = x.expand(-1, self.in_channels, -1, -1)
         features = []
@@ -39,6 +44,15 @@ class Encoder(nn.Module):
             x = block(F.max_pool2d(x, 2) if level else x)
             features.append(x)
         return features
+
+
+def released_range(images: Tensor) -> Tensor:
+    """Convert images from [-1,1] to the released code's range: ImageNet's mean and deviation, then divided by 255.
+
+    All channels have the mean of ImageNet's three.
+    """
+    mean, deviation = 0.449, 0.226
+    return ((images + 1) / 2 - mean) / (255 * deviation)
 
 
 class Decoder(nn.Module):
@@ -62,9 +76,11 @@ class Decoder(nn.Module):
 class UNet(EncoderDecoder):
     """Encoder and decoder with plain skips: images [B,in_channels or 1,H,W] -> logits [B,1,H,W]."""
 
-    def __init__(self, in_channels: int = 3, widths: Sequence[int] = PAPER_WIDTHS) -> None:
+    def __init__(
+        self, in_channels: int = 3, widths: Sequence[int] = PAPER_WIDTHS, input_range: InputRange = "unit"
+    ) -> None:
         super().__init__()
-        self.encoder = Encoder(in_channels, widths)
+        self.encoder = Encoder(in_channels, widths, input_range)
         self.decoder = Decoder(widths, gated=False)
 
     def encode(self, x: Tensor) -> list[Tensor]:

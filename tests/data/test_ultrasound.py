@@ -90,6 +90,15 @@ def test_a_strong_view_changes_the_look_and_not_the_place(phantoms):
         assert correlation > 0.6
 
 
+@pytest.mark.parametrize("name", ["speckle", "shadow", "blur", "time_gain", "gain", "gamma", "jpeg"])
+def test_each_effect_is_applied_to_some_images_and_not_to_others(phantoms, monkeypatch, name):
+    for other in {"speckle", "shadow", "blur", "time_gain", "gain", "gamma", "jpeg"} - {name}:
+        monkeypatch.setattr(ultrasound.effects, other, lambda images, *words, **more: images)
+    images = phantoms.repeat(4, 1, 1, 1)
+    changed = ((seeded(0, strong_view, images) - images).abs() > 1e-4).flatten(1).any(dim=1)
+    assert 3 <= changed.sum() <= 25
+
+
 def test_views_are_a_function_of_the_seed_and_differ_between_calls(phantoms):
     first = seeded(5, strong_view, phantoms)
     second = strong_view(phantoms)

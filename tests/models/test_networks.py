@@ -2,12 +2,14 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.data.phantom import draw
 from mgcc_dist.inference.loading import header, load_predictor
 from mgcc_dist.methods.config import SupervisedConfig
 from mgcc_dist.methods.method import build
@@ -73,6 +75,32 @@ def test_logits_have_the_images_size(network, channels):
 def test_grey_images_are_repeated_to_the_network_s_channels():
     network, grey = UNet(widths=TINY).eval(), torch.rand(1, 1, 16, 16)
     torch.testing.assert_close(network(grey), network(grey.repeat(1, 3, 1, 1)))
+
+
+def test_the_released_input_range_leaves_a_third_of_the_deviation_after_the_first_batch_norm():
+    """Its values are so small that the epsilon of BatchNorm counts: 0.36 on BUSI with the released code."""
+    pixels = np.stack([draw(seed=0, index=i, size=64).image for i in range(4)])
+    images = torch.from_numpy(pixels)[:, None].float() / 127.5 - 1
+    deviations = []
+    for input_range in ("unit", "released"):
+        torch.manual_seed(0)
+        network = UNet(widths=(64, 128), input_range=input_range)
+        first = next(module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+        first.register_forward_hook(lambda module, inputs, output: deviations.append(output.std().item()))
+        network(images)
+    assert deviations[0] == pytest.approx(1, abs=0.02)
+    assert 0.25 < deviations[1] < 0.5
+
+
+@pytest.mark.parametrize("config", [UNetConfig, CMUNetConfig, MGCCConfig, CCTConfig])
+def test_every_encoder_decoder_takes_the_released_input_range(config):
+    unit = build_network(config(widths=(16, 4))).encoder
+    released = build_network(config(widths=(16, 4), input_range="released")).encoder
+    released.load_state_dict(unit.state_dict())
+    images = torch.rand(1, 1, 16, 16) * 2 - 1
+    found = released(images)[0]
+    torch.testing.assert_close(found, unit(((images + 1) / 2 - 0.449) / 0.226 / 255)[0], rtol=0, atol=1e-3)
+    assert not torch.allclose(found, unit(images)[0], atol=0.1)
 
 
 def test_image_size_that_is_not_a_multiple_is_a_clear_error():
@@ -208,12 +236,13 @@ def test_state_dict_keys_match_saved_files():
 
 
 def test_config_sets_every_argument_of_the_network():
-    config = MGCCConfig("mgcc", 1, (2, 4), (1, 3), 5, (False, False, True), "bottleneck")
+    config = MGCCConfig("mgcc", 1, (2, 4), "released", (1, 3), 5, (False, False, True), "bottleneck")
     network = build_network(config)
     assert network.encoder.blocks[0].conv1.weight.shape == (2, 1, 3, 3)
     assert network.mixer[0].depthwise.kernel_size == (5, 5)
     assert (len(network.mixer), len(network.auxiliary)) == (3, 2)
     assert not network.perturb_skips
+    assert network.encoder.input_range == "released"
 
 
 @pytest.mark.parametrize(
