@@ -86,18 +86,25 @@ def drop_records(folder: Path, keys: Collection[str]) -> None:
     """Rewrite the shard folder without the records `keys`, which index.json then lists as `dropped`.
 
     If the process is killed, either the old or the new folder remains, or neither (between the two renames): then
-    sampling creates it again.
+    `restore_dropped` brings the old one back.
     """
     shards = ShardFolder.open(folder)
-    old = folder.with_name(f".{folder.name}.old")
+    old = _set_aside(folder)
     shutil.rmtree(old, ignore_errors=True)
     dropped = sorted({*shards.index.get("dropped", []), *keys})
     request = shards.index["request"]
     scratch = _write_subset(shards, lambda key: key not in keys, folder, request=request, dropped=dropped)
-    shutil.copy(folder / REQUEST, scratch)
+    for path in (folder / REQUEST, *folder.glob("index-*.json")):
+        shutil.copy(path, scratch)
     folder.rename(old)
     scratch.rename(folder)
     shutil.rmtree(old)
+
+
+def restore_dropped(folder: Path) -> None:
+    """Bring back the shard folder that a killed `drop_records` had set aside, if it does not exist."""
+    if not folder.exists() and _set_aside(folder).is_dir():
+        _set_aside(folder).rename(folder)
 
 
 def provenance(shards: ShardFolder) -> dict[str, Any]:
@@ -110,6 +117,10 @@ def provenance(shards: ShardFolder) -> dict[str, Any]:
         "dropped": len(index.get("dropped", [])),
         "index_sha256": sha256_of(shards.folder / INDEX),
     }
+
+
+def _set_aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def _write_subset(shards: ShardFolder, keep: Callable[[str], bool], folder: Path, **extra: Any) -> Path:

@@ -19,6 +19,7 @@ from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.readers.phantoms import Phantoms
 from mgcc_dist.data.records import INDEX, ShardFolder
 from mgcc_dist.data.sample import RecordInfo
+from mgcc_dist.data.selection import restore_dropped
 from mgcc_dist.data.splits import Split, locate_split, make_split, read_split, write_split
 from mgcc_dist.diffusion import autoencoder, denoiser, latents, pipeline, sampling
 from mgcc_dist.diffusion.autoencoder import AutoencoderTask
@@ -162,6 +163,9 @@ def save_pipeline(config: DenoiserConfig, encoded: LatentData, out: Path, accele
 def generate_samples(config: SamplingConfig, out: Path, accelerator: Accelerator) -> None:
     """Generate the synthetic images in `samples/`, of a named set in NAME/samples/."""
     folder = out / config.name / "samples"
+    if accelerator.is_main_process:
+        restore_dropped(folder)
+    accelerator.wait_for_everyone()
     if sampling.is_finished(config, out / "pipeline", folder, accelerator):
         logger.info("samples: %s already exists", folder / "index.json")
         return

@@ -19,7 +19,7 @@ from mgcc_dist.data.duplicates import groups, thumbnail
 from mgcc_dist.data.images import read_grey, resize_image
 from mgcc_dist.data.records import ShardFolder, write_index, write_shard
 from mgcc_dist.data.sample import Sample
-from mgcc_dist.data.selection import drop_records
+from mgcc_dist.data.selection import drop_records, restore_dropped
 from mgcc_dist.data.splits import Split
 from mgcc_dist.diffusion.config import DataConfig
 from mgcc_dist.diffusion.images import ImageData
@@ -240,6 +240,33 @@ def test_dropping_keeps_the_other_records_unchanged_and_leaves_no_empty_shard(tm
     drop_records(folder, {"k0"})
     assert ShardFolder.open(folder).index["dropped"] == ["k0", "k2", "k4"]
     assert [path.name for path in tmp_path.iterdir()] == ["samples"]
+
+
+def test_a_kill_between_the_renames_of_dropping_loses_no_sample(tmp_path, monkeypatch):
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    for name in ("request.json", "index-1.json"):
+        (folder / name).write_text("{}")
+    picture = [Sample(f"k{i}", np.full((4, 4), i, np.uint8), None, {"seed": i}) for i in range(2)]
+    write_index(folder, "synthetic", [write_shard(folder / "0.tar", picture)], request={})
+    rename = Path.rename
+
+    def killed(path, target):
+        if path.name.endswith(".selecting"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        drop_records(folder, {"k1"})
+    monkeypatch.undo()
+    assert not folder.exists()
+    restore_dropped(folder)
+    assert ShardFolder.open(folder).keys() == ["k0", "k1"]
+    drop_records(folder, {"k1"})
+    restore_dropped(folder)
+    assert ShardFolder.open(folder).keys() == ["k0"]
+    assert (folder / "index-1.json").is_file()
 
 
 @pytest.mark.parametrize("name", ["exact", "mirrored", "upside down", "quarter turn"])
