@@ -16,6 +16,7 @@ READERS = [
     "openpyxl>=3.1",  # lists of images in Excel workbooks
 ]
 AUGMENT = ["kornia>=0.9"]  # data.augment: ultrasound
+SEARCH = ["optuna>=4.2"]  # `search:` in a sweep
 
 setup(
     name="mgcc-dist",
@@ -71,12 +72,13 @@ setup(
         "slurm": ["submitit>=1.5"],
         "deepspeed": ["deepspeed>=0.18", "transformers>=4.50"],  # accelerate reads transformers' version
         "readers": READERS,
-        "search": ["optuna>=4.2"],
+        "search": SEARCH,
         "augment": AUGMENT,
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": [
             *READERS,
             *AUGMENT,
+            *SEARCH,
             "hypothesis>=6.100",
             "mypy>=1.15",
             "packaging>=24",
