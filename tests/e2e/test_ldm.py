@@ -124,7 +124,7 @@ def test_results_state_the_sizes_of_train_and_val(finished):
 @pytest.mark.multiprocess
 def test_too_few_samples_are_refused_only_if_quality_is_evaluated(finished, toy):
     out, _ = finished
-    words = ["--config", str(toy), "--out", str(out), "--sampling.count", "2"]
+    words = ["--config", str(toy), "--out", str(out), "--sampling.count", "2", "--sampling.name", "few"]
     run_here([*words, "--until", "denoiser"])
     with pytest.raises(UserError, match=r"quality\.neighbours: .* 12 validation and 2 synthetic images"):
         run_here(words)
