@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out
-# Test processes; some tests start two ranks each.
-TEST_PROCESSES ?= 2
+# Test processes, two per core: those with the Slurm tests mostly wait.
+TEST_PROCESSES ?= 4
 BUSI ?= $(or $(MGCC_DATA),../shared/data)/Dataset_BUSI_with_GT
 
 BIN := $(VENV)/bin

@@ -305,7 +305,10 @@ def test_an_existing_run_of_the_same_identity_keeps_its_folder(tmp_path):
             {"rows": {"a": {"loop": {"epochs": "many"}}}},
             r"rows\.a: loop\.epochs: expected a positive number or none, got",
         ),
-        ({"rows": {"a": {"loop": {"steps": 5}}}}, r"a on BUSI: loop\.epochs and loop\.steps: expected one number"),
+        (
+            {"rows": {"a": {"loop": {"steps": 5, "epochs": 5}}}},
+            r"a on BUSI: loop\.epochs and loop\.steps: expected a value",
+        ),
         ({"rows": {"a": {"loop": {"seed": 5}}}}, r"rows\.a: loop\.seed: is set by `seeds`"),
         (
             {"defaults": {"data": {"wrokers": 1}}},
