@@ -1,26 +1,24 @@
 """Bidirectional copy-paste, BCP (Bai et al. 2023), as implemented by its authors for 2D images."""
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mgcc_dist.evaluation.postprocess import Postprocess
 from mgcc_dist.methods.config import BidirectionalCopyPasteConfig
 from mgcc_dist.methods.losses import two_class_dice_loss
-from mgcc_dist.methods.method import Method, weighted_losses
-from mgcc_dist.methods.teacher import update_teacher
+from mgcc_dist.methods.method import weighted_losses
+from mgcc_dist.methods.teacher import StudentWithTeacher, update_teacher
 from mgcc_dist.models.config import NetworkConfig
-from mgcc_dist.models.network import build_network
 from mgcc_dist.train.schedules import Progress
 
 if TYPE_CHECKING:
     from mgcc_dist.data.loader import Batch
 
 
-class BidirectionalCopyPaste(Method):
+class BidirectionalCopyPaste(StudentWithTeacher):
     """A box of a labeled image is pasted into an unlabeled one and the other way round; the student learns both.
 
     Masks of unlabeled pixels are the largest component of the teacher's prediction. In the first part of the run the
@@ -28,10 +26,8 @@ class BidirectionalCopyPaste(Method):
     """
 
     def __init__(self, config: BidirectionalCopyPasteConfig, network: NetworkConfig) -> None:
-        super().__init__()
+        super().__init__(network)
         self.config = config
-        self.student = build_network(network)
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
 
     def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:
         n = batch.labeled
@@ -52,16 +48,9 @@ class BidirectionalCopyPaste(Method):
         consistency = region_loss(inward, pseudo, ~inside) + region_loss(outward, pseudo[target], inside)
         return weighted_losses(supervised, consistency, self.config.unlabeled_weight)
 
-    def initialize(self, state: dict[str, Tensor]) -> None:
-        super().initialize(state)
-        self.teacher.load_state_dict(self.student.state_dict())
-
     def after_step(self, progress: Progress) -> None:
         step = 0 if self._pretraining(progress) else progress.step  # an update at step 0 copies the student
         update_teacher(self.teacher, self.student, self.config.teacher_decay, step)
-
-    def predictor(self) -> nn.Module:
-        return self.student.inference_module()
 
     def _pretraining(self, progress: Progress) -> bool:
         return progress.step < self.config.pretraining * progress.total_steps

@@ -61,8 +61,8 @@ class SegmentConfig:
     plain module"""
     init: FileOrFolder | None = data_input(None)
     """start from the trained network of another run: its folder (best weights), its best/ or last/, or a
-    model.safetensors. Optimizer, schedule and what the file does not hold (auxiliary decoders, a second network) start
-    anew"""
+    model.safetensors. Optimizer and schedule start from the beginning; what the file does not hold (auxiliary decoders,
+    a second network) starts from random weights"""
     out: Folder = neutral("out/segment")
     """run folder"""
 

@@ -1,7 +1,29 @@
-"""Input noise and weight update of a mean teacher, shared by all methods that have one."""
+"""A student with a mean teacher, and the teacher's input noise and weight update, for the methods that have one."""
+
+import copy
 
 import torch
 from torch import Tensor, nn
+
+from mgcc_dist.methods.method import Method
+from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.models.network import build_network
+
+
+class StudentWithTeacher(Method):
+    """A method whose teacher starts as a copy of the complete student. The student predicts."""
+
+    def __init__(self, network: NetworkConfig) -> None:
+        super().__init__()
+        self.student = build_network(network)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+
+    def initialize(self, state: dict[str, Tensor]) -> None:
+        super().initialize(state)
+        self.teacher.load_state_dict(self.student.state_dict())
+
+    def predictor(self) -> nn.Module:
+        return self.student.inference_module()
 
 
 def add_noise(images: Tensor) -> Tensor:

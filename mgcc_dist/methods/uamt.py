@@ -1,18 +1,16 @@
 """Uncertainty-aware mean teacher, UA-MT (Yu et al. 2019), as implemented by SSL4MIS' 2D script."""
 
-import copy
 import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mgcc_dist.methods.config import UncertaintyAwareMeanTeacherConfig
 from mgcc_dist.methods.losses import supervised_loss
-from mgcc_dist.methods.method import Method, weighted_losses
-from mgcc_dist.methods.teacher import add_noise, update_teacher
+from mgcc_dist.methods.method import weighted_losses
+from mgcc_dist.methods.teacher import StudentWithTeacher, add_noise, update_teacher
 from mgcc_dist.models.config import NetworkConfig
-from mgcc_dist.models.network import build_network
 from mgcc_dist.train.schedules import Progress, consistency_weight, gaussian_ramp
 
 if TYPE_CHECKING:
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 TEACHER_PASSES = 8
 
 
-class UncertaintyAwareMeanTeacher(Method):
+class UncertaintyAwareMeanTeacher(StudentWithTeacher):
     """Mean teacher with the consistency loss only on pixels where the teacher's uncertainty is low.
 
     Uncertainty of a pixel: entropy of (p, 1 - p), with p the mean of eight noisy teacher passes. Pixels below
@@ -30,10 +28,8 @@ class UncertaintyAwareMeanTeacher(Method):
     """
 
     def __init__(self, config: UncertaintyAwareMeanTeacherConfig, network: NetworkConfig) -> None:
-        super().__init__()
+        super().__init__(network)
         self.config = config
-        self.student = build_network(network)
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
 
     def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:
         n = batch.labeled
@@ -51,12 +47,5 @@ class UncertaintyAwareMeanTeacher(Method):
         weight = consistency_weight(self.config.ramp, progress)
         return weighted_losses(supervised_loss(logits[:n], batch.masks), consistency, weight)
 
-    def initialize(self, state: dict[str, Tensor]) -> None:
-        super().initialize(state)
-        self.teacher.load_state_dict(self.student.state_dict())
-
     def after_step(self, progress: Progress) -> None:
         update_teacher(self.teacher, self.student, self.config.teacher_decay, progress.step)
-
-    def predictor(self) -> nn.Module:
-        return self.student.inference_module()
