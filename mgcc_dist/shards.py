@@ -228,7 +228,7 @@ def _write_split_file(config: SplitConfig, shards: "ShardFolder", path: Path, sp
 
     if path.exists():
         if read_split(path) != split:
-            raise UserError(f"{path}: already exists with a different split. Delete it or choose another --out.")
+            raise UserError(f"{path}: already exists with a different split. Choose another --out.")
         logger.info("shards: %s already exists", path)
         return
     subsets = {subset: getattr(split, subset) for subset in SUBSETS if subset != TEST or split.test}

@@ -104,7 +104,7 @@ def test_the_same_command_has_nothing_to_do_and_another_is_refused(run, phantom_
     before = bytes_in(out)
     evaluate(run, phantom_shards.folder, out, "--batch", "3")
     assert bytes_in(out) == before
-    with pytest.raises(UserError, match=r"out: holds an evaluation with other tta .*Choose another --out, or delete"):
+    with pytest.raises(UserError, match=r"out: holds an evaluation with other tta .*Choose another --out"):
         evaluate(run, phantom_shards.folder, out, "--tta", "flips")
     with pytest.raises(UserError, match=r"other weights and"):
         evaluate(save_run(tmp_path / "b", 1), phantom_shards.folder, out, "--size", "16")

@@ -96,7 +96,7 @@ def _read_samples(
 def _check_same(out: Path, found: Any, wanted: dict[str, Any]) -> None:
     """Raise UserError unless the folder was made with the arguments `wanted`."""
     found = found if isinstance(found, dict) else {}
-    remedy = "Delete it or choose another --out."
+    remedy = "Choose another --out."
     if "names_and_sizes_sha256" in found:
         raise UserError(f"{out}: made by version 0.1, which read and resized masks in another way. {remedy}")
     differences = [

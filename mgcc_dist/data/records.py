@@ -34,7 +34,7 @@ VERSION = 1
 INDEX = "index.json"
 REQUEST = "request.json"
 """next to INDEX where samples are generated: what was asked for"""
-REMEDY = "Delete the folder and create it again."
+REMEDY = "Move the folder elsewhere and create it again."
 
 Record = TypeVar("Record")
 

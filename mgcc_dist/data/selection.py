@@ -74,7 +74,7 @@ def apply_selection(selection: Path, samples: Path, out: Path) -> int:
             "If near-copies were dropped since, run `mgcc ldm curate` again."
         )
     if out.exists():
-        raise UserError(f"{out}: already exists. Delete it or choose another --out.")
+        raise UserError(f"{out}: already exists. Choose another --out.")
     kept = set(chosen.accepted)
     facts = {"sha256": sha256_of(selection), "accepted": len(kept), "of": len(shards)}
     scratch = _write_subset(shards, lambda key: key in kept, out, request=request, selection=facts)

@@ -43,8 +43,7 @@ def is_complete(folder: Path, request: dict[str, Any], content: str) -> bool:
     for key, value in request.items():
         if found.get(key) != value:
             raise UserError(
-                f"{folder}: holds {content} made with {key} {found.get(key)}, not {value}. "
-                "Delete the folder or choose another --out."
+                f"{folder}: holds {content} made with {key} {found.get(key)}, not {value}. Choose another --out."
             )
     return (folder / INDEX).is_file()
 

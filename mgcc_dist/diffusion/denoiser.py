@@ -76,7 +76,7 @@ def load(config: DenoiserConfig, latents: LatentData, folder: Path) -> nn.Module
     if trained_on != latents.autoencoder:
         raise UserError(
             f"{path}: was trained on latents of autoencoder {trained_on}, not of {latents.autoencoder}. "
-            f"Delete {folder.parent} to retrain it, or restore its autoencoder."
+            f"Move {folder.parent} elsewhere to retrain it, or restore its autoencoder."
         )
     return unet.eval()
 

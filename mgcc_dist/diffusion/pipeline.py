@@ -41,7 +41,7 @@ PIPELINE_FILES = (
 VAE_WEIGHTS = PIPELINE_FILES[1]
 DENOISER_CONFIG, DENOISER_WEIGHTS = PIPELINE_FILES[2:4]
 CLASSES_FILE = "classes.json"
-REBUILD = "Delete the folder and run `mgcc ldm` again to rebuild it."
+REBUILD = "Move the folder elsewhere and run `mgcc ldm` again to rebuild it."
 
 
 @dataclass(frozen=True)

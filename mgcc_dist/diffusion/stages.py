@@ -111,7 +111,7 @@ def train_autoencoder(config: AutoencoderConfig, data: DataConfig, images: Image
         torch.stack([mean, std, 1 / std]).T,
         "autoencoder",
         [f"latent channel {channel} of the training images" for channel in range(len(mean))],
-        "Delete the stage's folder and train it again with a lower learning rate.",
+        "Move the stage's folder elsewhere and train it again with a lower learning rate.",
     )
     autoencoder.normalize_latents(vae, mean, std)
     if accelerator.is_main_process:

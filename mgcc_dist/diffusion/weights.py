@@ -40,7 +40,9 @@ def load_weights(module: nn.Module, path: Path) -> dict[str, Any]:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
         weights = load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
-        raise UserError(f"{path}: is damaged ({error}). Restore it, or delete its folder to train it again.") from error
+        raise UserError(
+            f"{path}: is damaged ({error}). Restore it, or move its folder elsewhere to train it again."
+        ) from error
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     mismatched = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))

@@ -59,7 +59,7 @@ def _check_content(folder: Path, request: dict[str, Any]) -> None:
     if differing := [key for key in request if earlier.get(key) != request[key]]:
         raise UserError(
             f"--out {folder}: holds an evaluation with other {' and '.join(differing)} (see its {REQUEST}). "
-            "Choose another --out, or delete the folder."
+            "Choose another --out."
         )
 
 

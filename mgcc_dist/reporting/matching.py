@@ -59,5 +59,5 @@ def _check_config(sweep: Sweep, wanted: SweepRun, run: Run) -> None:
         key, actual, expected, more = describe_difference(differing)
         raise UserError(
             f"{run.folder}: {key} is {actual}, but {sweep.name} sets {expected}{more}. "
-            "Delete or move the folder and rerun that row, or correct the sweep file."
+            "Move the folder elsewhere and rerun that row, or correct the sweep file."
         )

@@ -128,7 +128,7 @@ def restore(folder: Path, weights: Weights, ema: Ema | None, accelerator: Accele
     except _DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path}: can't be loaded ({reason}). Delete it to resume from the checkpoint before."
+            f"{path}: can't be loaded ({reason}). Move it elsewhere to resume from the checkpoint before."
         ) from error
 
 

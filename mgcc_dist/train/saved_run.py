@@ -23,7 +23,7 @@ def read_result(folder: Path) -> dict[str, Any]:
         return read_json(folder / "result.json")
     except InvalidJson as error:
         raise UserError(
-            f"{folder / 'result.json'}: is damaged ({error.__cause__}). Delete it and rerun the run."
+            f"{folder / 'result.json'}: is damaged ({error.__cause__}). Move it elsewhere and rerun the run."
         ) from error
 
 

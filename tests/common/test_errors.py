@@ -1,7 +1,10 @@
 """Exit codes and error lines of programs."""
 
+import ast
 import errno
 import os
+import re
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +66,13 @@ def test_other_exceptions_keep_their_traceback():
 
     with pytest.raises(PermissionError):
         run_program("segment", main)
+
+
+def test_no_message_advises_to_delete_what_was_written():
+    folders = [Path(__file__).parents[2] / name for name in ("mgcc_dist", "kernels", "launch", "slurm")]
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+                assert not re.search(r"\b[Dd]elete\b", node.value), f"{path.name}:{node.lineno}: {node.value}"

@@ -179,7 +179,7 @@ def test_index_that_names_a_file_outside_the_folder_is_rejected(folder, name):
     (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(UserError) as raised:
         ShardFolder.open(folder)
-    line = f"{folder}/index.json: {name!r} is not a plain file name, so it could be outside the folder. Delete the"
+    line = f"{folder}/index.json: {name!r} is not a plain file name, so it could be outside the folder. Move the"
     assert str(raised.value).startswith(line)
 
 

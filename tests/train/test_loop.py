@@ -91,7 +91,7 @@ def test_a_damaged_checkpoint_is_named_in_the_error(tmp_path):
     run(tmp_path)
     damaged = tmp_path / "checkpoints" / "step-00000012" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:20])
-    with pytest.raises(UserError, match=r"step-00000012: can't be loaded .* Delete it"):
+    with pytest.raises(UserError, match=r"step-00000012: can't be loaded .* Move it elsewhere"):
         run(tmp_path)
 
 
@@ -150,7 +150,7 @@ def test_a_damaged_file_of_a_checkpoint_is_reported_in_one_line(tmp_path, file, 
     newest = tmp_path / "checkpoints" / "step-00000012"
     (newest / file).write_bytes(content)
     with pytest.raises(
-        UserError, match=r"step-00000012: can't be loaded \(.*\)\. Delete it to resume from the"
+        UserError, match=r"step-00000012: can't be loaded \(.*\)\. Move it elsewhere to resume from the"
     ) as raised:
         run(tmp_path)
     assert "\n" not in str(raised.value)
