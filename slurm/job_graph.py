@@ -6,16 +6,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mgcc_dist.common.components import import_options
 from mgcc_dist.common.config import as_yaml
 from mgcc_dist.common.files import write_text
-from mgcc_dist.slurm.resources import Resources, merge_resources, program_defaults, step_defaults
+from mgcc_dist.slurm.resources import Resources, merge_resources, program_defaults
 from mgcc_dist.sweep.expansion import Sweep
 from mgcc_dist.sweep.runs import SweepRun
 from mgcc_dist.sweep.schema import slug
+from mgcc_dist.sweep.steps import SweepStep
 
 REPORT = "report"
 CONFIGS = "configs"
-"""folder in a sweep's `out` with the config file of each submitted run"""
+"""folder in a sweep's `out` with the config file of each submitted step and run"""
 WRITERS = 16
 
 
@@ -38,8 +40,10 @@ class Task:
     """names of other tasks"""
     after_any: bool = False
     """start even if a dependency failed (Slurm's afterany)"""
-    run: SweepRun | None = None
-    """what the command's config file holds"""
+    source: SweepRun | SweepStep | None = None
+    """what the command starts, if its config is in a file"""
+    config_file: Path | None = None
+    """file in the command, written by `write_configs`"""
     packed: tuple["Task", ...] = ()
     """runs that share this task's GPU; the task then has no command of its own"""
 
@@ -51,7 +55,11 @@ class Task:
     @property
     def readable_command(self) -> list[str]:
         """The command as a person would type it, without a config file."""
-        return self.run.command() if self.run else self.command
+        return self.source.command() if self.source else self.command
+
+    @property
+    def run(self) -> SweepRun | None:
+        return self.source if isinstance(self.source, SweepRun) else None
 
     @property
     def is_done(self) -> bool:
@@ -86,31 +94,38 @@ def build_tasks(sweep: Sweep, cluster: dict[str, Any], cluster_name: str) -> lis
 
     tasks: list[Task] = []
     for step in sweep.steps:
+        name = f"prepare/{step.name}"
+        config_file = sweep.out / CONFIGS / f"{name}.yaml"
+        defaults = program_defaults(step.program.words[0], step.program.preset)
         tasks.append(
             Task(
-                name=f"prepare/{step.name}",
+                name=name,
                 kind=step.kind,
-                command=step.command(),
-                folder=sweep.out / "prepare" / step.name,
+                command=step.program.command(["--config", str(config_file)]),
+                folder=sweep.out / name,
                 output=step.output,
-                resources=resources(step_defaults(step), f"{sweep.path}: prepare {step.name}", step.resources),
+                resources=resources(defaults, f"{sweep.path}: prepare {step.name}", step.resources),
                 depends_on=_prepared(step.needs),
+                source=step,
+                config_file=config_file,
             )
         )
     for run in sweep.runs:
         name = str(run.folder.relative_to(sweep.out))
+        config_file = sweep.out / CONFIGS / f"{name}.yaml"
         tasks.append(
             Task(
                 name=name,
                 kind="runs",
-                command=["-m", "mgcc_dist.segment", "--config", str(sweep.out / CONFIGS / f"{name}.yaml")],
+                command=["-m", "mgcc_dist.segment", "--config", str(config_file)],
                 folder=run.folder,
                 output=run.folder / "result.json",
                 resources=resources(
                     program_defaults("segment", run.preset), f"{sweep.path}: {run.row} on {run.dataset}", run.resources
                 ),
                 depends_on=_prepared(run.needs),
-                run=run,
+                source=run,
+                config_file=config_file,
             )
         )
     if search := sweep.search:
@@ -134,7 +149,7 @@ def build_tasks(sweep: Sweep, cluster: dict[str, Any], cluster_name: str) -> lis
     report = Task(
         name=REPORT,
         kind=REPORT,
-        command=["-m", "mgcc_dist.report", "--sweep", str(sweep.path), "--out", str(page)],
+        command=["-m", "mgcc_dist.report", *import_options(), "--sweep", str(sweep.path), "--out", str(page)],
         folder=sweep.out / REPORT,
         output=page,
         resources=resources(program_defaults("report"), "report", {}),
@@ -149,13 +164,9 @@ def _prepared(steps: Iterable[str]) -> tuple[str, ...]:
 
 
 def write_configs(tasks: Iterable[Task]) -> list[Path]:
-    """Write the config files of runs; return those that did not exist."""
-    texts = {
-        Path(each.command[each.command.index("--config") + 1]): as_yaml(each.run.config)
-        for task in tasks
-        for each in task.subtasks
-        if each.run
-    }
+    """Write the config files of steps and runs; return those that did not exist."""
+    subtasks = (subtask for task in tasks for subtask in task.subtasks)
+    texts = {each.config_file: as_yaml(each.source.config) for each in subtasks if each.config_file and each.source}
     created = {path: None for path in texts if not path.is_file()}
     changed = [path for path, text in texts.items() if path in created or path.read_text() != text]
     with ThreadPoolExecutor(WRITERS) as pool:  # each write waits for the disk

@@ -6,7 +6,6 @@ import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import yaml
 from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.presets import base_names
-from mgcc_dist.sweep.steps import SweepStep, find_command
 
 SLURM_FOLDER = Path(__file__).parent
 
@@ -147,15 +145,6 @@ def merge_resources(layers: Iterable[tuple[str, dict[str, Any]]]) -> Resources:
             f"{source}: runs_per_gpu {merged.runs_per_gpu} needs one rank and at most one GPU, got {merged}"
         )
     return merged
-
-
-def step_defaults(step: SweepStep) -> dict[str, Any]:
-    """Return the defaults of presets.yaml for a step's program and preset."""
-    command, words = find_command(step.arguments)
-    words = [part for word in words for part in word.split("=", 1)]
-    presets = [value for option, value in pairwise(words) if option == "--preset"]
-    default = None if "--config" in words else command.default_preset
-    return program_defaults(step.arguments[0], presets[0] if presets else default)
 
 
 @functools.cache

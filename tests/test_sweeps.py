@@ -1,7 +1,6 @@
 """Sweep files: expansion to runs that `segment` accepts, and errors for invalid files."""
 
 import shlex
-import sys
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -223,16 +222,6 @@ def test_a_preset_of_ones_own_may_have_a_shipped_one_as_base(tmp_path):
     run = read_sweep(written(tmp_path, preset=str(tmp_path / "mine.yaml"))).runs[1]
     assert (run.config.loop.epochs, run.config.network.widths) == (3, (8, 16, 32, 64, 128))
     assert parsed(run) == run.config
-
-
-def test_a_sweep_imports_components_of_ones_own(tmp_path):
-    module = tmp_path / "my_sweep_components.py"
-    module.write_text("imported = True")
-    read_sweep(written(tmp_path, **{"import": str(module)}))
-    assert sys.modules.pop("my_sweep_components").imported
-    module.write_text("1 / 0")
-    with pytest.raises(UserError, match=r"sweep\.yaml: import: .*my_sweep_components\.py.*ZeroDivisionError"):
-        read_sweep(written(tmp_path, **{"import": [str(module)]}))
 
 
 @pytest.mark.parametrize(

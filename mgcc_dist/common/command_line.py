@@ -20,6 +20,8 @@ class CommandLine:
 
     layers: list[Layer] = field(default_factory=list)
     """preset, files, the line's own keys"""
+    preset: str | None = None
+    """name of the preset, given or default; None without one"""
     asks_for: Literal["run", "help", "help-all", "print_config"] = "run"
     log_level: str | None = None
 
@@ -85,6 +87,7 @@ def read_command_line(
             raise SharedError(f"{name}: unknown option.{_suggestion(name, options, presets)}")
     own |= _positional(options, positional)
     if presets and (preset := _preset(chosen, default_preset, presets, bool(files))):
+        line.preset = preset
         line.layers += read_preset(presets, presets / f"{preset}.yaml")
     for path in files:
         line.layers += read_preset(presets, path) if presets else [read_layer(path)]

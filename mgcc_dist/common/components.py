@@ -187,6 +187,11 @@ def imports_of(config: Any) -> list[str]:
     return sorted(set(words))
 
 
+def import_options() -> list[str]:
+    """Return the options with which another process imports the plugins that this one has imported."""
+    return [f"--import={word}" for word in sorted(set(_IMPORTED.values()))]
+
+
 def take_imports(words: Sequence[str]) -> list[str]:
     """Import what `--import MODULE` in the words of a command line names, and return the other words.
 

@@ -20,7 +20,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
-from mgcc_dist.common.components import imports_of
+from mgcc_dist.common.components import import_options, imports_of
 from mgcc_dist.common.config import Layer, as_plain, resolve
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.value_types import Name, NonNegativeInt, PositiveInt
@@ -109,7 +109,7 @@ class Search:
 
     def command(self) -> list[str]:
         """Return the arguments after `python` that start a worker."""
-        return ["-m", "mgcc_dist.search", str(self.path)]
+        return ["-m", "mgcc_dist.search", *import_options(), str(self.path)]
 
     def marker(self, worker: int) -> Path:
         """Return the file that a worker writes when the study has all of its trials."""

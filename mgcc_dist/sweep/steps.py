@@ -9,13 +9,32 @@ from pathlib import Path
 from typing import Any
 
 from mgcc_dist.common.command_line import read_command_line
+from mgcc_dist.common.components import import_options, take_imports
 from mgcc_dist.common.config import resolve
 from mgcc_dist.common.errors import UserError, did_you_mean
-from mgcc_dist.common.program import Command
 from mgcc_dist.sweep.placeholders import substitute
 from mgcc_dist.sweep.schema import Preparation, SweepFile, slug
 
 PROGRAMS = ("shards", "ldm", "segment")
+
+
+@dataclass(frozen=True)
+class StepProgram:
+    """What a step runs."""
+
+    words: tuple[str, ...]
+    """program and subcommand: ("ldm",), ("shards", "split")"""
+    options: tuple[str, ...]
+    """as the sweep file gives them"""
+    preset: str | None
+    """name of the preset that the options start from, if the program has presets"""
+    config: Any
+    """what the program makes of the options"""
+
+    def command(self, options: Sequence[str]) -> list[str]:
+        """Return the arguments after `python` that start the program with `options`."""
+        program, *subcommand = self.words
+        return ["-m", f"mgcc_dist.{program}", *import_options(), *subcommand, *options]
 
 
 @dataclass(frozen=True)
@@ -26,10 +45,7 @@ class SweepStep:
     """data set, entry of `prepare`, stage and split: "busi/shards", "busi/ldm-autoencoder-split_1", ..."""
     kind: str
     """entry and stage, the same for all splits: "shards", "ldm autoencoder", ..."""
-    arguments: tuple[str, ...]
-    """program and options: ("ldm", "--preset", "busi", ...)"""
-    config: Any
-    """what the program makes of them"""
+    program: StepProgram
     output: Path
     """the file whose existence marks the step as done"""
     needs: tuple[str, ...]
@@ -37,9 +53,12 @@ class SweepStep:
     resources: dict[str, Any]
 
     def command(self) -> list[str]:
-        """Return the arguments after `python` that start this step."""
-        program, *options = self.arguments
-        return ["-m", f"mgcc_dist.{program}", *options]
+        """Return the arguments after `python` that start this step, as a person would."""
+        return self.program.command(self.program.options)
+
+    @property
+    def config(self) -> Any:
+        return self.program.config
 
 
 def expand_steps(
@@ -54,9 +73,10 @@ def expand_steps(
                 needed = dict.fromkeys(step for each in preparation.needs for step in chains[name, each, seed])
                 for step in _stages(file, name, entry, preparation, split, seed):
                     # Steps with the same command are one; it needs what any of them needs.
-                    same = steps.get(step.arguments, step)
+                    command = (*step.program.words, *step.program.options)
+                    same = steps.get(command, step)
                     needs = dict.fromkeys([*same.needs, *needed])
-                    steps[step.arguments] = replace(same, needs=tuple(needs))
+                    steps[command] = replace(same, needs=tuple(needs))
                     needed[same.name] = None
                 chains[name, entry, seed] = tuple(needed)
     return list(steps.values()), chains
@@ -75,47 +95,42 @@ def _stages(
             words = shlex.split(preparation.run)
         except ValueError as error:
             raise UserError(f"{source}.run: {error} in {preparation.run!r}") from error
-        arguments = tuple(substitute(source, word, **names) for word in words)
         kind = f"{entry} {stage}".strip()
         yield SweepStep(
             "-".join([f"{slug(dataset)}/{slug(kind)}", *used]),
             kind,
-            arguments,
-            _resolve_step(source, arguments),
+            _read_program(source, tuple(substitute(source, word, **names) for word in words)),
             Path(substitute(source, output, **names)),
             (),
             preparation.resources,
         )
 
 
-def _resolve_step(source: str, arguments: tuple[str, ...]) -> Any:
+def _read_program(source: str, words: tuple[str, ...]) -> StepProgram:
     try:
-        return _parse_step(arguments)
+        return read_program(words)
     except UserError as error:
         raise UserError(f"{source}.run: {error}") from error
 
 
 @cache
-def _parse_step(arguments: tuple[str, ...]) -> Any:
-    command, words = find_command(arguments)
-    line = read_command_line(command.config, words, command.presets, command.default_preset)
-    return resolve(command.config, line.layers)
-
-
-def find_command(arguments: Sequence[str]) -> tuple[Command, list[str]]:
-    """Return the command that a step runs, and the words after its name.
+def read_program(words: tuple[str, ...]) -> StepProgram:
+    """Read the command line of a step, without `mgcc`.
 
     Raises:
-        UserError: there is no such program or command.
+        UserError: there is no such program or command, or an option is wrong.
     """
-    program, *words = arguments or [""]
+    program, *rest = take_imports(words) or [""]
     if program not in PROGRAMS:
         raise UserError(f"{program}: unknown program. A step runs one of {', '.join(PROGRAMS)}.")
     found = import_module(f"mgcc_dist.{program}").PROGRAM
-    if words and words[0] in found.commands:
-        return found.commands[words[0]], words[1:]
-    if found.default is None:
-        given = words[0] if words else "no command"
+    subcommand = rest[:1] if rest and rest[0] in found.commands else []
+    command = found.commands[rest[0]] if subcommand else found.default
+    if command is None:
+        given = rest[0] if rest else "no command"
         hint = did_you_mean(given, found.commands) or f" Choose one of {', '.join(found.commands)}."
         raise UserError(f"{program}: {given}: unknown command.{hint}")
-    return found.default, words
+    options = rest[len(subcommand) :]
+    line = read_command_line(command.config, options, command.presets, command.default_preset)
+    config = resolve(command.config, line.layers)
+    return StepProgram((program, *subcommand), tuple(options), line.preset, config)

@@ -18,7 +18,7 @@ from mgcc_dist.slurm import job_graph, resources, submit
 from mgcc_dist.slurm.job_graph import Job
 from mgcc_dist.sweep import runs as sweep_runs
 from mgcc_dist.sweep.expansion import read_sweep
-from mgcc_dist.sweep.steps import SweepStep
+from mgcc_dist.sweep.steps import read_program
 
 GOLDEN = Path(__file__).parent / "golden"
 LDM = {
@@ -70,12 +70,17 @@ def test_runs_and_steps_wait_for_all_that_they_need(tmp_path):
     }
 
 
-def test_a_run_carries_its_config_in_a_file(tmp_path):
-    (run, *_), path = [task for task in tasks_of(write_sweep(tmp_path)) if task.run], tmp_path / "tiny" / "configs"
-    assert run.command == ["-m", "mgcc_dist.segment", "--config", str(path / f"{run.name}.yaml")]
-    assert job_graph.write_configs([run]) == [path / f"{run.name}.yaml"]
-    assert parse(SegmentConfig, run.command[2:], CONFIGS / "segment", "mgcc_demo") == run.run.config
-    assert job_graph.write_configs([run]) == []
+def test_steps_and_runs_carry_their_configs_in_files(tmp_path):
+    tasks = [task for task in tasks_of(with_ldm(tmp_path)) if task.name != "report"]
+    files = [tmp_path / "tiny" / "configs" / f"{task.name}.yaml" for task in tasks]
+    assert job_graph.write_configs(tasks) == files
+    for task, file in zip(tasks, files, strict=True):
+        module, *words = task.command[1:]
+        assert words[-2:] == ["--config", str(file)]
+        assert len(words) == 2 + module.endswith("shards")  # shards has subcommands
+        assert read_program((module.removeprefix("mgcc_dist."), *words)).config == task.source.config
+        assert "--config" not in task.readable_command
+    assert job_graph.write_configs(tasks) == []
 
 
 def test_stages_depend_task_by_task_and_runs_only_on_their_own_split(tmp_path):
@@ -231,13 +236,13 @@ def test_a_new_preset_has_the_resources_of_its_program_or_base(tmp_path, program
         (("ldm",), 0),  # its default preset is the demo
         (("ldm", "--preset", "busi"), 1),
         (("ldm", "--preset=busi_small"), 0),
-        (("ldm", "--config", "mine.yaml"), 1),
-        (("shards", "busi", "--root", "x"), 0),
+        (("ldm", "--config", f"{CONFIGS}/ldm/demo.yaml"), 1),
+        (("shards", "busi", "--root", "x", "--out", "y"), 0),
     ],
 )
 def test_a_step_has_the_resources_of_its_preset(arguments, gpus):
-    step = SweepStep("", "", arguments, None, Path(), (), {})
-    assert resources.step_defaults(step).get("gpus", 0) == gpus
+    program = read_program(arguments)
+    assert resources.program_defaults(program.words[0], program.preset).get("gpus", 0) == gpus
 
 
 def test_the_sweep_overrides_the_cluster_file_which_overrides_the_preset(tmp_path):
