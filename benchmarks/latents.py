@@ -58,7 +58,7 @@ def seconds_per_step(module: nn.Module, batches: Iterator, optimizer: torch.opti
             synchronize(device)
             started = time.perf_counter()
         batch, _ = next(batches)
-        module(batch.to(device), Progress(step, steps, 0.0, 0))["loss"].backward()
+        module(batch.to(device), Progress(step, steps, epoch=0.0, images=0, seed=0))["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
     synchronize(device)

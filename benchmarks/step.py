@@ -154,7 +154,7 @@ def package_step(settings: StepSettings, config: StepConfig) -> tuple[Step, dict
         batch = batches[number % len(batches)].to(config.device)
         graphed = settings.cuda_graphs and not settings.compile
         with autocast(settings, config, cache=not graphed):
-            losses = method(batch, Progress(number, TOTAL_STEPS, 0.0, 0))
+            losses = method(batch, progress_at(number, config))
         losses["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -233,6 +233,10 @@ class TwoForwards(nn.Module):
         return torch.cat((main_l, main_u)), [torch.cat(pair) for pair in pairs]
 
 
+def progress_at(number: int, config: StepConfig) -> Progress:
+    return Progress(number, TOTAL_STEPS, epoch=0.0, images=number * config.batch, seed=0)
+
+
 def released_step(config: StepConfig) -> Step:
     """Build the loop of the paper's released code, which benchmarks/train_step.py describes."""
     torch.backends.cudnn.benchmark = False
@@ -256,7 +260,7 @@ def released_step(config: StepConfig) -> Step:
         probabilities = [logits.sigmoid() for logits in (main, *auxiliary)]
         on_labels: Any = sum(supervised(logits[:n], masks) for logits in (main, *auxiliary)) / 4
         agreement: Any = sum(torch.mean((probabilities[0][n:] - p[n:]) ** 2) for p in probabilities[1:]) / 3
-        loss = on_labels + consistency_weight("released", Progress(number, TOTAL_STEPS, 0.0, 0)) * agreement
+        loss = on_labels + consistency_weight("released", progress_at(number, config)) * agreement
         predicted, truth = (t.detach().cpu().numpy() > 0.5 for t in (main[:n].sigmoid(), masks))
         iou = ((predicted & truth).sum() + 1e-5) / ((predicted | truth).sum() + 1e-5)
         optimizer.zero_grad()

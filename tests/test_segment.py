@@ -121,7 +121,8 @@ def test_image_size_that_the_levels_cannot_divide_is_refused_before_work_starts(
 def test_mean_teacher_whose_consistency_loss_would_stay_off_is_refused(data):
     words = ["--method.name", "mean_teacher", "--loop.epochs", "null", "--loop.steps", "40", "--method.teacher_start"]
     preset = ["--network.name", "unet"]
-    with pytest.raises(UserError, match=r"teacher_start: the run has 40 steps.* starts at step 40, .* Set it to 2, or"):
+    message = r"teacher_start: the run has 40 iterations.* starts at iteration 40, .* Set it to 2, or"
+    with pytest.raises(UserError, match=message):
         counts_of(configured(data, *preset, *words, 40))
     assert counts_of(configured(data, *preset, *words, 39))["labeled"] == 8
 

@@ -14,7 +14,7 @@ DENOISER = UNetDenoiserConfig(
     loop=LOOP, channels=(8, 8), attention=(False, True), layers=1, norm_groups=4, head_channels=4
 )
 SHAPE = (2, 4, 4)
-PROGRESS = Progress(0, 1, 0.0, 7)
+PROGRESS = Progress(0, 1, epoch=0.0, images=0, seed=7)
 
 
 def batch_of(images: torch.Tensor, offsets: list[int]) -> Batch:

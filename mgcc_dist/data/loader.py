@@ -184,13 +184,16 @@ class TrainLoader(ABC, Generic[Loaded]):
 
     def epoch_of(self, offsets: StreamOffsets) -> float:
         """Return the epochs consumed of the labeled stream, or of the unlabeled one if there are no labels."""
-        consumed = offsets.labeled if self.sizes[LABELED] else offsets.unlabeled
-        return consumed / self._epoch_stream()[0]
+        return self.consumed(offsets) / self._epoch_stream()[0]
 
-    def steps_for(self, epochs: float) -> int:
-        """Return the steps after which `epochs` epochs of that stream are consumed."""
+    def consumed(self, offsets: StreamOffsets) -> int:
+        """Return the samples consumed of that stream, over all ranks."""
+        return offsets.labeled if self.sizes[LABELED] else offsets.unlabeled
+
+    def batches_for(self, epochs: float) -> int:
+        """Return the batches, over all ranks, after which `epochs` epochs of that stream are consumed."""
         samples, batch = self._epoch_stream()
-        return math.ceil(Fraction(str(epochs)) * samples / (batch * self.world))  # exact: 0.07 * 100 is 7, not more
+        return math.ceil(Fraction(str(epochs)) * samples / batch)  # exact: 0.07 * 100 is 7, not more
 
     @abstractmethod
     def load(self, labeled: list[StreamItem], unlabeled: list[StreamItem]) -> Loaded:

@@ -60,10 +60,10 @@ class SemiSupervisedConfig(MethodConfig):
     """Keys of methods with a consistency loss."""
 
     ramp: Ramp = "released"
-    """ramp of the consistency loss's weight. released: 7 exp(-5 (1 - t/200)^2) with t = step // 150, as in MGCC's
-    released code; ssl4mis: the same with 0.1 instead of 7, as in the baselines' code; compressed, ssl4mis_compressed:
-    those of a 20,000-step run scaled to this run's length; paper_0.1: 0.1 exp(-5 (1 - step/steps)^2) (the paper does
-    not give the maximum weight)"""
+    """ramp of the consistency loss's weight. released: 7 exp(-5 (1 - t/200)^2) with t = iteration // 150, as in MGCC's
+    released code, an iteration being 4 labeled images on any number of ranks; ssl4mis: the same with 0.1 instead of 7,
+    as in the baselines' code; compressed, ssl4mis_compressed: those of a run of 20,000 iterations scaled to this run's
+    length; paper_0.1: 0.1 exp(-5 (1 - step/steps)^2) (the paper does not give the maximum weight)"""
 
     @property
     def fixed_length(self) -> str:
@@ -87,7 +87,7 @@ class MeanTeacherConfig(SemiSupervisedConfig):
     teacher_decay: UnitInterval = 0.9
     """EMA decay of the teacher's weights (paper: 0.9; SSL4MIS: 0.99)"""
     teacher_start: NonNegativeInt = 1000
-    """optimizer steps for which the consistency weight stays 0 (SSL4MIS: 1000)"""
+    """iterations of 4 labeled images for which the consistency weight stays 0 (SSL4MIS: 1000 steps)"""
     needs_auxiliary_outputs = False
 
 

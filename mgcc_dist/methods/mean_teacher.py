@@ -11,7 +11,7 @@ from mgcc_dist.methods.losses import probability_mse, supervised_loss
 from mgcc_dist.methods.method import weighted_losses
 from mgcc_dist.methods.teacher import StudentWithTeacher, add_noise, update_teacher
 from mgcc_dist.models.config import NetworkConfig
-from mgcc_dist.train.schedules import Progress, consistency_weight
+from mgcc_dist.train.schedules import ITERATION, Progress, consistency_weight
 
 if TYPE_CHECKING:
     from mgcc_dist.data.loader import Batch
@@ -32,14 +32,17 @@ class MeanTeacher(StudentWithTeacher):
         with torch.no_grad():
             target = self.teacher(add_noise(batch.images[n:])).float().sigmoid()
         logits = self.student(batch.images)
-        weight = consistency_weight(self.config.ramp, progress) if progress.step >= self.config.teacher_start else 0.0
+        started = progress.iteration >= self.config.teacher_start
+        weight = consistency_weight(self.config.ramp, progress) if started else 0.0
         return weighted_losses(supervised_loss(logits[:n], batch.masks), probability_mse(logits[n:], target), weight)
 
-    def check_length(self, steps: int) -> None:
-        if self.config.teacher_start >= steps:
+    def check_length(self, images: int) -> None:
+        iterations = images // ITERATION
+        if self.config.teacher_start >= iterations:
             raise UserError(
-                f"method.teacher_start: the run has {steps} steps, so the consistency loss, which starts at step "
-                f"{self.config.teacher_start}, would stay off. Set it to {steps // 20}, or train longer."
+                f"method.teacher_start: the run has {iterations} iterations of {ITERATION} labeled images, so the "
+                f"consistency loss, which starts at iteration {self.config.teacher_start}, would stay off. Set it to "
+                f"{iterations // 20}, or train longer."
             )
 
     def after_step(self, progress: Progress) -> None:

@@ -38,8 +38,8 @@ class Method(nn.Module, ABC):
         """Load trained weights into the inference network; methods with a teacher give it the same weights."""
         self.predictor().load_state_dict(state)
 
-    def check_length(self, steps: int) -> None:
-        """Check that the method can train for a run's number of optimizer steps.
+    def check_length(self, images: int) -> None:
+        """Check that the method can train for a run that sees `images` labeled images.
 
         Raises:
             UserError: it can't.

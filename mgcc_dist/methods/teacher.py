@@ -27,8 +27,11 @@ class StudentWithTeacher(Method):
 
 
 def add_noise(images: Tensor) -> Tensor:
-    """Add elementwise noise, clamp(0.1 N(0,1), -0.2, 0.2)."""
-    return images + (0.1 * torch.randn_like(images)).clamp(-0.2, 0.2)
+    """Add elementwise noise, clamp(0.2 N(0,1), -0.4, 0.4), to images in [-1,1].
+
+    SSL4MIS adds half as much to images in [0,1].
+    """
+    return images + (0.2 * torch.randn_like(images)).clamp(-0.4, 0.4)
 
 
 @torch.no_grad()

@@ -91,7 +91,9 @@ class SegmentationTask:
             augment=config.data.augment,
             fit=config.data.fit,
         )
-        method.check_length(total_steps(config.loop, self.loader))
+        batches = accelerator.num_processes * config.loop.accumulation
+        steps = total_steps(config.loop, self.loader, batches)
+        method.check_length(steps * batches * config.data.batch_labeled)
         validation = self._evaluation(labeled_subset(data, split.validation, "validation"), accelerator)
         self.validation = CachedBatches(validation, accelerator.device)
         self.external = [

@@ -65,8 +65,10 @@ class LoopConfig:
     """peak learning rate (paper: 0.01 segmentation, 1e-6 autoencoder, 1e-4 denoiser)"""
     schedule: Literal["poly", "constant", "cosine"] = "poly"
     """decay of the learning rate from its peak to 0 (paper: poly, power 0.9)"""
+    warmup_epochs: NonNegativeFloat = 0.0
+    """epochs of linear learning rate warmup, the same images on any number of ranks"""
     warmup_steps: NonNegativeInt = 0
-    """optimizer steps of linear learning rate warmup"""
+    """the same in optimizer steps, which on more ranks are more images"""
     accumulation: PositiveInt = 1
     """micro-steps per optimizer step, whose gradients are averaged"""
     clip_norm: NonNegativeFloat = 0.0
@@ -101,4 +103,9 @@ class LoopConfig:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
                 f"loop.epochs and loop.steps: expected a value for one of them, got {self.epochs} and {self.steps}"
+            )
+        if self.warmup_epochs and self.warmup_steps:
+            raise ValueError(
+                f"loop.warmup_epochs and loop.warmup_steps: expected a value for one of them, got {self.warmup_epochs} "
+                f"and {self.warmup_steps}. Set the other to 0."
             )

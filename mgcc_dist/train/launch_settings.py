@@ -12,7 +12,7 @@ from mgcc_dist.train.weights import zero_stage
 
 SECTIONS = {
     "optimizer": ("optimizer", "learning_rate"),
-    "scheduler": ("schedule", "warmup_steps"),
+    "scheduler": ("schedule", "warmup_epochs"),
 }
 """sections of a DeepSpeed file that the training loop replaces, and the keys to set instead"""
 

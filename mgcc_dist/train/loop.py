@@ -8,7 +8,8 @@ batch), the learning rate on the step. A run that is killed and restarted resume
 the same losses and weights, bit for bit where the arithmetic is deterministic (CPU, the same number of ranks).
 
 A step has `ranks * accumulation` batches. A run that resumes on a different number of ranks keeps this number: fewer
-ranks accumulate more. Batches and random draws are then the same, so the losses are equal up to the order of sums.
+ranks accumulate more. Batches, random draws and schedules are then the same, so the losses are equal up to the order of
+sums.
 """
 
 import logging
@@ -69,12 +70,12 @@ class Task(Protocol):
         """Return metadata for the headers of these files; step and metrics are added."""
 
 
-def total_steps(config: LoopConfig, loader: TrainLoader) -> int:
-    """Return the number of optimizer steps of a run."""
+def total_steps(config: LoopConfig, loader: TrainLoader, batches: int) -> int:
+    """Return the number of optimizer steps of a run whose steps have `batches` batches over all ranks."""
     if config.steps is not None:
         return config.steps
     assert config.epochs is not None
-    return math.ceil(loader.steps_for(config.epochs) / config.accumulation)
+    return math.ceil(loader.batches_for(config.epochs) / batches)
 
 
 def fit(
@@ -93,7 +94,6 @@ def fit(
         SystemExit: with EXIT_STOPPED after a signal, once a checkpoint is saved.
     """
     # --- numerics and launcher settings
-    total = total_steps(config, task.loader)
     torch.backends.cudnn.allow_tf32 = config.tf32
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     apply_launch_settings(task.name, task.loader, config, accelerator)
@@ -113,6 +113,8 @@ def fit(
         check_inputs(folder, state.inputs, hashes)
         state.inputs |= hashes  # data that was moved or deleted keeps its earlier path too
     accumulation = _accumulation(task, config, state, folder, accelerator)
+    total = total_steps(config, task.loader, state.batches)
+    warmup = config.warmup_steps or math.ceil(task.loader.batches_for(config.warmup_epochs) / state.batches)
     sums = _LossSums(state, accelerator)
     trained = sum(parameter.numel() for parameter in template.parameters() if parameter.requires_grad)
     length = f"from step {state.step} of {total}" if state.step else f"{total} steps"
@@ -126,10 +128,11 @@ def fit(
     ):
         while state.step < total:
             # --- one optimizer step
-            rate = config.learning_rate * learning_rate_factor(config.schedule, state.step, total, config.warmup_steps)
+            rate = config.learning_rate * learning_rate_factor(config.schedule, state.step, total, warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            progress = Progress(state.step, total, task.loader.epoch_of(state.offsets), config.seed)
+            epoch, images = task.loader.epoch_of(state.offsets), task.loader.consumed(state.offsets)
+            progress = Progress(state.step, total, epoch, images, config.seed)
             for micro in range(accumulation):
                 batch, state.offsets = next(batches)
                 seed_step(config.seed, state.step, micro * accelerator.num_processes + accelerator.process_index)

@@ -1,4 +1,8 @@
-"""Schedules of the learning rate and of the consistency loss's weight, as functions of the step."""
+"""Schedules of the learning rate and of the consistency loss's weight.
+
+They count images or shares of the run, so that they are the same on any number of ranks: on more ranks a step has more
+images.
+"""
 
 import math
 from dataclasses import dataclass
@@ -6,6 +10,8 @@ from typing import Literal
 
 Schedule = Literal["poly", "constant", "cosine"]
 Ramp = Literal["released", "compressed", "ssl4mis", "ssl4mis_compressed", "paper_0.1"]
+ITERATION = 4
+"""labeled images of one iteration of MGCC's released code, and of the baselines' as the paper ran them"""
 
 
 @dataclass(frozen=True)
@@ -18,8 +24,15 @@ class Progress:
     """optimizer steps of the run"""
     epoch: float
     """epochs of the labeled images so far"""
+    images: int
+    """labeled images so far, over all ranks (all images if none are labeled)"""
     seed: int
     """the run's seed"""
+
+    @property
+    def iteration(self) -> int:
+        """The iteration at which the released code had seen as many labeled images."""
+        return self.images // ITERATION
 
 
 def learning_rate_factor(schedule: Schedule, step: int, total: int, warmup: int = 0) -> float:
@@ -57,12 +70,12 @@ def constant(step: int, total: int) -> float:
 def consistency_weight(ramp: Ramp, progress: Progress) -> float:
     """Return lambda of Eq. 12, w_max * exp(-5 (1 - t / t_max)^2). The paper gives no w_max, so there are presets.
 
-    released: w_max 7, t = step // 150, t_max 200, as in the released code, for any length of the run. A run of 40,000
-    steps ends at 7.0 (from step 30,000 on), one of 20,000 at 3.99, one of 10,000 at 0.74.
+    released: w_max 7, t = iteration // 150, t_max 200, as in the released code, for any length of the run. A run of
+    40,000 iterations ends at 7.0 (from iteration 30,000 on), one of 20,000 at 3.99, one of 10,000 at 0.74.
     ssl4mis: the same with w_max 0.1, as in the code that the baselines come from.
-    compressed, ssl4mis_compressed: the ramps of these two over the released code's 20,000 steps (half of the labels),
-    scaled to this run's length: from 0.05 to 4.0, and from 0.0007 to 0.057. For short runs, in which the others stay
-    near 0.
+    compressed, ssl4mis_compressed: the ramps of these two over the released code's 20,000 iterations (half of the
+    labels), scaled to this run's length: from 0.05 to 4.0, and from 0.0007 to 0.057. For short runs, in which the
+    others stay near 0.
     paper_0.1: w_max 0.1, t = step, t_max = total_steps: the ramp covers the full run, as the paper describes it.
     """
     if ramp == "paper_0.1":
@@ -70,7 +83,7 @@ def consistency_weight(ramp: Ramp, progress: Progress) -> float:
     w_max = 0.1 if ramp.startswith("ssl4mis") else 7.0
     if ramp.endswith("compressed"):
         return w_max * gaussian_ramp(20_000 / 150 * progress.step / progress.total_steps, 200)
-    return w_max * gaussian_ramp(progress.step // 150, 200)
+    return w_max * gaussian_ramp(progress.iteration // 150, 200)
 
 
 def gaussian_ramp(t: float, t_max: float) -> float:

@@ -241,17 +241,17 @@ def test_offsets_stay_on_the_cpu_when_a_batch_is_moved():
 def test_epochs_are_counted_in_the_labeled_stream_if_there_is_one():
     both = loader(0, 2, labeled=10, unlabeled=4, batches=(2, 2))
     assert both.epoch_of(StreamOffsets(5, 400)) == 0.5
-    assert both.steps_for(1) == 3  # 10 samples in steps of 4
-    assert both.steps_for(1.1) == 3
-    assert both.steps_for(1.3) == 4
+    assert both.batches_for(1) == 5  # 10 samples in batches of 2
+    assert both.batches_for(1.1) == 6
+    assert both.batches_for(1.2) == 6
     unlabeled_only = loader(0, 2, unlabeled=4, batches=(0, 2))
     assert unlabeled_only.epoch_of(StreamOffsets(0, 6)) == 1.5
-    assert unlabeled_only.steps_for(2) == 2
+    assert unlabeled_only.batches_for(2) == 4
 
 
 def test_steps_of_a_fraction_of_an_epoch_are_exact():
     assert 0.07 * 100 > 7
-    assert loader(labeled=100, batches=(1, 0)).steps_for(0.07) == 7
+    assert loader(labeled=100, batches=(1, 0)).batches_for(0.07) == 7
 
 
 def test_unlabeled_record_in_the_labeled_stream_is_reported():

@@ -53,7 +53,7 @@ def test_ten_steps_equal_the_equations_in_float64(taps, gates, perturb, ramp, de
             weight = 0.1 * math.exp(-5 * (1 - step / TOTAL) ** 2)
 
         torch.manual_seed(number)
-        losses = method(batch, Progress(step, TOTAL, epoch=0.0, seed=0))
+        losses = method(batch, Progress(step, TOTAL, epoch=0.0, images=4 * step, seed=0))
         optimizer.zero_grad()
         losses["loss"].backward()
         weights = {name: p.detach().clone().requires_grad_() for name, p in method.network.named_parameters()}

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from equations import Reference, bce, dice, mse, supervised
+from equations import Reference, bce, mse, supervised
 from torch.func import functional_call
 
 from mgcc_dist.methods.config import (
@@ -109,7 +109,9 @@ def two_class_dice(p, y, region):
 
 
 def add_noise(x):
-    return x + torch.clamp(torch.randn(x.shape, dtype=x.dtype) * 0.1, min=-0.2, max=0.2)
+    """SSL4MIS's noise on images in [0,1], on images in [-1,1]."""
+    unit = (x + 1) / 2 + torch.clamp(torch.randn(x.shape, dtype=x.dtype) * 0.1, min=-0.2, max=0.2)
+    return 2 * unit - 1
 
 
 def mean_teacher(s):
@@ -120,14 +122,16 @@ def mean_teacher(s):
 
 def uamt(s):
     target = s.network("teacher.").unet(add_noise(s.unlabeled))
-    passes = [s.network("teacher.").unet(add_noise(s.unlabeled)) for _ in range(8)]
-    p = sum(passes) / 8
-    entropy = -(p * torch.log(p + 1e-6) + (1 - p) * torch.log(1 - p + 1e-6))
+    passes = [s.network("teacher.").unet(add_noise(torch.cat([s.unlabeled, s.unlabeled]))) for _ in range(4)]
+    p = sum(each for both in passes for each in (both[:U], both[U:])) / 8
+    p, target = torch.cat([p, 1 - p], 1), torch.cat([target, 1 - target], 1)  # SSL4MIS's softmax of two classes
+    entropy = -(p * torch.log(p + 1e-6)).sum(1, keepdim=True)
     ramp = math.exp(-5 * (1 - s.number / TOTAL) ** 2)
     sure = (entropy < (0.75 + 0.25 * ramp) * math.log(2)).double()
     assert 0 < sure.mean() < 1  # else the mask would not be tested
     student = s.network("student.").unet(s.images)
-    term = (sure * (student[N:] - target) ** 2).sum() / (2 * sure.sum() + 1e-16)
+    both = torch.cat([student, 1 - student], 1)[N:]
+    term = (sure * (both - target) ** 2).sum() / (2 * sure.sum() + 1e-16)
     return supervised(student[:N], s.masks), term, term
 
 
@@ -167,7 +171,8 @@ def ctbct(s):
     p = s.network("first.").unet(s.images)
     transformer = {name.removeprefix("second."): w for name, w in s.w.items() if name.startswith("second.")}
     q = torch.sigmoid(functional_call(s.module.second, transformer, (s.images,)))  # its network has tests of its own
-    term = dice(p[N:], (q[N:].detach() > 0.5).double()) + dice(q[N:], (p[N:].detach() > 0.5).double())
+    masks, everywhere = [(r[N:].detach() > 0.5).double() for r in (p, q)], torch.ones_like(p[N:])
+    term = two_class_dice(p[N:], masks[1], everywhere) + two_class_dice(q[N:], masks[0], everywhere)
     return supervised(p[:N], s.masks) + supervised(q[:N], s.masks), term, term
 
 
@@ -314,7 +319,7 @@ def test_ten_steps_equal_the_formula_in_float64(formula, config, network, monkey
         weight = getattr(config, "unlabeled_weight", 0.1 * math.exp(-5 * (1 - step // 150 / 200) ** 2))
         before = {name: value.clone() for name, value in method.state_dict().items()}
         torch.manual_seed(number)
-        losses = method(batch, Progress(step, TOTAL, epoch=0.0, seed=0))
+        losses = method(batch, Progress(step, TOTAL, epoch=0.0, images=4 * step, seed=0))
         optimizer.zero_grad()
         losses["loss"].backward()
 
@@ -333,7 +338,7 @@ def test_ten_steps_equal_the_formula_in_float64(formula, config, network, monkey
             assert error <= 2e-5 * largest, (number, name, error, largest)
 
         optimizer.step()
-        method.after_step(Progress(step, TOTAL, epoch=0.0, seed=0))
+        method.after_step(Progress(step, TOTAL, epoch=0.0, images=4 * step, seed=0))
         if teacher:  # its own recursion, from the start
             decay = min(1 - 1 / (step + 1), config.teacher_decay)
             if step < getattr(config, "pretraining", 0) * TOTAL:

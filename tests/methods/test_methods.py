@@ -33,7 +33,7 @@ PAIRS = [
     *((method, "unet") for method in ("mean_teacher", "uamt", "dct", "cps", "ctbct", "fixmatch", "unimatch", "bcp")),
     *(("cps", "swin_unet"), ("cct", "cct"), ("mgcc", "mgcc"), ("cutmix_teacher", "mgcc"), ("cutmix_teacher", "cct")),
 ]
-PROGRESS = Progress(step=30_000, total_steps=40_000, epoch=1.0, seed=0)
+PROGRESS = Progress(step=30_000, total_steps=40_000, epoch=1.0, images=120_000, seed=0)
 
 
 def batch_of(labeled, unlabeled, side=16):
@@ -118,7 +118,7 @@ def test_cutmix_box_is_a_rectangle_of_about_half_the_image(seed, height, width):
 def test_a_few_steps_lower_the_loss(method, network):
     module, batch = made(method, network), batch_of(4, 4)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
-    progress = Progress(0, 100, 0.0, 0)
+    progress = Progress(0, 100, epoch=0.0, images=0, seed=0)
     seen = []
     for _ in range(25):
         loss = module(batch, progress)["supervised"]
@@ -185,7 +185,7 @@ def test_bcp_learns_from_labeled_images_only_while_it_pretrains():
     module, batch = made("bcp", "unet", pretraining=0.25), batch_of(2, 3)
     batch.images[2:] = float("nan")
     for step, finite in ((9_999, True), (10_000, False)):
-        assert module(batch, Progress(step, 40_000, 0.0, 0))["loss"].isfinite() == finite
+        assert module(batch, Progress(step, 40_000, epoch=0.0, images=4 * step, seed=0))["loss"].isfinite() == finite
     assert configured("bcp").fixed_length
     assert not configured("bcp", pretraining=0.0).fixed_length
 

@@ -26,9 +26,9 @@ def rows(folder):
 
 def test_length_in_epochs_counts_optimizer_steps():
     loader = ToyTask(batch=2).loader
-    assert total_steps(LoopConfig(epochs=2), loader) == 12
-    assert total_steps(LoopConfig(epochs=2, accumulation=3), loader) == 4
-    assert total_steps(LoopConfig(steps=5), loader) == 5
+    assert total_steps(LoopConfig(epochs=2), loader, batches=1) == 12
+    assert total_steps(LoopConfig(epochs=2, accumulation=3), loader, batches=3) == 4
+    assert total_steps(LoopConfig(steps=5), loader, batches=3) == 5
     with pytest.raises(ValueError, match=r"loop\.epochs and loop\.steps"):
         LoopConfig(epochs=1, steps=1)
 

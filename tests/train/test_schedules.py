@@ -6,11 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mgcc_dist.common.command_line import parse
+from mgcc_dist.common.config import CONFIGS
+from mgcc_dist.data.loader import ImageTrainLoader, StreamOffsets
+from mgcc_dist.methods.segment_config import SegmentConfig
+from mgcc_dist.train.loop import total_steps
 from mgcc_dist.train.schedules import Progress, consistency_weight, gaussian_ramp, learning_rate_factor, poly
 
 
 def progress_at(step, total):
-    return Progress(step, total, epoch=0.0, seed=0)
+    """On one rank with the paper's 4 labeled images per step."""
+    return Progress(step, total, epoch=0.0, images=4 * step, seed=0)
 
 
 def test_poly_at_first_middle_last_and_beyond():
@@ -55,6 +61,56 @@ def test_factor_is_in_the_unit_interval_and_zero_only_from_the_end_on(schedule, 
 def test_released_ramp_ends_at_the_weight_of_the_released_code(label_share, final):
     steps = int(40000 * label_share)
     assert consistency_weight("released", progress_at(steps - 1, steps)) == pytest.approx(final, abs=0.005)
+
+
+BUSI = range(263)
+"""as many images as the labeled half of BUSI's training set"""
+
+
+def run_of(preset, ranks, *words):
+    """The progress of each step of a preset on BUSI, on one or several ranks, and its config."""
+    config = parse(SegmentConfig, ["--preset", preset, *words], CONFIGS / "segment")
+    data = config.data
+    loader = ImageTrainLoader(
+        BUSI, BUSI, data.batch_labeled, data.batch_unlabeled, 8, seed=0, rank=0, world=ranks, workers=0, augment="none"
+    )
+    total = total_steps(config.loop, loader, batches=ranks * config.loop.accumulation)
+    images = ranks * data.batch_labeled * config.loop.accumulation
+    for step in range(total):
+        offsets = StreamOffsets(step * images, step * images)
+        yield config, Progress(step, total, loader.epoch_of(offsets), loader.consumed(offsets), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("words", "final"),
+    [
+        (["mgcc_busi"], 3.861),
+        (["mgcc_busi_released"], 3.994),
+        (["mgcc_busi", "--method.ramp", "ssl4mis"], 0.0552),
+        (["mgcc_busi", "--method.ramp", "compressed"], 3.99),
+        (["mgcc_busi", "--method.ramp", "paper_0.1"], 0.1),
+        (["mgcc_busi", "--loop.accumulation", "2"], 3.861),
+        (["mgcc_busi", "--data.batch_labeled", "16"], 3.861),
+    ],
+)
+def test_a_preset_has_the_same_ramp_and_learning_rate_on_1_and_8_ranks(words, final):
+    """Counted in steps, mgcc_busi would end at a weight of 0.10 on 8 ranks."""
+    one, eight = (list(run_of(words[0], ranks, *words[1:])) for ranks in (1, 8))
+    assert len(one) == pytest.approx(8 * len(eight), abs=8)
+    for number, (config, progress) in enumerate(eight):
+        _, expected = one[8 * number]
+        assert progress.images == expected.images
+        weights = [consistency_weight(config.method.ramp, each) for each in (progress, expected)]
+        assert weights[0] == pytest.approx(weights[1], rel=0.01)
+        rates = [
+            learning_rate_factor(config.loop.schedule, each.step, each.total_steps) for each in (progress, expected)
+        ]
+        assert rates[0] == pytest.approx(rates[1], abs=0.002)
+    assert weights[0] == pytest.approx(final, rel=0.01)
+
+
+def test_released_preset_has_the_length_of_the_released_code():
+    assert sum(1 for _ in run_of("mgcc_busi_released", 1)) == 20_000
 
 
 def test_released_ramp_counts_in_steps_of_150_for_any_length():
