@@ -32,7 +32,9 @@ class TwoNetworks(Method):
     def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:
         n = batch.labeled
         first, second = self.first(batch.images), self.second(batch.images)
-        supervised = supervised_loss(first[:n], batch.masks) + supervised_loss(second[:n], batch.masks)
+        supervised = supervised_loss(first[:n], batch.masks, self.config.dice_smooth) + supervised_loss(
+            second[:n], batch.masks, self.config.dice_smooth
+        )
         first_loss = self.pseudo_loss(first[n:].float(), (second[n:].detach() > 0).float())
         second_loss = self.pseudo_loss(second[n:].float(), (first[n:].detach() > 0).float())
         return weighted_losses(supervised, first_loss + second_loss, consistency_weight(self.config.ramp, progress))

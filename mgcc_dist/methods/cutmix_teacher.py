@@ -49,7 +49,9 @@ class CutMixTeacher(Method):
 
         main, auxiliary = self.network(torch.cat((batch.images[:n], mixed)))
         decoders = (main, *auxiliary)
-        supervised = torch.stack([supervised_loss(y[:n], batch.masks) for y in decoders]).mean()
+        supervised = torch.stack(
+            [supervised_loss(y[:n], batch.masks, self.config.dice_smooth) for y in decoders]
+        ).mean()
         consistency = confident_fraction * torch.stack([probability_mse(y[n:], target) for y in decoders]).mean()
         return weighted_losses(supervised, consistency, consistency_weight(self.config.ramp, progress))
 

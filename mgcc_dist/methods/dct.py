@@ -50,14 +50,16 @@ class DeepCoTraining(Method):
             probability_mse(on_rotated, rotated.detach().float().sigmoid())
             + probability_mse(rotated, on_rotated.detach().float().sigmoid())
         )
-        return supervised_loss(logits[:n], batch.masks), consistency
+        return supervised_loss(logits[:n], batch.masks, self.config.dice_smooth), consistency
 
     def _two_networks(self, batch: "Batch") -> tuple[Tensor, Tensor]:
         """L_cot (JSD of both on unlabeled images) + L_dif (each on the other's adversarial examples, all images)."""
         assert self.second is not None
         n, images = batch.labeled, batch.images.detach().requires_grad_()
         first, second = self.first(images), self.second(images)
-        supervised = supervised_loss(first[:n], batch.masks) + supervised_loss(second[:n], batch.masks)
+        supervised = supervised_loss(first[:n], batch.masks, self.config.dice_smooth) + supervised_loss(
+            second[:n], batch.masks, self.config.dice_smooth
+        )
 
         p, q = first[n:].float().sigmoid(), second[n:].float().sigmoid()
         agreement = _entropy((p + q) / 2).mean() - (_entropy(p).mean() + _entropy(q).mean()) / 2

@@ -37,7 +37,8 @@ class FixMatch(Method):
         masks, confident = pseudo_masks(logits[n:], self.config.confidence)
         strong, *targets = cut_mix(random_boxes(weak, self.config.cutmix), strong_view(weak), masks, confident)
         consistency = pseudo_loss(self.config.pseudo_loss, self.network(strong), *targets)
-        losses = weighted_losses(supervised_loss(logits[:n], batch.masks), consistency, self.config.unlabeled_weight)
+        supervised = supervised_loss(logits[:n], batch.masks, self.config.dice_smooth)
+        losses = weighted_losses(supervised, consistency, self.config.unlabeled_weight)
         return losses | {"confident": confident.mean()}
 
     def predictor(self) -> nn.Module:

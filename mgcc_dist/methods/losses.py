@@ -5,18 +5,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def supervised_loss(logits: Tensor, masks: Tensor) -> Tensor:
+def supervised_loss(logits: Tensor, masks: Tensor, dice_smooth: float = 0.0) -> Tensor:
     """Compute 0.5 * BCE + Dice (Eq. 10) of logits [B,1,H,W] against masks [B,1,H,W] in {0,1}: the mean over B."""
-    return 0.5 * F.binary_cross_entropy_with_logits(logits.float(), masks) + dice_loss(logits, masks)
+    return 0.5 * F.binary_cross_entropy_with_logits(logits.float(), masks) + dice_loss(logits, masks, dice_smooth)
 
 
-def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
+def dice_loss(logits: Tensor, masks: Tensor, smooth: float = 0.0) -> Tensor:
     """Compute 1 - soft Dice per image, averaged over the batch: a scalar.
 
-    Dice = (2 sum(p y) + s) / (sum(p) + sum(y) + s), with s = 1e-5. The paper does not specify this; the released code
-    computes it per image, not over the batch, and s gives an empty mask predicted as empty a loss of 0.
+    Dice = (2 sum(p y) + s) / (sum(p) + sum(y) + s), with s = 1e-5 + smooth H W. The paper does not specify this; the
+    released code computes it per image, not over the batch, with s = 1e-5, which gives an empty mask predicted as empty
+    a loss of 0. An empty mask's gradient is s / (sum(p) + s)^2 per pixel: none worth the name until s is of the size of
+    a false alarm.
     """
-    smooth = 1e-5
+    smooth = 1e-5 + smooth * logits[0].numel()
     probabilities, masks = logits.float().sigmoid().flatten(1), masks.flatten(1)
     overlap = 2 * (probabilities * masks).sum(1) + smooth
     return (1 - overlap / (probabilities.sum(1) + masks.sum(1) + smooth)).mean()

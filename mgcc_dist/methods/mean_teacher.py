@@ -34,7 +34,8 @@ class MeanTeacher(StudentWithTeacher):
         logits = self.student(batch.images)
         started = progress.iteration >= self.config.teacher_start
         weight = consistency_weight(self.config.ramp, progress) if started else 0.0
-        return weighted_losses(supervised_loss(logits[:n], batch.masks), probability_mse(logits[n:], target), weight)
+        supervised = supervised_loss(logits[:n], batch.masks, self.config.dice_smooth)
+        return weighted_losses(supervised, probability_mse(logits[n:], target), weight)
 
     def check_length(self, images: int) -> None:
         iterations = images // ITERATION

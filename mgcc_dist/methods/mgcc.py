@@ -29,7 +29,8 @@ class MultiLevelCrossConsistency(Method):
     def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:
         main, auxiliary = self.network(batch.images)  # one forward: BN normalises labeled and unlabeled together
         n = batch.labeled
-        supervised = torch.stack([supervised_loss(y[:n], batch.masks) for y in (main, *auxiliary)]).mean()  # Eq. 9, 10
+        losses = [supervised_loss(y[:n], batch.masks, self.config.dice_smooth) for y in (main, *auxiliary)]
+        supervised = torch.stack(losses).mean()  # Eq. 9, 10
         consistency = consistency_loss(main[n:], [y[n:] for y in auxiliary], self.config.detach_target)  # Eq. 11
         return weighted_losses(supervised, consistency, consistency_weight(self.config.ramp, progress))  # Eq. 12
 

@@ -29,7 +29,9 @@ class Supervised(Method):
     def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:
         output = self.network(batch.images[: batch.labeled])
         decoders = [output[0], *output[1]] if isinstance(output, tuple) else [output]
-        loss = torch.stack([supervised_loss(logits, batch.masks) for logits in decoders]).mean()
+        loss = torch.stack(
+            [supervised_loss(logits, batch.masks, self.config.dice_smooth) for logits in decoders]
+        ).mean()
         return {"loss": loss, "supervised": loss}
 
     def predictor(self) -> nn.Module:

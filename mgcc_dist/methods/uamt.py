@@ -48,7 +48,7 @@ class UncertaintyAwareMeanTeacher(StudentWithTeacher):
         difference = logits[n:].float().sigmoid() - target
         consistency = 2 * (mask * difference.square()).sum() / (2 * mask.sum() + 1e-16)
         weight = consistency_weight(self.config.ramp, progress)
-        return weighted_losses(supervised_loss(logits[:n], batch.masks), consistency, weight)
+        return weighted_losses(supervised_loss(logits[:n], batch.masks, self.config.dice_smooth), consistency, weight)
 
     def after_step(self, progress: Progress) -> None:
         update_teacher(self.teacher, self.student, self.config.teacher_decay, progress.step)

@@ -49,7 +49,8 @@ class UniMatch(Method):
         image_loss = (pseudo_loss(kind, of_first, *first_targets) + pseudo_loss(kind, of_second, *second_targets)) / 2
         feature_loss = pseudo_loss(kind, perturbed[n:], masks, confident)
         consistency = (image_loss + feature_loss) / 2
-        losses = weighted_losses(supervised_loss(logits[:n], batch.masks), consistency, self.config.unlabeled_weight)
+        supervised = supervised_loss(logits[:n], batch.masks, self.config.dice_smooth)
+        losses = weighted_losses(supervised, consistency, self.config.unlabeled_weight)
         return losses | {"confident": confident.mean()}
 
     def predictor(self) -> nn.Module:

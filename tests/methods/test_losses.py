@@ -26,6 +26,22 @@ def test_dice_of_an_empty_mask_predicted_full_is_one():
     assert dice_loss(torch.full((2, 1, 8, 8), CERTAIN), torch.zeros(2, 1, 8, 8)).item() == pytest.approx(1, abs=1e-5)
 
 
+def test_smoothed_dice_adds_a_share_of_the_image_to_both_sides():
+    logits, masks = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
+    masks[..., :4, :4] = 1
+    # p = 1/2 on 64 pixels, 16 true, s = 0.25 * 64 = 16: Dice = (2 * 8 + 16) / (32 + 16 + 16)
+    assert dice_loss(logits, masks, 0.25).item() == pytest.approx(1 - 32 / 64, abs=1e-6)
+
+
+def test_smoothed_dice_gives_an_empty_mask_a_gradient():
+    gradients = []
+    for smooth in (0.0, 0.01):
+        logits = torch.full((1, 1, 64, 64), -2.0, requires_grad=True)
+        dice_loss(logits, torch.zeros(1, 1, 64, 64), smooth).backward()
+        gradients.append(logits.grad.abs().sum().item())
+    assert gradients[0] < 1e-6 < 0.05 < gradients[1]
+
+
 def test_supervised_loss_is_half_bce_plus_dice():
     logits, masks = torch.zeros(1, 1, 2, 2), torch.tensor([[[[1, 0], [0, 0.0]]]])
     # p = 1/2 everywhere: BCE = ln 2, Dice = 2 * 0.5 / (2 + 1)

@@ -65,6 +65,16 @@ def test_every_trained_parameter_gets_a_gradient_as_ddp_requires(method, network
     assert [name for name, p in module.named_parameters() if p.grad is None and p.requires_grad] == []
 
 
+@pytest.mark.parametrize(("method", "network"), [pair for pair in PAIRS if hasattr(configured(pair[0]), "dice_smooth")])
+def test_a_smoother_dice_lowers_the_supervised_loss_of_every_method_that_has_the_key(method, network):
+    losses = []
+    for smooth in (0.0, 0.5):
+        module = made(method, network, dice_smooth=smooth)
+        torch.manual_seed(1)
+        losses.append(module(batch_of(2, 3), PROGRESS)["supervised"].item())
+    assert losses[1] < losses[0] - 0.05
+
+
 def test_networks_that_teach_each_other_start_from_different_weights():
     for module in (made("cps", "unet"), made("dct", "unet", views="two_networks")):
         first, second = (torch.cat([p.flatten() for p in n.parameters()]) for n in (module.first, module.second))
@@ -251,7 +261,10 @@ def test_method_refuses_a_network_it_cannot_train(method, network, needed):
             "network.taps: network unet has no such key. Its keys: name, in",
         ),
         ("--method ctbct --network unet --method.swin_unet.window 1", "method.swin_unet.window must be at least 2"),
-        ("--method.views rotation", "method.views: method mgcc has no such key. Its keys: name, ramp, detach_target."),
+        (
+            "--method.views rotation",
+            "method.views: method mgcc has no such key. Its keys: name, dice_smooth, ramp, detach_target.",
+        ),
     ],
 )
 def test_a_wrong_key_is_a_one_line_error(words, message):
