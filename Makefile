@@ -57,9 +57,11 @@ demo-busi: $(READY)
 	$(MGCC) segment --preset unet_busi_small --data.shards $(BUSI_OUT)/shards --out $(BUSI_OUT)/unet
 	$(MGCC) report $(BUSI_OUT) --out $(BUSI_OUT)/report.html
 
-# Tests start ranks of their own, one thread each; more threads than cores would only slow them down.
+# Tests start ranks of their own, one thread each; more threads than cores would only slow them down. Without cached
+# bytecode every process would compile the package again; loading pytest's plugins compiles all of hypothesis.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(RUN) pytest -n $(TEST_PROCESSES) --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
+	env -u PYTHONDONTWRITEBYTECODE PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 OMP_NUM_THREADS=1 $(RUN) pytest -p xdist \
+	    -n $(TEST_PROCESSES) --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).parents[1]
 DEADLINE = 600  # seconds, enough for a busy machine
 PRELOADED = [
     *("diffusers.schedulers", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d"),
-    *("diffusers.pipelines.latent_diffusion", "scipy.spatial", "torch.utils.tensorboard"),
+    *("diffusers.pipelines.latent_diffusion", "scipy.spatial", "torch.utils.tensorboard", "matplotlib.figure"),
     *("mgcc_dist.assessment.stages", "mgcc_dist.diffusion.stages", "mgcc_dist.segmentation.task", "submitit"),
 ]
 

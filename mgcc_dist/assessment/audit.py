@@ -18,13 +18,12 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Subset
@@ -43,6 +42,9 @@ from mgcc_dist.data.images import resize_image
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.selection import drop_records
 from mgcc_dist.diffusion.images import ImageData
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 AUDIT_FORMAT = 2  # of audit.json; an audit in another format is repeated
 CALIBRATION_IMAGES = 300
@@ -261,11 +263,13 @@ def _request(
     }
 
 
-def draw_pairs(pairs: list[tuple[np.ndarray, np.ndarray, dict[str, Any]]], rule: str) -> Figure:
+def draw_pairs(pairs: list[tuple[np.ndarray, np.ndarray, dict[str, Any]]], rule: str) -> "Figure":
     """Draw pairs of (synthetic image, training image, its report row), five per row; `rule` defines a near-copy.
 
     The titles of the near-copies of the report are red, whether pixels or features decided.
     """
+    from matplotlib.figure import Figure  # half a second to import, and most processes draw nothing
+
     rows = -(-len(pairs) // 5)
     figure = Figure(figsize=(14, 1.75 * rows + 0.6), layout="constrained", dpi=110)
     axes = figure.subplots(rows, 10, squeeze=False)
@@ -286,6 +290,6 @@ def draw_pairs(pairs: list[tuple[np.ndarray, np.ndarray, dict[str, Any]]], rule:
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: "Figure", path: Path) -> None:
     with replacing(path) as scratch:
         figure.savefig(scratch, format="png")

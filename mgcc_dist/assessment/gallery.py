@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from mgcc_dist.common.files import replacing
@@ -27,6 +26,8 @@ def save_gallery(real: Tensor, vae: AutoencoderKL, synthetic: ShardFolder, path:
 
 def save_rows(rows: Mapping[str, Sequence[np.ndarray]], path: Path) -> None:
     """Save a grid of grayscale images [H,W] in [-1, 1] as PNG, with one labelled row per item of `rows`."""
+    from matplotlib.figure import Figure  # half a second to import, and most processes draw nothing
+
     columns = max(len(images) for images in rows.values())
     figure = Figure(figsize=(1.5 * columns + 1, 1.55 * len(rows)), layout="constrained", dpi=120)
     axes = figure.subplots(len(rows), columns, squeeze=False)

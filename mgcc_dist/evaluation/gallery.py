@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 
 from mgcc_dist.common.files import replacing
@@ -32,6 +31,8 @@ class Case:
 
 def draw_cases(cases: Sequence[Case], caption: str, path: Path, columns: int | None = None) -> None:
     """Draw images with the contours of ground truth and prediction, `columns` in a row (None: all)."""
+    from matplotlib.figure import Figure  # half a second to import, and most processes draw nothing
+
     columns = columns or len(cases)
     rows = -(-len(cases) // columns)
     figure = Figure(figsize=(2.1 * columns, 2.3 * rows + 0.3), layout="constrained")
