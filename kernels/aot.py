@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from functools import cache
 from importlib import import_module
+from itertools import chain
 from json import dumps, loads
 from pathlib import Path
 
@@ -18,11 +19,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
 from mgcc_dist.kernels.compile_spec import CompileSpec
+from mgcc_dist.kernels.fuse import REGISTERED
 from mgcc_dist.kernels.targets import SHARED_BYTES, TARGETS
 
 KERNEL_MODULES = ("upconv_kernel", "convmixer", "msag")
 LEDGER_DIR = Path(__file__).parent / "ledger"
-LEDGER_PATH = LEDGER_DIR / f"triton-{triton.__version__}.json"
 MAX_REGISTER_GROWTH = 1.1
 """a kernel may use this many times the registers of its ledger entry"""
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -36,9 +37,10 @@ Ledger = dict[str, dict[str, Entry]]
 
 @cache
 def all_specs(target: str) -> dict[str, CompileSpec]:
-    """Return the specs of all kernels for `target`, by name."""
-    modules = [import_module(f"mgcc_dist.kernels.{name}") for name in KERNEL_MODULES]
-    return {spec.name: spec for module in modules for spec in module.compile_specs(target)}
+    """Return the specs of all kernels for `target`, those of plugins too, by name."""
+    listed = [import_module(f"mgcc_dist.kernels.{name}").compile_specs for name in KERNEL_MODULES]
+    listed += [plugin.compile_specs for plugin in REGISTERED.values()]
+    return {spec.name: spec for spec in chain.from_iterable(specs(target) for specs in listed)}
 
 
 def build(spec: CompileSpec, target: str) -> Entry:
@@ -117,37 +119,38 @@ def problems(spec: CompileSpec, target: str, entry: Entry, ledger_entry: Entry |
     return found
 
 
-def read_ledger() -> Ledger:
-    """Read the ledger of the installed Triton version.
+def ledger_path(folder: Path = LEDGER_DIR) -> Path:
+    """Return the ledger of the installed Triton version in `folder`."""
+    return folder / f"triton-{triton.__version__}.json"
+
+
+def read_ledger(folder: Path = LEDGER_DIR) -> Ledger:
+    """Read the ledger of the installed Triton version in `folder`.
 
     Raises:
         FileNotFoundError: this version has no ledger.
     """
-    if not LEDGER_PATH.is_file():
-        existing = ", ".join(sorted(path.stem.removeprefix("triton-") for path in LEDGER_DIR.glob("*.json"))) or "none"
+    path = ledger_path(folder)
+    if not path.is_file():
+        existing = ", ".join(sorted(each.stem.removeprefix("triton-") for each in folder.glob("*.json"))) or "none"
         raise FileNotFoundError(
             f"triton {triton.__version__}: no ledger for this version (existing: {existing}). Install one of these "
             "versions, or run `python -m mgcc_dist.kernels.compile --write` and review the difference."
         )
-    return loads(LEDGER_PATH.read_text(encoding="utf-8"))["kernels"]
+    return loads(path.read_text(encoding="utf-8"))["kernels"]
 
 
-def write_ledger(ledger: Ledger) -> None:
+def write_ledger(ledger: Ledger, folder: Path = LEDGER_DIR) -> None:
     """Write the ledger with one line per spec and target, for readable diffs."""
-    LEDGER_DIR.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     blocks = []
     for name, entries in sorted(ledger.items()):
         lines = ",\n".join(f"  {dumps(target)}: {dumps(entries[target])}" for target in TARGETS if target in entries)
         blocks.append(f" {dumps(name)}: {{\n{lines}\n }}")
     text = f'{{"triton": {dumps(triton.__version__)}, "kernels": {{\n' + ",\n".join(blocks) + "\n}}\n"
-    scratch = LEDGER_PATH.with_suffix(".tmp")
+    scratch = ledger_path(folder).with_suffix(".tmp")
     scratch.write_text(text, encoding="utf-8")
-    scratch.replace(LEDGER_PATH)
-
-
-def set_cache_folder(folder: str) -> None:
-    """Set Triton's cache folder in this process."""
-    triton.knobs.cache.dir = folder
+    scratch.replace(ledger_path(folder))
 
 
 def build_by_name(name: str, target: str) -> Entry | str:

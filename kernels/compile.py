@@ -3,6 +3,7 @@
     python -m mgcc_dist.kernels.compile            # print the resource usage of each kernel
     python -m mgcc_dist.kernels.compile --check    # exit 1 on a spill, a missing tensor-core instruction, a regression
     python -m mgcc_dist.kernels.compile --write    # save as ledger/triton-VERSION.json if there are no problems
+    python -m mgcc_dist.kernels.compile --import my_kernel.py --only my_kernel --ledger my_ledger
 
 Kernels are compiled in bfloat16 at the paper's sizes, for each GPU architecture in targets.py. Each Triton version has
 its own ledger. A regression is more than 1.1 times the ledger's registers, more shared memory, or fewer vector loads.
@@ -14,25 +15,31 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
+from mgcc_dist.common.components import import_options, load_installed_plugins, take_imports
+from mgcc_dist.common.errors import run_program
 
-def main(argv: list[str] | None = None) -> None:
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line first; torch and Triton, which take seconds to import, follow."""
     parser = _parser()
-    options = parser.parse_args(argv)
+    options = parser.parse_args(take_imports(sys.argv[1:] if argv is None else argv))
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1: the interpreter does not compile. Unset it.")
+    load_installed_plugins()
     from mgcc_dist.kernels import aot
 
+    ledger_folder = options.ledger or aot.LEDGER_DIR
     jobs = [(name, target) for target in aot.TARGETS for name in aot.all_specs(target) if options.only in name]
     if not jobs:
         names = ", ".join(aot.all_specs(aot.TARGETS[0]))
         parser.error(f"--only: no kernel name contains {options.only!r}. Choose from {names}.")
     try:
-        ledger = aot.read_ledger()
+        ledger = aot.read_ledger(ledger_folder)
     except FileNotFoundError as error:
         if options.check:
             sys.exit(f"compile: {error}")
@@ -40,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
 
     start, entries, num_problems = time.monotonic(), aot.Ledger(), 0
     cache = options.cache or _default_cache(aot.triton.__version__)
-    with ProcessPoolExecutor(options.jobs, get_context("spawn"), aot.set_cache_folder, (str(cache),)) as pool:
+    context, settings = get_context("spawn"), (str(cache), import_options())
+    with ProcessPoolExecutor(options.jobs, context, _start_process, settings) as pool:
         futures = {pool.submit(aot.build_by_name, *job): job for job in jobs}
         for done, future in enumerate(as_completed(futures), 1):
             name, target = futures[future]
@@ -65,8 +73,9 @@ def main(argv: list[str] | None = None) -> None:
             num_problems += 1
             print(f"{name}: in the ledger, but there is no such kernel. Run --write.")
     if options.write and not num_problems:
-        aot.write_ledger({name: entry for name, entry in (ledger | entries).items() if name in known})
-        print(f"compile: wrote {aot.LEDGER_PATH}")
+        kept = {name: entry for name, entry in (ledger | entries).items() if name in known}
+        aot.write_ledger(kept, ledger_folder)
+        print(f"compile: wrote {aot.ledger_path(ledger_folder)}")
     if not (options.check or options.write):
         for name, target in jobs:
             usage = entries.get(name, {}).get(target, {})
@@ -76,6 +85,15 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(1 if num_problems and (options.check or options.write) else 0)
 
 
+def _start_process(cache: str, imports: Sequence[str]) -> None:
+    """Let a process of the pool use the cache folder, and know the kernels of plugins."""
+    import triton
+
+    triton.knobs.cache.dir = cache
+    take_imports(imports)
+    load_installed_plugins()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m mgcc_dist.kernels.compile",
@@ -83,8 +101,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--import", metavar="MODULE", help="import a module or file that registers kernels; repeatable")
     parser.add_argument("--check", action="store_true", help="exit 1 if there is a problem")
-    parser.add_argument("--write", action="store_true", help="save as ledger/triton-VERSION.json")
+    parser.add_argument("--write", action="store_true", help="save as triton-VERSION.json in the ledger folder")
+    parser.add_argument("--ledger", type=Path, metavar="FOLDER", help="folder of ledgers (default: kernels/ledger)")
     parser.add_argument("--only", default="", metavar="TEXT", help="only kernels whose name contains TEXT")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: all cores)")
     parser.add_argument(
@@ -107,4 +127,4 @@ def _print_progress(done: int, total: int, start: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program("compile", main)

@@ -15,12 +15,12 @@ conversion and autocast, and compiles without graph breaks.
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,10 @@ from mgcc_dist.kernels.measured import (
     read_table,
     shape_key,
 )
+
+if TYPE_CHECKING:
+    from mgcc_dist.kernels.bench.workloads import Workload
+    from mgcc_dist.kernels.compile_spec import CompileSpec
 
 Kernels = Literal["auto", "torch", "triton"]
 UnsupportedReason = Callable[[nn.Module, Tensor], str | None]
@@ -52,20 +56,36 @@ OPERATIONS: dict[str, tuple[str, set[str]]] = {
     ),
     "ConvMixerLayer": ("convmixer", {"depthwise", "depthwise_norm", "pointwise", "pointwise_norm"}),
 }
-REGISTERED: dict[str, Callable[[nn.Module], Implementations]] = {}
-"""operations of plugins"""
+
+
+class RegisteredOperation(NamedTuple):
+    """An operation of a plugin; the arguments of `register` describe the fields."""
+
+    implementations: Callable[[nn.Module], Implementations]
+    workloads: "Callable[[list[torch.dtype], bool], Iterable[Workload]]"
+    compile_specs: "Callable[[str], Iterable[CompileSpec]]"
+
+
+REGISTERED: dict[str, RegisteredOperation] = {}
 TRITON = find_spec("triton") is not None
 # Modules with Triton kernels are imported on demand, because Triton is optional.
 TRITON_MODULES = {"msag": "msag", "convmixer": "convmixer", "mixer": "convmixer"}
 
 
 def register(
-    operation: str, class_name: str, submodules: set[str], implementations: Callable[[nn.Module], Implementations]
+    operation: str,
+    class_name: str,
+    submodules: set[str],
+    implementations: Callable[[nn.Module], Implementations],
+    workloads: "Callable[[list[torch.dtype], bool], Iterable[Workload]]" = lambda dtypes, quick: (),
+    compile_specs: "Callable[[str], Iterable[CompileSpec]]" = lambda target: (),
 ) -> None:
     """Add an operation of a plugin: `fuse` then replaces modules called `class_name` that have these `submodules`.
 
     Args:
         implementations: returns the fused implementations of such a module, by name ("triton"), each with its check.
+        workloads: returns what `mgcc bench` measures, for its --dtypes and --quick.
+        compile_specs: returns what `kernels.compile` compiles for an architecture of targets.py.
 
     Raises:
         ValueError: there is another operation, or another one for this class name.
@@ -73,7 +93,7 @@ def register(
     if class_name in OPERATIONS or operation in {name for name, _ in OPERATIONS.values()} | {"mixer"}:
         raise ValueError(f"register: operation {operation!r} or class name {class_name!r} is already registered")
     OPERATIONS[class_name] = (operation, submodules)
-    REGISTERED[operation] = implementations
+    REGISTERED[operation] = RegisteredOperation(implementations, workloads, compile_specs)
 
 
 def fuse(model: nn.Module, kernels: Kernels = "auto", table: Path = TABLE_PATH) -> nn.Module:
@@ -125,7 +145,7 @@ def fused_implementations(operation: str, plain: nn.Module, triton: bool) -> Imp
     if not (triton and TRITON):
         return found
     if operation in REGISTERED:
-        return REGISTERED[operation](plain)
+        return REGISTERED[operation].implementations(plain)
     if operation == "upconv":
         fused_upconv = upconv.FusedUpConv.from_module(plain, "triton")
         return found | {"triton": (fused_upconv, upconv.triton_unsupported_reason)}

@@ -3,6 +3,7 @@
     mgcc bench --json FILE --png FILE        results and a plot of them
     mgcc bench --write-table [FILE]          also write this device's rows of measured.json
     mgcc bench --op upconv --quick           one operation, briefly
+    mgcc bench --import my_kernel.py         the operations of a plugin, too
 
 On a GPU: the paper's shapes in bfloat16 (--dtypes). Plain PyTorch in both memory layouts, with cudnn.benchmark, is
 compared with every fused implementation and then, while time remains, with torch.compile (default, max-autotune, forced
@@ -18,18 +19,27 @@ killed loses at most one.
 """
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from mgcc_dist.common.components import load_installed_plugins, take_imports
+from mgcc_dist.common.errors import run_program
 from mgcc_dist.kernels import TABLE_PATH
 
 OPERATIONS = ("upconv", "msag", "convmixer", "mixer")
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line first; torch, which takes seconds to import, follows."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(take_imports(sys.argv[1:] if argv is None else argv))
+    load_installed_plugins()
     from mgcc_dist.kernels.bench.run import run
+    from mgcc_dist.kernels.fuse import REGISTERED
 
+    if options.op not in (None, *OPERATIONS, *REGISTERED):
+        parser.error(f"--op {options.op}: unknown operation. Choose one of {', '.join((*OPERATIONS, *REGISTERED))}.")
     run(options)
 
 
@@ -40,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--op", choices=OPERATIONS, help="measure only this operation")
+    names = ", ".join(OPERATIONS)
+    parser.add_argument("--op", metavar="NAME", help=f"measure only this operation: {names}, or one of a plugin")
+    parser.add_argument("--import", metavar="MODULE", help="import a module or file that registers kernels; repeatable")
     parser.add_argument("--json", "--out", type=Path, metavar="FILE", help="write all results to FILE")
     parser.add_argument("--png", type=Path, metavar="FILE", help="plot speedups and roofline shares to FILE")
     parser.add_argument(
@@ -64,4 +76,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    run_program("bench", main)

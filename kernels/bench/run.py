@@ -15,6 +15,7 @@ from mgcc_dist.kernels.bench.roofline import Roofline, fastest_convolutions
 from mgcc_dist.kernels.bench.table import write_table
 from mgcc_dist.kernels.bench.variants import COMPILE, compiled_variants, plain_and_fused
 from mgcc_dist.kernels.bench.workloads import Workload
+from mgcc_dist.kernels.fuse import REGISTERED
 from mgcc_dist.kernels.measured import device_name
 
 OUT_OF_TIME = "out of time; increase --seconds"
@@ -36,7 +37,9 @@ def run(options: argparse.Namespace) -> None:
         roofline = Roofline(device, dtypes, effort.milliseconds)
         print(f"bench: {device_name(device)}, {roofline.as_dict()}", flush=True)
         all_workloads = workloads.on_gpu if device.type == "cuda" else workloads.on_cpu
-        chosen = [each for each in all_workloads(dtypes, options.quick) if options.op in (None, each.op)]
+        found = list(all_workloads(dtypes, options.quick))
+        found += [each for plugin in REGISTERED.values() for each in plugin.workloads(dtypes, options.quick)]
+        chosen = [each for each in found if options.op in (None, each.op)]
         rows: dict[str, Any] = {}
 
         def save(measurement: Measurement) -> None:

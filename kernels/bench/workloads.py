@@ -40,9 +40,13 @@ class Workload:
 
     def module(self, device: torch.device) -> nn.Module:
         torch.manual_seed(0)
+        return self.create().to(device).train(self.training)
+
+    def create(self) -> nn.Module:
+        """Return the plain module with random weights. A plugin's operation overrides this and `phases`."""
         channels, _, _, *sizes = self.shape
         created = {"upconv": UpConv, "msag": MSAG, "convmixer": ConvMixerLayer, "mixer": ConvMixer}
-        return created[self.op](channels, *sizes).to(device).train(self.training)
+        return created[self.op](channels, *sizes)
 
     def inputs(self, count: int, layout: str, device: torch.device) -> list[Tensor]:
         """Return `count` inputs like those an earlier convolution would produce, equal for all layouts."""

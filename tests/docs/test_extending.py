@@ -100,7 +100,10 @@ def test_recipe_works_as_written(recipe, file, content, phantoms, tmp_path):
 def test_kernel_recipe_works_as_written(phantoms, tmp_path):
     pytest.importorskip("triton")
     tree = copy_of(phantoms, tmp_path)
-    assert "4 passed" in carry_out(sections()["A kernel"], tree)
+    printed = carry_out(sections()["A kernel"], tree)
+    assert "4 passed" in printed
+    assert "compile: 7 compiled, 0 problems" in printed
+    assert "squared_relu 64x64x64 B8 float32 evaluation        forward  plain contiguous" in printed
     assert '"name": "squared"' in (tree / "out/squared/result.json").read_text(encoding="utf-8")
 
 

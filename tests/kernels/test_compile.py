@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 from mgcc_dist.kernels import aot, targets
 
 compiles = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter does not compile")
-has_ledger = pytest.mark.skipif(not aot.LEDGER_PATH.is_file(), reason=f"{aot.LEDGER_PATH.name} does not exist")
+has_ledger = pytest.mark.skipif(not aot.ledger_path().is_file(), reason=f"{aot.ledger_path().name} does not exist")
 
 SPEC = "upconv.evaluation bf16 128->64"
 # One of each kind that compiles within seconds, and one for every target, seconds each;
@@ -92,20 +92,12 @@ def test_too_much_shared_memory_is_a_problem_without_a_ledger_entry():
     assert f"at most {limit}, got {limit + 1}" in problems({"shared_bytes": limit + 1}, ledger_entry=None)[0]
 
 
-@pytest.fixture
-def ledgers(tmp_path, monkeypatch):
-    """A temporary folder of ledgers."""
-    monkeypatch.setattr(aot, "LEDGER_DIR", tmp_path)
-    monkeypatch.setattr(aot, "LEDGER_PATH", tmp_path / f"triton-{aot.triton.__version__}.json")
-    return tmp_path
-
-
-def test_ledger_is_read_back_and_a_missing_version_is_reported(ledgers):
-    aot.write_ledger({"b": {"sm_90": USAGE}, "a": {"sm_80": USAGE, "sm_90": USAGE}})
-    assert aot.read_ledger() == {"a": {"sm_80": USAGE, "sm_90": USAGE}, "b": {"sm_90": USAGE}}
-    aot.LEDGER_PATH.rename(ledgers / "triton-1.2.3.json")
+def test_ledger_is_read_back_and_a_missing_version_is_reported(tmp_path):
+    aot.write_ledger({"b": {"sm_90": USAGE}, "a": {"sm_80": USAGE, "sm_90": USAGE}}, tmp_path / "ledger")
+    assert aot.read_ledger(tmp_path / "ledger") == {"a": {"sm_80": USAGE, "sm_90": USAGE}, "b": {"sm_90": USAGE}}
+    aot.ledger_path(tmp_path / "ledger").rename(tmp_path / "ledger" / "triton-1.2.3.json")
     with pytest.raises(FileNotFoundError, match=r"no ledger for this version \(existing: 1\.2\.3\).*--write"):
-        aot.read_ledger()
+        aot.read_ledger(tmp_path / "ledger")
 
 
 @compiles
@@ -113,23 +105,21 @@ def test_write_then_check_fails_on_a_regression_and_an_unknown_kernel(tmp_path):
     """Runs with a temporary ledger, so that the repository's stays unchanged."""
     launcher = tmp_path / "run.py"
     launcher.write_text(
-        "import sys, pathlib\n"
         "from mgcc_dist.kernels import aot, compile as program\n"
-        f"aot.LEDGER_DIR = pathlib.Path({str(tmp_path)!r})\n"
-        "aot.LEDGER_PATH = aot.LEDGER_DIR / 'triton-here.json'\n"
         "aot.TARGETS = ('sm_90',)\n"
         "if __name__ == '__main__':\n    program.main()\n"
     )
 
     def run(*options):
-        options = ("--only", "msag.gate bf16 C64", "--jobs", "1", "--cache", str(tmp_path / "cache"), *options)
+        folders = ("--cache", str(tmp_path / "cache"), "--ledger", str(tmp_path))
+        options = ("--only", "msag.gate bf16 C64", "--jobs", "1", *folders, *options)
         done = subprocess.run([sys.executable, launcher, *options], capture_output=True, text=True, check=False)
         return done.returncode, done.stdout + done.stderr
 
     code, message = run("--write")
     assert code == 0, message
     assert "compile: 1/1" in message
-    file = tmp_path / "triton-here.json"
+    file = aot.ledger_path(tmp_path)
     written = json.loads(file.read_text())
     entry = written["kernels"]["msag.gate bf16 C64"]["sm_90"]
     better = entry | {"vector_loads": entry["vector_loads"] + 1}
