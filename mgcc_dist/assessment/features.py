@@ -23,6 +23,7 @@ from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.datasets import SampleDataset
 from mgcc_dist.data.loader import EvalLoader
 from mgcc_dist.diffusion import autoencoder
+from mgcc_dist.diffusion.custom_autoencoder import CustomAutoencoder
 from mgcc_dist.inference.loading import load_network
 from mgcc_dist.models.unet import Encoder
 
@@ -139,9 +140,24 @@ class _GlobalAveragePool(nn.Module):
         return (maps[-1] if isinstance(maps, list) else maps).float().mean(dim=(2, 3))
 
 
+class _LatentMean(nn.Module):
+    def __init__(self, vae: CustomAutoencoder) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.vae.encode(images).latent_dist.mean
+
+
 def _autoencoder_features(folder: Path) -> nn.Module:
-    """Return the encoder up to its last activation, images -> [B,channels[-1],h,w], without the latent projection."""
-    encoder = autoencoder.load_pretrained(folder).encoder
+    """Return the encoder up to its last activation, images -> [B,channels[-1],h,w], without the latent projection.
+
+    Other autoencoders than `AutoencoderKL` give the mean of their latents.
+    """
+    vae = autoencoder.load_pretrained(folder)
+    if isinstance(vae, CustomAutoencoder):
+        return _LatentMean(vae)
+    encoder = vae.encoder
     encoder.conv_out = nn.Identity()
     return encoder
 

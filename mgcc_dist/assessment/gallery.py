@@ -5,16 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from mgcc_dist.common.files import replacing
 from mgcc_dist.data.records import ShardFolder
-from mgcc_dist.diffusion.autoencoder import reconstruct
+from mgcc_dist.diffusion.autoencoder import Autoencoder, reconstruct
 
 
 @torch.no_grad()
-def save_gallery(real: Tensor, vae: AutoencoderKL, synthetic: ShardFolder, path: Path) -> None:
+def save_gallery(real: Tensor, vae: Autoencoder, synthetic: ShardFolder, path: Path) -> None:
     """Save the gallery as PNG. `real` are validation images [N,1,H,W] in [-1, 1], on which no network was trained."""
     rows = {
         "real\n(validation)": list(real[:, 0].numpy()),

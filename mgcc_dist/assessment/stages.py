@@ -8,11 +8,11 @@ import logging
 from pathlib import Path
 
 from accelerate import Accelerator
-from diffusers import AutoencoderKL
 
 from mgcc_dist.assessment import audit, curate, features, gallery, quality
 from mgcc_dist.assessment.config import AuditConfig, CurateConfig, QualityConfig
 from mgcc_dist.data.records import ShardFolder
+from mgcc_dist.diffusion.autoencoder import load_pretrained
 from mgcc_dist.diffusion.images import ImageData
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def save_gallery(images: ImageData, out: Path, name: str, accelerator: Accelerat
     if path.is_file() and path.stat().st_mtime >= (samples / "index.json").stat().st_mtime:
         logger.info("gallery: %s already exists", path)
     elif accelerator.is_main_process:
-        vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vqvae")
+        vae = load_pretrained(out / "pipeline" / "vqvae")
         gallery.save_gallery(images.val_examples(8), vae, ShardFolder.open(samples), path)
         logger.info("gallery: picture -> %s", path)
     accelerator.wait_for_everyone()

@@ -10,6 +10,7 @@ samples.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +22,33 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mgcc_dist.common.config import Layer, resolve
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import read_json
+from mgcc_dist.common.migration import current
 from mgcc_dist.data.loader import Batch, ByteBatch
 from mgcc_dist.diffusion.config import AUTOENCODERS, AutoencoderConfig, KLAutoencoderConfig
+from mgcc_dist.diffusion.custom_autoencoder import CONFIG, CustomAutoencoder
 from mgcc_dist.diffusion.images import ImageData
 from mgcc_dist.diffusion.noise import RngStream, make_generators
 from mgcc_dist.diffusion.weights import load_weights
 from mgcc_dist.train.schedules import Progress
 
+Autoencoder = AutoencoderKL | CustomAutoencoder
 
-def build(config: AutoencoderConfig, image_size: int) -> AutoencoderKL:
+
+@dataclass(frozen=True)
+class AutoencoderSection:
+    """A config that has only an autoencoder."""
+
+    autoencoder: AutoencoderConfig
+
+
+def build(config: AutoencoderConfig, image_size: int) -> Autoencoder:
     """Return a new autoencoder with random weights.
+
+    An implementation is called with the config and the image size. It returns an `AutoencoderKL`, or another module
+    that `EncodesAndDecodes`.
 
     Raises:
         UserError: `image_size` is not a multiple of the downsampling factor.
@@ -41,7 +58,8 @@ def build(config: AutoencoderConfig, image_size: int) -> AutoencoderKL:
             f"data.image_size: {image_size} is not a multiple of {config.downsampling}, the downsampling factor of "
             f"autoencoder {config.name}"
         )
-    return AUTOENCODERS.load(config)(config, image_size)
+    network = AUTOENCODERS.load(config)(config, image_size)
+    return network if isinstance(network, AutoencoderKL) else CustomAutoencoder(network, config, image_size)
 
 
 def build_kl(config: KLAutoencoderConfig, image_size: int) -> AutoencoderKL:
@@ -60,21 +78,42 @@ def build_kl(config: KLAutoencoderConfig, image_size: int) -> AutoencoderKL:
     )
 
 
-def load(config: AutoencoderConfig, image_size: int, folder: Path) -> AutoencoderKL:
+def load(config: AutoencoderConfig, image_size: int, folder: Path) -> Autoencoder:
     """Return the autoencoder with the weights that the training loop saved in `folder`."""
     vae = build(config, image_size)
     load_weights(vae, folder / "model.safetensors")
     return vae.eval()
 
 
-def load_pretrained(folder: Path) -> AutoencoderKL:
+def load_pretrained(folder: Path) -> Autoencoder:
     """Return the autoencoder that `save_pretrained` wrote to `folder`.
 
     Unlike `from_pretrained`, this does not add the folder's path to the config.
+
+    Raises:
+        UserError: the weights are missing, damaged, or do not fit the config.
     """
-    vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
+    vae = _build_from(folder / CONFIG)
     load_weights(vae, folder / SAFETENSORS_WEIGHTS_NAME)
     return vae.eval()
+
+
+def _build_from(path: Path) -> Autoencoder:
+    """Return an autoencoder with random weights from a config.json, diffusers' or that of a `CustomAutoencoder`."""
+    content = read_json(path)
+    if "autoencoder" not in content:
+        return AutoencoderKL.from_config(content)
+    content = current(content, str(path))
+    config = resolve(AutoencoderSection, [Layer({"autoencoder": content["autoencoder"]}, str(path))]).autoencoder
+    return build(config, content["image_size"])
+
+
+def latent_shape(vae: Autoencoder) -> tuple[int, int, int]:
+    """Return the shape [C,h,w] of a latent."""
+    if isinstance(vae, CustomAutoencoder):
+        return vae.latent_shape
+    size = vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
+    return vae.config.latent_channels, size, size
 
 
 class AutoencoderLoss(nn.Module):
@@ -85,7 +124,7 @@ class AutoencoderLoss(nn.Module):
     the image.
     """
 
-    def __init__(self, vae: AutoencoderKL, kl_weight: float) -> None:
+    def __init__(self, vae: Autoencoder, kl_weight: float) -> None:
         super().__init__()
         self.vae = vae
         self.kl_weight = kl_weight
@@ -136,13 +175,13 @@ class AutoencoderTask:
         return module.vae.state_dict()
 
 
-def reconstruct(vae: AutoencoderKL, images: Tensor) -> Tensor:
+def reconstruct(vae: Autoencoder, images: Tensor) -> Tensor:
     """Return D(E(x)) [B,1,H,W] in [-1, 1], using the mean of q(z|x) as the latent."""
     return vae.decode(vae.encode(images.to(vae.dtype)).latent_dist.mode()).sample.clamp(-1, 1)
 
 
 @torch.no_grad()
-def latent_moments(vae: AutoencoderKL, batches: Iterable[ByteBatch], accelerator: Accelerator) -> tuple[Tensor, Tensor]:
+def latent_moments(vae: Autoencoder, batches: Iterable[ByteBatch], accelerator: Accelerator) -> tuple[Tensor, Tensor]:
     """Return the mean and standard deviation, float64 [C], of the latents over the images of all ranks. Collective.
 
     They are computed from the moments of the posterior, E[z²] = mean² + variance, without sampling.
@@ -160,12 +199,16 @@ def latent_moments(vae: AutoencoderKL, batches: Iterable[ByteBatch], accelerator
 
 
 @torch.no_grad()
-def normalize_latents(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
+def normalize_latents(vae: Autoencoder, mean: Tensor, std: Tensor) -> None:
     """Replace the latent z by (z - mean) / std per channel, in place, without changing the reconstructions.
 
-    `mean` and `std` are [C]. The encoder's last convolution outputs (mean, log-variance) and the decoder's first one
-    takes z. Both are 1x1, so the map and its inverse fold into their weights. `scaling_factor` becomes 1.
+    `mean` and `std` are [C]. An AutoencoderKL's last convolution of the encoder outputs (mean, log-variance) and the
+    decoder's first one takes z. Both are 1x1, so the map and its inverse fold into their weights. `scaling_factor`
+    becomes 1.
     """
+    if isinstance(vae, CustomAutoencoder):
+        vae.normalize(mean, std)
+        return
     mean, std = mean.double().to(vae.device), std.double().to(vae.device)
     decoder_conv = vae.post_quant_conv
     weight, bias = decoder_conv.weight.double(), decoder_conv.bias.double()

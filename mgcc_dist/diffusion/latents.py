@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors.torch import load, save
 from torch import Tensor
@@ -43,6 +42,7 @@ from mgcc_dist.data.records import (
 )
 from mgcc_dist.data.sample import RecordInfo, Sample
 from mgcc_dist.data.shard_writer import is_complete, write_shards_distributed
+from mgcc_dist.diffusion.autoencoder import Autoencoder, latent_shape
 from mgcc_dist.diffusion.images import ImageData
 
 logger = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ class LatentData:
 
 
 def encode(
-    vae: AutoencoderKL, vae_sha256: str, images: ImageData, batch: int, folder: Path, accelerator: Accelerator
+    vae: Autoencoder, vae_sha256: str, images: ImageData, batch: int, folder: Path, accelerator: Accelerator
 ) -> LatentData:
     """Return the latents of `images` in `folder`, encoding those that do not exist yet. Collective.
 
@@ -178,7 +178,7 @@ def encode(
 
 
 def _encode(
-    vae: AutoencoderKL,
+    vae: Autoencoder,
     images: ImageData,
     dataset: SampleDataset,
     batch: int,
@@ -187,7 +187,6 @@ def _encode(
     accelerator: Accelerator,
 ) -> None:
     """Write one of the two folders."""
-    shape = (vae.config.latent_channels, *[images.size // 2 ** (len(vae.config.block_out_channels) - 1)] * 2)
     shards = [
         (f"latents-{start:06d}.tar", range(start, min(start + PER_SHARD, len(dataset))))
         for start in range(0, len(dataset), PER_SHARD)
@@ -199,7 +198,7 @@ def _encode(
         partial(_encode_records, vae, dataset, images.size, request["mirror"], batch),
         write_records,
         lambda entries: write_index(
-            folder, images.shards.dataset, entries, LatentFolder.FORMAT, shape=shape, request=request
+            folder, images.shards.dataset, entries, LatentFolder.FORMAT, shape=latent_shape(vae), request=request
         ),
         f"encoding {'training' if dataset is images.train else 'validation'} images",
         accelerator,
@@ -208,7 +207,7 @@ def _encode(
 
 @torch.no_grad()
 def _encode_records(
-    vae: AutoencoderKL, dataset: SampleDataset, size: int, mirror: bool, batch: int, items: range, bar: ProgressBar
+    vae: Autoencoder, dataset: SampleDataset, size: int, mirror: bool, batch: int, items: range, bar: ProgressBar
 ) -> list[dict[str, Any]]:
     """Return the records of the images with indices `items`."""
     records = []
@@ -236,7 +235,7 @@ def _encode_records(
     return records
 
 
-def _posterior(vae: AutoencoderKL, squares: np.ndarray) -> Tensor:
+def _posterior(vae: Autoencoder, squares: np.ndarray) -> Tensor:
     """Return mean and log-variance [B,2C,h,w], float16 on the CPU, of images uint8 [B,S,S]."""
     posterior = vae.encode(normalize(torch.from_numpy(squares).to(vae.device)[:, None])).latent_dist
     return torch.cat([posterior.mean, posterior.logvar], dim=1).half().cpu()

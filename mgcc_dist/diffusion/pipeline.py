@@ -9,8 +9,8 @@ A class-conditional model also has `classes.json`, and the last class of its U-N
 that folder too, but has no pipeline that passes class labels to a `UNet2DModel`: calling it fails with "class_labels
 should be provided". `pipe.unet = unconditional_unet(pipe.unet)` makes it callable.
 
-A denoiser of a plugin is saved in the same files: its weights, and the config from which it is built again. diffusers
-does not load that folder.
+A denoiser or an autoencoder of a plugin is saved in the same files: its weights, and the config from which it is built
+again. diffusers does not load that folder.
 """
 
 import hashlib
@@ -25,6 +25,8 @@ from mgcc_dist.common.config import Layer, as_plain, resolve
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_json, sha256_of, write_json
 from mgcc_dist.common.migration import current, with_version
+from mgcc_dist.diffusion import autoencoder
+from mgcc_dist.diffusion.autoencoder import Autoencoder, latent_shape
 from mgcc_dist.diffusion.config import DenoiserConfig
 from mgcc_dist.diffusion.denoiser import build, build_scheduler
 from mgcc_dist.diffusion.weights import load_weights
@@ -55,7 +57,7 @@ class DenoiserSection:
 class LatentDiffusionModel:
     """Autoencoder, denoiser and noise scheduler. `classes`: training images per class; empty if unconditional."""
 
-    vae: AutoencoderKL
+    vae: Autoencoder
     unet: nn.Module
     """a denoiser, for `predict_noise`"""
     scheduler: DDIMScheduler
@@ -64,11 +66,11 @@ class LatentDiffusionModel:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Shape [C,h,w] of a latent."""
-        return _latent_shape(self.vae)
+        return latent_shape(self.vae)
 
 
 def save(
-    vae: AutoencoderKL,
+    vae: Autoencoder,
     unet: nn.Module,
     config: DenoiserConfig,
     classes: dict[str, int],
@@ -82,14 +84,12 @@ def save(
     scratch = folder.with_name(f".{folder.name}.saving")
     shutil.rmtree(scratch, ignore_errors=True)
     scheduler = DDIMScheduler.from_config(build_scheduler(config).config)
-    if isinstance(unet, UNet2DModel):
+    if isinstance(vae, AutoencoderKL) and isinstance(unet, UNet2DModel):
         LDMPipeline(vqvae=vae, unet=unet, scheduler=scheduler).save_pretrained(scratch)
     else:
         vae.save_pretrained(scratch / "vqvae")
         scheduler.save_pretrained(scratch / "scheduler")
-        (scratch / "unet").mkdir()
-        write_json(scratch / DENOISER_CONFIG, with_version({"denoiser": as_plain(config), "classes": len(classes)}))
-        save_weights(unet.state_dict(), scratch / DENOISER_WEIGHTS)
+        _save_denoiser(unet, config, len(classes), scratch)
     if config.classes:
         write_json(scratch / CLASSES_FILE, classes)
     write_json(scratch / "source.json", source)
@@ -115,8 +115,7 @@ def load(folder: Path) -> LatentDiffusionModel:
                 f"{folder / name}: does not exist, so {folder} is not a complete pipeline of `mgcc ldm`. {REBUILD}"
             )
     try:
-        # With low_cpu_mem_usage=False, weights that do not fit raise an error instead of staying random.
-        vae = AutoencoderKL.from_pretrained(folder / "vqvae", low_cpu_mem_usage=False)
+        vae = autoencoder.load_pretrained(folder / "vqvae")
         unet = _load_denoiser(vae, folder)
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
         classes = read_json(folder / CLASSES_FILE) if (folder / CLASSES_FILE).is_file() else {}
@@ -145,28 +144,32 @@ def fingerprint(folder: Path) -> str:
     return hashlib.sha256("".join(sha256_of(folder / name) for name in files).encode()).hexdigest()
 
 
-def _latent_shape(vae: AutoencoderKL) -> tuple[int, int, int]:
-    """Shape [C,h,w] of an autoencoder's latent."""
-    size = vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1)
-    return vae.config.latent_channels, size, size
+def _save_denoiser(denoiser: nn.Module, config: DenoiserConfig, classes: int, folder: Path) -> None:
+    if isinstance(denoiser, UNet2DModel):
+        denoiser.save_pretrained(folder / "unet")
+        return
+    (folder / "unet").mkdir()
+    write_json(folder / DENOISER_CONFIG, with_version({"denoiser": as_plain(config), "classes": classes}))
+    save_weights(denoiser.state_dict(), folder / DENOISER_WEIGHTS)
 
 
-def _load_denoiser(vae: AutoencoderKL, folder: Path) -> nn.Module:
+def _load_denoiser(vae: Autoencoder, folder: Path) -> nn.Module:
     content = read_json(folder / DENOISER_CONFIG)
     if "denoiser" not in content:
+        # With low_cpu_mem_usage=False, weights that do not fit raise an error instead of staying random.
         return UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
     source = str(folder / DENOISER_CONFIG)
     content = current(content, source)
     config = resolve(DenoiserSection, [Layer({"denoiser": content["denoiser"]}, source)]).denoiser
-    denoiser = build(config, _latent_shape(vae), content["classes"])
+    denoiser = build(config, latent_shape(vae), content["classes"])
     load_weights(denoiser, folder / DENOISER_WEIGHTS)
     return denoiser
 
 
-def _check_components(vae: AutoencoderKL, unet: nn.Module, classes: dict[str, int], folder: Path) -> None:
+def _check_components(vae: Autoencoder, unet: nn.Module, classes: dict[str, int], folder: Path) -> None:
     """Raise UserError if the components do not belong to one model."""
     if isinstance(unet, UNet2DModel):
-        vae_channels, vae_size, _ = _latent_shape(vae)
+        vae_channels, vae_size, _ = latent_shape(vae)
         unet_channels, unet_size = unet.config.in_channels, unet.config.sample_size
         if (vae_channels, vae_size) != (unet_channels, unet_size):
             raise UserError(

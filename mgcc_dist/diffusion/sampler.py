@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -46,8 +46,8 @@ class Sampler:
             distributions, 0 ignores the classes, higher values exaggerate their differences. Values other than 0 and 1
             double the cost.
         bf16: use bfloat16 weights; the solver stays in float32.
-        compile: compile both networks (with CUDA graphs on a GPU). This takes about a minute, and all batches should
-            have the same size.
+        compile: compile both networks (with CUDA graphs on a GPU), of a plugin only the denoiser. This takes about a
+            minute, and all batches should have the same size.
     """
 
     def __init__(
@@ -75,7 +75,8 @@ class Sampler:
         if compile:
             mode = "reduce-overhead" if self._cuda_graphs else "default"
             self._unet.compile(mode=mode, dynamic=False)
-            self._vae.decoder.compile(mode=mode, dynamic=False)
+            if isinstance(self._vae, AutoencoderKL):
+                self._vae.decoder.compile(mode=mode, dynamic=False)
 
     @torch.inference_mode()
     def generate(

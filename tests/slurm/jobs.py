@@ -1,4 +1,4 @@
-"""Run `mgcc_dist.slurm` commands, and observe and signal jobs of the testbed."""
+"""Run `mgcc_dist.slurm` commands, and observe and signal jobs of the testbed and their processes."""
 
 import re
 import subprocess
@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ranks
 
 from mgcc_dist.common.files import read_json
@@ -101,6 +102,26 @@ def last_step(run: Path) -> int:
     """Return the step of the latest row of metrics; 0 before the first."""
     rows = read_rows(run / "metrics.jsonl")
     return rows[-1]["step"] if rows else 0
+
+
+def rank_of(job: str, logs: Path) -> psutil.Process | None:
+    """Return the training process of the latest start of an array task, if it is running."""
+    array, _, index = job.partition("_")
+    wanted = {
+        "SLURM_ARRAY_JOB_ID": array,
+        "SLURM_ARRAY_TASK_ID": index,
+        "SLURM_RESTART_COUNT": str(restarts(job) or ""),
+    }
+    for process in psutil.process_iter():
+        try:
+            command = process.cmdline()
+            if command[1:3] == ["-u", "-m"] and command[-1] == str(logs):  # submitit's entry point
+                environment = process.environ()
+                if all(environment.get(key, "") == value for key, value in wanted.items()):
+                    return process
+        except psutil.Error:
+            continue
+    return None
 
 
 def have_ended(*jobs: str) -> bool:

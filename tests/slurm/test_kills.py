@@ -17,6 +17,7 @@ from jobs import (
     job_of,
     last_step,
     queue,
+    rank_of,
     read_log,
     restarts,
     send_signal,
@@ -36,26 +37,6 @@ STEPS = 100
 LATEST = 60
 """runs are not killed after this step, so that each kill finds its run alive"""
 KINDS = ["USR2"] * 3 + ["TERM"] * 3 + ["KILL"] * 3 + ["slurmd"]
-
-
-def rank_of(job: str, logs: Path) -> psutil.Process | None:
-    """Return the training process of the latest start of an array task, if it is running."""
-    array, _, index = job.partition("_")
-    wanted = {
-        "SLURM_ARRAY_JOB_ID": array,
-        "SLURM_ARRAY_TASK_ID": index,
-        "SLURM_RESTART_COUNT": str(restarts(job) or ""),
-    }
-    for process in psutil.process_iter():
-        try:
-            command = process.cmdline()
-            if command[1:3] == ["-u", "-m"] and command[-1] == str(logs):  # submitit's entry point
-                environment = process.environ()
-                if all(environment.get(key, "") == value for key, value in wanted.items()):
-                    return process
-        except psutil.Error:
-            continue
-    return None
 
 
 def restart_slurmd(state: Path, meanwhile: Callable[[], object]) -> None:
