@@ -12,6 +12,7 @@ samples.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from mgcc_dist.diffusion.noise import RngStream, make_generators
 from mgcc_dist.diffusion.weights import load_weights
 from mgcc_dist.train.schedules import Progress
 
-Autoencoder = AutoencoderKL | CustomAutoencoder
+Autoencoder: TypeAlias = AutoencoderKL | CustomAutoencoder
 
 
 @dataclass(frozen=True)
