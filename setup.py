@@ -16,6 +16,7 @@ READERS = [
     "openpyxl>=3.1",  # lists of images in Excel workbooks
 ]
 AUGMENT = ["kornia>=0.9"]  # data.augment: ultrasound
+ENCODERS = ["transformers>=4.56"]  # network.encoder
 SEARCH = ["optuna>=4.2"]  # `search:` in a sweep
 
 setup(
@@ -72,12 +73,14 @@ setup(
         "slurm": ["submitit>=1.5"],
         "deepspeed": ["deepspeed>=0.18", "transformers>=4.50"],  # accelerate reads transformers' version
         "readers": READERS,
+        "encoders": ENCODERS,
         "search": SEARCH,
         "augment": AUGMENT,
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": [
             *READERS,
             *AUGMENT,
+            *ENCODERS,
             *SEARCH,
             "hypothesis>=6.100",
             "mypy>=1.15",

@@ -27,6 +27,7 @@ def run(config: SegmentConfig) -> None:
     from mgcc_dist.common.distributed import create_accelerator, describe
     from mgcc_dist.data.records import INDEX, ShardFolder
     from mgcc_dist.data.splits import locate_split, read_split
+    from mgcc_dist.models.pretrained import backbone_weights
     from mgcc_dist.segmentation.task import SegmentationTask
     from mgcc_dist.train.initial_weights import describe_initial_weights, existing_weights
     from mgcc_dist.train.loop import fit
@@ -42,6 +43,7 @@ def run(config: SegmentConfig) -> None:
     inputs = [locate_split(config.data.split), *(Path(source) / INDEX for source in sources if source)]
     inputs += existing_weights(config.init, "best")
     if is_finished(folder):
+        inputs += backbone_weights(config.network)
         check_inputs(folder, read_result(folder).get("inputs", {}), hash_inputs(inputs))
         logger.info("segment: %s already exists; nothing to do", folder / "result.json")
         return
@@ -50,7 +52,8 @@ def run(config: SegmentConfig) -> None:
     split = read_split(inputs[0])
     set_seed(config.loop.seed)
     task = SegmentationTask(config, data, split, accelerator)
-    state = fit(task, config.loop, folder, accelerator, inputs)
+    encoder = backbone_weights(config.network)  # the task may have downloaded it
+    state = fit(task, config.loop, folder, accelerator, [*inputs, *encoder])
 
     best = {"step": state.best["step"], "epoch": state.best["epoch"]} | task.score_saved(folder, "best", accelerator)
     epoch = round(task.loader.epoch_of(state.offsets), 4)
@@ -65,7 +68,8 @@ def run(config: SegmentConfig) -> None:
         "seed": config.loop.seed,
         "images": task.counts,
         "synthetic": task.synthetic,
-        "init": describe_initial_weights(state.inputs),
+        "init": describe_initial_weights(state.inputs) if config.init else None,
+        "encoder": {"weights": str(encoder[0]), "sha256": state.inputs[str(encoder[0])]} if encoder else None,
         "inputs": state.inputs,
         "parameters": task.parameters(),
         "best": best,

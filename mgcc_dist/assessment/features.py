@@ -25,6 +25,7 @@ from mgcc_dist.data.loader import EvalLoader
 from mgcc_dist.diffusion import autoencoder
 from mgcc_dist.diffusion.custom_autoencoder import CustomAutoencoder
 from mgcc_dist.inference.loading import load_network
+from mgcc_dist.models.pretrained import PretrainedEncoder
 from mgcc_dist.models.unet import Encoder
 
 BATCH_SIZE = 16
@@ -97,7 +98,7 @@ def load(encoder: str | None, vae: Path, image_size: int) -> FeatureExtractor:
     if file.suffix == ".safetensors":
         network, trained_size = load_network(file)
         segmentation_encoder = getattr(network, "encoder", None)
-        if not isinstance(segmentation_encoder, Encoder):
+        if not isinstance(segmentation_encoder, (Encoder, PretrainedEncoder)):
             raise UserError(
                 f"quality.encoder: {file} holds a {type(network).__name__}, which has no U-Net encoder. "
                 "Choose a run of another network"

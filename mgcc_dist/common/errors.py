@@ -21,7 +21,7 @@ EXIT_USER_ERROR = 2
 """Exit code after a UserError or a full disk: the user has to act before a rerun."""
 EXIT_STOPPED = 75
 """Exit code of a run that saved itself after a signal (EX_TEMPFAIL); rerun the same command to resume."""
-EXTRAS = {"submitit": "slurm", "kornia": "augment", "optuna": "search"}
+EXTRAS = {"submitit": "slurm", "kornia": "augment", "optuna": "search", "transformers": "encoders"}
 """optional packages that a program may need, and the extra that installs them"""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 

@@ -91,7 +91,8 @@ def run_info(path: Path) -> dict[str, Any]:
     """
     content = _header(path)
     info = {"weights": str(path), "weights_sha256": sha256_of(path), "method": content["method"]["name"]}
-    info |= {"network": content["network"], "image_size": content["image_size"]}
+    network = {key: value for key, value in content["network"].items() if key != "encoder_config"}  # long
+    info |= {"network": network, "image_size": content["image_size"]}
     info["fit"] = content.get("fit", "stretch")  # version 0.1 had no other
     run, weights = path.parent.parent, path.parent.name
     if weights not in ("best", "last") or not is_finished(run):

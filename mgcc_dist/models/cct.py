@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mgcc_dist.models.blocks import dropout, feature_dropout, feature_noise, perturbed
 from mgcc_dist.models.config import InputRange
 from mgcc_dist.models.network import Network
-from mgcc_dist.models.unet import PAPER_WIDTHS, Decoder, Encoder
+from mgcc_dist.models.unet import PAPER_WIDTHS, Decoder, build_encoder
 
 PERTURBATIONS = (feature_noise, dropout, feature_dropout)
 
@@ -19,7 +19,7 @@ PERTURBATIONS = (feature_noise, dropout, feature_dropout)
 class CCTInference(nn.Module):
     """The inference part of CCT, a U-Net: images [B,in_channels or 1,H,W] -> logits [B,1,H,W]."""
 
-    def __init__(self, encoder: Encoder, main: Decoder) -> None:
+    def __init__(self, encoder: nn.Module, main: Decoder) -> None:
         super().__init__()
         self.encoder = encoder
         self.main = main
@@ -42,10 +42,12 @@ class CCT(Network):
         widths: Sequence[int] = PAPER_WIDTHS,
         perturb: Literal["all_levels", "bottleneck"] = "all_levels",
         input_range: InputRange = "unit",
+        encoder: str | None = None,
+        encoder_config: str | None = None,
     ) -> None:
         super().__init__()
         self.perturb_skips = perturb == "all_levels"
-        self.encoder = Encoder(in_channels, widths, input_range)
+        self.encoder = build_encoder(in_channels, widths, input_range, encoder, encoder_config)
         self.main = Decoder(widths, gated=False)
         self.auxiliary = nn.ModuleList(Decoder(widths, gated=False) for _ in PERTURBATIONS)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from mgcc_dist.models.blocks import ConvMixer
 from mgcc_dist.models.config import InputRange
 from mgcc_dist.models.network import EncoderDecoder
-from mgcc_dist.models.unet import PAPER_WIDTHS, Decoder, Encoder
+from mgcc_dist.models.unet import PAPER_WIDTHS, Decoder, build_encoder
 
 
 class CMUNet(EncoderDecoder):
@@ -26,9 +26,11 @@ class CMUNet(EncoderDecoder):
         mixer_layers: int = 7,
         kernel_size: int = 7,
         input_range: InputRange = "unit",
+        encoder: str | None = None,
+        encoder_config: str | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(in_channels, widths, input_range)
+        self.encoder = build_encoder(in_channels, widths, input_range, encoder, encoder_config)
         self.mixer = ConvMixer(widths[-1], kernel_size, mixer_layers)
         self.decoder = Decoder(widths, gated=True)
 

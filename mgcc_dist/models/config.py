@@ -5,8 +5,12 @@ from itertools import pairwise
 from typing import ClassVar, Literal
 
 from mgcc_dist.common.components import Registry
+from mgcc_dist.common.options import data_input, neutral
+from mgcc_dist.common.value_types import FolderOrName
 
 InputRange = Literal["unit", "released"]
+ENCODER_LEVELS = 6
+"""levels of a network with a pretrained encoder: strides 1, 2, 4, 8, 16, 32"""
 SWIN_PATCH = 4
 """side of the patches that a Swin-UNet embeds, in pixels"""
 
@@ -50,15 +54,31 @@ class EncoderDecoderConfig(NetworkConfig):
     """Keys of networks whose levels each halve the image."""
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    """channels per level, shallow to deep (paper: 64, 128, 256, 512, 1024)"""
+    """channels per level, shallow to deep (paper: 64, 128, 256, 512, 1024); with an encoder, six values"""
     input_range: InputRange = "unit"
     """values that the first convolution sees. unit: [-1,1]; released: [-0.008,0.01], as in MGCC's released code, which
     divides normalized images by 255 again"""
+    encoder: FolderOrName | None = data_input(None)
+    """pretrained backbone instead of the U-Net's encoder: its folder, or its name on the Hugging Face hub, then it is
+    downloaded. A hierarchical one of transformers, such as a ResNet, ConvNeXt or Swin, or of timm. Grey images are
+    repeated to its channels, which keeps its weights and normalization; image_size must be a multiple of 32
+    (pip install 'mgcc-dist[encoders]')"""
+    encoder_config: str | None = neutral(None)
+    """architecture of the encoder, which weights files hold so that they load without it; not to be set"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.widths) < 2 or min(self.widths) < 1:
             raise ValueError(f"widths must be at least two positive numbers, got {self.widths}")
+        if self.encoder is None and self.encoder_config is None:
+            return
+        if len(self.widths) != ENCODER_LEVELS:
+            raise ValueError(
+                f"widths must be {ENCODER_LEVELS} numbers with an encoder, one for each of the strides 1, 2, 4, 8, 16, "
+                f"32, such as [32, 64, 128, 256, 512, 1024], got {self.widths}"
+            )
+        if self.input_range != "unit":
+            raise ValueError(f"input_range must be unit with an encoder, which normalizes, got {self.input_range}")
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mgcc_dist.models.blocks import ConvMixer, dropout, feature_dropout, feature_noise, perturbed
 from mgcc_dist.models.config import InputRange
 from mgcc_dist.models.network import Network
-from mgcc_dist.models.unet import PAPER_WIDTHS, Decoder, Encoder
+from mgcc_dist.models.unet import PAPER_WIDTHS, Decoder, build_encoder
 
 PERTURBATIONS = (feature_dropout, dropout, feature_noise)
 
@@ -26,7 +26,7 @@ PERTURBATIONS = (feature_dropout, dropout, feature_noise)
 class MGCCInference(nn.Module):
     """The inference part of MGCC: images [B,in_channels or 1,H,W] -> logits [B,1,H,W] of the main decoder."""
 
-    def __init__(self, encoder: Encoder, mixer: ConvMixer, main: Decoder) -> None:
+    def __init__(self, encoder: nn.Module, mixer: ConvMixer, main: Decoder) -> None:
         super().__init__()
         self.encoder = encoder
         self.mixer = mixer
@@ -56,11 +56,13 @@ class MGCC(Network):
         gates: Sequence[bool] = (True, True, True, True),
         perturb: Literal["all_levels", "bottleneck"] = "all_levels",
         input_range: InputRange = "unit",
+        encoder: str | None = None,
+        encoder_config: str | None = None,
     ) -> None:
         super().__init__()
         self.depths = (0, *taps[:-1])
         self.perturb_skips = perturb == "all_levels"
-        self.encoder = Encoder(in_channels, widths, input_range)
+        self.encoder = build_encoder(in_channels, widths, input_range, encoder, encoder_config)
         self.mixer = ConvMixer(widths[-1], kernel_size, taps[-1])
         self.main = Decoder(widths, gates[-1])
         self.auxiliary = nn.ModuleList(Decoder(widths, gated) for gated in gates[:-1])

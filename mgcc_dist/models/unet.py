@@ -11,6 +11,7 @@ from mgcc_dist.common.errors import UserError
 from mgcc_dist.models.blocks import MSAG, DoubleConv, UpConv
 from mgcc_dist.models.config import InputRange
 from mgcc_dist.models.network import EncoderDecoder
+from mgcc_dist.models.pretrained import PretrainedEncoder, pretrained_encoder
 
 PAPER_WIDTHS = (64, 128, 256, 512, 1024)
 
@@ -55,6 +56,19 @@ def released_range(images: Tensor) -> Tensor:
     return ((images + 1) / 2 - mean) / (255 * deviation)
 
 
+def build_encoder(
+    in_channels: int,
+    widths: Sequence[int],
+    input_range: InputRange,
+    encoder: str | None = None,
+    encoder_config: str | None = None,
+) -> Encoder | PretrainedEncoder:
+    """Build the encoder of a network's config: the U-Net's, or a pretrained one."""
+    if encoder or encoder_config:
+        return pretrained_encoder(in_channels, widths, encoder, encoder_config)
+    return Encoder(in_channels, widths, input_range)
+
+
 class Decoder(nn.Module):
     """Features of every level, shallow to deep -> logits [B,1,H,W]. With `gated`, each skip passes an MSAG."""
 
@@ -77,10 +91,15 @@ class UNet(EncoderDecoder):
     """Encoder and decoder with plain skips: images [B,in_channels or 1,H,W] -> logits [B,1,H,W]."""
 
     def __init__(
-        self, in_channels: int = 3, widths: Sequence[int] = PAPER_WIDTHS, input_range: InputRange = "unit"
+        self,
+        in_channels: int = 3,
+        widths: Sequence[int] = PAPER_WIDTHS,
+        input_range: InputRange = "unit",
+        encoder: str | None = None,
+        encoder_config: str | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(in_channels, widths, input_range)
+        self.encoder = build_encoder(in_channels, widths, input_range, encoder, encoder_config)
         self.decoder = Decoder(widths, gated=False)
 
     def encode(self, x: Tensor) -> list[Tensor]:

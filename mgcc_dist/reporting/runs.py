@@ -137,8 +137,11 @@ class RunGroup:
 
     @property
     def network(self) -> str:
-        network = self.runs[0].result["network"]
-        return f"{network.get('name', '')} {'-'.join(map(str, network.get('widths', ())))}"
+        """Return its name and widths and, with a pretrained encoder, the sha256 of its weights."""
+        result = self.runs[0].result
+        network, encoder = result["network"], result.get("encoder")
+        pretrained = f" (encoder {encoder['sha256'][:8]})" if encoder else ""
+        return f"{network.get('name', '')} {'-'.join(map(str, network.get('widths', ())))}{pretrained}"
 
     @property
     def dataset(self) -> str:
@@ -219,6 +222,7 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
         keys = ["dataset", "images", "world_size", "precision"]
         keys += [] if run.segment_config else ["method", "network"]
         facts = {key: run.result.get(key) for key in keys}
+        facts["encoder"] = (run.result.get("encoder") or {}).get("sha256")
         images = run.result.get("images") or {}
         if "test" in images:  # folds are not of exactly one size
             facts["images"] = sorted(images)

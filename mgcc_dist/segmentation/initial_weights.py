@@ -1,5 +1,6 @@
 """Start a run from trained weights: `mgcc segment --init RUN`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from mgcc_dist.common.config import as_plain
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.inference.loading import read_weights
 from mgcc_dist.methods.method import Method
-from mgcc_dist.models.config import NetworkConfig
+from mgcc_dist.models.config import EncoderDecoderConfig, NetworkConfig
 from mgcc_dist.train.initial_weights import find_weights, log_initial_weights
 
 
@@ -24,6 +25,17 @@ def load_initial_weights(method: Method, source: Path, config: NetworkConfig) ->
     _check_tensors(path, header["network"], state, method.predictor(), config)
     method.initialize(state)
     log_initial_weights(path)
+
+
+def with_saved_encoder(config: NetworkConfig, init: str | None) -> NetworkConfig:
+    """Return `config` with the architecture of its encoder, if `init` was trained with it: all weights are there."""
+    if init is None or not isinstance(config, EncoderDecoderConfig) or config.encoder is None:
+        return config
+    try:
+        there = read_weights(find_weights(Path(init), "best"))[0]["network"]
+    except UserError:  # which `load_initial_weights` reports; a run that has a checkpoint does not need it
+        return config
+    return replace(config, encoder_config=there["encoder_config"]) if there.get("encoder") == config.encoder else config
 
 
 def _check_tensors(

@@ -27,7 +27,8 @@ from mgcc_dist.inference.loading import header, load_predictor
 from mgcc_dist.kernels.fuse import fuse
 from mgcc_dist.methods.method import Method, build
 from mgcc_dist.methods.segment_config import SegmentConfig
-from mgcc_dist.segmentation.initial_weights import load_initial_weights
+from mgcc_dist.models.pretrained import with_architecture
+from mgcc_dist.segmentation.initial_weights import load_initial_weights, with_saved_encoder
 from mgcc_dist.train.checkpoints import has_checkpoint
 from mgcc_dist.train.loop import total_steps
 from mgcc_dist.train.schedules import Progress
@@ -45,10 +46,11 @@ class SegmentationTask:
 
     def __init__(self, config: SegmentConfig, data: ShardFolder, split: Split, accelerator: Accelerator) -> None:
         self.config = config
-        method = build(config.method, config.network)
-        if config.init and not has_checkpoint(Path(config.out)):
-            with raise_on_all_ranks():
-                load_initial_weights(method, Path(config.init), config.network)
+        network = with_saved_encoder(config.network, config.init)
+        with raise_on_all_ranks():
+            method = build(config.method, network)
+            if config.init and not has_checkpoint(Path(config.out)):
+                load_initial_weights(method, Path(config.init), network)
         self.module: nn.Module = fuse(method, config.kernels)
         if zero_stage(accelerator) == 3 and not all(weight.requires_grad for weight in self.module.parameters()):
             raise SharedError(
@@ -138,7 +140,8 @@ class SegmentationTask:
         return _as_method(module).predictor().state_dict()
 
     def header(self) -> dict[str, Any]:
-        return header(self.config.method, self.config.network, self.config.data.image_size, self.config.data.fit)
+        network = with_architecture(self.config.network, self.module)
+        return header(self.config.method, network, self.config.data.image_size, self.config.data.fit)
 
     def score_saved(self, run: Path, weights: Literal["best", "last"], accelerator: Accelerator) -> dict[str, Any]:
         """Score a saved network image by image, with surface distances; draw RUN/WEIGHTS/gallery.png.

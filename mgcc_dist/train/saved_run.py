@@ -10,8 +10,11 @@ from mgcc_dist.common.files import InvalidJson, read_json, sha256_of
 from mgcc_dist.common.identity import differing_keys, input_keys, input_values
 from mgcc_dist.data.records import INDEX
 from mgcc_dist.data.splits import locate_split
+from mgcc_dist.train.initial_weights import WEIGHTS
 
 Config = TypeVar("Config")
+CONTENT = (INDEX, WEIGHTS, f"best/{WEIGHTS}")
+"""files that say what the folder of a data set, a pretrained encoder or a trained run holds"""
 
 
 def is_finished(folder: Path) -> bool:
@@ -62,10 +65,10 @@ def _hash_values(config: Any) -> dict[str, str]:
     hashes = {}
     for value in input_values(config):
         try:
-            file = Path(value) / INDEX if Path(value).is_dir() else locate_split(value)
+            files = [Path(value) / name for name in CONTENT] if Path(value).is_dir() else [locate_split(value)]
         except UserError:  # does not exist
             continue
-        if file.is_file():
+        if file := next((file for file in files if file.is_file()), None):
             hashes[value] = sha256_of(file)
     return hashes
 
@@ -78,7 +81,7 @@ def _saved_hashes(folder: Path, config: Any) -> dict[str, str]:
     by_file = _saved_inputs(folder)
     hashes = {}
     for value in input_values(config):
-        files = (value, str(Path(value) / INDEX))
+        files = (value, *(str(Path(value) / name) for name in CONTENT))
         shipped = (file for file in by_file if file.endswith(f"configs/splits/{value}.json"))
         if file := next((file for file in (*files, *shipped) if file in by_file), None):
             hashes[value] = by_file[file]

@@ -236,7 +236,7 @@ def test_state_dict_keys_match_saved_files():
 
 
 def test_config_sets_every_argument_of_the_network():
-    config = MGCCConfig("mgcc", 1, (2, 4), "released", (1, 3), 5, (False, False, True), "bottleneck")
+    config = MGCCConfig("mgcc", 1, (2, 4), "released", None, None, (1, 3), 5, (False, False, True), "bottleneck")
     network = build_network(config)
     assert network.encoder.blocks[0].conv1.weight.shape == (2, 1, 3, 3)
     assert network.mixer[0].depthwise.kernel_size == (5, 5)
