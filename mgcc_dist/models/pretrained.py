@@ -218,7 +218,7 @@ def _transformers_backbone(architecture: dict[str, Any], folder: Path | None) ->
     config = AutoConfig.for_model(**architecture["config"])
     if folder is None:
         return AutoBackbone.from_config(config)
-    backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(config)]  # AutoBackbone asks the hub for local folders too
+    backbone_class: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]  # AutoBackbone asks the hub for local folders too
     with _quiet_transformers():
         backbone, report = backbone_class.from_pretrained(
             folder, config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True
