@@ -59,7 +59,11 @@ def run(config: EvaluateConfig) -> None:
     accelerator.wait_for_everyone()
 
 
-PROGRAM = Program("evaluate", __doc__, Command(EvaluateConfig, run, "evaluate runs on labeled shards", __doc__))
+PROGRAM = Program(
+    "evaluate",
+    __doc__,
+    Command(EvaluateConfig, run, "evaluate runs on labeled shards", __doc__, several_processes=True),
+)
 main = PROGRAM.main
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ def run(config: LdmConfig) -> None:
     logger.info("ldm: %s", describe(accelerator))
     with raise_on_all_ranks():
         sampling.check_folder(config.sampling, out / config.sampling.name / "samples")
+        diffusion.check_stages(config.data, config.autoencoder, config.denoiser, out)
     if accelerator.is_main_process:
         save(config, out / "config.yaml")
 
@@ -131,6 +132,7 @@ PROGRAM = Program(
         __doc__,
         presets=CONFIGS / "ldm",
         default_preset="demo",
+        several_processes=True,
         config_files=True,
         common=(
             *("out", "until", "data.shards", "data.split", "data.image_size", "autoencoder.batch"),

@@ -2,6 +2,9 @@
 
     mgcc predict --run out/runs/mgcc_1 --images DIR --out out/masks
 
+Works in one process and needs no launcher. Under torchrun, which takes --run for its own --run-path, put `--` before
+the options: `torchrun -m mgcc_dist.predict -- --run out/runs/mgcc_1 ...`.
+
 Reads every PNG, JPEG, BMP and TIFF in --images and its subfolders, of any size, depth and colour. Writes under the same
 names, in the same subfolders:
 

@@ -92,6 +92,7 @@ PROGRAM = Program(
         __doc__,
         presets=CONFIGS / "segment",
         default_preset="mgcc_demo",
+        several_processes=True,
         config_files=True,
         common=(
             *("out", "init", "data.shards", "data.split", "data.labels", "data.synthetic"),

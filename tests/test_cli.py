@@ -1,9 +1,11 @@
 """The `mgcc` command: every program's help, errors and start-up, through real processes and in this one."""
 
+import dataclasses
 import itertools
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 import yaml
@@ -29,6 +31,11 @@ HEAVY = ("torch", "diffusers", "accelerate", "monai", "scipy", "matplotlib")
 SWEEP = "configs/sweeps/table_1.yaml"
 
 
+@dataclass(frozen=True)
+class Nothing:
+    """A config without options."""
+
+
 @pytest.fixture(autouse=True)
 def wide_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
@@ -45,6 +52,25 @@ def error_of(*words):
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_program_that_divides_no_work_is_refused_on_several_ranks(words, monkeypatch):
+    """Each rank would write every file."""
+    command = PROGRAMS[words[0]].commands[words[1]] if words[1:] else PROGRAMS[words[0]].default
+    if command is None:
+        pytest.skip("only its subcommands run")
+    started = []
+    command = dataclasses.replace(command, config=Nothing, run=started.append, presets=None)
+    command.main("mgcc x", [])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    if words in (["segment"], ["ldm"], ["evaluate"]):
+        command.main("mgcc x", [])
+        assert len(started) == 2
+        return
+    with pytest.raises(UserError, match=r"^mgcc x: works in one process, but a launcher started 2\. Start it without"):
+        command.main("mgcc x", [])
+    assert len(started) == 1
 
 
 def test_every_program_is_a_command_with_one_line_of_help(capsys):

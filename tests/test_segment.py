@@ -76,6 +76,7 @@ def test_each_setting_of_the_paper_uses_its_images(data):
     [
         ("mgcc_demo", ["--data.labels", "all"], r"method\.name: mgcc needs unlabeled images and there are none\. Set"),
         ("mgcc_demo", ["--data.batch_unlabeled", "0"], r"data\.batch_unlabeled: method mgcc needs unlabeled images"),
+        ("mgcc_demo", ["--data.synthetic", "nowhere"], r"data\.synthetic: nowhere does not .* --data\.synthetic null"),
         ("unet_demo", ["--data.batch_unlabeled", "4"], r"method supervised uses no unlabeled images\. Set it to 0"),
     ],
 )

@@ -225,7 +225,7 @@ def _nearest_in_pixels(
     """Return, per synthetic image, similarity, index and alignment of the nearest training image."""
     assigned = list(range(len(shards)))[accelerator.process_index :: accelerator.num_processes]
     rows = []
-    with ProgressBar(len(assigned), "comparing with training images", "images") as bar:
+    with ProgressBar(len(shards), "comparing with training images", "images", share=len(assigned)) as bar:
         for start in range(0, len(assigned), BLOCK_SIZE):
             block = assigned[start : start + BLOCK_SIZE]
             similarity, alignment = pixel_similarity([_read_square(shards, i, size) for i in block], thumbnails)

@@ -49,7 +49,7 @@ class FeatureExtractor:
         rank, world = accelerator.process_index, accelerator.num_processes
         loader = EvalLoader(dataset, BATCH_SIZE, self.image_size, rank=rank, world=world, workers=0)
         network, rows = self.network.to(accelerator.device), []
-        with ProgressBar(len(range(rank, len(dataset), world)), "extracting features", "images") as bar:
+        with ProgressBar(len(dataset), "extracting features", "images", share=len(loader.indices)) as bar:
             for batch in bar.count(loader.batches(), lambda batch: len(batch.keys)):
                 features = self._validated(network(batch.to(accelerator.device).images), len(batch.keys))
                 rows += list(zip(batch.offsets.tolist(), features.double().cpu().numpy(), strict=True))

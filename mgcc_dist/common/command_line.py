@@ -54,6 +54,8 @@ def read_command_line(
     words = list(argv)
     while words:
         word = words.pop(0)
+        if word == "--":  # after the module's name it keeps a launcher from reading the options that follow
+            continue
         if not _is_option(word):
             positional.append(word)
             continue

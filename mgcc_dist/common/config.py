@@ -111,7 +111,12 @@ def save(config: Any, path: Path) -> None:
 def as_yaml(config: Any) -> str:
     plugins = imports_of(config)
     tree = with_version(({"import": plugins} if plugins else {}) | as_plain(config))
-    return yaml.dump(tree, Dumper=_DUMPER, sort_keys=False)
+    try:
+        return yaml.dump(tree, Dumper=_DUMPER, sort_keys=False)
+    except UnicodeEncodeError as error:
+        raise SharedError(
+            f"{error.object!a}: is not UTF-8, so it can't be saved in config.yaml. Rename it, or use a link to it."
+        ) from error
 
 
 def as_plain(config: Any) -> dict[str, Any]:
@@ -305,6 +310,8 @@ def _checked(option: Option, setting: Setting) -> Any:
     value, kind = setting.value, option.plain_kind
     words = value if option.takes_several and isinstance(value, (list, tuple)) else [value]
     try:
+        if "" in words and any(name in option.expected for name in ("file", "folder")):  # it would be the current one
+            raise ValueError(value)
         if words is value:
             return tuple(parse_value(get_args(kind)[0], _word(word)) for word in words)
         return parse_value(kind, _word(value))

@@ -15,12 +15,17 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 from mgcc_dist.common.environment import has_bf16
 from mgcc_dist.common.errors import SharedError, UserError
 
+PRECISIONS = ("no", "fp16", "bf16")
+
 
 def create_accelerator(precision: str | None = None, accumulation: int = 1) -> Accelerator:
     """Create the Accelerator of this process, started by plain python, torchrun, `accelerate launch` or Slurm.
 
-    Without a GPU the backend is gloo, also under DeepSpeed. `precision` ("no", "fp16", "bf16") overrides the launcher's
+    Without a GPU the backend is gloo, also under DeepSpeed. `precision`, one of PRECISIONS, overrides the launcher's
     setting; None uses that setting (under DeepSpeed, its config file's).
+
+    Raises:
+        UserError: an environment variable or a launch file has a value that is not possible.
     """
     set_distributed_environment()
     on_cpu = not torch.accelerator.is_available()
@@ -29,12 +34,23 @@ def create_accelerator(precision: str | None = None, accumulation: int = 1) -> A
     backend = "gloo" if on_cpu and not single else None
     # Longer than anything that one rank does while the others wait, such as verifying all shards.
     process_group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(hours=2))
-    accelerator = Accelerator(
-        cpu=on_cpu and not deepspeed,
-        mixed_precision=None if deepspeed else precision,
-        gradient_accumulation_steps=accumulation,
-        kwargs_handlers=[process_group],
-    )
+    try:
+        accelerator = Accelerator(
+            cpu=on_cpu and not deepspeed,
+            mixed_precision=None if deepspeed else precision,
+            gradient_accumulation_steps=accumulation,
+            kwargs_handlers=[process_group],
+        )
+    except ValueError as error:
+        variables = ", ".join(name for name in sorted(os.environ) if name.startswith("ACCELERATE_"))
+        if not variables:
+            raise
+        raise SharedError(f"{variables}: Accelerate refuses an environment variable ({error}). Correct it.") from error
+    if accelerator.mixed_precision not in PRECISIONS:
+        raise SharedError(
+            f"the launcher's mixed_precision: expected one of {', '.join(PRECISIONS)}, got "
+            f"{accelerator.mixed_precision}. Correct it in the launch file or in ACCELERATE_MIXED_PRECISION."
+        )
     if deepspeed and precision:
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         for kind in ("fp16", "bf16"):

@@ -2,11 +2,15 @@
 
 import difflib
 import errno
+import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
+
+from mgcc_dist.common.rank_errors import claim_report, is_lost_connection, rank, reported_exit_code, wrong_variable
 
 
 class UserError(Exception):
@@ -21,22 +25,32 @@ EXIT_USER_ERROR = 2
 """Exit code after a UserError or a full disk: the user has to act before a rerun."""
 EXIT_STOPPED = 75
 """Exit code of a run that saved itself after a signal (EX_TEMPFAIL); rerun the same command to resume."""
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+"""Exit code after Ctrl-C, where nothing had to be saved."""
 EXTRAS = {"submitit": "slurm", "kornia": "augment", "optuna": "search", "transformers": "encoders"}
 """optional packages that a program may need, and the extra that installs them"""
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: a quota, or `ulimit -f`
+REFUSED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE),
+)
+"""errors of files that the user can do something about, and a traceback does not help"""
 
 
 def run_program(program: str, main: Callable[[], None]) -> None:
     """Set up logging and run `main`.
 
-    The exit code is 0 after success, EXIT_USER_ERROR after a UserError, a full disk or a missing optional package,
-    which are printed to stderr as `program: message`, EXIT_STOPPED after a signal, and 1 after any other exception.
+    The exit code is 0 after success, EXIT_STOPPED after a signal, EXIT_USER_ERROR after an error that a user can do
+    something about (a UserError, a full disk, a file that the system refuses, a missing optional package) and 1 after
+    any other exception. Errors of the user are printed to stderr as `program: message`, by one rank of several.
     """
     from mgcc_dist.common.launcher import stop_with_launcher
     from mgcc_dist.common.log import configure_logging  # which imports this module
 
     stop_with_launcher()
     try:
+        if problem := wrong_variable():
+            raise UserError(problem)
         configure_logging()
         main()
         sys.stdout.flush()
@@ -46,13 +60,28 @@ def run_program(program: str, main: Callable[[], None]) -> None:
         if error.name not in EXTRAS:
             raise
         _exit(program, f"{error.name} is not installed. Run `pip install 'mgcc-dist[{EXTRAS[error.name]}]'`.")
+    except KeyboardInterrupt:  # training has handlers of its own, which save first
+        print(f"{program}: interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:  # as in `mgcc sweep FILE | head`, where nobody reads the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if error.errno in DISK_FULL:
+            remedy = "What was saved so far is kept. Free some space and rerun the same command to resume."
+            _exit(program, f"{error}. {remedy}")
+        if error.errno in REFUSED and error.filename:
+            _exit(program, f"{os.fsdecode(error.filename)}: can't be read or written ({error.strerror})")
+        raise
+    except RuntimeError as error:
+        if not is_lost_connection(error):
             raise
-        _exit(program, f"{error}. What was saved so far is kept. Free some space and rerun the same command to resume.")
+        code = reported_exit_code()
+        if code is None:
+            logging.getLogger(__name__).debug("lost the connection to another rank", exc_info=True)
+            reason = "another rank has ended (see its error; if there is none, it was killed)"
+            print(f"{program} [rank {rank()}]: {reason}. Rerun the same command to resume.", file=sys.stderr)
+        sys.exit(1 if code is None else code)
 
 
 def one_line(text: str) -> str:
@@ -62,11 +91,8 @@ def one_line(text: str) -> str:
 
 def _exit(program: str, message: str, only_rank_0: bool = False) -> NoReturn:
     message = one_line(message)
-    rank = os.environ.get("RANK", "0")  # under Slurm it is set only once the process has joined its group
-    if rank == "0":
-        print(f"{program}: {message}", file=sys.stderr)
-    elif not only_rank_0:
-        print(f"{program} [rank {rank}]: {message}", file=sys.stderr)
+    if claim_report(message, EXIT_USER_ERROR) and not (only_rank_0 and rank()):
+        print(f"{program}{f' [rank {rank()}]' if rank() else ''}: {message}", file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)
 
 

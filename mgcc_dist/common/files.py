@@ -63,9 +63,10 @@ def read_json(path: Path) -> Any:
         InvalidJson: it is not JSON.
     """
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InvalidJson(f"{path}: is not JSON ({error})") from error
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also if it is not text
+        remedy = "Restore it, or move it elsewhere and rerun the command that writes it."
+        raise InvalidJson(f"{path}: is not JSON ({error}). {remedy}") from error
 
 
 def read_versioned(path: Path, kind: str, version: int, remedy: str) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def read_versioned(path: Path, kind: str, version: int, remedy: str) -> dict[str
     try:
         content = read_json(path)
     except InvalidJson as error:
-        raise UserError(f"{error}. {remedy}") from error
+        raise UserError(f"{path}: is not JSON ({error.__cause__}). {remedy}") from error
     if not isinstance(content, dict) or content.get("format") != kind:
         raise UserError(f"{path}: is not a {kind} file. {remedy}")
     if content.get("version") != version:

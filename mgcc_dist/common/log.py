@@ -16,6 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mgcc_dist.common.errors import UserError, one_line
+from mgcc_dist.common.rank_errors import rank
 
 LEVELS = ("debug", "info", "warning", "error")
 VARIABLE = "MGCC_LOG_LEVEL"
@@ -42,11 +43,6 @@ def configure_logging(level: str | None = None) -> None:
     PACKAGE.addHandler(_StderrHandler())
     PACKAGE.setLevel(level.upper())
     PACKAGE.propagate = False
-
-
-def rank() -> int:
-    """This process's rank, as its launcher or `common.distributed` put it into the environment; 0 without one."""
-    return int(os.environ.get("RANK", 0))
 
 
 class _StderrHandler(logging.Handler):

@@ -7,6 +7,7 @@ Modules that a program file imports at the top must not import torch: a typo or 
 `run` imports what it needs when it is called.
 """
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ class Command:
     common: tuple[str, ...] = ()
     """keys of the options that `--help` shows, and sections whose chosen component's keys it shows; `--help-all` shows
     the others too. Empty: all"""
+    several_processes: bool = False
+    """whether the ranks of a launcher divide the work; a command that does not would write every file once per rank"""
     config_files: bool = False
     """whether `--config` and `--print_config` are worth a line of help"""
 
@@ -50,6 +53,11 @@ class Command:
             print(command_help(name, self, settings, everything=line.asks_for == "help-all") + more_help)
             return
         config: Any = build(self.config, settings)
+        ranks = int(os.environ.get("WORLD_SIZE", 1))
+        if ranks > 1 and not self.several_processes:
+            raise SharedError(
+                f"{name}: works in one process, but a launcher started {ranks}. Start it without a launcher."
+            )
         if line.asks_for == "print_config":
             print(as_yaml(config), end="")
             return

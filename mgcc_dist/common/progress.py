@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from mgcc_dist.common.log import PACKAGE, rank
+from mgcc_dist.common.log import PACKAGE
+from mgcc_dist.common.rank_errors import rank
 
 Item = TypeVar("Item")
 
@@ -30,20 +31,24 @@ class ProgressBar:
     shown on ranks other than 0 or with a log level above INFO.
 
     Args:
-        total: units of work.
+        total: units of work, of all ranks together.
         description: the work, such as `sampling`; each line starts with it.
         unit: what is counted, in the plural, such as `images`.
         initial: units done by an earlier start of the program.
+        share: units that this rank does, if the work is divided over the ranks. The bar, which only rank 0 shows, takes
+            the other ranks to be as far as this one.
     """
 
-    def __init__(self, total: int, description: str, unit: str, initial: int = 0) -> None:
+    def __init__(self, total: int, description: str, unit: str, initial: int = 0, share: int | None = None) -> None:
         self.total = total
         self.done = self._initial = self._last_logged = initial
+        self._share = total if share is None else share
+        self._own = initial
         self._description = description
         self._unit = unit
         self._values: dict[str, str] = {}
         self._began = self._last_line = time.monotonic()
-        self._shown = rank() == 0 and PACKAGE.level <= logging.INFO
+        self._shown = rank() == 0 and PACKAGE.level <= logging.INFO and self._share > 0
         self._bar: tqdm | None = None
         if self._shown and sys.stderr.isatty():
             self._bar = tqdm(
@@ -63,10 +68,11 @@ class ProgressBar:
         self.close()
 
     def update(self, units: int = 1) -> None:
-        """Count `units` more as done."""
-        self.done += units
+        """Count `units` more as done by this rank."""
+        self._own += units
+        before, self.done = self.done, self._own * self.total // max(self._share, 1)
         if self._bar is not None:
-            self._bar.update(units)
+            self._bar.update(self.done - before)
         elif self._shown:
             since = time.monotonic() - self._last_line
             stepped = 100 * (self.done - self._last_logged) >= LINE_EVERY_PERCENT * self.total

@@ -87,9 +87,10 @@ def write_shards_distributed(
         StopSignal() as stop,
         ThreadPoolExecutor(1) as writer,
         ProgressBar(
-            total=sum(len(indices) for _, indices in assigned),
-            description=f"{task} (rank {rank} of {world})" if world > 1 else task,
+            total=sum(len(shards[number][1]) for number in missing),
+            description=task,
             unit="images",
+            share=sum(len(indices) for _, indices in assigned),
         ) as bar,
     ):
         pending: Future[None] | None = None

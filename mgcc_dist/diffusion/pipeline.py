@@ -23,7 +23,7 @@ from torch import nn
 
 from mgcc_dist.common.config import Layer, as_plain, resolve
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import read_json, sha256_of, write_json
+from mgcc_dist.common.files import InvalidJson, read_json, sha256_of, write_json
 from mgcc_dist.common.migration import current, with_version
 from mgcc_dist.diffusion import autoencoder
 from mgcc_dist.diffusion.autoencoder import Autoencoder, latent_shape
@@ -79,7 +79,8 @@ def save(
 ) -> None:
     """Write the pipeline, with a DDIM scheduler. An existing folder is replaced once the new one is complete.
 
-    `unet` is a denoiser of `config`. `source` holds the sha256 of the weights of each training stage.
+    `unet` is a denoiser of `config`. `source` holds the sha256 of the weights of each training stage; source.json also
+    gets those of the pipeline's own files.
     """
     scratch = folder.with_name(f".{folder.name}.saving")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -92,15 +93,29 @@ def save(
         _save_denoiser(unet, config, len(classes), scratch)
     if config.classes:
         write_json(scratch / CLASSES_FILE, classes)
-    write_json(scratch / "source.json", source)
+    files = {name: sha256_of(scratch / name) for name in PIPELINE_FILES}
+    write_json(scratch / "source.json", {**source, "files": files})
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
 
 
 def is_up_to_date(source: dict[str, str], folder: Path) -> bool:
-    """Return whether `folder` holds a pipeline that was built from the weights `source`."""
+    """Return whether `folder` holds a pipeline that was built from the weights `source`.
+
+    Raises:
+        UserError: it does, but its files are not as they were written.
+    """
     path = folder / "source.json"
-    return path.is_file() and read_json(path) == source
+    try:
+        found = read_json(path) if path.is_file() else {}
+    except InvalidJson:  # damaged: build it again
+        return False
+    if not isinstance(found, dict) or any(found.get(key) != value for key, value in source.items()):
+        return False
+    for name, sha256 in found.get("files", {}).items():  # pipelines of earlier versions have none
+        if not (folder / name).is_file() or sha256_of(folder / name) != sha256:
+            raise UserError(f"{folder / name}: is damaged, or was changed since `mgcc ldm` wrote it. {REBUILD}")
+    return True
 
 
 def load(folder: Path) -> LatentDiffusionModel:

@@ -31,8 +31,15 @@ from mgcc_dist.diffusion.weights import load_initial_weights
 from mgcc_dist.train.initial_weights import describe_initial_weights, existing_weights
 from mgcc_dist.train.loop import Task, TrainState, fit
 from mgcc_dist.train.metrics_logger import read_rows
-from mgcc_dist.train.run_folder import check_inputs, hash_inputs, open_run_folder, write_result
-from mgcc_dist.train.saved_run import is_finished, read_result
+from mgcc_dist.train.run_folder import (
+    check_inputs,
+    check_run_folder,
+    has_run,
+    hash_inputs,
+    open_run_folder,
+    write_result,
+)
+from mgcc_dist.train.saved_run import is_finished, read_config, read_result
 from mgcc_dist.train.weights import count_parameters
 
 logger = logging.getLogger(__name__)
@@ -88,14 +95,31 @@ def _make_split(records: Sequence[RecordInfo]) -> Split:
     return make_split(records, seed=0, validation=validation, labeled=labeled, grouped=True, name="split")
 
 
+def check_stages(data: DataConfig, first: AutoencoderConfig, second: DenoiserConfig, out: Path) -> None:
+    """Check the settings against the trained stages in `out`, before anything is written there.
+
+    Raises:
+        UserError: a stage was trained with other settings.
+    """
+    check_run_folder(out / "autoencoder", AutoencoderRun(data, first), _fixed_length(first, out))
+    folder = out / "denoiser"
+    if has_run(folder) and (folder / "config.yaml").is_file():
+        trained_on = read_config(folder, DenoiserRun).autoencoder_sha256  # that of `out` may not exist yet
+        check_run_folder(folder, DenoiserRun(data, second, trained_on), second.loop.fixed_length)
+
+
+def _fixed_length(config: AutoencoderConfig, out: Path) -> str:
+    """Return why the autoencoder can't be trained further; "" if it can."""
+    if (out / "latents").exists():
+        return f"{out / 'latents'} was encoded with it"
+    return config.loop.fixed_length
+
+
 def train_autoencoder(config: AutoencoderConfig, data: DataConfig, images: ImageData, out: Path) -> None:
     """Train the autoencoder in `autoencoder/` and save it, with normalized latents, to `autoencoder/vae/`."""
     folder, loop = out / "autoencoder", config.loop
     accelerator = create_accelerator(loop.precision, loop.accumulation)
-    fixed_length = loop.fixed_length
-    if (out / "latents").exists():
-        fixed_length = f"{out / 'latents'} was encoded with it"
-    open_run_folder(folder, AutoencoderRun(data, config), accelerator, fixed_length)
+    open_run_folder(folder, AutoencoderRun(data, config), accelerator, _fixed_length(config, out))
     if _is_finished(folder, images):
         logger.info("autoencoder: %s already exists", folder / "result.json")
         return
@@ -195,7 +219,8 @@ def _write_result(
     accelerator: Accelerator,
 ) -> None:
     """Write result.json, which marks a training stage as finished."""
-    last = [row for row in read_rows(folder / "metrics.jsonl") if row["split"] == "validation"][-1]
+    rows = [row for row in read_rows(folder / "metrics.jsonl") if row.get("split") == "validation"]
+    last = rows[-1] if rows else {"step": state.step}  # of a run whose metrics were deleted
     result = {
         "program": "ldm",
         "stage": task.name,

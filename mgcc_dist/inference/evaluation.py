@@ -121,7 +121,7 @@ class Evaluation:
             UserError: a record can't be read, or a network's output is not finite.
         """
         passes = 1 + len(self.conditions) + (postprocess is None)
-        with ProgressBar(passes * self.images, "evaluating", "images") as bar:
+        with ProgressBar(passes * len(self.data), "evaluating", "images", share=passes * self.images) as bar:
             if postprocess is None:
                 with raise_on_all_ranks():
                     settings = list(self._setting_scores(bar))

@@ -167,7 +167,8 @@ class SegmentationTask:
     def _scored(
         self, network: nn.Module, weights: str, data: ShardFolder, batches: CachedBatches, accelerator: Accelerator
     ) -> dict[str, Any]:
-        with ProgressBar(len(batches.loader.indices), f"scoring {weights} weights on {data.dataset}", "images") as bar:
+        total, share = len(batches.loader.dataset), len(batches.loader.indices)
+        with ProgressBar(total, f"scoring {weights} weights on {data.dataset}", "images", share=share) as bar:
             counted = bar.count(batches, lambda batch: len(batch.keys))
             images = score_images(network, counted, accelerator, surface=True, fit=self.config.data.fit)
         classes = {record.key: record.category for record in data.records}
@@ -181,6 +182,11 @@ class SegmentationTask:
         if config.unlabeled and training:
             sources["training"] = subset_by_keys(self.data, training)
         if config.synthetic:
+            if not Path(config.synthetic).exists():
+                raise UserError(
+                    f"data.synthetic: {config.synthetic} does not exist. Create it with `mgcc ldm`, or pass "
+                    "--data.synthetic null to train without synthetic images."
+                )
             sources["synthetic"] = self._open(config.synthetic)
         if config.similar:
             sources["similar"] = ConcatDataset([self._open(folder) for folder in config.similar])

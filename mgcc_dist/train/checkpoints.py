@@ -22,14 +22,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mgcc_dist.common.distributed import raise_on_all_ranks
-from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import read_json, replacing, write_json
+from mgcc_dist.common.errors import REFUSED, UserError
+from mgcc_dist.common.files import InvalidJson, read_json, replacing, write_json
 from mgcc_dist.data.loader import StreamOffsets
 from mgcc_dist.train.ema import Ema
 from mgcc_dist.train.weights import Weights, zero_stage
 
 HEADER = "mgcc_dist"  # one key, because safetensors writes several in no fixed order
-_DAMAGE = (OSError, EOFError, KeyError, ValueError, RuntimeError, TypeError, SafetensorError, pickle.UnpicklingError)
+_DAMAGE = (
+    *(OSError, EOFError, KeyError, ValueError, RuntimeError, TypeError, AttributeError),
+    *(SafetensorError, pickle.UnpicklingError),
+)
 """what loading a damaged checkpoint raises"""
 _SCRATCH = ".saving"
 _DELETING = ".deleting-"
@@ -107,10 +110,10 @@ def restore(folder: Path, weights: Weights, ema: Ema | None, accelerator: Accele
     Raises:
         UserError: the checkpoint is damaged, of another network, or sharded over another number of ranks.
     """
-    newest = _complete(folder / "checkpoints")[-1:]
-    if not newest:
+    saved_checkpoints = _complete(folder / "checkpoints")
+    if not saved_checkpoints:
         return TrainState()
-    path = newest[0]
+    *earlier, path = saved_checkpoints
     try:
         saved = read_json(path / "state.json")
         _check_shards(path, saved.pop("zero_stage"), saved.pop("world_size"), accelerator)
@@ -126,10 +129,13 @@ def restore(folder: Path, weights: Weights, ema: Ema | None, accelerator: Accele
         offsets = StreamOffsets(**saved.pop("position"))
         return TrainState(**saved, offsets=offsets)
     except _DAMAGE as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{path}: can't be loaded ({reason}). Move it elsewhere to resume from the checkpoint before."
-        ) from error
+        if isinstance(error, OSError) and error.errno in REFUSED:
+            raise
+        reason = " ".join(str(error.__cause__ if isinstance(error, InvalidJson) else error).split())[:200]
+        consequence = (
+            f"resume from {earlier[-1].name}" if earlier else "start the run again: it has no other checkpoint"
+        )
+        raise UserError(f"{path}: can't be loaded ({reason}). Move it elsewhere to {consequence}.") from error
 
 
 def has_checkpoint(folder: Path) -> bool:

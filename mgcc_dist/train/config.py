@@ -100,6 +100,8 @@ class LoopConfig:
         return "" if self.schedule == "constant" else f"loop.schedule {self.schedule} depends on the length of the run"
 
     def __post_init__(self) -> None:
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below {2**32:,}, got {self.seed:,}")
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
                 f"loop.epochs and loop.steps: expected a value for one of them, got {self.epochs} and {self.steps}"

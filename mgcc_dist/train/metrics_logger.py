@@ -1,6 +1,7 @@
 """Metrics of a training run: `metrics.jsonl`, TensorBoard events and a progress bar, all on the main process."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,13 @@ class MetricsLogger:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a `metrics.jsonl`, without a last line that a kill cut short."""
+    """Return the rows of a `metrics.jsonl`, without damaged lines, such as a last one that a kill cut short."""
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with suppress(ValueError):  # also if it is not text
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
     return rows
 
 

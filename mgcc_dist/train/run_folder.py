@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from mgcc_dist.common.config import save
 from mgcc_dist.common.environment import describe_environment, source
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import read_json, sha256_of, write_bytes, write_json, write_text
+from mgcc_dist.common.files import InvalidJson, read_json, sha256_of, write_bytes, write_json, write_text
 from mgcc_dist.common.identity import describe_difference
 from mgcc_dist.common.lock import lock_folder
 from mgcc_dist.train.saved_run import differences, is_finished, read_result
@@ -42,28 +42,51 @@ def open_run_folder(folder: Path, config: Any, accelerator: Accelerator, fixed_l
             key that differs.
     """
     lock_folder(folder, accelerator)
-    path = folder / "config.yaml"
-    resumes = path.is_file() and (is_finished(folder) or any(folder.glob("checkpoints/step-*")))
-    differing = differences(folder, config) if resumes else []
-    if differing:
-        key, then, now, more = describe_difference(differing)
-        is_longer = len(differing) == 1 and key.endswith(LENGTH_KEYS) and None not in (then, now) and now > then
-        if not is_longer:
-            raise UserError(f"{folder}: holds a run with {key} = {then}, not {now}{more}. Choose another --out.")
-        if not fixed_length and not any(folder.glob("checkpoints/step-*")):
-            fixed_length = "it has no checkpoint any more"
-        if fixed_length:
-            init = f"--{key.rpartition('loop.')[0]}init {folder / 'last'}"
-            raise UserError(
-                f"{folder}: holds a run with {key} = {then}, and can't be extended to {now}, because {fixed_length}. "
-                f"To start a new run from its weights, choose another --out and pass {init}."
-            )
+    longer = check_run_folder(folder, config, fixed_length)
+    resumes = has_run(folder)
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process and differing:
-        _extend(folder, key, now)
+    if accelerator.is_main_process and longer:
+        _extend(folder, *longer)
     elif accelerator.is_main_process and not resumes:  # the first config names the data whose hashes were saved
-        save(config, path)
+        save(config, folder / "config.yaml")
     _record_environment(folder, accelerator, resumes)
+
+
+def has_run(folder: Path) -> bool:
+    """Return whether `folder` holds a run that can be resumed or is finished."""
+    return is_finished(folder) or any(folder.glob("checkpoints/step-*"))
+
+
+def check_run_folder(folder: Path, config: Any, fixed_length: str = "") -> tuple[str, Any] | None:
+    """Return the key and value by which `config` extends the run in `folder`; None if it is that run, or a new one.
+
+    Raises:
+        UserError: the folder holds another run, or its config.yaml is missing or damaged.
+    """
+    if not has_run(folder):
+        return None
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(
+            f"{path}: does not exist, but {folder} holds checkpoints or a result, and nobody knows of which run. "
+            "Restore it, or choose another --out."
+        )
+    differing = differences(folder, config)
+    if not differing:
+        return None
+    key, then, now, more = describe_difference(differing)
+    is_longer = len(differing) == 1 and key.endswith(LENGTH_KEYS) and None not in (then, now) and now > then
+    if not is_longer:
+        raise UserError(f"{folder}: holds a run with {key} = {then}, not {now}{more}. Choose another --out.")
+    if not fixed_length and not any(folder.glob("checkpoints/step-*")):
+        fixed_length = "it has no checkpoint any more"
+    if fixed_length:
+        init = f"--{key.rpartition('loop.')[0]}init {folder / 'last'}"
+        raise UserError(
+            f"{folder}: holds a run with {key} = {then}, and can't be extended to {now}, because {fixed_length}. "
+            f"To start a new run from its weights, choose another --out and pass {init}."
+        )
+    return key, now
 
 
 def _extend(folder: Path, key: str, value: Any) -> None:
@@ -107,7 +130,7 @@ def write_result(folder: Path, result: dict[str, Any], accelerator: Accelerator)
     `environment` in it is that of the run's last start, with those before under `earlier`.
     """
     if accelerator.is_main_process:
-        *earlier, last = read_json(folder / ENVIRONMENT)
+        *earlier, last = _earlier_starts(folder / ENVIRONMENT) or [{}]
         ranks = {"world_size": accelerator.num_processes, "precision": accelerator.mixed_precision}
         write_json(folder / "result.json", result | ranks | {"environment": last | {"earlier": earlier}})
     accelerator.wait_for_everyone()
@@ -127,12 +150,26 @@ def _record_environment(folder: Path, accelerator: Accelerator, resumes: bool) -
     if not accelerator.is_main_process or is_finished(folder):
         return
     start = own | {"nodes": nodes}
-    path = folder / ENVIRONMENT
-    earlier = read_json(path) if resumes and path.is_file() else []
-    write_json(path, [each for each in earlier if _without_job(each) != _without_job(start)] + [start])
+    earlier = _earlier_starts(folder / ENVIRONMENT) if resumes else []
+    write_json(folder / ENVIRONMENT, [each for each in earlier if _without_job(each) != _without_job(start)] + [start])
     diff = source().diff
     if diff and len(diff) <= DIFF_LIMIT:
         write_bytes(folder / f"changes-{source().sha256[:8]}.diff", diff)
+
+
+def _earlier_starts(path: Path) -> list[dict[str, Any]]:
+    """Return the starts in environment.json; set a damaged one aside, because the run does not depend on it."""
+    try:
+        starts = read_json(path) if path.is_file() else []
+        if isinstance(starts, list) and all(isinstance(start, dict) for start in starts):
+            return starts
+        reason = "expected a list of starts"
+    except InvalidJson as error:
+        reason = str(error.__cause__)
+    damaged = path.with_name(f"{path.name}.damaged")
+    path.rename(damaged)
+    logger.warning("%s: is damaged (%s); kept as %s, and written anew", path, reason, damaged.name)
+    return []
 
 
 def _without_job(start: dict[str, Any]) -> dict[str, Any]:

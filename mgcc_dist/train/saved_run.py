@@ -18,16 +18,25 @@ CONTENT = (INDEX, WEIGHTS, f"best/{WEIGHTS}")
 
 
 def is_finished(folder: Path) -> bool:
+    """Return whether the run in `folder` has its result."""
     return (folder / "result.json").is_file()
 
 
 def read_result(folder: Path) -> dict[str, Any]:
+    """Read result.json.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = folder / "result.json"
+    reason: object = "no result in it"
     try:
-        return read_json(folder / "result.json")
+        if isinstance(result := read_json(path), dict) and result:
+            return result
     except InvalidJson as error:
-        raise UserError(
-            f"{folder / 'result.json'}: is damaged ({error.__cause__}). Move it elsewhere and rerun the run."
-        ) from error
+        reason = error.__cause__
+    remedy = f"Move it elsewhere and rerun the run, which writes it again from {folder / 'checkpoints'}."
+    raise UserError(f"{path}: is damaged ({reason}). {remedy}")
 
 
 def read_config(folder: Path, config_class: type[Config]) -> Config:

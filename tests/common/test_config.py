@@ -1,6 +1,7 @@
 """Configs: what a wrong one says, what a preset gives, what is saved."""
 
 import itertools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -61,6 +62,9 @@ def test_steps_replace_the_epochs_of_an_earlier_layer_and_epochs_the_steps(tmp_p
         ("--network.kernel_size 4", "network.kernel_size"),
         ("--data.image_size 0", "data.image_size"),
         ("--data.labels most", "data.labels"),
+        ("--loop.seed 4294967296", "loop.seed must be below 4,294,967,296"),
+        ("--out=", "--out: expected a folder, got ''"),
+        ("--data.synthetic=", "data.synthetic: expected a folder or none, got ''"),
         ("--preset nonsense", "nonsense"),
     ],
 )
@@ -91,6 +95,12 @@ def test_a_wrong_file_is_named_with_its_key(tmp_path, content, message):
     with pytest.raises(UserError) as caught:
         parse("segment", "--config", str(path))
     assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_a_name_that_is_not_utf8_is_refused_where_it_would_be_saved(tmp_path):
+    parsed = parse("segment", "--out", os.fsdecode(b"out/\xff"))
+    with pytest.raises(UserError, match=r"^'out/.udcff': is not UTF-8, so it can't be saved in config\.yaml\. "):
+        config.save(parsed, tmp_path / "config.yaml")
 
 
 def test_a_file_that_does_not_exist_is_named():

@@ -50,7 +50,7 @@ def test_a_missing_optional_package_is_one_line_with_the_extra(monkeypatch, capf
     assert run_failing(error, "0", monkeypatch, capfd) == (EXIT_USER_ERROR, line)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_one_line_that_says_how_to_resume(number, monkeypatch, capfd):
     full = OSError(number, os.strerror(number), "out/a.tar")
     code, line = run_failing(full, "0", monkeypatch, capfd)
@@ -60,11 +60,24 @@ def test_a_full_disk_is_one_line_that_says_how_to_resume(number, monkeypatch, ca
     )
 
 
-def test_other_exceptions_keep_their_traceback():
-    def main():
-        raise PermissionError(errno.EACCES, "Permission denied", "out")
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EIO, errno.ENAMETOOLONG])
+def test_a_file_that_the_system_refuses_is_one_line_with_its_name(number, monkeypatch, capfd):
+    code, line = run_failing(OSError(number, os.strerror(number), "out/a.json"), "0", monkeypatch, capfd)
+    assert (code, line) == (EXIT_USER_ERROR, f"segment: out/a.json: can't be read or written ({os.strerror(number)})\n")
 
-    with pytest.raises(PermissionError):
+
+def test_ctrl_c_where_nothing_has_to_be_saved_is_one_line(monkeypatch, capfd):
+    assert run_failing(KeyboardInterrupt(), "0", monkeypatch, capfd) == (130, "segment: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(errno.ENOENT, "No such file", "a"), OSError("?"), RuntimeError("?")]
+)
+def test_other_exceptions_keep_their_traceback(error):
+    def main():
+        raise error
+
+    with pytest.raises(type(error)):
         run_program("segment", main)
 
 

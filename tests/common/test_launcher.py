@@ -1,11 +1,18 @@
-"""A process saves and exits when its launcher ends."""
+"""Launchers: a process saves and exits when its launcher ends, and gets the options behind its name."""
 
 import signal
 import time
 
 import psutil
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from ranks import accelerate, start, torchrun
+from torch.distributed.run import get_args_parser
+
+from mgcc_dist import evaluate, ldm, segment
+from mgcc_dist.common.command_line import read_command_line
+from mgcc_dist.common.options import options_of
+from mgcc_dist.inference.config import PredictConfig
 
 PROGRAM = """
 import os, signal, sys, time
@@ -57,3 +64,26 @@ def test_every_rank_saves_when_its_launcher_is_killed(tmp_path, launcher, ranks,
             if psutil.pid_exists(pid):
                 psutil.Process(pid).kill()
         process.wait()
+
+
+@pytest.fixture(params=[get_args_parser, launch_command_parser], ids=["torchrun", "accelerate"])
+def launcher(request):
+    return request.param()
+
+
+@pytest.mark.parametrize("program", [segment, ldm, evaluate])
+def test_no_option_of_a_launched_program_is_read_by_its_launcher(launcher, program):
+    """A launcher's parser refuses words that abbreviate several of its own options, wherever they stand."""
+    names = [option.name for option in options_of(program.PROGRAM.default.config) if not option.positional]
+    names += ["--config", "--preset", "--import", "--print_config", "--log-level", "--help", "--help-all"]
+    for name in names:
+        words = launcher.parse_args(["-m", f"mgcc_dist.{program.PROGRAM.name}", name, "value"])
+        assert words.training_script_args == [name, "value"]
+
+
+def test_two_dashes_end_the_options_of_a_launcher(launcher):
+    """torchrun takes --run for an abbreviation of --run-path and --run_path."""
+    words = launcher.parse_args(["-m", "mgcc_dist.predict", "--", "--run", "out/run", "--images", "a", "--out", "b"])
+    for given in (words.training_script_args, ["--", *words.training_script_args]):  # some versions pass -- on
+        [layer] = read_command_line(PredictConfig, given, None, None).layers
+        assert layer.tree == {"run": "out/run", "images": "a", "out": "b"}

@@ -115,6 +115,25 @@ def test_a_resumed_bar_computes_its_rate_from_this_start_only(clock, lines):
     assert lines()[0] == "segment: 90/100 steps (90%), 1 steps/s, 00:10 left"
 
 
+@pytest.mark.parametrize(("total", "share"), [(7, 4), (7, 3), (100, 50), (3, 3)])
+def test_work_that_is_divided_over_the_ranks_is_counted_on_all_of_them(total, share, clock, lines):
+    """Without this, two ranks that score 100 images show `50/50 images`."""
+    with ProgressBar(total, "scoring", "images", share=share) as bar:
+        done = []
+        for _ in range(share):
+            clock.now += 1
+            bar.update()
+            done.append(bar.done)
+    assert done == [own * total // share for own in range(1, share + 1)]
+    assert lines()[-1].startswith(f"scoring: {total}/{total} images (100%), {total / share:.3g} images/s, ")
+
+
+def test_a_rank_without_a_share_of_the_work_shows_nothing(lines, clock):
+    with ProgressBar(3, "sampling", "images", share=0):
+        pass
+    assert lines() == []
+
+
 @pytest.mark.parametrize("variables", [{"RANK": "1"}, {"MGCC_LOG_LEVEL": "warning"}])
 def test_other_ranks_and_quiet_programs_show_no_progress(variables, monkeypatch, capfd, clock):
     for name, value in variables.items():

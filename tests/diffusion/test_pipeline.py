@@ -1,5 +1,6 @@
 """Stock diffusers loads the saved folder and generates the same images from the same noise."""
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -118,6 +119,21 @@ def test_components_of_different_models_are_refused_by_name(pipeline_folder, vae
     vae.save_pretrained(vae_folder)
     with pytest.raises(UserError, match="is not the autoencoder on whose latents unet/ was trained"):
         pipeline.load(pipeline_folder)
+
+
+@pytest.mark.parametrize("name", pipeline.PIPELINE_FILES)
+def test_a_pipeline_whose_files_changed_is_not_taken_for_another_model(pipeline_folder, name):
+    """Without this, a truncated file counts as other weights, and samples of it are written to another folder."""
+    source = json.loads((pipeline_folder / "source.json").read_text())
+    source.pop("files")
+    assert pipeline.is_up_to_date(source, pipeline_folder)
+    assert not pipeline.is_up_to_date(source | {"denoiser": "other"}, pipeline_folder)
+    path = pipeline_folder / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"{name}: is damaged, or was changed since .* Move the folder elsewhere"):
+        pipeline.is_up_to_date(source, pipeline_folder)
+    (pipeline_folder / "source.json").write_text("{")
+    assert not pipeline.is_up_to_date(source, pipeline_folder)
 
 
 @dataclass(frozen=True)

@@ -137,13 +137,16 @@ def test_too_few_samples_are_refused_only_if_quality_is_evaluated(finished, toy)
     [
         ("--sampling.seed 1", "holds images made with seed 0, not 1"),
         ("--denoiser.batch 3", r"holds a run with denoiser\.batch = 2, not 3"),
-        ("--data.phantom 41", "made with count 40, not 41"),
+        ("--autoencoder.loop.seed 1", r"holds a run with autoencoder\.loop\.seed = 0, not 1"),
+        ("--data.phantom 41", "holds a run with data.phantom = 40, not 41"),
     ],
 )
 def test_other_settings_in_the_same_folder_are_refused(finished, toy, words, message):
     out, _ = finished
+    config = (out / "config.yaml").read_bytes()
     with pytest.raises(UserError, match=message):
         run_here(["--config", str(toy), "--out", str(out), *words.split()])
+    assert (out / "config.yaml").read_bytes() == config  # it says what the folder holds
 
 
 @pytest.mark.e2e

@@ -150,10 +150,14 @@ def test_a_damaged_file_of_a_checkpoint_is_reported_in_one_line(tmp_path, file, 
     newest = tmp_path / "checkpoints" / "step-00000012"
     (newest / file).write_bytes(content)
     with pytest.raises(
-        UserError, match=r"step-00000012: can't be loaded \(.*\)\. Move it elsewhere to resume from the"
+        UserError, match=r"step-00000012: can't be loaded \(.*\)\. Move it elsewhere to resume from step-00000009\.$"
     ) as raised:
         run(tmp_path)
     assert "\n" not in str(raised.value)
-    shutil.rmtree(newest)
+    newest.rename(tmp_path / "moved")
     task, state = run(tmp_path)
     assert (state.step, task.steps_seen) == (12, [9, 10, 11])
+    (tmp_path / "checkpoints" / "step-00000009").rename(tmp_path / "moved-too")
+    (tmp_path / "checkpoints" / "step-00000012" / file).write_bytes(content)
+    with pytest.raises(UserError, match=r"Move it elsewhere to start the run again: it has no other checkpoint\.$"):
+        run(tmp_path)

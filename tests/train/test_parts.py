@@ -162,9 +162,10 @@ def test_a_run_is_finished_when_its_result_exists_and_a_damaged_result_is_named(
     result = saved_run.read_result(tmp_path)
     assert result["environment"]["versions"]["torch"] == torch.__version__
     assert result["world_size"] == 1
-    (tmp_path / "result.json").write_text(json.dumps(result)[:-9])
-    with pytest.raises(UserError, match=r"result\.json: is damaged"):
-        saved_run.read_result(tmp_path)
+    for damaged in (json.dumps(result)[:-9], "[1]", "{}", "", "7"):
+        (tmp_path / "result.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"result\.json: is damaged \(.*\)\. Move it elsewhere and rerun the run"):
+            saved_run.read_result(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"\0{: garbage", b"- 1\n", b"", b"\xff"])
@@ -175,6 +176,45 @@ def test_a_damaged_config_is_named_in_one_line(tmp_path, accelerator, content):
     with pytest.raises(UserError, match=r"config\.yaml: is damaged \(.*\)\. Restore it, or choose") as raised:
         run_folder.open_run_folder(tmp_path, Config(Inner()), accelerator)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "result"])
+def test_a_run_without_its_config_is_never_continued_as_another_run(tmp_path, accelerator, kind):
+    run_folder.open_run_folder(tmp_path, Config(Inner()), accelerator)
+    if kind == "checkpoint":
+        (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    else:
+        run_folder.write_result(tmp_path, {"program": "segment"}, accelerator)
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"config\.yaml: does not exist, but .* holds checkpoints or a result"):
+        run_folder.open_run_folder(tmp_path, Config(Inner()), accelerator)
+    assert not (tmp_path / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("content", [b"[{", b"\xff", b'{"a": 1}', b"[1]"])
+def test_a_damaged_record_of_starts_is_kept_aside_and_stops_no_run(tmp_path, accelerator, content):
+    run_folder.open_run_folder(tmp_path, Config(Inner()), accelerator)
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (tmp_path / "environment.json").write_bytes(content)
+    run_folder.open_run_folder(tmp_path, Config(Inner()), accelerator)
+    [start] = json.loads((tmp_path / "environment.json").read_text())
+    assert start["versions"]["torch"] == torch.__version__
+    assert (tmp_path / "environment.json.damaged").read_bytes() == content
+
+
+def test_damaged_lines_of_the_metrics_are_left_out_and_the_others_kept(tmp_path):
+    lines = [
+        b'{"step": 1}',
+        b"\xff\0",
+        b'{"step": 2}',
+        b"[1]",
+        b'"x"',
+        b'{"loss": 1}',
+        b'{"step": 3}',
+        b'{"step": 4, "lo',
+    ]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}, {"step": 3}]
 
 
 @pytest.mark.parametrize(
