@@ -16,7 +16,7 @@ READERS = [
     "openpyxl>=3.1",  # lists of images in Excel workbooks
 ]
 AUGMENT = ["kornia>=0.9"]  # data.augment: ultrasound
-ENCODERS = ["transformers>=4.56"]  # network.encoder
+ENCODERS = ["transformers>=4.56", "huggingface_hub>=0.34"]  # network.encoder
 SEARCH = ["optuna>=4.2"]  # `search:` in a sweep
 
 setup(

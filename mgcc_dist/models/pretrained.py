@@ -205,8 +205,10 @@ def _transformers_config(folder: Path) -> dict[str, Any]:
 def _create(architecture: dict[str, Any], folder: Path | None) -> nn.Module:
     """Build a backbone, images -> list of features; with the weights in `folder`, or random ones."""
     if architecture["library"] == "timm":
-        import timm
-
+        try:
+            import timm
+        except ModuleNotFoundError as error:
+            raise UserError("network.encoder: it is a model of timm. Run `pip install timm`.") from error
         name = f"local-dir:{folder}" if folder else architecture["name"]
         return timm.create_model(name, pretrained=folder is not None, features_only=True, **architecture["config"])
     return _Stages(_transformers_backbone(architecture, folder))

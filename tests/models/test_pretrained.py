@@ -3,6 +3,7 @@
 import copy
 import json
 import socket
+import sys
 
 import pytest
 import torch
@@ -173,6 +174,14 @@ def test_a_name_without_a_network_is_one_clear_error(monkeypatch):
     with pytest.raises(UserError, match=r"nobody/nothing is not a folder, and can't be downloaded .* Check the name"):
         build_network(config)
     assert backbone_weights(SwinUNetConfig()) == []
+
+
+def test_a_backbone_of_timm_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"architecture": "test_resnet"}')
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"network\.encoder: it is a model of timm\. Run `pip install timm`"):
+        unet(tmp_path)
 
 
 def test_a_backbone_of_timm(tmp_path):
