@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 from mgcc_dist.common.components import Registry
 from mgcc_dist.common.options import data_input, neutral
@@ -15,23 +15,13 @@ SWIN_PATCH = 4
 """side of the patches that a Swin-UNet embeds, in pixels"""
 
 
-@dataclass(frozen=True)
-class NetworkConfig:
-    """A network's name, keys and capabilities. Methods choose by capabilities, not by name."""
-
-    name: str
-    """architecture; `mgcc list networks` describes them"""
-    in_channels: int = 3
-    """input channels; grey images are repeated to fill them (paper: 3)"""
+class Capabilities(Protocol):
+    """What methods and checks can expect of a network before it is built. They choose by this, not by name."""
 
     has_encoder_features: ClassVar[bool] = False
     """whether it is an `EncoderDecoder`, so that methods can change the features between the two"""
     has_batch_norm: ClassVar[bool] = True
     """whether it normalizes over the batch down to the deepest level, which needs more than one value there"""
-
-    def __post_init__(self) -> None:
-        if self.in_channels < 1:
-            raise ValueError(f"in_channels must be at least 1, got {self.in_channels}")
 
     @property
     def auxiliary_outputs(self) -> int:
@@ -47,6 +37,20 @@ class NetworkConfig:
     def size_divisor(self) -> int:
         """The sides of images must be multiples of this."""
         return self.strides[-1]
+
+
+@dataclass(frozen=True)
+class NetworkConfig(Capabilities):
+    """Keys that all networks have."""
+
+    name: str
+    """architecture; `mgcc list networks` describes them"""
+    in_channels: int = 3
+    """input channels; grey images are repeated to fill them (paper: 3)"""
+
+    def __post_init__(self) -> None:
+        if self.in_channels < 1:
+            raise ValueError(f"in_channels must be at least 1, got {self.in_channels}")
 
 
 @dataclass(frozen=True)

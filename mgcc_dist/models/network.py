@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from mgcc_dist.common.components import component_keys
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.models.config import NETWORKS, NetworkConfig
 
 
@@ -36,5 +37,12 @@ class EncoderDecoder(Network, ABC):
 
 
 def build_network(config: NetworkConfig) -> Network:
-    """Build the network that `config` names, with freshly initialised weights."""
-    return NETWORKS.load(config)(**component_keys(config))
+    """Build the network that `config` names, with freshly initialised weights.
+
+    Raises:
+        UserError: it has no separate encoder and decoder, although its config says so.
+    """
+    network = NETWORKS.load(config)(**component_keys(config))
+    if config.has_encoder_features and not isinstance(network, EncoderDecoder):
+        raise UserError(f"network {config.name}: has_encoder_features is True, but it is not an EncoderDecoder")
+    return network

@@ -11,11 +11,11 @@ import pytest
 import ranks
 import torch
 from accelerate import Accelerator
+from kills import killed, killed_after
 from tiny_ldm import DENOISER, SAMPLING, SHAPE
 
 from mgcc_dist.common.errors import EXIT_STOPPED, UserError
 from mgcc_dist.common.files import sha256_of
-from mgcc_dist.data import records
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.diffusion import denoiser, pipeline, sampling
 from mgcc_dist.diffusion.sampler import Sampler, class_of_index, initial_noise
@@ -60,28 +60,10 @@ def test_an_image_depends_only_on_checkpoint_seed_and_index(pipeline_folder, tmp
 def test_a_killed_run_resumes_with_the_missing_shards(pipeline_folder, tmp_path, accelerator, monkeypatch, images):
     """After a kill at any image, the next start keeps the complete shards and the final bytes are the same."""
     sampling.sample(SAMPLING, pipeline_folder, tmp_path / "complete", accelerator)
-
-    class Killed(BaseException):
-        pass
-
-    encoded = 0
-
-    def encode(sample, original=records._encode):
-        nonlocal encoded
-        if encoded == images:
-            raise Killed
-        encoded += 1
-        return original(sample)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(records, "_encode", encode)
-        if images < SAMPLING.count:
-            with pytest.raises(Killed):
-                sampling.sample(SAMPLING, pipeline_folder, tmp_path / "killed", accelerator)
-        else:
-            patch.setattr(sampling, "write_index", lambda *_, **__: (_ for _ in ()).throw(Killed))
-            with pytest.raises(Killed):
-                sampling.sample(SAMPLING, pipeline_folder, tmp_path / "killed", accelerator)
+    with killed_after(images, monkeypatch) as patch:
+        if images == SAMPLING.count:
+            patch.setattr(sampling, "write_index", killed)
+        sampling.sample(SAMPLING, pipeline_folder, tmp_path / "killed", accelerator)
     assert not sampling.is_finished(SAMPLING, pipeline_folder, tmp_path / "killed", accelerator)
     shards = sorted((tmp_path / "killed").glob("*.tar"))
     assert len(shards) == images // 2 + (images == 7)

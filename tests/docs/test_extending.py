@@ -86,6 +86,8 @@ def phantoms(tmp_path_factory):
         ("A network", "out/fcn/result.json", '"name": "fcn"'),
         ("A data set", "out/clinic/index.json", '"group": "patient-1"'),
         ("A denoiser", "out/ldm/samples/index.json", '"records": 8'),
+        ("An autoencoder", "out/patch/samples/index.json", '"records": 8'),
+        ("An optimizer", "out/rmsprop/config.yaml", "alpha: 0.9"),
     ],
 )
 def test_recipe_works_as_written(recipe, file, content, phantoms, tmp_path):

@@ -306,3 +306,9 @@ def test_each_network_reloads_from_its_saved_weights(name, tmp_path):
 def test_each_network_survives_deepcopy_and_half_precision(name):
     network = copy.deepcopy(build_network(SMALL[name])).bfloat16().eval()
     assert network(torch.rand(1, 1, 16, 32).bfloat16()).shape == (1, 1, 16, 32)
+
+
+def test_a_network_whose_config_promises_encoder_features_has_them(monkeypatch):
+    monkeypatch.setattr(CCTConfig, "has_encoder_features", True)
+    with pytest.raises(UserError, match="network cct: has_encoder_features is True, but it is not an EncoderDecoder"):
+        build_network(CCTConfig(widths=(4, 8)))

@@ -11,11 +11,19 @@ from pathlib import Path
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.images import BadFile
-from mgcc_dist.data.readers.layout import image_name, require_root
-from mgcc_dist.data.readers.reader import ImageItem
+from mgcc_dist.data.readers.layout import (
+    find_images,
+    image_name,
+    index_by_name,
+    pair_with_masks,
+    require_root,
+    require_subfolder,
+)
+from mgcc_dist.data.readers.reader import ImageFileReader, ImageItem
 
 BENIGN_OR_MALIGNANT = {"benign": "benign", "malignant": "malignant"}
 ZERO_OR_ONE = {"0": "benign", "1": "malignant"}
+NUMBER = re.compile(r"(?P<name>\d+)")
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,37 @@ def assign_classes(
             bad_files.append(bad)
     bad_files += table.bad_files
     return classified
+
+
+def numbered_images(
+    name: str,
+    root: Path,
+    folders: tuple[str, str],
+    example: str,
+    list_file: str,
+    columns: tuple[str, str],
+    classes: Mapping[str, str],
+) -> ImageFileReader:
+    """Return the reader of a dataset whose images and masks are numbered, with a list of their classes.
+
+    Args:
+        folders: of the images and of the masks.
+        example: name of an image and of its mask.
+        list_file: its name as published; it may also be .csv or .xlsx instead.
+        columns: the image's number, and its class, which `classes` translates.
+
+    Raises:
+        UserError: the root, a folder or the list does not exist or is empty.
+    """
+    layout, bad_files = f"{folders[0]}/, {folders[1]}/, {list_file}", list[BadFile]()
+    images, masks = (
+        index_by_name(find_images(require_subfolder(root, folder, layout)), NUMBER, example, bad_files)
+        for folder in folders
+    )
+    table = read_list(require_list(root, Path(list_file).stem, layout), columns, image_number)
+    items = pair_with_masks(images, masks, bad_files)
+    classified = assign_classes(items, table, columns[1], classes, bad_files)
+    return ImageFileReader(name, root, classified, bad_files, [table.path], table.note_missing_images(images))
 
 
 def _read_csv(path: Path) -> list[list[str]]:
