@@ -1,8 +1,12 @@
 """Report finished runs: `mgcc report out/demo --out out/demo/report.html`.
 
-Finds all run folders below the given ones and writes one HTML file that opens offline: scores under three protocols,
-training curves, galleries, and provenance. Runs that differ only in split number and seed share a row, as mean and
-standard deviation. Prints the main table and the path of the page.
+Finds all run folders, and those of `mgcc evaluate`, below the given ones and writes one HTML file that opens offline:
+scores under three protocols, training curves, galleries, and provenance. Runs that differ only in split number and seed
+share a row, as mean and standard deviation. Prints the main table and the path of the page.
+
+Where the runs allow it, the page also has per-split and pooled scores, a matrix of trained on by tested on, learning
+curves over labels, critical-difference diagrams, and the quality and audit of synthetic images. `--cases` adds the
+paper's Figure 4.
 
 `--sweep table_1` (or a file) puts that sweep's table first, next to the paper's values, with missing runs and
 paired tests. `--efficiency` measures the networks of Table VII. Both can also be written as .md, .tex and .csv.
@@ -11,7 +15,7 @@ paired tests. `--efficiency` measures the networks of Table VII. Both can also b
 from dataclasses import dataclass
 
 from mgcc_dist.common.errors import UserError, run_program
-from mgcc_dist.common.options import argument
+from mgcc_dist.common.options import argument, flag
 from mgcc_dist.common.program import Command, Program
 from mgcc_dist.common.value_types import FileOrName, FilePath, FolderPath, Name
 
@@ -30,6 +34,8 @@ class ReportConfig:
     """with --sweep: only these rows"""
     seeds: tuple[int, ...] = argument((), nargs="+")
     """with --sweep: only these seeds"""
+    cases: bool = flag()
+    """draw chosen images with every row's contour (the paper's Figure 4), from the runs' weights and shards"""
     efficiency: FileOrName | None = argument(None, nargs="?", const=TABLE_7)
     """measure the networks of a sweep file or shipped sweep; without one, those of table_7"""
     out: tuple[FilePath, ...] = argument((), action="append")
@@ -47,7 +53,7 @@ def run(config: ReportConfig) -> None:
     sweeps = [select(read_sweep(name), config.datasets, config.rows, config.seeds) for name in config.sweep]
     measured = read_sweep(config.efficiency) if config.efficiency else None
     try:
-        write_report(config.runs, sweeps, config.out, measured)
+        write_report(config.runs, sweeps, config.out, measured, config.cases)
     except OSError as error:
         raise UserError(str(error)) from error
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mgcc_dist.evaluation.calibration import Array, reliability, risk_coverage
-from mgcc_dist.evaluation.statistics import mean_intervals
+from mgcc_dist.evaluation.statistics import Interval, mean_intervals
 
 Row = dict[str, Any]
 OVERLAP = ("iou", "dice", "recall", "precision")
@@ -54,20 +54,28 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
     "specificity": mean, "false_alarm_area": mean, "hd95": mean, ...} where a mean is {"mean", "low", "high", "images",
     "clusters"} or None. Intervals resample the groups of the records (patients or near-duplicates).
     """
-    values = np.array([[_number(metric.value(row)) for metric in METRICS] for row in rows])
-    groups = [f"{row['dataset']}/{row['group']}" for row in rows]
     summary: dict[str, Any] = {
         "images": len(rows),
         "lesions": sum(row["lesion"] for row in rows),
-        "groups": len(set(groups)),
+        "groups": len(set(map(cluster_of, rows))),
     }
-    intervals = mean_intervals(values, groups, [metric.bounded for metric in METRICS])
-    for metric, interval in zip(METRICS, intervals, strict=True):
+    for metric, interval in zip(METRICS, average(rows, METRICS), strict=True):
         inner = summary
         for name in metric.path[:-1]:
             inner = inner.setdefault(name, {})
         inner[metric.path[-1]] = asdict(interval) if interval else None
     return summary
+
+
+def average(rows: Sequence[Row], metrics: Sequence[Metric]) -> list[Interval | None]:
+    """Average each metric over the rows that have it; intervals resample `cluster_of` the rows."""
+    values = np.array([[_number(metric.value(row)) for metric in metrics] for row in rows])
+    return mean_intervals(values, list(map(cluster_of, rows)), [metric.bounded for metric in metrics])
+
+
+def cluster_of(row: Row) -> str:
+    """Return the patient or group of near-duplicates of a row, unique over data sets."""
+    return f"{row['dataset']}/{row['group']}"
 
 
 def add_sizes(rows: Sequence[Row]) -> None:

@@ -170,7 +170,7 @@ def csv_rows(measured: Efficiency) -> Iterator[tuple[object, ...]]:
             paper = published.get({"gmacs": "gflops"}.get(metric, metric.partition(",")[0]))
             difference = ours - paper if paper is not None and not metric.startswith("ms") else None
             key = (measured.sweep.name, name, None, None, metric, None, None)
-            yield (*key, ours, None, paper, None, difference, *(None,) * 5)
+            yield (*key, ours, None, paper, None, difference, *(None,) * 6)
 
 
 def _format_calls(operations: dict[str, int]) -> str:

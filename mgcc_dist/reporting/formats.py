@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from tabulate import tabulate
 
 from mgcc_dist.reporting.tables import ResultTable
-from mgcc_dist.reporting.views import Cell, ReportSection, TableView
+from mgcc_dist.reporting.views import Cell, ReportSection, TableView, format_names
 
 CSV_COLUMNS = (
     *("table", "row", "data set", "protocol", "metric", "runs", "missing", "mean", "std", "paper mean", "paper std"),
-    *("difference", "reference minus row", "low", "high", "p", "p_holm"),
+    *("difference", "reference minus row", "low", "high", "p", "p_holm", "run names"),
 )
 
 
@@ -20,7 +20,7 @@ def to_text(section: ReportSection) -> str:
     lines = [section.title]
     for table in section.tables:
         headings = [f"{group}\n{heading}" for group, names in table.column_groups for heading in names]
-        rows = [[name, *(cell.text for cell in cells)] for name, cells in table.rows]
+        rows = [[name, *(cell.text + _note(cell) for cell in cells)] for name, cells in table.rows]
         align = ("left", *["right"] * len(headings))
         lines += ["", table.caption, ""]
         lines.append(tabulate(rows, headers=["", *headings], tablefmt="simple", colalign=align, disable_numparse=True))
@@ -46,16 +46,17 @@ def _markdown_table(table: TableView) -> list[str]:
     lines = [
         f"**{_escape_markdown(table.caption)}**",
         "",
-        f"| | {' | '.join(map(_escape_markdown, headings))} |",
-        f"| --- |{' ---: |' * len(headings)}",
+        f"| | {' | '.join(map(_escape_markdown, headings))} |{' run names |' * bool(table.runs)}",
+        f"| --- |{' ---: |' * len(headings)}{' --- |' * bool(table.runs)}",
     ]
     for name, cells in table.rows:
-        lines.append(f"| {' | '.join([_escape_markdown(name), *map(_markdown_cell, cells)])} |")
+        names = [_escape_markdown(table.runs.get(name, ""))] if table.runs else []
+        lines.append(f"| {' | '.join([_escape_markdown(name), *map(_markdown_cell, cells), *names])} |")
     return [*lines, ""]
 
 
 def _markdown_cell(cell: Cell) -> str:
-    text = _escape_markdown(cell.text)
+    text = _escape_markdown(cell.text + _note(cell))
     return (f"**{text}**" if cell.bold else text) + (" †" if cell.significant else "")
 
 
@@ -91,7 +92,9 @@ def to_latex(sections: Sequence[ReportSection]) -> str:
     for section in sections:
         notes = " ".join([*section.notes, *section.legend])
         for table in (*section.tables, *section.details):
-            lines += ["", *_latex_table(table, f"{section.title}. {table.caption}", notes)]
+            runs = "".join(f" {row}: {names}." for row, names in table.runs.items())
+            below = f"{notes} Runs.{runs}" if runs else notes
+            lines += ["", *_latex_table(table, f"{section.title}. {table.caption}", below)]
             notes = ""  # only below the first table of the section
     return "\n".join(lines) + "\n"
 
@@ -125,8 +128,12 @@ def _latex_table(table: TableView, caption: str, notes: str) -> list[str]:
     ]
 
 
+def _note(cell: Cell) -> str:
+    return f" ({cell.note})" if cell.note else ""
+
+
 def _latex_cell(cell: Cell) -> str:
-    text = _escape_latex(cell.text)
+    text = _escape_latex(cell.text + _note(cell))
     return (rf"\textbf{{{text}}}" if cell.bold else text) + (r"$^\dagger$" if cell.significant else "")
 
 
@@ -147,8 +154,10 @@ def csv_rows(table: ResultTable) -> Iterator[tuple[object, ...]]:
     """Yield one row of `CSV_COLUMNS` per data set, row, protocol and metric, at full precision."""
     for dataset, results in table.results.items():
         for row, result in results.items():
+            names = format_names([run.name for run in result.finished.values()])
             for (protocol, metric), score in result.scores.items():
                 key = (table.sweep.name, row, dataset, protocol, metric, len(result.finished), result.missing)
                 test = score.test
                 test_columns = (test.mean, test.low, test.high, test.p, score.p_holm) if test else (None,) * 5
-                yield (*key, score.mean, score.std, *(score.paper or (None, None)), score.difference, *test_columns)
+                paper = score.paper or (None, None)
+                yield (*key, score.mean, score.std, *paper, score.difference, *test_columns, names)

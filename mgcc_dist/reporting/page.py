@@ -31,12 +31,18 @@ HEADLINE_METRICS = CORRECTED_METRICS + OTHER_METRICS
 PROTOCOLS = ("corrected", "lesion", "paper")
 
 
-def render_page(found: RunCollection, sections: Sequence[ReportSection] = ()) -> str:
-    """Return the page as HTML that needs no other file and no network; `sections` come first."""
+def render_page(
+    found: RunCollection, sections: Sequence[ReportSection] = (), supplement: Sequence[ReportSection] = ()
+) -> str:
+    """Return the page as HTML that needs no other file and no network.
+
+    `sections` come first, then the segmentation runs' scores, the `supplement`, and the single runs.
+    """
     groups = group_runs(found.segmentation)
     return render(
         "page.html",
         sections=sections,
+        supplement=supplement,
         created=format_time(datetime.now(UTC)),
         other_headings=[heading for heading, _, _ in OTHER_METRICS[1:]],
         headings=[heading for heading, _, _ in HEADLINE_METRICS],
@@ -56,7 +62,10 @@ def render_page(found: RunCollection, sections: Sequence[ReportSection] = ()) ->
 
 
 def _protocol_rows(group: RunGroup) -> list[tuple[str, list[tuple[str, list[str]]], list[str]]]:
-    """Return for best and last step: (step, [(protocol, its scores)], metrics that are the same in all protocols)."""
+    """Return for best and last step: (step, [(protocol, its scores)], metrics that are the same in all protocols).
+
+    The last step is left out where it was not scored, on the test part of a split.
+    """
     return [
         (
             weights,
@@ -64,6 +73,7 @@ def _protocol_rows(group: RunGroup) -> list[tuple[str, list[tuple[str, list[str]
             [group.score(weights, *path, scale=scale) for _, path, scale in OTHER_METRICS[1:]],
         )
         for weights in ("best", "last")
+        if any(run.scored(weights) for run in group.runs)
     ]
 
 

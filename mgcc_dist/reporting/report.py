@@ -12,6 +12,7 @@ from mgcc_dist.reporting import efficiency, formats
 from mgcc_dist.reporting.efficiency import Efficiency
 from mgcc_dist.reporting.page import render_page
 from mgcc_dist.reporting.runs import RunCollection, find_runs, group_runs
+from mgcc_dist.reporting.supplement import supplement
 from mgcc_dist.reporting.tables import ResultTable, build_table
 from mgcc_dist.reporting.views import ReportSection, format_run_count, sweep_section
 from mgcc_dist.sweep.expansion import Sweep
@@ -32,11 +33,17 @@ class Report:
     found: RunCollection = field(default_factory=RunCollection)
     tables: list[ResultTable] = field(default_factory=list)
     measured: Efficiency | None = None
+    supplement: list[ReportSection] = field(default_factory=list)
+
+    @property
+    def first_sections(self) -> list[ReportSection]:
+        """what the command line asks for: sweeps and efficiency"""
+        sections = [sweep_section(table) for table in self.tables]
+        return [*sections, efficiency.efficiency_section(self.measured)] if self.measured else sections
 
     @property
     def sections(self) -> list[ReportSection]:
-        sections = [sweep_section(table) for table in self.tables]
-        return [*sections, efficiency.efficiency_section(self.measured)] if self.measured else sections
+        return [*self.first_sections, *self.supplement]
 
     def to_csv(self) -> str:
         rows = [row for table in self.tables for row in formats.csv_rows(table)]
@@ -44,7 +51,7 @@ class Report:
 
 
 FORMATS: dict[str, Callable[[Report], str]] = {
-    ".html": lambda report: render_page(report.found, report.sections),
+    ".html": lambda report: render_page(report.found, report.first_sections, report.supplement),
     ".md": lambda report: formats.to_markdown(report.sections),
     ".tex": lambda report: formats.to_latex(report.sections),
     ".csv": Report.to_csv,
@@ -52,9 +59,13 @@ FORMATS: dict[str, Callable[[Report], str]] = {
 
 
 def write_report(
-    folders: Sequence[Path], sweeps: Sequence[Sweep], outs: Sequence[Path], efficiency_sweep: Sweep | None
+    folders: Sequence[Path],
+    sweeps: Sequence[Sweep],
+    outs: Sequence[Path],
+    efficiency_sweep: Sweep | None,
+    cases: bool = False,
 ) -> None:
-    """Build the report, print the main table, and write the report to `outs`.
+    """Build the report, with predictions of chosen images if `cases`; print the main table; write to `outs`.
 
     Raises:
         UserError: there are no runs to report, a config.yaml or result.json is damaged, a run's config differs from its
@@ -67,13 +78,19 @@ def write_report(
     for out in outs:
         if out.suffix not in FORMATS:
             raise UserError(f"{out}: unknown format {out.suffix!r}. Use one of: {', '.join(FORMATS)}.")
-        if out.suffix != ".html" and not (sweeps or efficiency_sweep):
-            raise UserError(f"{out}: {out.suffix} holds only sweep tables. Add --sweep FILE or --efficiency.")
+        if out.suffix == ".csv" and not (sweeps or efficiency_sweep):
+            raise UserError(f"{out}: .csv holds only sweep tables. Add --sweep FILE or --efficiency.")
 
     folders = folders or [sweep.out for sweep in sweeps if sweep.out.is_dir()]
     found = find_runs(folders) if folders else RunCollection()
     tables = [build_table(sweep, found, folders) for sweep in sweeps]
-    report = Report(found, tables, efficiency.measure_sweep(efficiency_sweep) if efficiency_sweep else None)
+    measured = efficiency.measure_sweep(efficiency_sweep) if efficiency_sweep else None
+    report = Report(found, tables, measured, supplement(found, folders, tables, cases))
+    for out in outs:
+        if out.suffix != ".html" and not report.sections:
+            raise UserError(
+                f"{out}: these runs give no table to compare. Write .html, or add --sweep FILE or --efficiency."
+            )
     written = {out: FORMATS[out.suffix](report) for out in outs}
     for out, content in written.items():
         write_text(out, content)

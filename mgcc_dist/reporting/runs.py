@@ -21,6 +21,8 @@ from mgcc_dist.train.saved_run import is_finished, read_config, read_result
 
 SEED = "loop.seed"
 CONTENT, CONTENT_DIGITS = "dataset_sha256", 8
+EVALUATION = "evaluate.json"
+"""in the folders of `mgcc evaluate`, which a report also reads"""
 SURFACE_METRICS = (("hd95",), ("asd",))
 REQUIRED_RESULT_KEYS = {"segment": ("method", "network", "split", "seed", "best", "last"), "ldm": ("stage",)}
 
@@ -98,11 +100,13 @@ def find_runs(folders: Sequence[Path]) -> RunCollection:
         if not folder.is_dir():
             raise UserError(f"{folder}: not a folder")
         inside = sorted({path.parent for name in ("config.yaml", "result.json") for path in folder.rglob(name)})
-        if not inside:
+        if not inside and not any(folder.rglob(EVALUATION)):
             raise UserError(f"{folder}: no runs found. A run folder holds a config.yaml or a result.json.")
         run_folders |= {run_folder.resolve(): run_folder for run_folder in inside}
 
     collection = RunCollection()
+    if not run_folders:
+        return collection
     common = Path(os.path.commonpath([run_folder.parent for run_folder in run_folders]))
     for resolved, run_folder in run_folders.items():
         run = _read_run(run_folder, str(resolved.relative_to(common)))
@@ -152,6 +156,15 @@ class RunGroup:
     def names(self) -> str:
         return ", ".join(run.name + self.repeats.get(run.folder, "") for run in self.runs)
 
+    @property
+    def split_kind(self) -> str:
+        return split_kind(self.runs[0].result["split"])
+
+    @property
+    def distinct(self) -> list[Run]:
+        """the runs without repeats"""
+        return [run for run in self.runs if run.folder not in self.repeats]
+
     @cached_property
     def repeats(self) -> dict[Path, str]:
         return find_repeats(self.runs)
@@ -174,7 +187,7 @@ class RunGroup:
 
         Surface distances also state how many of the lesions they cover. Repeated runs count once.
         """
-        summaries = [run.scored(weights).get("summary", {}) for run in self.runs if run.folder not in self.repeats]
+        summaries = [run.scored(weights).get("summary", {}) for run in self.distinct]
         numbers = [scale * value for summary in summaries if (value := lookup(summary, path)) is not None]
         if not numbers:
             return "-"
@@ -185,6 +198,11 @@ class RunGroup:
             covered, lesions = (sum(summary[key] for summary in summaries) for key in ("surfaces", "lesions"))
             text += f" ({covered} of {lesions})"
         return text
+
+
+def split_kind(name: str) -> str:
+    """Return the name of a split without its number: `busi_fold_1` and `busi_fold_2` are splits of one kind."""
+    return re.sub(r"_\d+$", "", name)
 
 
 def find_repeats(runs: Sequence[Run]) -> dict[Path, str]:
@@ -226,7 +244,7 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
         images = run.result.get("images") or {}
         if "test" in images:  # folds are not of exactly one size
             facts["images"] = sorted(images)
-        kind = re.sub(r"_\d+$", "", run.result["split"])
+        kind = split_kind(run.result["split"])
         same_name = contents[run.result.get("dataset", "-")]
         content = run.result.get(CONTENT, "unknown")[:CONTENT_DIGITS] if len(same_name) > 1 else ""
         group = groups.setdefault(

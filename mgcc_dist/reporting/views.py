@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from mgcc_dist.evaluation.statistics import MIN_IMAGES, RESAMPLES
+from mgcc_dist.evaluation.statistics import MIN_IMAGES, RESAMPLES, Interval
 from mgcc_dist.reporting.runs import find_repeats
 from mgcc_dist.reporting.tables import METRICS, PROTOCOLS, ResultTable, RowResult, Score
 
@@ -11,6 +11,9 @@ METRIC_LABELS = {"iou": "IoU", "recall": "Recall", "precision": "Precision", "f1
 NO_VALUE = "\N{EN DASH}"
 DELTA = "Δ"
 SIGNIFICANCE_LEVEL = 0.05
+DETAILS_TITLE = (
+    f"Paired tests: mean difference, 95 % interval and Holm-corrected p; bold where p is below {SIGNIFICANCE_LEVEL}"
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,9 @@ class Cell:
     significant: bool = False
     """differs significantly from the reference row; shown with a dagger"""
     note: str = ""
-    """a second line on an HTML page, such as an interval"""
+    """a second line on an HTML page, in parentheses elsewhere; such as an interval"""
+    shaded: bool = False
+    """set apart on an HTML page"""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,18 @@ class TableView:
     """group heading, headings of its columns"""
     rows: list[tuple[str, list[Cell]]]
     """row name, one cell per column"""
+    runs: dict[str, str] = field(default_factory=dict)
+    """names of a row's runs, by row name"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    source: str
+    """data URI"""
+    alt: str
+    caption: str = ""
+    photo: bool = False
+    """whether it is on white, unlike a chart, which is transparent"""
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,28 @@ class ReportSection:
     """how to read the tables, shown after them"""
     details: list[TableView] = field(default_factory=list)
     """tables that an HTML page may collapse"""
+    details_title: str = "More metrics"
+    pictures: list[Picture] = field(default_factory=list)
+    """shown before the tables, on an HTML page only"""
+
+
+def mean_cell(interval: Interval | None, shaded: bool = False) -> Cell:
+    """Format a mean in percent, with its interval as the note."""
+    if interval is None:
+        return Cell(NO_VALUE, shaded=shaded)
+    known = interval.low is not None and interval.high is not None
+    return Cell(
+        f"{interval.mean:.1f}", note=f"{interval.low:.1f} to {interval.high:.1f}" if known else "", shaded=shaded
+    )
+
+
+def format_names(names: Sequence[str]) -> str:
+    """Format names of runs with what stands before their last slash once: `folds: unet_1, unet_2`."""
+    parents: dict[str, list[str]] = {}
+    for name in names:
+        parent, _, last = name.rpartition("/")
+        parents.setdefault(parent, []).append(last)
+    return "; ".join((f"{parent}: " if parent else "") + ", ".join(last) for parent, last in parents.items())
 
 
 def sweep_section(table: ResultTable) -> ReportSection:
@@ -70,7 +109,7 @@ def sweep_section(table: ResultTable) -> ReportSection:
         tables.append(_other_protocols(f"{dataset}, corrected and lesion protocols", rows))
         if sweep.reference and any(score.test for result in rows.values() for score in result.scores.values()):
             details += [_paired_tests(dataset, rows, sweep.reference, protocol) for protocol in PROTOCOLS]
-    return ReportSection(sweep.title, [note for note in notes if note], tables, _legend(table), details)
+    return ReportSection(sweep.title, [note for note in notes if note], tables, _legend(table), details, DETAILS_TITLE)
 
 
 def format_run_count(result: RowResult) -> str:
@@ -100,7 +139,7 @@ def _comparison_with_paper(caption: str, results: dict[str, RowResult]) -> Table
         }
         columns.append(_mark_best(paper_cells, lambda score: score.paper[0] if score.paper else None, scores))
         columns.append({row: Cell(_format_signed(score.difference)) for row, score in scores.items()})
-    return _table_view(caption, groups, columns, list(results))
+    return _table_view(caption, groups, columns, list(results), _run_names(results))
 
 
 def _other_protocols(caption: str, results: dict[str, RowResult]) -> TableView:
@@ -111,7 +150,7 @@ def _other_protocols(caption: str, results: dict[str, RowResult]) -> TableView:
         for metric in METRICS
     ]
     groups = [(protocol, [METRIC_LABELS[metric] for metric in METRICS]) for protocol in protocols]
-    return _table_view(caption, groups, columns, list(results))
+    return _table_view(caption, groups, columns, list(results), _run_names(results))
 
 
 def _paired_tests(dataset: str, results: dict[str, RowResult], reference: str, protocol: str) -> TableView:
@@ -122,7 +161,7 @@ def _paired_tests(dataset: str, results: dict[str, RowResult], reference: str, p
         columns += [{row: cells[row][index] for row in others} for index in range(3)]
     caption = f"{dataset}, {protocol} protocol: {reference} minus each other row, paired by image"
     groups = [(METRIC_LABELS[metric], ["mean", "95 % interval", "p"]) for metric in METRICS]
-    return _table_view(caption, groups, columns, others)
+    return _table_view(caption, groups, columns, others, _run_names(results))
 
 
 def _test_cells(score: Score) -> list[Cell]:
@@ -156,10 +195,19 @@ def _legend(table: ResultTable) -> list[str]:
     return lines
 
 
+def _run_names(results: dict[str, RowResult]) -> dict[str, str]:
+    return {row: format_names([run.name for run in result.finished.values()]) for row, result in results.items()}
+
+
 def _table_view(
-    caption: str, groups: list[tuple[str, list[str]]], columns: Sequence[dict[str, Cell]], rows: Sequence[str]
+    caption: str,
+    groups: list[tuple[str, list[str]]],
+    columns: Sequence[dict[str, Cell]],
+    rows: Sequence[str],
+    runs: dict[str, str],
 ) -> TableView:
-    return TableView(caption, groups, [(row, [column[row] for column in columns]) for row in rows])
+    cells = [(row, [column[row] for column in columns]) for row in rows]
+    return TableView(caption, groups, cells, {row: names for row in rows if (names := runs.get(row))})
 
 
 def _our_cells(scores: dict[str, Score]) -> dict[str, Cell]:

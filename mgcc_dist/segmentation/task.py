@@ -171,9 +171,10 @@ class SegmentationTask:
         with ProgressBar(total, f"scoring {weights} weights on {data.dataset}", "images", share=share) as bar:
             counted = bar.count(batches, lambda batch: len(batch.keys))
             images = score_images(network, counted, accelerator, surface=True, fit=self.config.data.fit)
-        classes = {record.key: record.category for record in data.records}
+        records = {record.key: record for record in data.records}
         for image in images:
-            image["class"] = classes[image["key"]]
+            record = records[image["key"]]
+            image |= {"class": record.category, "group": record.group}
         return {"summary": summarize(images), "images": images}
 
     def _unlabeled(self, training: Sequence[str]) -> dict[str, UnlabeledDataset]:

@@ -1,0 +1,141 @@
+"""Quality and audit of the synthetic images that runs were trained with."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgcc_dist.common.files import read_json
+from mgcc_dist.reporting.runs import Run, RunCollection
+from mgcc_dist.reporting.templates import embed_png
+from mgcc_dist.reporting.views import NO_VALUE, Cell, Picture, ReportSection, TableView, format_names
+
+METRICS = ("fid", "kid", "precision", "recall", "density", "coverage")
+LOWER = ("fid", "kid")
+"""metrics of which lower values are better"""
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Samples of a generative run, and the runs that were trained with them."""
+
+    name: str
+    folder: Path
+    """holds quality/ and audit/"""
+    quality: dict[str, Any] | None
+    audit: dict[str, Any] | None
+    users: list[Run]
+
+
+def section(found: RunCollection, folders: Sequence[Path]) -> ReportSection | None:
+    """Tabulate the quality and audit of all samples below `folders` or named by a run; None if there are none."""
+    sets = find_sample_sets(found.segmentation, folders)
+    unknown = [
+        run.name for run in found.segmentation if run.result.get("synthetic") and not any(run in s.users for s in sets)
+    ]
+    if not sets and not unknown:
+        return None
+    notes = [f"No quality.json or audit.json was found for the synthetic images of {format_names(unknown)}."] * bool(
+        unknown
+    )
+    pictures = [
+        Picture(
+            embed_png(path),
+            "Pairs of a synthetic image and its most similar training image",
+            f"{each.name}: synthetic images next to the training images they are most similar to",
+            photo=True,
+        )
+        for each in sets
+        if (path := each.folder / "audit" / "closest.png").is_file()
+    ]
+    runs = {each.name: format_names([run.name for run in each.users]) or "none of this report" for each in sets}
+    tables = []
+    if measured := [each for each in sets if each.quality]:
+        tables.append(_quality_table(measured, runs))
+    if audited := [each for each in sets if each.audit]:
+        tables.append(_audit_table(audited, runs))
+    legend = [
+        "Quality compares the samples with the real validation images in the features of the named network. The floor "
+        "compares halves of the real images with each other: the best that a generator can reach. Intervals are 95 %, "
+        "from random halves. Arrows point to better values. Only values with the same features and numbers of images "
+        "are comparable.",
+        "A near-copy is more similar to one training image than real images of different patients are to each other. "
+        "The audit lists candidates for a person to look at.",
+    ]
+    return ReportSection("Synthetic images: quality and audit", notes, tables, legend, pictures=pictures)
+
+
+def find_sample_sets(runs: Sequence[Run], folders: Sequence[Path]) -> list[SampleSet]:
+    """Find quality.json and audit.json below `folders` and next to the samples of `runs`.
+
+    Runs belong to a set if the request of their synthetic images is that of the set; its count may differ, because
+    samples can be selected and extended.
+    """
+    named = [Path(path).parent for run in runs if (path := run.config.get("data", {}).get("synthetic"))]
+    files = [
+        path for folder in folders for kind in ("quality", "audit") for path in folder.rglob(f"{kind}/{kind}.json")
+    ]
+    places: dict[Path, Path] = {}
+    for folder in (*(path.parent.parent for path in sorted(files)), *named):
+        if any((folder / kind / f"{kind}.json").is_file() for kind in ("quality", "audit")):
+            places.setdefault(folder.resolve(), folder)
+    sets = []
+    for folder in places.values():
+        quality, audit = (_read(folder / kind / f"{kind}.json") for kind in ("quality", "audit"))
+        request = _identify(((quality or audit or {})["request"])["samples"])
+        users = [run for run in runs if (info := run.result.get("synthetic")) and _identify(info["request"]) == request]
+        sets.append(SampleSet(str(folder), folder, quality, audit, users))
+    return sets
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.is_file() else None
+
+
+def _identify(request: dict[str, Any] | None) -> str:
+    return json.dumps({key: value for key, value in (request or {}).items() if key != "count"}, sort_keys=True)
+
+
+def _quality_table(sets: Sequence[SampleSet], runs: dict[str, str]) -> TableView:
+    rows = []
+    for each in sets:
+        assert each.quality
+        cells = [Cell(f"{each.quality['images']['synthetic']} / {each.quality['images']['real']}")]
+        for name in METRICS:
+            value = each.quality["synthetic"][name]
+            cells.append(Cell(f"{value['value']:.3g}", note=f"{value['low']:.3g} to {value['high']:.3g}"))
+            cells.append(Cell(f"{each.quality['real_halves'][name]['value']:.3g}"))
+        rows.append((each.name, [*cells, Cell(each.quality["features"]["kind"])]))
+    groups = [("", ["synthetic / real"])]
+    for name in METRICS:
+        label = f"{name.upper()} ↓" if name in LOWER else f"{name.capitalize()} ↑"
+        groups.append((label, ["samples", "floor"]))
+    return TableView("Quality", [*groups, ("", ["features"])], rows, runs)
+
+
+def _audit_table(sets: Sequence[SampleSet], runs: dict[str, str]) -> TableView:
+    rows = []
+    for each in sets:
+        assert each.audit
+        synthetic, features = each.audit["synthetic"], each.audit.get("features")
+        copies = len(each.audit["near_copies"])
+        rows.append(
+            (
+                each.name,
+                [
+                    Cell(str(synthetic["images"])),
+                    Cell(str(copies), note=f"{100 * copies / synthetic['images']:.1f} %"),
+                    Cell(f"{each.audit['threshold']:.2f}"),
+                    Cell(f"{synthetic['median']:.2f}"),
+                    Cell(f"{synthetic['highest']:.2f}"),
+                    Cell(f"{features['threshold']:.2f}" if features else NO_VALUE),
+                ],
+            )
+        )
+    groups = [
+        ("", ["samples", "near-copies"]),
+        ("similarity in pixels", ["threshold", "median", "highest"]),
+        ("in features", ["threshold"]),
+    ]
+    return TableView("Memorization audit", groups, rows, runs)
