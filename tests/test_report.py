@@ -166,7 +166,7 @@ def test_surface_distances_state_how_many_lesions_they_cover(tmp_path, capsys):
     page = report(tmp_path / "runs", out=tmp_path / "report.html")
     printed = capsys.readouterr().out
     assert re.search(r"0\.00 \(1 of 10\) +9\.25 ", rows_of("mgcc", printed)[0])
-    assert "0.00 (1 of 10)" in page
+    assert '0.00<br><span class="soft">1 of 10</span>' in page
     assert "9.25" in page
     assert "8.12" in page
 
@@ -335,7 +335,7 @@ def test_invalid_arguments_are_rejected(tmp_path):
         report(tmp_path / "run", out=tmp_path / "folder.html")
     with pytest.raises(UserError, match=r"report\.pdf: unknown format '\.pdf'\. Use one of: \.html, \.md,"):
         report(tmp_path / "run", out=tmp_path / "report.pdf")
-    with pytest.raises(UserError, match=r"\.md holds only sweep tables\. Add --sweep FILE or --efficiency"):
+    with pytest.raises(UserError, match=r"\.md: these runs give no table to compare\. Write \.html, or add --sweep"):
         report(tmp_path / "run", out=tmp_path / "report.md")
     with pytest.raises(UserError, match=r"none\.yaml: file not found"):
         main(["--sweep", str(tmp_path / "none.yaml")])

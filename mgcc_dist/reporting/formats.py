@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from tabulate import tabulate
 
+from mgcc_dist.reporting.runs import format_names
 from mgcc_dist.reporting.tables import ResultTable
-from mgcc_dist.reporting.views import Cell, ReportSection, TableView, format_names
+from mgcc_dist.reporting.views import Cell, ReportSection, TableView
 
 CSV_COLUMNS = (
     *("table", "row", "data set", "protocol", "metric", "runs", "missing", "mean", "std", "paper mean", "paper std"),
@@ -80,6 +81,8 @@ LATEX_ESCAPES = {
     "]": "{]}",
     "*": "{*}",
     "Δ": r"$\Delta$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
     "\N{MINUS SIGN}": "$-$",
     "\N{EN DASH}": "--",
     "\N{MULTIPLICATION SIGN}": r"$\times$",

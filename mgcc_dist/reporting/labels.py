@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgcc_dist.reporting.runs import RunGroup
-from mgcc_dist.reporting.views import format_names
+from mgcc_dist.reporting.runs import RunGroup, format_names
 
 Part = Callable[[RunGroup], str]
 
@@ -27,8 +26,8 @@ class Row:
 def name_groups(groups: Sequence[RunGroup], sweep_rows: Mapping[Path, str]) -> list[Row]:
     """Name each group by its row in a sweep (by run folder), else by method and network.
 
-    Groups that share that name get what differs between them: data set, sources of unlabeled images, split, number of
-    labels, then settings; in the end the name of a run.
+    Groups that share that name get what differs between them: sources of unlabeled images, kind of split, data set,
+    number of labels, then settings; in the end the name of a run.
     """
     labels = [_base(group, sweep_rows) for group in groups]
     for part in _parts(groups):
@@ -56,9 +55,9 @@ def _base(group: RunGroup, sweep_rows: Mapping[Path, str]) -> str:
 
 
 def _parts(groups: Sequence[RunGroup]) -> Iterator[Part]:
-    yield lambda group: group.dataset
     yield lambda group: " and ".join(sources(group))
     yield lambda group: group.split_kind
+    yield lambda group: group.dataset
     yield lambda group: f"{group.count('labeled')} labels"
     keys = {key: None for group in groups for key in group.runs[0].settings}
     for key in keys:

@@ -129,7 +129,7 @@ def main_table(found: RunCollection) -> str:
         ]
         align = ("left", *["right"] * (len(headings) - 2), "left")
         lines.append(tabulate(rows, headings, tablefmt="simple", colalign=align, disable_numparse=True))
-        lines.append("Validation images at the best step, corrected protocol, in percent.")
+        lines.append("Validation or test images at the best step, corrected protocol, in percent.")
         lines.append(
             "HD95 in pixels, and how many of the lesions it covers; penalized: a missed lesion counts as the image "
             "diagonal."

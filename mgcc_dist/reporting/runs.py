@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ SEED = "loop.seed"
 CONTENT, CONTENT_DIGITS = "dataset_sha256", 8
 EVALUATION = "evaluate.json"
 """in the folders of `mgcc evaluate`, which a report also reads"""
+MOST_SPLITS = 3
+"""of a group's runs that are listed one by one"""
 SURFACE_METRICS = (("hd95",), ("asd",))
 REQUIRED_RESULT_KEYS = {"segment": ("method", "network", "split", "seed", "best", "last"), "ldm": ("stage",)}
 
@@ -154,7 +157,7 @@ class RunGroup:
 
     @property
     def names(self) -> str:
-        return ", ".join(run.name + self.repeats.get(run.folder, "") for run in self.runs)
+        return format_names([run.name for run in self.runs], [self.repeats.get(run.folder, "") for run in self.runs])
 
     @property
     def split_kind(self) -> str:
@@ -171,6 +174,9 @@ class RunGroup:
 
     @property
     def splits(self) -> str:
+        if len(self.runs) > MOST_SPLITS:
+            part = " (test part)" * ("test" in self.runs[0].result["best"])
+            return f"{len(self.runs)} runs on {self.split_kind}{part}"
         return ", ".join(
             f"{run.result['split']}{' (test part)' * ('test' in run.result['best'])} seed {run.result['seed']}"
             for run in self.runs
@@ -198,6 +204,17 @@ class RunGroup:
             covered, lesions = (sum(summary[key] for summary in summaries) for key in ("surfaces", "lesions"))
             text += f" ({covered} of {lesions})"
         return text
+
+
+def format_names(names: Sequence[str], remarks: Sequence[str] = ()) -> str:
+    """Format names of runs, each with its remark, with what stands before their last slash once: `folds: a, b`."""
+    parents: dict[str, list[str]] = {}
+    for name, remark in zip_longest(names, remarks, fillvalue=""):
+        parent, _, last = name.rpartition("/")
+        parents.setdefault(parent, []).append(last + remark)
+    return "; ".join(
+        f"{parent}{': ' if len(last) > 1 else '/'}" * bool(parent) + ", ".join(last) for parent, last in parents.items()
+    )
 
 
 def split_kind(name: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mgcc_dist.evaluation.statistics import MIN_IMAGES, RESAMPLES, Interval
-from mgcc_dist.reporting.runs import find_repeats
+from mgcc_dist.reporting.runs import find_repeats, format_names
 from mgcc_dist.reporting.tables import METRICS, PROTOCOLS, ResultTable, RowResult, Score
 
 METRIC_LABELS = {"iou": "IoU", "recall": "Recall", "precision": "Precision", "f1": "F1"}
@@ -72,15 +72,6 @@ def mean_cell(interval: Interval | None, shaded: bool = False) -> Cell:
     return Cell(
         f"{interval.mean:.1f}", note=f"{interval.low:.1f} to {interval.high:.1f}" if known else "", shaded=shaded
     )
-
-
-def format_names(names: Sequence[str]) -> str:
-    """Format names of runs with what stands before their last slash once: `folds: unet_1, unet_2`."""
-    parents: dict[str, list[str]] = {}
-    for name in names:
-        parent, _, last = name.rpartition("/")
-        parents.setdefault(parent, []).append(last)
-    return "; ".join((f"{parent}: " if parent else "") + ", ".join(last) for parent, last in parents.items())
 
 
 def sweep_section(table: ResultTable) -> ReportSection:

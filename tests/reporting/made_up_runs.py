@@ -44,7 +44,8 @@ def make(folder, method, split, test=(), seed=1, labeled=10, data=None, external
     }
     if name == "supervised":
         config["data"]["batch_unlabeled"] = 0
-    best = scored([image("val", 0.99)]) | {"test": scored(list(test))}
+    validation = scored([image(f"val of {split} {seed}", 0.99)])  # runs with equal validation scores are repeats
+    best = validation | {"test": scored(list(test))}
     best["external"] = {other: scored(images) for other, images in (external or {}).items()}
     content = {
         "program": "segment",
@@ -55,7 +56,7 @@ def make(folder, method, split, test=(), seed=1, labeled=10, data=None, external
         "seed": seed,
         "images": {"labeled": labeled, "unlabeled": 20, "validation": 1, "test": len(test)},
         "best": best,
-        "last": scored([image("val", 0.98)]),
+        "last": validation,
         **result,
     }
     folder.mkdir(parents=True)

@@ -22,9 +22,9 @@ from mgcc_dist.inference import predictor
 from mgcc_dist.inference.evaluation import truth_of
 from mgcc_dist.reporting.image_scores import own_rows
 from mgcc_dist.reporting.labels import Row
-from mgcc_dist.reporting.runs import CONTENT, Run
+from mgcc_dist.reporting.runs import CONTENT, Run, format_names
 from mgcc_dist.reporting.sections.label_fractions import curves
-from mgcc_dist.reporting.views import Picture, ReportSection, format_names
+from mgcc_dist.reporting.views import Picture, ReportSection
 
 Shown = list[tuple[str, Run]]
 """label and run of each column"""

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from mgcc_dist.common.files import sha256_of
 from mgcc_dist.evaluation.summary import Row as ImageRow
-from mgcc_dist.reporting.image_scores import HEADINGS, INTERVALS, Evaluation, TestSet, all_rows, group_note, means
+from mgcc_dist.reporting.image_scores import INTERVALS, MAIN, Evaluation, TestSet, all_rows, group_note, means
 from mgcc_dist.reporting.labels import Row
-from mgcc_dist.reporting.views import Cell, ReportSection, TableView, format_names, mean_cell
+from mgcc_dist.reporting.runs import format_names
+from mgcc_dist.reporting.views import Cell, ReportSection, TableView, mean_cell
 from mgcc_dist.train.initial_weights import WEIGHTS
 
 
@@ -28,9 +29,9 @@ class MatrixRow:
 def section(rows: Sequence[Row], evaluations: Sequence[Evaluation]) -> ReportSection | None:
     """Tabulate all test sets of all runs; None if no run was tested on another data set than its own."""
     matrix = _matrix(rows, evaluations)
-    columns = sorted({test_set for row in matrix.values() for test_set in row.images}, key=_order)
-    if all(test_set.dataset == row.trained_on for row in matrix.values() for test_set in row.images):
+    if not matrix:
         return None
+    columns = sorted({test_set for row in matrix.values() for test_set in row.images}, key=_order)
     scores = {
         label: {test_set: means(images) for test_set, images in row.images.items()} for label, row in matrix.items()
     }
@@ -38,7 +39,7 @@ def section(rows: Sequence[Row], evaluations: Sequence[Evaluation]) -> ReportSec
     headings = {
         test_set: [
             heading
-            for heading in HEADINGS.values()
+            for heading in (*MAIN, "specificity")
             if any(row.get(test_set, {}).get(heading) for row in scores.values())
         ]
         for test_set in columns
@@ -67,6 +68,7 @@ def section(rows: Sequence[Row], evaluations: Sequence[Evaluation]) -> ReportSec
 
 
 def _matrix(rows: Sequence[Row], evaluations: Sequence[Evaluation]) -> dict[str, MatrixRow]:
+    """Return the rows that were tested on another data set than their own, by label."""
     matrix: dict[str, MatrixRow] = {}
     for row in rows:
         for run in row.group.distinct:
@@ -81,7 +83,11 @@ def _matrix(rows: Sequence[Row], evaluations: Sequence[Evaluation]) -> dict[str,
         # A run's own result has the same scores of the same images: count them once.
         new = {test_set: images for test_set, images in sets.items() if not _repeats(matrix_row, test_set, images)}
         matrix_row.add(names[0], new)
-    return matrix
+    return {
+        label: row
+        for label, row in matrix.items()
+        if any(test_set.dataset != row.trained_on for test_set in row.images)
+    }
 
 
 def _repeats(row: MatrixRow, test_set: TestSet, images: Sequence[ImageRow]) -> bool:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mgcc_dist.common.config import flatten
+from mgcc_dist.common.config import as_plain, flatten
 from mgcc_dist.reporting.labels import Row
+from mgcc_dist.reporting.runs import Run
 from mgcc_dist.reporting.views import NO_VALUE, Cell, ReportSection, TableView
 
 TITLE = "What differs between the rows"
@@ -18,7 +19,7 @@ def section(rows: Sequence[Row]) -> ReportSection | None:
     keys = sorted(
         {key for each in identities for key in each}, key=lambda key: ("." in key, not key.endswith(".name"), key)
     )
-    values = [flatten(row.group.runs[0].config) for row in rows]
+    values = [_all_keys(row.group.runs[0]) for row in rows]
     differing = [key for key in keys if len({repr(each.get(key)) for each in identities}) > 1]
     cells = [
         (key, [Cell(_format(each.get(key, full.get(key)))) for each, full in zip(identities, values, strict=True)])
@@ -42,6 +43,10 @@ def _facts(row: Row) -> dict[str, Any]:
     images = group.runs[0].result.get("images", {})
     counts = {f"images, {name}": images.get(name, 0) for name in ("labeled", "training", "synthetic", "similar")}
     return {"data set": group.dataset, "split": group.split_kind, **counts}
+
+
+def _all_keys(run: Run) -> dict[str, Any]:
+    return flatten(as_plain(run.segment_config) if run.segment_config else run.config)
 
 
 def _format(value: Any) -> str:

@@ -14,7 +14,8 @@ from mgcc_dist.data.splits import locate_split, read_split
 from mgcc_dist.reporting.curves import STYLE, data_uri, line_styles
 from mgcc_dist.reporting.image_scores import HEADINGS, INTERVALS, MAIN, Means, group_note, means, own_rows
 from mgcc_dist.reporting.labels import Row, sources
-from mgcc_dist.reporting.views import Cell, Picture, ReportSection, TableView, format_names, mean_cell
+from mgcc_dist.reporting.runs import format_names
+from mgcc_dist.reporting.views import Cell, Picture, ReportSection, TableView, mean_cell
 
 LABELS = "data.labels"
 

@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from mgcc_dist.common.files import read_json
-from mgcc_dist.reporting.runs import Run, RunCollection
+from mgcc_dist.reporting.runs import Run, RunCollection, format_names
 from mgcc_dist.reporting.templates import embed_png
-from mgcc_dist.reporting.views import NO_VALUE, Cell, Picture, ReportSection, TableView, format_names
+from mgcc_dist.reporting.views import NO_VALUE, Cell, Picture, ReportSection, TableView
 
 METRICS = ("fid", "kid", "precision", "recall", "density", "coverage")
+REQUIRED = {
+    "quality": ("features", "images", "synthetic_halves", "real_halves"),
+    "audit": ("threshold", "near_copies", "synthetic"),
+}
+"""keys of quality.json and audit.json that the tables show"""
 LOWER = ("fid", "kid")
 """metrics of which lower values are better"""
 
@@ -56,9 +61,9 @@ def section(found: RunCollection, folders: Sequence[Path]) -> ReportSection | No
     if audited := [each for each in sets if each.audit]:
         tables.append(_audit_table(audited, runs))
     legend = [
-        "Quality compares the samples with the real validation images in the features of the named network. The floor "
-        "compares halves of the real images with each other: the best that a generator can reach. Intervals are 95 %, "
-        "from random halves. Arrows point to better values. Only values with the same features and numbers of images "
+        "Quality compares equally many samples and real validation images in the features of the named network; mean "
+        "over random halves, with 95 % intervals. The floor compares real images with real images: the best that a "
+        "generator can reach. Arrows point to better values. Only values with the same features and number of images "
         "are comparable.",
         "A near-copy is more similar to one training image than real images of different patients are to each other. "
         "The audit lists candidates for a person to look at.",
@@ -73,24 +78,31 @@ def find_sample_sets(runs: Sequence[Run], folders: Sequence[Path]) -> list[Sampl
     samples can be selected and extended.
     """
     named = [Path(path).parent for run in runs if (path := run.config.get("data", {}).get("synthetic"))]
-    files = [
-        path for folder in folders for kind in ("quality", "audit") for path in folder.rglob(f"{kind}/{kind}.json")
+    found = [
+        (str(path.parent.parent.relative_to(folder.parent)), path.parent.parent)
+        for folder in folders
+        for kind in REQUIRED
+        for path in sorted(folder.rglob(f"{kind}/{kind}.json"))
     ]
-    places: dict[Path, Path] = {}
-    for folder in (*(path.parent.parent for path in sorted(files)), *named):
-        if any((folder / kind / f"{kind}.json").is_file() for kind in ("quality", "audit")):
-            places.setdefault(folder.resolve(), folder)
+    places: dict[Path, tuple[str, Path]] = {}
+    for name, folder in (*found, *((str(folder), folder) for folder in named)):
+        if any((folder / kind / f"{kind}.json").is_file() for kind in REQUIRED):
+            places.setdefault(folder.resolve(), (name, folder))
     sets = []
-    for folder in places.values():
-        quality, audit = (_read(folder / kind / f"{kind}.json") for kind in ("quality", "audit"))
+    for name, folder in places.values():
+        quality, audit = (_read(folder / kind / f"{kind}.json", keys) for kind, keys in REQUIRED.items())
+        if not (quality or audit):
+            continue
         request = _identify(((quality or audit or {})["request"])["samples"])
         users = [run for run in runs if (info := run.result.get("synthetic")) and _identify(info["request"]) == request]
-        sets.append(SampleSet(str(folder), folder, quality, audit, users))
+        sets.append(SampleSet(name, folder, quality, audit, users))
     return sets
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.is_file() else None
+def _read(path: Path, keys: Sequence[str]) -> dict[str, Any] | None:
+    """Return the content of a file; None if it does not exist or is of an early version, without all of the keys."""
+    content = read_json(path) if path.is_file() else {}
+    return content if all(key in content for key in ("request", *keys)) else None
 
 
 def _identify(request: dict[str, Any] | None) -> str:
@@ -101,13 +113,13 @@ def _quality_table(sets: Sequence[SampleSet], runs: dict[str, str]) -> TableView
     rows = []
     for each in sets:
         assert each.quality
-        cells = [Cell(f"{each.quality['images']['synthetic']} / {each.quality['images']['real']}")]
+        cells = [Cell(str(each.quality["images"]["half"]))]
         for name in METRICS:
-            value = each.quality["synthetic"][name]
-            cells.append(Cell(f"{value['value']:.3g}", note=f"{value['low']:.3g} to {value['high']:.3g}"))
+            value = each.quality["synthetic_halves"][name]
+            cells.append(Cell(f"{value['value']:.3g}", note=f"{value['low']:.2g} to {value['high']:.2g}"))
             cells.append(Cell(f"{each.quality['real_halves'][name]['value']:.3g}"))
         rows.append((each.name, [*cells, Cell(each.quality["features"]["kind"])]))
-    groups = [("", ["synthetic / real"])]
+    groups = [("", ["images"])]
     for name in METRICS:
         label = f"{name.upper()} ↓" if name in LOWER else f"{name.capitalize()} ↑"
         groups.append((label, ["samples", "floor"]))
