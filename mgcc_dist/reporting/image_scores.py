@@ -45,10 +45,6 @@ class TestSet:
     how: str
     """which images, their size, and what was done to the predictions"""
 
-    @property
-    def heading(self) -> str:
-        return f"{self.dataset}: {self.how}"
-
 
 @dataclass(frozen=True)
 class Evaluation:

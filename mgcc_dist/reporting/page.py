@@ -27,7 +27,7 @@ OTHER_METRICS: list[tuple[str, tuple[str, ...], float]] = [
     ("HD95 penalized", ("hd95_penalized",), 1),
     ("ASD penalized", ("asd_penalized",), 1),
 ]
-HEADLINE_METRICS = CORRECTED_METRICS + OTHER_METRICS
+HEADLINE_METRICS = CORRECTED_METRICS + OTHER_METRICS[:-1]
 PROTOCOLS = ("corrected", "lesion", "paper")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mgcc_dist.common.files import sha256_of
 from mgcc_dist.evaluation.summary import Row as ImageRow
-from mgcc_dist.reporting.image_scores import INTERVALS, MAIN, Evaluation, TestSet, all_rows, group_note, means
+from mgcc_dist.reporting.image_scores import HEADINGS, INTERVALS, MAIN, Evaluation, TestSet, all_rows, group_note, means
 from mgcc_dist.reporting.labels import Row
 from mgcc_dist.reporting.runs import format_names
 from mgcc_dist.reporting.views import Cell, ReportSection, TableView, mean_cell
@@ -35,36 +35,35 @@ def section(rows: Sequence[Row], evaluations: Sequence[Evaluation]) -> ReportSec
     scores = {
         label: {test_set: means(images) for test_set, images in row.images.items()} for label, row in matrix.items()
     }
-    # A column that no row has, such as the specificity on a data set without normal images, is left out.
-    headings = {
-        test_set: [
-            heading
-            for heading in (*MAIN, "specificity")
-            if any(row.get(test_set, {}).get(heading) for row in scores.values())
-        ]
-        for test_set in columns
-    }
-    cells: list[tuple[str, list[Cell]]] = [
-        (
-            label,
-            [Cell(row.trained_on)]
-            + [
-                mean_cell(scores[label].get(test_set, {}).get(heading), test_set.dataset == row.trained_on)
-                for test_set in columns
-                for heading in headings[test_set]
-            ],
-        )
-        for label, row in matrix.items()
-    ]
-    groups = [("", ["trained on"]), *((test_set.heading, headings[test_set]) for test_set in columns)]
     runs = {label: format_names(list(row.runs)) for label, row in matrix.items()}
+    shown: dict[bool, list[TableView]] = {True: [], False: []}
+    for heading in HEADINGS.values():
+        # A test set that has no such score, like the specificity without normal images, is left out.
+        known = [test_set for test_set in columns if any(row.get(test_set, {}).get(heading) for row in scores.values())]
+        cells: list[tuple[str, list[Cell]]] = [
+            (
+                label,
+                [
+                    Cell(row.trained_on),
+                    *(
+                        mean_cell(scores[label].get(test_set, {}).get(heading), test_set.dataset == row.trained_on)
+                        for test_set in known
+                    ),
+                ],
+            )
+            for label, row in matrix.items()
+        ]
+        datasets = dict.fromkeys(test_set.dataset for test_set in known)
+        groups = [(name, [test_set.how for test_set in known if test_set.dataset == name]) for name in datasets]
+        if known:
+            shown[heading in MAIN].append(TableView(heading, [("", ["trained on"]), *groups], cells, runs))
     legend = [
         "Mean over images in percent, corrected protocol, best step. Several runs of a row are pooled. Shaded: images "
         "of the data set that a row was trained on.",
         INTERVALS,
         *group_note(image for row in matrix.values() for images in row.images.values() for image in images),
     ]
-    return ReportSection("Trained on one data set, tested on others", [], [TableView("", groups, cells, runs)], legend)
+    return ReportSection("Trained on one data set, tested on others", [], shown[True], legend, shown[False])
 
 
 def _matrix(rows: Sequence[Row], evaluations: Sequence[Evaluation]) -> dict[str, MatrixRow]:
