@@ -66,7 +66,7 @@ def test_matrix_of_trained_on_by_tested_on(tmp_path):
     make(tmp_path / "busi", "unet", "busi_test_1", own, external={"busbra": [image("x", 0.5), image("y", 0.7)]})
     make(tmp_path / "bra", "unet", "bra_1", [image("x", 0.9)], dataset="busbra", external={"busi": [image("a", 0.3)]})
     section = cross_set.section(rows_of(tmp_path), [])
-    iou, dice, lesion_iou, specificity = section.tables + section.details
+    iou, _dice, lesion_iou, specificity = section.tables + section.details
     assert [view.caption for view in section.tables] == ["IoU", "lesion Dice"]
     assert iou.column_groups == [
         ("", ["trained on"]),
