@@ -277,7 +277,7 @@ def _files_command(read: Callable[[Path], ImageFileReader]) -> Command:
     if read is folder:
         return Command(FolderConfig, convert_folder, text.partition("\n")[0], text)
     config = FilesConfig if read.__name__ in PATIENTS_KNOWN else SimilarFilesConfig
-    return Command(config, partial(convert_files, read), text.partition("\n")[0], text)
+    return Command(config, partial(convert_files, read), text.partition("\n")[0], text, module=read.__module__)
 
 
 class ShardCommands(Mapping[str, Command]):

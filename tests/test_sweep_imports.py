@@ -52,11 +52,15 @@ def test_reading_a_sweep_imports_its_plugins(tmp_path, plugin):
         sweep_of(tmp_path, plugin)
 
 
-def test_the_commands_of_steps_import_what_the_sweep_imports(tmp_path, plugin):
+def test_the_commands_of_steps_import_the_plugins_that_they_use(tmp_path, plugin):
     """The task of a step is another process, which does not read the sweep."""
     plugin.write_text(READER)
-    prepare = {"shards": {"run": "shards clinic_of_ours --root r --out o", "makes": "o/index.json"}}
-    (step,) = sweep_of(tmp_path, plugin, prepare=prepare).steps
+    prepare = {
+        "shards": {"run": "shards clinic_of_ours --root r --out o", "makes": "o/index.json"},
+        "split": {"run": "shards split --root o --out s.json", "makes": "s.json"},
+    }
+    step, split = sweep_of(tmp_path, plugin, prepare=prepare).steps
+    assert split.command() == ["-m", "mgcc_dist.shards", "split", "--root", "o", "--out", "s.json"]
     started = ["-m", "mgcc_dist.shards", f"--import={plugin}", "clinic_of_ours"]
     assert step.command() == [*started, "--root", "r", "--out", "o"]
     assert step.program.command(["--config", "x"]) == [*started, "--config", "x"]

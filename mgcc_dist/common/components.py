@@ -182,9 +182,12 @@ def import_plugin(module: str) -> None:
 def imports_of(config: Any) -> list[str]:
     """Return what `import_plugin` must get before `config` can be read: the modules and files of its components."""
     words = [word for value in vars(config).values() if is_dataclass(value) for word in imports_of(value)]
-    module = type(config).__module__
-    words += [word for name, word in _IMPORTED.items() if f"{module}.".startswith(f"{name}.")]
-    return sorted(set(words))
+    return sorted({*words, *imports_of_module(type(config).__module__)})
+
+
+def imports_of_module(module: str) -> list[str]:
+    """Return what `import_plugin` got from which a module comes; nothing for a module of this package."""
+    return [word for name, word in _IMPORTED.items() if f"{module}.".startswith(f"{name}.")]
 
 
 def import_options() -> list[str]:

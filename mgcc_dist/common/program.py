@@ -42,6 +42,8 @@ class Command:
     the others too. Empty: all"""
     several_processes: bool = False
     """whether the ranks of a launcher divide the work; a command that does not would write every file once per rank"""
+    module: str = ""
+    """module that adds it to the program, for one of a plugin"""
     config_files: bool = False
     """whether `--config` and `--print_config` are worth a line of help"""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mgcc_dist.common.command_line import read_command_line
-from mgcc_dist.common.components import import_options, take_imports
+from mgcc_dist.common.components import imports_of, imports_of_module, take_imports
 from mgcc_dist.common.config import resolve
 from mgcc_dist.common.errors import UserError, did_you_mean
 from mgcc_dist.sweep.placeholders import substitute
@@ -30,11 +30,14 @@ class StepProgram:
     """name of the preset that the options start from, if the program has presets"""
     config: Any
     """what the program makes of the options"""
+    imports: tuple[str, ...]
+    """modules and files of the plugins that it uses"""
 
     def command(self, options: Sequence[str]) -> list[str]:
         """Return the arguments after `python` that start the program with `options`."""
         program, *subcommand = self.words
-        return ["-m", f"mgcc_dist.{program}", *import_options(), *subcommand, *options]
+        imports = (f"--import={module}" for module in self.imports)
+        return ["-m", f"mgcc_dist.{program}", *imports, *subcommand, *options]
 
 
 @dataclass(frozen=True)
@@ -133,4 +136,5 @@ def read_program(words: tuple[str, ...]) -> StepProgram:
     options = rest[len(subcommand) :]
     line = read_command_line(command.config, options, command.presets, command.default_preset)
     config = resolve(command.config, line.layers)
-    return StepProgram((program, *subcommand), tuple(options), line.preset, config)
+    imports = sorted({*imports_of(config), *imports_of_module(command.module)})
+    return StepProgram((program, *subcommand), tuple(options), line.preset, config, tuple(imports))
