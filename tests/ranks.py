@@ -103,7 +103,8 @@ class ForkedRanks:
         self.args = words
         self._files = [Path(tempfile.mkstemp(prefix=f"rank-{kind}-")[1]) for kind in ("stdout", "stderr")]
         self._store = None
-        if ranks > 1:
+        grouped = ranks > 1 or "ACCELERATE_USE_DEEPSPEED" in environment
+        if grouped:
             from torch.distributed import TCPStore
 
             # Hosted here, as by torchrun's agent, so that the port is free.
@@ -117,7 +118,7 @@ class ForkedRanks:
             }
         self.processes = []
         for rank in range(ranks):
-            numbers = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+            numbers = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if grouped else {}
             arguments = (words, environment | numbers, *self._files)
             self.processes.append(_fork_server().Process(target=_run_rank, args=arguments))
             self.processes[-1].start()

@@ -146,9 +146,13 @@ def test_copies_are_found_in_features(train_images, encoder, tmp_path):
     assert np.ptp(np.asarray(Image.open(tmp_path / "audit" / "closest_features.png"))) > 0
 
 
+def few_of(pictures):
+    return dict(list(pictures.items())[:6])
+
+
 def test_false_alarms_are_divided_between_pixels_and_features(train_images, encoder, tmp_path):
     images, others = train_images
-    shards = synthetic(tmp_path / "samples", others)
+    shards = synthetic(tmp_path / "samples", few_of(others))
     config, accelerator = AuditConfig(false_alarms=0.2), Accelerator(cpu=True)
     both = audit(config, encoder, images, shards.folder, tmp_path / "both", accelerator)
     pixels_only = audit(
@@ -159,7 +163,7 @@ def test_false_alarms_are_divided_between_pixels_and_features(train_images, enco
 
 def test_another_encoder_needs_a_new_audit(train_images, encoder, tmp_path):
     images, others = train_images
-    shards = synthetic(tmp_path / "samples", others)
+    shards = synthetic(tmp_path / "samples", few_of(others))
     config = AuditConfig()
     audit(config, encoder, images, shards.folder, tmp_path / "both", Accelerator(cpu=True))
     assert is_finished(config, encoder, images, shards.folder, tmp_path / "both")
@@ -203,7 +207,7 @@ def test_threshold_is_the_quantile_given_by_false_alarms(train_images, tmp_path)
 def test_drop_copies_removes_near_copies_from_the_shards(train_images, tmp_path):
     images, others = train_images
     copy = images.train[3].image[:, ::-1]
-    few = dict(list(others.items())[:6])
+    few = few_of(others)
     shards = synthetic(tmp_path / "samples", {"copy": copy} | few)
     config, accelerator = AuditConfig(), Accelerator(cpu=True)
     assert not is_finished(config, None, images, shards.folder, tmp_path / "audit")

@@ -31,8 +31,7 @@ def toy(tmp_path_factory) -> Path:
 def finished(toy) -> tuple[Path, str]:
     """Output folder and stderr of a run on two ranks."""
     out = toy.parent / "two"
-    launcher = ranks.accelerate("--multi_gpu", "--num_processes", "2")
-    return out, ranks.finish_log(launcher, ["-m", "mgcc_dist.ldm", "--config", toy, "--out", out])
+    return out, ranks.finish_log(ranks.forked(2), ["-m", "mgcc_dist.ldm", "--config", toy, "--out", out])
 
 
 @pytest.mark.e2e

@@ -49,6 +49,10 @@ def segment(phantom_data: Path, out: Path) -> list[str]:
     ).split()
 
 
+def generate(config: Path, out: Path) -> list[str]:
+    return ["mgcc_dist.ldm", "--config", str(config), "--out", str(out), "--until", "samples"]
+
+
 @pytest.fixture(scope="module")
 def full_segmentation(phantom_data, tmp_path_factory) -> Path:
     """An uninterrupted run."""
@@ -82,7 +86,7 @@ def test_segmentation_killed_at_a_random_step_resumes_bit_exactly(
 def test_generation_killed_at_a_random_step_resumes_bit_exactly(tmp_path, full_ldm, number, stage):
     config, expected = full_ldm
     out = tmp_path / "killed"
-    command = ["mgcc_dist.ldm", "--config", str(config), "--out", str(out)]
+    command = generate(config, out)
     process = ranks.start(ranks.forked(2), ["-m", *command])
     wait_for_step(process, out / stage / "metrics.jsonl", random.Random(number).choice([2, 4, 6, 8]))
     kill(process, number)
@@ -101,7 +105,7 @@ def full_ldm(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("ldm")
     config = folder / "ldm.yaml"
     config.write_text(toy_ldm.config(steps=14, checkpoint_every=3))
-    finish(["mgcc_dist.ldm", "--config", str(config), "--out", str(folder / "full")])
+    finish(generate(config, folder / "full"))
     return config, folder / "full"
 
 

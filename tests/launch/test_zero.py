@@ -1,8 +1,12 @@
-"""DeepSpeed's ZeRO as launch/ starts it: two real ranks, compared with one rank without it."""
+"""DeepSpeed's ZeRO as launch/ starts it: two real ranks, compared with one rank without it.
+
+ZeRO-3 is started by `accelerate launch`, the others on forked ranks with the environment that it would set.
+"""
 
 import importlib.util
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +16,9 @@ import ranks
 import torch
 import toy_ldm
 from accelerate import Accelerator
+from accelerate.commands import launch
 from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_deepspeed_cmd_env
 from safetensors.torch import load_file
 
 from mgcc_dist.common.command_line import parse
@@ -33,22 +39,36 @@ pytestmark = [
 NO_ASSESSMENT = ["--audit.enabled", "false", "--quality.enabled", "false"]
 
 
-def run(launcher: list[str], out: Path, *words: str) -> subprocess.CompletedProcess:
+LDM = ["-m", "mgcc_dist.ldm"]
+
+
+def run(
+    launcher: ranks.Launcher, out: Path, *words: str, program: Sequence[str | Path] = LDM, **variables: str
+) -> subprocess.CompletedProcess:
     config = out.parent / "toy.yaml"
     config.write_text(toy_ldm.config(steps=4, checkpoint_every=100, samples=2))
-    return ranks.run(launcher, ["-m", "mgcc_dist.ldm", "--config", config, "--out", out, *NO_ASSESSMENT, *words])
+    return ranks.run(launcher, [*program, "--config", config, "--out", out, *NO_ASSESSMENT, *words], **variables)
 
 
-def zero(stage: int, folder: Path, count: int = 2) -> list[str]:
+def zero_options(stage: int, folder: Path, count: int = 2) -> list[str]:
     """The shipped files on `count` ranks, without ZeRO-3's exception for small tensors: here all tensors are small."""
     settings = json.loads((LAUNCH / "deepspeed" / f"zero{stage}.json").read_text())
     settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     path = folder / f"zero{stage}.json"
     path.write_text(json.dumps(settings))
     shipped = str(LAUNCH / "accelerate" / f"8gpu_zero{stage}.yaml")
-    return ranks.accelerate(
-        "--config_file", shipped, "--num_processes", str(count), "--deepspeed_config_file", str(path)
-    )
+    return ["--config_file", shipped, "--num_processes", str(count), "--deepspeed_config_file", str(path)]
+
+
+def launched_environment(options: list[str]) -> dict[str, str]:
+    """Return the variables that `accelerate launch` sets for its ranks."""
+    words = ["--main_process_port", "0", *options, "program.py"]
+    received = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "deepspeed_launcher", received.append)
+        launch.launch_command(launch.launch_command_parser().parse_args(words))
+    _, environment = prepare_deepspeed_cmd_env(received[0])
+    return {key: value for key, value in environment.items() if key.startswith("ACCELERATE_")}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +76,7 @@ def one_rank(tmp_path_factory):
     """The denoiser of one rank without ZeRO that accumulates the batches of two."""
     out = tmp_path_factory.mktemp("one") / "ldm"
     accumulate = ["--autoencoder.loop.accumulation", "2", "--denoiser.loop.accumulation", "2"]
-    done = run([], out, *accumulate)
+    done = run(ranks.forked(1), out, *accumulate)
     assert done.returncode == 0, done.stderr[-3000:]
     return out / "denoiser"
 
@@ -65,7 +85,11 @@ def one_rank(tmp_path_factory):
 def two_ranks(request, tmp_path_factory):
     """A ZeRO stage, the folder of a run with it, and the run's log."""
     stage, out = request.param, tmp_path_factory.mktemp("zero") / "ldm"
-    done = run(zero(stage, out.parent), out)
+    options = zero_options(stage, out.parent)
+    if stage == 3:
+        done = run(ranks.accelerate(*options), out, program=[Path(__file__).with_name("ldm_without_shared_memory.py")])
+    else:
+        done = run(ranks.forked(2), out, **launched_environment(options))
     assert done.returncode == 0, done.stderr[-3000:]
     return stage, out, done.stderr
 
@@ -91,7 +115,7 @@ def test_zero_resumes_only_on_its_own_number_of_ranks(two_ranks):
     _, out, _ = two_ranks
     (out / "denoiser" / "result.json").unlink()  # as if it had been stopped after its last checkpoint
     before = {path: path.read_bytes() for path in (out / "denoiser" / "checkpoints").rglob("*") if path.is_file()}
-    done = run(zero(1, out.parent, count=1), out)
+    done = run(ranks.forked(1), out, **launched_environment(zero_options(1, out.parent, count=1)))
     assert done.returncode != 0
     [line] = [line for line in done.stderr.splitlines() if line.startswith("ldm")]
     assert line.endswith(

@@ -1,15 +1,13 @@
 """The training loop on a toy task: its steps, resuming, and a kill while it saves."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
 from safetensors.torch import load_file
 from toy import CONFIG, Toy, ToyTask, run
@@ -122,25 +120,24 @@ def test_a_checkpoint_of_another_network_is_refused_and_the_difference_is_named(
 def test_kill_dash_nine_at_any_moment_of_saving_loses_nothing(tmp_path):
     """A process that saves after each step and is killed several times ends like one that was not killed."""
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
-    config = replace(CONFIG, steps=300, epochs=None, checkpoint_every=1, log_every=5)
+    config = replace(CONFIG, steps=200, epochs=None, checkpoint_every=1, log_every=5)
     run(uninterrupted, config)
-    program = [sys.executable, str(Path(__file__).with_name("toy.py")), str(killed)]
-    options = json.dumps({"steps": 300, "epochs": None, "checkpoint_every": 1, "log_every": 5})
+    options = json.dumps({"steps": 200, "epochs": None, "checkpoint_every": 1, "log_every": 5})
+    program = [Path(__file__).with_name("toy.py"), killed, options]
     for delay in (0.3, 0.7, 0.45):
-        process = subprocess.Popen([*program, options], stderr=subprocess.PIPE)
-        assert process.stderr is not None
-        process.stderr.readline()  # logged when the loop begins
-        try:
-            process.wait(timeout=delay)
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-    subprocess.run([*program, options], check=True, stdout=subprocess.DEVNULL)
+        logged = len(rows(killed))
+        process = ranks.start(ranks.forked(1), program)
+        while process.poll() is None and len(rows(killed)) == logged:
+            time.sleep(0.02)
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+    ranks.finish(ranks.forked(1), program)
     assert rows(killed) == rows(uninterrupted)
     weights = [(folder / "last" / "model.safetensors").read_bytes() for folder in (killed, uninterrupted)]
     assert weights[0] == weights[1]
-    state = json.loads((killed / "checkpoints" / "step-00000300" / "state.json").read_text())
-    assert state["step"] == 300
+    state = json.loads((killed / "checkpoints" / "step-00000200" / "state.json").read_text())
+    assert state["step"] == 200
 
 
 @pytest.mark.parametrize("file", ["optimizer.bin", "state.json", "model.safetensors"])
