@@ -61,8 +61,8 @@ def check_training_step(fused, reference, x, tolerance):
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize("size", [3, 5, 7, 9, 11, 13])
-def test_training_step_matches_the_plain_layers_for_every_kernel_size(size):
+@pytest.mark.parametrize("size", [3, 9, 13])  # the other tests have 5 and 7
+def test_training_step_matches_the_plain_layers_for_small_and_large_kernels(size):
     fused, reference = fused_and_reference(make_layers(2, size=size), torch.float32)
     check_training_step(fused, reference, torch.randn(3, 2, 16, 16), TOLERANCE[torch.float32])
 
