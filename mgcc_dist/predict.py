@@ -24,7 +24,7 @@ since, such as a mask corrected by hand, is never replaced or deleted: it is kep
 images again, and refuses if any file was changed.
 """
 
-from mgcc_dist.common.errors import UserError, run_program
+from mgcc_dist.common.errors import run_program
 from mgcc_dist.common.program import Command, Program
 from mgcc_dist.inference.config import PredictConfig
 
@@ -33,10 +33,7 @@ def run(config: PredictConfig) -> None:
     """Segment a folder of images."""
     from mgcc_dist.inference.folder import predict_folder
 
-    try:
-        predict_folder(config)
-    except OSError as error:
-        raise UserError(str(error)) from error
+    predict_folder(config)
 
 
 PROGRAM = Program("predict", __doc__, Command(PredictConfig, run, "segment a folder of images", __doc__))

@@ -318,11 +318,7 @@ PROGRAM = Program(
 )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    try:
-        PROGRAM.main(argv)
-    except OSError as error:
-        raise UserError(str(error)) from error
+main = PROGRAM.main
 
 
 if __name__ == "__main__":

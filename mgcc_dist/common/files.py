@@ -13,16 +13,28 @@ from mgcc_dist.common.errors import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a scratch path next to `path`. Sync it and rename it to `path` at the end; remove it on an exception."""
+    """Yield a scratch path next to `path`. Sync it and rename it to `path` at the end; remove it on an exception.
+
+    The file gets the permissions of any new file (umask), also if safetensors writes it, whose own are only the user's.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        scratch.touch()
+        mode = scratch.stat().st_mode
         yield scratch
+        scratch.chmod(mode)
         with scratch.open("rb+") as file:
             os.fsync(file.fileno())
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def share_files(folder: Path) -> None:
+    """Let those who may read `folder` read its files, which safetensors writes for their owner only."""
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(folder.stat().st_mode & 0o666)
 
 
 def create_folder(folder: Path) -> None:

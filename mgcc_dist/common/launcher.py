@@ -20,9 +20,16 @@ def stop_with_launcher() -> None:
         return
     parent = os.getppid()
     if launcher_words():
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it ended before the call
-            os.kill(os.getpid(), signal.SIGTERM)
+        stop_with_parent(parent, signal.SIGTERM)
+
+
+def stop_with_parent(parent: int, number: signal.Signals) -> None:
+    """Make the kernel send this process a signal when its parent, the process `parent`, ends (Linux only)."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:  # it ended before the call
+        os.kill(os.getpid(), number)
 
 
 def launcher_words() -> list[str]:

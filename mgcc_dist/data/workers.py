@@ -1,15 +1,18 @@
 """Worker processes that prefetch batches in order and stop only when the main process stops them."""
 
 import atexit
+import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.launcher import stop_with_parent
 
 Loaded = TypeVar("Loaded")
 
@@ -20,7 +23,8 @@ def load_in_order(load: Callable[[int], Loaded], indices: Iterable[int], workers
     """Yield `load(index)` for each of `indices`, in order, computed by `workers` processes (0: in this process).
 
     Workers ignore SIGINT, SIGTERM and SIGUSR2, so that a signal to the process group lets the main process save its
-    state before it stops them. They use one thread each, and stop when the generator is closed or dropped, and at exit.
+    state before it stops them. They use one thread each, and stop when the generator is closed or dropped, and at exit;
+    on Linux also when the main process is killed.
     Tensors arrive in pinned memory if there is a CUDA device. The global random generators are not used.
 
     Raises:
@@ -34,7 +38,7 @@ def load_in_order(load: Callable[[int], Loaded], indices: Iterable[int], workers
         sampler=indices,
         batch_size=None,  # each item is a complete batch
         num_workers=workers,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=partial(_start_worker, os.getpid()),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # otherwise the workers' seed would be drawn from the global generator
     )
@@ -66,9 +70,11 @@ class _FunctionDataset(Dataset, Generic[Loaded]):
             return UserError(str(error))  # a subclass may not survive pickling
 
 
-def _ignore_signals(_worker_id: int) -> None:
+def _start_worker(parent: int, _worker_id: int) -> None:
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    # DataLoader's own check is too late for a worker that waits for a reader of its results: it would wait for ever.
+    stop_with_parent(parent, signal.SIGKILL)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from torch import nn
 
 from mgcc_dist.common.config import Layer, as_plain, resolve
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import InvalidJson, read_json, sha256_of, write_json
+from mgcc_dist.common.files import InvalidJson, read_json, sha256_of, share_files, write_json
 from mgcc_dist.common.migration import current, with_version
 from mgcc_dist.diffusion import autoencoder
 from mgcc_dist.diffusion.autoencoder import Autoencoder, latent_shape
@@ -95,6 +95,7 @@ def save(
         write_json(scratch / CLASSES_FILE, classes)
     files = {name: sha256_of(scratch / name) for name in PIPELINE_FILES}
     write_json(scratch / "source.json", {**source, "files": files})
+    share_files(scratch)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
 

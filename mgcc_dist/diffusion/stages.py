@@ -13,7 +13,7 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
 from mgcc_dist.common.distributed import create_accelerator
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import sha256_of
+from mgcc_dist.common.files import sha256_of, share_files
 from mgcc_dist.common.finite import require_finite
 from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.readers.phantoms import Phantoms
@@ -140,6 +140,7 @@ def train_autoencoder(config: AutoencoderConfig, data: DataConfig, images: Image
     autoencoder.normalize_latents(vae, mean, std)
     if accelerator.is_main_process:
         vae.save_pretrained(folder / "vae")
+        share_files(folder / "vae")
     latent_stats = {"latent_mean": mean.tolist(), "latent_std": std.tolist()}
     _write_result(task, latent_stats, state, images, loop.seed, folder, accelerator)
 

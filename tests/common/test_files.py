@@ -1,9 +1,13 @@
 """Writes are atomic."""
 
+import os
+
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import read_json, replacing, sha256_of, write_json, write_text
+from mgcc_dist.common.files import read_json, replacing, sha256_of, share_files, write_json, write_text
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_scratch_file(tmp_path):
@@ -19,6 +23,23 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_scratch_file(tmp_path):
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_other_users_may_read_what_safetensors_writes(tmp_path):
+    before = os.umask(0o022)
+    try:
+        with replacing(tmp_path / "model.safetensors") as scratch:
+            save_file({"a": torch.zeros(1)}, scratch)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_files_of_a_library_get_the_permissions_of_their_folder(tmp_path):
+    tmp_path.chmod(0o750)
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    share_files(tmp_path)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o640
 
 
 def test_json_round_trip_creates_folders_and_refuses_nan(tmp_path):

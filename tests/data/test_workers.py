@@ -24,6 +24,10 @@ def slow_and_uneven(number):
     return number, os.getpid()
 
 
+def large(number):
+    return number, os.getpid(), bytes(2**20)
+
+
 def fails_at_three(number):
     if number == 3:
         raise BadFile(Path("x.png"), "not a readable image")
@@ -128,15 +132,15 @@ from itertools import count
 from mgcc_dist.data.images import BadFile
 from mgcc_dist.data.workers import load_in_order
 sys.path.insert(0, {tests!r})
-from test_workers import slow_and_uneven
-loaded = load_in_order(slow_and_uneven, count(), 2)
+from test_workers import {load}
+loaded = load_in_order({load}, count(), 2)
 print(*{{next(loaded)[1] for _ in range(6)}}, flush=True)
 {end}
 """
 
 
-def start(end):
-    program = LEFT_RUNNING.format(tests=str(Path(__file__).parent), end=end)
+def start(end, load="slow_and_uneven"):
+    program = LEFT_RUNNING.format(tests=str(Path(__file__).parent), end=end, load=load)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -155,13 +159,13 @@ def test_program_that_leaves_its_loader_open_still_exits(end, code):
     assert not any(map(is_running, out.split()))
 
 
-def test_workers_of_a_killed_program_exit():
-    process = start("time.sleep(600)")
+def test_workers_of_a_killed_program_exit_also_while_they_wait_to_hand_over_a_result():
+    process = start("time.sleep(600)", "large")
     pids = process.stdout.readline().split()
     assert len(pids) == 2
     process.kill()
-    process.communicate()
-    for _ in range(300):  # they check their parent every five seconds
+    process.wait()
+    for _ in range(300):
         if not any(map(is_running, pids)):
             return
         time.sleep(0.1)
