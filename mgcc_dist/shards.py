@@ -12,7 +12,7 @@ docs/how-to/datasets.md lists the files that each command expects.
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from inspect import getdoc

@@ -233,7 +233,7 @@ def test_output_that_is_not_finite_is_an_error_that_names_the_image(run, images,
     network(Broken())
     for name, grey in (("a.png", 10), ("b.png", 250), ("c.png", 10)):
         Image.fromarray(np.full((9, 9), grey, np.uint8)).save(images / name)
-    with pytest.raises(UserError, match=r"^predict: the result for 'b\.png' is not finite \(NaN or infinity\)\. Use"):
+    with pytest.raises(UserError, match=r"^network: the result for 'b\.png' is not finite \(NaN or infinity\)\. Use"):
         predict(run, images)
     assert not (run.parent / "out" / "predictions.csv").exists()
 

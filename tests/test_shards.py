@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.data.convert import write_shards
+from mgcc_dist.data.convert import UNFINISHED, write_shards
 from mgcc_dist.data.readers.folder import folder
 from mgcc_dist.data.readers.phantoms import Phantoms
 from mgcc_dist.data.readers.registry import READERS
@@ -93,7 +93,7 @@ def test_bad_file_is_an_error_with_its_name_and_advice(image_folder, tmp_path):
     (image_folder / "masks" / "2_.png").rename(image_folder / "masks" / "2.png")
     (image_folder / "images" / "more" / "3.png").unlink()
     (image_folder / "masks" / "more" / "3.png").unlink()
-    with pytest.raises(UserError, match=r"0\.png: not a readable image .*\. Fix it or pass --skip-bad"):
+    with pytest.raises(UserError, match=r"0\.png: not a readable image.*\. Fix it or pass --skip-bad"):
         main(["folder", "--root", str(image_folder), "--out", str(tmp_path / "out")])
     (image_folder / "images" / "0.png").unlink()
     (image_folder / "masks" / "0.png").unlink()
@@ -141,7 +141,7 @@ def test_other_arguments_or_files_never_overwrite_a_complete_folder(image_folder
         main(["phantom", "--out", str(tmp_path / "out")])
     Image.new("L", (40, 30)).save(image_folder / "images" / "6.png")
     Image.new("L", (40, 30)).save(image_folder / "masks" / "6.png")
-    with pytest.raises(UserError, match="made with files 12, not 14"):
+    with pytest.raises(UserError, match=r"stale, files .* have changed since it was made \(12 files then, 14 now\)"):
         main(command)
     assert contents(tmp_path / "out") == before
 
@@ -170,13 +170,40 @@ def test_a_folder_of_version_0_1_is_not_kept(image_folder, tmp_path):
         main(command)
 
 
-def test_folder_with_foreign_files_is_not_touched(image_folder, tmp_path):
+@pytest.mark.parametrize("name", ["thesis.tex", "out-000000.tar", "skipped.json", ".notes.tmp"])
+def test_folder_with_foreign_files_is_not_touched(image_folder, tmp_path, name):
+    """Also not one whose index.json was lost, or whose files have the names of a conversion's."""
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.tex").write_text("x")
-    (tmp_path / "out" / "out-000000.tar").write_text("x")
-    with pytest.raises(UserError, match=r"out: contains 'thesis\.tex'"):
+    (tmp_path / "out" / name).write_text("x")
+    with pytest.raises(
+        UserError, match=rf"out: contains '{re.escape(name)}', which no interrupted conversion of 'out'"
+    ):
         main(["folder", "--root", str(image_folder), "--out", str(tmp_path / "out")])
-    assert contents(tmp_path / "out") == {"thesis.tex": b"x", "out-000000.tar": b"x"}
+    assert contents(tmp_path / "out") == {name: b"x"}
+
+
+def test_second_conversion_into_the_same_folder_is_refused_and_touches_nothing(image_folder, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (UNFINISHED, "out-000000.tar"):
+        (out / name).write_text("x")
+    hold = f"""if True:
+        import pathlib, time
+        from mgcc_dist.common.lock import lock
+        lock(pathlib.Path({str(out)!r}))
+        print("locked", flush=True)
+        time.sleep(600)
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match=f"out: is in use by another process .pid {holder.pid} "):
+            main(["folder", "--root", str(image_folder), "--out", str(out)])
+        assert (out / "out-000000.tar").read_text() == "x"
+    finally:
+        holder.kill()
+        holder.communicate()
 
 
 class KillingPhantoms(Phantoms):
@@ -286,9 +313,9 @@ def test_program_exits_with_one_line_and_code_2_on_bad_input(tmp_path):
 
 def test_unwritable_output_is_one_line(image_folder, tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match=r"file: is a file\. Set --out to a folder"):
+    with pytest.raises(UserError, match=r"file: is a file\. Give a folder"):
         main(["folder", "--root", str(image_folder), "--out", str(tmp_path / "file")])
-    with pytest.raises(UserError, match="Not a directory"):
+    with pytest.raises(UserError, match=r"out: can't be created \(Not a directory\)\. Choose another --out"):
         main(["folder", "--root", str(image_folder), "--out", str(tmp_path / "file" / "out")])
 
 

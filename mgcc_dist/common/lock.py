@@ -34,10 +34,11 @@ def lock_folder(folder: Path, accelerator: Accelerator) -> None:
     """
     with raise_on_all_ranks():
         if accelerator.is_main_process:
-            _lock(folder)
+            lock(folder)
 
 
-def _lock(folder: Path) -> None:
+def lock(folder: Path) -> None:
+    """Lock `folder` in this process, as `lock_folder` does. Raises UserError."""
     path = folder.resolve() / LOCK
     if path in _held:
         return

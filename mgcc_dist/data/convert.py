@@ -10,6 +10,7 @@ from typing import Any
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import write_json
+from mgcc_dist.common.lock import LOCK, lock
 from mgcc_dist.common.progress import track
 from mgcc_dist.data.images import BadFile, resize_image, resize_mask
 from mgcc_dist.data.mask_summary import MaskSummary
@@ -18,6 +19,10 @@ from mgcc_dist.data.records import INDEX, ShardFolder, read_index, write_index, 
 from mgcc_dist.data.sample import Sample
 
 SKIPPED = "skipped.json"
+UNFINISHED = ".unfinished"
+"""empty file that is in a folder from the start of a conversion to its end: the shards next to it are not complete"""
+CONTENT = {"files", "contents_sha256", "lists_sha256"}
+"""what `made` in index.json says about the content of the dataset's files"""
 
 
 def write_shards(
@@ -25,12 +30,12 @@ def write_shards(
 ) -> ShardFolder:
     """Convert all samples of `reader` to the shard folder `out`; a complete folder made from the same input is kept.
 
-    With `size` images and masks are stretched to size x size. An interrupted run leaves a folder without index.json,
-    which the next run rewrites. With `skip_bad` unusable files are listed in skipped.json.
+    With `size` images and masks are stretched to size x size. An interrupted run leaves a folder with UNFINISHED and
+    without index.json, whose shards the next run rewrites. With `skip_bad` unusable files are listed in skipped.json.
 
     Raises:
-        UserError: a file is unusable and `skip_bad` is not set, no file is usable, or `out` contains other files or
-            shards made with other arguments.
+        UserError: a file is unusable and `skip_bad` is not set, no file is usable, `out` contains files that an
+            interrupted run did not write or shards made with other arguments, or another process uses it.
     """
     arguments = {
         "reader": reader.kind,
@@ -39,8 +44,7 @@ def write_shards(
         "per_shard": per_shard,
         "skip_bad": skip_bad,
     }
-    if (out / INDEX).exists():
-        _check_same(out, read_index(out).get("made"), arguments)
+    if _is_complete(out, arguments):
         return ShardFolder.open(out)
     bad_files = list(reader.bad_files)
     if bad_files and not skip_bad:
@@ -48,6 +52,8 @@ def write_shards(
         more = f" ({others} more bad file{'s' if others > 1 else ''})" if others else ""
         raise UserError(f"{bad_files[0]}{more}. Fix it or pass --skip-bad.")
     _prepare_folder(out, reader.dataset)
+    if _is_complete(out, arguments):
+        return ShardFolder.open(out)
 
     masks = MaskSummary()
     samples = _read_samples(reader, size, bad_files if skip_bad else None, masks)
@@ -59,6 +65,7 @@ def write_shards(
     if skip_bad:
         write_json(out / SKIPPED, [{"file": str(bad.path), "problem": bad.reason} for bad in bad_files])
     write_index(out, reader.dataset, shards, skipped=len(bad_files), made=arguments, masks=masks.to_index())
+    (out / UNFINISHED).unlink()
     return ShardFolder.open(out)
 
 
@@ -93,10 +100,19 @@ def _read_samples(
         yield Sample(sample.key, image, mask, {**sample.meta, "group": groups[i]})
 
 
+def _is_complete(out: Path, arguments: dict[str, Any]) -> bool:
+    """Return whether `out` is a complete shard folder. Raises UserError if it was made with other arguments."""
+    if not (out / INDEX).exists():
+        return False
+    _check_same(out, read_index(out).get("made"), arguments)
+    return True
+
+
 def _check_same(out: Path, found: Any, wanted: dict[str, Any]) -> None:
     """Raise UserError unless the folder was made with the arguments `wanted`."""
-    found = found if isinstance(found, dict) else {}
     remedy = "Choose another --out."
+    if not isinstance(found, dict):
+        raise UserError(f"{out}: already exists, and `mgcc shards` did not make it. {remedy}")
     if "names_and_sizes_sha256" in found:
         raise UserError(f"{out}: made by version 0.1, which read and resized masks in another way. {remedy}")
     differences = [
@@ -104,20 +120,33 @@ def _check_same(out: Path, found: Any, wanted: dict[str, Any]) -> None:
         for name in dict.fromkeys((*wanted, *found))
         if found.get(name) != wanted.get(name)
     ]
-    if [name for name in wanted if found.get(name) != wanted[name]] == ["contents_sha256"]:
-        raise UserError(f"{out}: stale, files of the dataset have changed since it was made. {remedy}")
+    if differences and {name for name in {*wanted, *found} if found.get(name) != wanted.get(name)} <= CONTENT:
+        raise UserError(
+            f"{out}: stale, files of the dataset have changed since it was made "
+            f"({found.get('files')} files then, {wanted.get('files')} now). {remedy}"
+        )
     if differences:
         raise UserError(f"{out}: already exists, made with {'; '.join(differences)}. {remedy}")
 
 
 def _prepare_folder(out: Path, dataset: str) -> None:
-    """Create `out` and remove what an interrupted run left in it."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file. Set --out to a folder.")
+    """Create `out`, lock it, and remove what an interrupted run left in it.
+
+    Raises:
+        UserError: another process uses it, or it contains anything else.
+    """
     own_file = re.compile(rf"{re.escape(dataset)}-\d{{6}}\.tar|{re.escape(SKIPPED)}|\..+\.tmp")
-    existing = list(out.iterdir()) if out.is_dir() else []
-    if foreign := sorted(path.name for path in existing if not own_file.fullmatch(path.name)):
-        raise UserError(f"{out}: contains {foreign[0]!r}, which is not part of a shard folder. Choose another --out.")
-    for path in existing:
-        path.unlink()
-    out.mkdir(parents=True, exist_ok=True)
+    interrupted = (out / UNFINISHED).is_file()
+    for path in sorted(out.iterdir()) if out.is_dir() else ():
+        if path.name not in (LOCK, UNFINISHED) and not (interrupted and own_file.fullmatch(path.name)):
+            raise UserError(
+                f"{out}: contains {path.name!r}, which no interrupted conversion of {dataset!r} wrote. "
+                "Choose another --out."
+            )
+    lock(out)
+    if (out / INDEX).exists():  # another process completed it in the meantime
+        return
+    (out / UNFINISHED).touch()
+    for path in out.iterdir():
+        if own_file.fullmatch(path.name):
+            path.unlink()

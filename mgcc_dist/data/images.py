@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from mgcc_dist.common.errors import UserError
 
@@ -30,6 +30,18 @@ class BadFile(UserError):
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
+
+
+def find_unreadable(path: Path) -> BadFile | None:
+    """Return why a file can't be opened or is empty; None if it can be read. Does not wait for a pipe."""
+    try:
+        if not path.is_file():
+            missing = "links to a file that does not exist" if path.is_symlink() else "does not exist"
+            return BadFile(path, "is not a file" if path.exists() else missing)
+        with path.open("rb") as file:
+            return None if file.read(1) else BadFile(path, "not a readable image (the file is empty)")
+    except OSError as error:
+        return BadFile(path, f"can't be read ({error.strerror})")
 
 
 def read_grey(path: Path, bits: int | None = None) -> np.ndarray:
@@ -125,6 +137,8 @@ def load_image(path: Path) -> tuple[Image.Image, Image.Image | None]:
         BadFile: not a readable image, or a file with several.
     """
     low_bytes = None
+    if bad := find_unreadable(path):
+        raise bad
     try:
         with Image.open(path) as image:
             # Phones append other pictures (depth, preview) to the first one and call it JPEG.
@@ -135,6 +149,10 @@ def load_image(path: Path) -> tuple[Image.Image, Image.Image | None]:
             with Image.open(path) as image:
                 image.tile = other_order
                 low_bytes = ImageOps.exif_transpose(image)
+    except Image.DecompressionBombError as error:
+        raise BadFile(path, f"is too large (more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels)") from error
+    except UnidentifiedImageError as error:
+        raise BadFile(path, "not a readable image") from error
     except Exception as error:  # Pillow's decoders raise many types for damaged files
         raise BadFile(path, f"not a readable image ({error})") from error
     if frames > 1:

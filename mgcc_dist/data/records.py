@@ -151,12 +151,12 @@ class RecordFolder(Dataset[Record]):
         """
         index = read_index(folder, cls.FORMAT)
         try:
-            opened = cls(folder, index)
-            for shard in index["shards"]:
-                _check_shard(folder / shard["name"], shard["bytes"], shard["sha256"] if verify else None)
-        except (KeyError, TypeError) as error:
+            _check_index(index)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder / INDEX}: damaged ({error!r}). {REMEDY}") from error
-        return opened
+        for shard in index["shards"]:
+            _check_shard(folder / shard["name"], shard["bytes"], shard["sha256"] if verify else None)
+        return cls(folder, index)
 
     @abstractmethod
     def decode(self, shard: "OpenShard", info: RecordInfo) -> Record:
@@ -245,6 +245,31 @@ def read_index(folder: Path, kind: str = FORMAT) -> dict[str, Any]:
         if not _is_file_name(name):
             raise UserError(f"{path}: {name!r} is not a plain file name, so it could be outside the folder. {REMEDY}")
     return index
+
+
+def _check_index(index: dict[str, Any]) -> None:
+    """Check the types in index.json, and its totals, which an edited record no longer adds up to.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: something is missing or wrong.
+    """
+    records = [record for shard in index["shards"] for record in shard["records"]]
+    texts = [index["dataset"], *(shard["sha256"] for shard in index["shards"])]
+    texts += [record[name] for record in records for name in ("key", "class", "group")]
+    texts += [record.get("fold", "") for record in records]
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise TypeError(f"{wrong[0]!r} is not a text")
+    if wrong := [record["key"] for record in records if not isinstance(record["labeled"], bool)]:
+        raise TypeError(f"labeled of {wrong[0]!r} is not true or false")
+    if repeated := [key for key, times in Counter(record["key"] for record in records).items() if times > 1]:
+        raise ValueError(f"two records have the key {repeated[0]!r}")
+    totals = {
+        "records": len(records),
+        "labeled": sum(record["labeled"] for record in records),
+        "classes": dict(Counter(record["class"] for record in records)),
+    }
+    if wrong := [name for name, total in totals.items() if index[name] != total]:
+        raise ValueError(f"{wrong[0]} does not match the list of records")
 
 
 def _is_file_name(name: object) -> bool:

@@ -102,7 +102,7 @@ def list_images(folder: Path, out: Path) -> list[Path]:
     if inner.is_relative_to(outer) or outer.is_relative_to(inner):
         raise UserError(f"--out {out}: --images {folder} is inside it, or it is inside --images. Choose another --out.")
     files = list(walk_files(folder))
-    images = sorted(file for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
+    images = sorted(file for file in files if file.suffix.lower() in SUFFIXES)
     for note in describe_unread(set(files) - set(images), folder):
         logger.warning("predict: %s", note)
     if not images:

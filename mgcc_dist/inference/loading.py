@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -66,12 +66,13 @@ def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read the header of a weights file and its state dict.
 
     Raises:
-        UserError: the file does not hold a segmentation network.
+        OSError: the file can't be read.
+        UserError: it does not hold a segmentation network.
     """
     try:
         content = _header(path)
         return {key: content[key] for key in ("method", "network", "image_size")}, load_file(path)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, ValueError) as error:
         raise _no_network(path, error) from error
 
 
@@ -105,5 +106,21 @@ def run_info(path: Path) -> dict[str, Any]:
 
 
 def _header(path: Path) -> dict[str, Any]:
+    """Read the header of a weights file.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: it is not a weights file of this package, or its header is damaged.
+    """
+    path.open("rb").close()  # safetensors says of a file without read permission that it does not exist
     with safe_open(path, framework="pt") as file:
-        return current(json.loads(file.metadata()[HEADER]), str(path))
+        metadata = file.metadata() or {}
+    if HEADER not in metadata:
+        raise ValueError("not written by mgcc-dist")
+    content = current(json.loads(metadata[HEADER]), str(path))
+    size, fit = content.get("image_size"), content.get("fit", "stretch")
+    if not all(isinstance(content.get(key), dict) and "name" in content[key] for key in ("method", "network")):
+        raise ValueError("its header has no method or no network")
+    if not isinstance(size, int) or size < 1 or fit not in get_args(Fit):
+        raise ValueError(f"its header has image_size {size!r} and fit {fit!r}")
+    return content

@@ -130,7 +130,7 @@ class Predictor:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = self.network(normalize(squares.to(device)).contiguous(memory_format=torch.channels_last))
         items = names or [f"image {index}" for index in range(len(inputs))]
-        require_finite(logits, "predict", items, "Use precision no, or weights of another run.")
+        require_finite(logits, "network", items, "Use --precision no, or another run's weights.")
         probabilities = logits.float().sigmoid()
         return [
             restore(probability[0], (each.image.shape[0], each.image.shape[1]), self.fit).cpu().numpy()

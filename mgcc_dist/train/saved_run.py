@@ -15,6 +15,8 @@ from mgcc_dist.train.initial_weights import WEIGHTS
 Config = TypeVar("Config")
 CONTENT = (INDEX, WEIGHTS, f"best/{WEIGHTS}")
 """files that say what the folder of a data set, a pretrained encoder or a trained run holds"""
+SECTIONS = ("best", "last", "environment", "inputs")
+"""parts of result.json that are objects"""
 
 
 def is_finished(folder: Path) -> bool:
@@ -32,7 +34,8 @@ def read_result(folder: Path) -> dict[str, Any]:
     reason: object = "no result in it"
     try:
         if isinstance(result := read_json(path), dict) and result:
-            return result
+            if all(isinstance(result.get(section, {}), dict) for section in SECTIONS):
+                return result
     except InvalidJson as error:
         reason = error.__cause__
     remedy = f"Move it elsewhere and rerun the run, which writes it again from {folder / 'checkpoints'}."

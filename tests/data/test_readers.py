@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from image_files import bad_file_messages, write_box_mask, write_image
@@ -210,7 +212,23 @@ def test_invalid_keys_are_bad_files_and_hidden_or_other_files_are_ignored(small_
     reader = folder(small_folder)
     assert [item.key for item in reader.items] == ["a", "b"]
     (message,) = bad_file_messages(reader)
-    assert "a\nb.png: its name is not a valid key" in message
+    assert "a\nb.png: its name has characters that cannot be printed" in message
+
+
+def test_files_that_cannot_be_opened_are_bad_files_and_not_left_out(small_folder):
+    """A link to nowhere among the masks would turn a labeled image into an unlabeled one."""
+    for name in ("c", "d", "e"):
+        write_image(small_folder / "images" / f"{name}.png")
+    (small_folder / "masks" / "c.png").symlink_to("nowhere.png")
+    os.mkfifo(small_folder / "masks" / "d.png")
+    (small_folder / "masks" / "e.png").touch()
+    reader = folder(small_folder)
+    assert [item.key for item in reader.items] == ["a", "b"]
+    assert bad_file_messages(reader) == [
+        "c.png: links to a file that does not exist",
+        "d.png: is not a file",
+        "e.png: not a readable image (the file is empty)",
+    ]
 
 
 def test_arguments_depend_on_the_files_but_not_on_their_location(small_folder):

@@ -172,6 +172,31 @@ def test_index_without_a_field_is_rejected(folder):
         ShardFolder.open(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda index: index.update(shards=None), "NoneType"),
+        (lambda index: index.update(shards={}), "records does not match"),
+        (lambda index: index.update(dataset=7), "7 is not a text"),
+        (lambda index: index["shards"][0].update(records={}), "records does not match"),
+        (lambda index: index["shards"][0]["records"].pop(), "records does not match"),
+        (lambda index: index["shards"][0]["records"].append(index["shards"][0]["records"][0]), "two records have"),
+        (lambda index: index["shards"][0]["records"][0].update(labeled=False), "labeled does not match"),
+        (lambda index: index["shards"][0]["records"][0].update(labeled="no"), "is not true or false"),
+        (lambda index: index["shards"][0]["records"][0].update({"class": "other"}), "classes does not match"),
+        (lambda index: index["shards"][0]["records"][0].update({"class": None}), "None is not a text"),
+        (lambda index: index["shards"][0]["records"][0].update(key=5), "5 is not a text"),
+        (lambda index: index["shards"][0]["records"][0].update(group=["a"]), "is not a text"),
+    ],
+)
+def test_edited_index_is_rejected_before_it_is_used(folder, change, problem):
+    index = json.loads((folder / "index.json").read_text())
+    change(index)
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=rf"index\.json: damaged \(.*{problem}.*\)\. Move the folder elsewhere"):
+        ShardFolder.open(folder, verify=False)
+
+
 @pytest.mark.parametrize("name", ["/tmp/a.tar", "../a.tar", "sub/a.tar", "..", "", "a\\b.tar", "a\0.tar", 7, None])
 def test_index_that_names_a_file_outside_the_folder_is_rejected(folder, name):
     index = json.loads((folder / "index.json").read_text())

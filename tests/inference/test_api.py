@@ -151,7 +151,7 @@ def test_unusable_images_are_refused(predictor, image, message):
 
 
 def test_unreadable_file_is_named(predictor, tmp_path):
-    with pytest.raises(mgcc.UserError, match=r"missing\.png: not a readable image"):
+    with pytest.raises(mgcc.UserError, match=r"missing\.png: does not exist"):
         predictor.predict(tmp_path / "missing.png")
 
 
@@ -180,6 +180,27 @@ def test_missing_and_foreign_files_are_refused(run, tmp_path):
     (tmp_path / "other.safetensors").write_bytes(b"nothing")
     with pytest.raises(mgcc.UserError, match=r"other\.safetensors: does not hold a segmentation network"):
         mgcc.load(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"image_size": "big"}, {"image_size": 0}, {"fit": "zoom"}, {"network": None}, {"method": "mgcc"}, {"network": {}}],
+    ids=str,
+)
+def test_a_damaged_header_is_refused_and_no_default_replaces_it(run, change):
+    path = run / "best" / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()[HEADER])
+    save_weights(load_file(path), path, header | change)
+    with pytest.raises(mgcc.UserError, match=r"model\.safetensors: does not hold a segmentation network \(its header"):
+        mgcc.load(run)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"best": null}', '{"environment": 3}'])
+def test_a_damaged_result_is_one_line(run, content):
+    (run / "result.json").write_text(content)
+    with pytest.raises(mgcc.UserError, match=r"result\.json: is damaged \(.*\)\. Move it elsewhere and rerun"):
+        mgcc.load(run)
 
 
 def test_repr_names_network_and_weights_and_tensors_are_refused(predictor):

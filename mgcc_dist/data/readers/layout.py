@@ -14,7 +14,8 @@ from mgcc_dist.data.readers.reader import ImageItem
 def require_root(root: Path) -> None:
     """Raise UserError unless the root folder exists."""
     if not root.is_dir():
-        raise UserError(f"{root}: does not exist. Set --root to the folder of the dataset.")
+        problem = "is not a folder" if root.exists() else "does not exist"
+        raise UserError(f"{root}: {problem}. Set --root to the folder of the dataset.")
 
 
 def require_subfolder(root: Path, name: str, layout: str) -> Path:
@@ -30,12 +31,12 @@ def require_subfolder(root: Path, name: str, layout: str) -> Path:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Return all image files in `folder` and its subfolders (see `walk_files`), sorted.
+    """Return all image files in `folder` and its subfolders (see `walk_files`), sorted; also links to missing ones.
 
     Raises:
         UserError: there are none, or a link leads in a loop.
     """
-    files = sorted(path for path in walk_files(folder) if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = sorted(path for path in walk_files(folder) if path.suffix.lower() in SUFFIXES)
     if not files:
         raise UserError(f"{folder}: no images found ({', '.join(SUFFIXES)})")
     return files

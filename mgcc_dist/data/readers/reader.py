@@ -17,7 +17,7 @@ import numpy as np
 from mgcc_dist.common.files import sha256_of
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.file_listing import describe_unread, readable_name, walk_files
-from mgcc_dist.data.images import BadFile, bits_used, read_grey
+from mgcc_dist.data.images import BadFile, bits_used, find_unreadable, read_grey
 from mgcc_dist.data.masks import MaskFacts, read_mask
 from mgcc_dist.data.sample import Sample, is_key
 
@@ -81,14 +81,18 @@ class ImageFileReader:
         self.label_values: tuple[int, ...] = ()
         image_by_key: dict[str, Path] = {}
         items = [replace(item, key=readable_name(item.key), category=readable_name(item.category)) for item in items]
+        unreadable = {
+            path: bad for item in items for path in (item.image, *item.masks) if (bad := find_unreadable(path))
+        }
+        self.bad_files += unreadable.values()
         for item in sorted(items, key=lambda item: (item.key, item.image)):
             if item.key in image_by_key:
                 other = image_by_key[item.key]
                 hint = ". If subfolders are patients, use --groups patient" if item.image.name == other.name else ""
                 self.bad_files.append(BadFile(item.image, f"has the same key {item.key!r} as {other}{hint}"))
             elif not is_key(item.key):
-                self.bad_files.append(BadFile(item.image, "its name is not a valid key. Rename it."))
-            else:
+                self.bad_files.append(BadFile(item.image, "its name has characters that cannot be printed"))
+            elif not unreadable.keys() & {item.image, *item.masks}:
                 image_by_key[item.key] = item.image
                 self.items.append(item)
         files = sorted(path for item in self.items for path in (item.image, *item.masks))
