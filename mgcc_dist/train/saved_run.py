@@ -33,9 +33,9 @@ def read_result(folder: Path) -> dict[str, Any]:
     path = folder / "result.json"
     reason: object = "no result in it"
     try:
-        if isinstance(result := read_json(path), dict) and result:
-            if all(isinstance(result.get(section, {}), dict) for section in SECTIONS):
-                return result
+        result = read_json(path)
+        if isinstance(result, dict) and result and all(isinstance(result.get(key, {}), dict) for key in SECTIONS):
+            return result
     except InvalidJson as error:
         reason = error.__cause__
     remedy = f"Move it elsewhere and rerun the run, which writes it again from {folder / 'checkpoints'}."
