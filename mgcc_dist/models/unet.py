@@ -11,7 +11,7 @@ from mgcc_dist.common.errors import UserError
 from mgcc_dist.models.blocks import MSAG, DoubleConv, UpConv
 from mgcc_dist.models.config import InputRange
 from mgcc_dist.models.network import EncoderDecoder
-from mgcc_dist.models.pretrained import PretrainedEncoder, pretrained_encoder
+from mgcc_dist.models.pretrained import IMAGENET, PretrainedEncoder, pretrained_encoder
 
 PAPER_WIDTHS = (64, 128, 256, 512, 1024)
 
@@ -36,10 +36,10 @@ class Encoder(nn.Module):
             raise UserError(
                 f"image_size: {width}x{height} does not fit the network. It must be a multiple of {multiple}."
             )
-        if self.input_range == "released":
-            x = released_range(x)
         if x.shape[1] == 1:
             x = x.expand(-1, self.in_channels, -1, -1)
+        if self.input_range == "released":
+            x = released_range(x)
         features = []
         for level, block in enumerate(self.blocks):
             x = block(F.max_pool2d(x, 2) if level else x)
@@ -50,10 +50,12 @@ class Encoder(nn.Module):
 def released_range(images: Tensor) -> Tensor:
     """Convert images from [-1,1] to the released code's range: ImageNet's mean and deviation, then divided by 255.
 
-    All channels have the mean of ImageNet's three.
+    With three channels each has its own constants, as in Albumentations' Normalize; else all have their averages.
     """
-    mean, deviation = 0.449, 0.226
-    return ((images + 1) / 2 - mean) / (255 * deviation)
+    mean, deviation = (images.new_tensor(IMAGENET[name]) for name in ("mean", "std"))
+    if images.shape[1] != len(mean):
+        mean, deviation = mean.mean(), deviation.mean()
+    return ((images + 1) / 2 - mean.view(-1, 1, 1)) / (255 * deviation.view(-1, 1, 1))
 
 
 def build_encoder(
