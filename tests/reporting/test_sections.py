@@ -195,9 +195,11 @@ def test_synthetic_images_are_matched_to_runs_by_what_was_asked_for(tmp_path):
     section = synthetic.section(find_runs([tmp_path / "ours", tmp_path / "other"]), [tmp_path])
     assert section.notes == ["No quality.json or audit.json was found for the synthetic images of other."]
     measured, audited = section.tables
-    ((name, cells),) = measured.rows
-    assert (cells[0].text, cells[1].text, cells[1].note, cells[2].text) == ("4", "0.25", "0.2 to 0.3", "0.125")
-    assert measured.runs == {name: "ours"}
+    ((name, _),) = measured.column_groups
+    by_metric = dict(measured.rows)
+    assert [(cell.text, cell.note) for cell in by_metric["FID ↓"]] == [("0.25", "0.2 to 0.3"), ("0.125", "0.2 to 0.3")]
+    assert [by_metric[row][0].text for row in ("images", "features", "runs")] == ["4", "MGCC", "ours"]
+    assert audited.runs == {name: "ours"}
     ((_, cells),) = audited.rows
     assert [cell.text for cell in cells] == ["8", "1", "0.50", "0.30", "0.60", "–"]  # noqa: RUF001
     assert cells[1].note == "12.5 %"
@@ -206,13 +208,14 @@ def test_synthetic_images_are_matched_to_runs_by_what_was_asked_for(tmp_path):
 def test_keys_that_differ_are_tabulated_with_the_names_of_runs(tmp_path):
     make(tmp_path / "a", "mt", "busi_test_1", [image("a", 0.5)])
     make(tmp_path / "b", "mt", "busi_test_1", [image("a", 0.6)], data={"augment": "released"})
-    keys, runs = differences.section(rows_of(tmp_path)).tables
+    (view,) = differences.section(rows_of(tmp_path)).tables
     labels = ["mean_teacher (unet)", "mean_teacher (unet), data.augment released"]
-    assert keys.column_groups == [("", labels)]
-    assert [(key, [cell.text for cell in cells]) for key, cells in keys.rows] == [
-        ("data.augment", ["symmetries", "released"])
+    assert view.column_groups == [("data", ["augment"])]
+    assert [(label, [cell.text for cell in cells]) for label, cells in view.rows] == [
+        (labels[0], ["symmetries"]),
+        (labels[1], ["released"]),
     ]
-    assert runs.runs == dict(zip(labels, "ab", strict=True))
+    assert view.runs == dict(zip(labels, "ab", strict=True))
 
 
 def test_a_report_of_folds_as_page_and_tables(tmp_path, capsys):

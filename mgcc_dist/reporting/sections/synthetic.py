@@ -110,20 +110,20 @@ def _identify(request: dict[str, Any] | None) -> str:
 
 
 def _quality_table(sets: Sequence[SampleSet], runs: dict[str, str]) -> TableView:
-    rows = []
-    for each in sets:
-        assert each.quality
-        cells = [Cell(str(each.quality["images"]["half"]))]
-        for name in METRICS:
-            value = each.quality["synthetic_halves"][name]
-            cells.append(Cell(f"{value['value']:.3g}", note=f"{value['low']:.2g} to {value['high']:.2g}"))
-            cells.append(Cell(f"{each.quality['real_halves'][name]['value']:.3g}"))
-        rows.append((each.name, [*cells, Cell(each.quality["features"]["kind"])]))
-    groups = [("", ["images"])]
+    rows: list[tuple[str, list[Cell]]] = []
+    reports = [each.quality for each in sets if each.quality]
     for name in METRICS:
-        label = f"{name.upper()} ↓" if name in LOWER else f"{name.capitalize()} ↑"
-        groups.append((label, ["samples", "floor"]))
-    return TableView("Quality", [*groups, ("", ["features"])], rows, runs)
+        cells = []
+        for report in reports:
+            value, floor = report["synthetic_halves"][name], report["real_halves"][name]
+            cells.append(Cell(f"{value['value']:.3g}", note=f"{value['low']:.2g} to {value['high']:.2g}"))
+            cells.append(Cell(f"{floor['value']:.3g}", note=f"{floor['low']:.2g} to {floor['high']:.2g}"))
+        rows.append((f"{name.upper()} ↓" if name in LOWER else f"{name} ↑", cells))
+    images = [Cell(str(report["images"]["half"])) for report in reports for _ in range(2)]
+    features = [cell for report in reports for cell in (Cell(report["features"]["kind"]), Cell(""))]
+    used = [cell for each in sets for cell in (Cell(runs[each.name]), Cell(""))]
+    rows += [("images", images), ("features", features), ("runs", used)]
+    return TableView("Quality", [(each.name, ["samples", "floor"]) for each in sets], rows)
 
 
 def _audit_table(sets: Sequence[SampleSet], runs: dict[str, str]) -> TableView:
