@@ -72,12 +72,18 @@ def file_names() -> list[str]:
 
 
 def _deepspeed_options(file: Path) -> list[str]:
-    """Return the option that names the file's DeepSpeed config, which shipped files name relative to the package."""
+    """Return the option that names the file's DeepSpeed config, which shipped files name relative to the package.
+
+    Raises:
+        UserError: the file is not a launch file of Accelerate.
+    """
     try:
         content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from error
-    settings = content.get("deepspeed_config") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or "distributed_type" not in content:
+        raise UserError(f"{file}: is not a launch file of Accelerate, because it has no distributed_type")
+    settings = content.get("deepspeed_config")
     named = settings.get("deepspeed_config_file") if isinstance(settings, dict) else None
     if not isinstance(named, str) or Path(named).is_file() or not (PACKAGE / named).is_file():
         return []

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from mgcc_dist.common.config import CONFIGS
+from mgcc_dist.common.config import CONFIGS, read_yaml
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.presets import base_names
 
@@ -176,12 +176,9 @@ def load_cluster_file(name: str) -> dict[str, Any]:
         shipped = ", ".join(sorted(file.stem for file in (SLURM_FOLDER / "clusters").glob("*.yaml")))
         raise UserError(f"{name}: no such cluster file. Pass a path, or one of the shipped files: {shipped}.")
     try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must be a mapping of resources, such as `partition: gpu`")
-    return content
+        return read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid YAML ({error})") from error
 
 
 def to_minutes(time: str) -> int:

@@ -307,6 +307,8 @@ def test_an_existing_run_of_the_same_identity_keeps_its_folder(tmp_path):
             {"datasets": {"BUSI": {"data": {"image_size": -1}}}},
             r"datasets\.BUSI: data\.image_size: expected a positive int",
         ),
+        ({"paper": "table_X"}, r"paper 'table_X' is not one of the paper's tables\. Choose one of: table_I, table_II"),
+        ({"search": {"row": "a", "space": {}}}, r"search: dataset is missing"),
         ({"preset": "mgcc_bus"}, r"preset: mgcc_bus: unknown preset\. Did you mean mgcc_busi\?"),
         (
             prepared(run="ldm --sampling.cuont 5", makes="x"),
@@ -342,7 +344,7 @@ def test_an_invalid_sweep_is_rejected_with_file_and_key(tmp_path, changes, messa
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["- 1\n", "a: [\n", ""])
+@pytest.mark.parametrize("content", ["- 1\n", "a: [\n", "", "rows: {a: {}, a: {}}"])
 def test_a_file_that_is_not_a_sweep_is_named_in_the_error(tmp_path, content):
     path = tmp_path / "x.yaml"
     path.write_text(content)

@@ -14,6 +14,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
@@ -29,8 +30,19 @@ from mgcc_dist.common.value_types import choices, parse_value
 CONFIGS = Path(__file__).parents[1] / "configs"
 Config = TypeVar("Config")
 # Those of libyaml are ten times as fast, for sweeps of a thousand runs.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SAFE_LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+class _Loader(_SAFE_LOADER):  # type: ignore[valid-type, misc]
+    """Refuses a key that stands twice in a mapping, of which YAML's loader silently drops the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for name, key in zip(names, (key for key, _ in node.value), strict=False):
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice", key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 @dataclass(frozen=True)
@@ -167,8 +179,9 @@ def read_yaml(text: str, source: str) -> dict[str, Any]:
         UserError: it is something else; the message names `source`.
     """
     try:
-        content = yaml.load(text, _LOADER) or {}
-    except yaml.YAMLError as error:
+        content = yaml.load(text, _Loader) or {}
+        json.dumps(content, default=str, skipkeys=True)  # fails if it contains itself, by an alias
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SharedError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise SharedError(f"{source}: expected a mapping of keys, got {content!r}")
@@ -308,6 +321,8 @@ def _checked(option: Option, setting: Setting) -> Any:
         UserError: it has another one.
     """
     value, kind = setting.value, option.plain_kind
+    if value is False and "no" in choices(option.kind):  # YAML reads a plain `no` as false
+        value = "no"
     words = value if option.takes_several and isinstance(value, (list, tuple)) else [value]
     try:
         if "" in words and any(name in option.expected for name in ("file", "folder")):  # it would be the current one
@@ -325,7 +340,7 @@ def _checked(option: Option, setting: Setting) -> Any:
 
 def _word(value: Any) -> str:
     """A value as a person would type it."""
-    return str(value) if isinstance(value, (str, Path)) else json.dumps(value, default=str)
+    return str(value) if isinstance(value, (str, Path, date)) else json.dumps(value, default=str)
 
 
 def _where(source: str) -> str:

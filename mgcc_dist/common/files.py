@@ -37,6 +37,17 @@ def share_files(folder: Path) -> None:
         path.chmod(folder.stat().st_mode & 0o666)
 
 
+def remove_scratch(folder: Path) -> None:
+    """Delete the scratch files below `folder` that processes left which were killed in `replacing`.
+
+    Call it only if no process on another machine writes there. Those of running processes on this one are kept.
+    """
+    for path in folder.rglob(".*.tmp"):
+        pid = path.name.split(".")[-2]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+            path.unlink(missing_ok=True)
+
+
 def create_folder(folder: Path) -> None:
     """Create an output folder, with its parents, if it does not exist.
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import create_folder
+from mgcc_dist.common.files import create_folder, remove_scratch
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _held: dict[Path, IO[str]] = {}
 
 
 def lock_folder(folder: Path, accelerator: Accelerator) -> None:
-    """Lock `folder` on the main process until that process ends, however it ends. Collective.
+    """Lock `folder` on the main process until that process ends, however it ends, and tidy it up. Collective.
 
     The lock is a POSIX record lock: the kernel releases it with the process, also across NFS, and DataLoader workers do
     not inherit it. Locking the same folder again in the same process does nothing.
@@ -68,3 +68,4 @@ def lock(folder: Path) -> None:
     file.write(f"pid {os.getpid()} on {socket.gethostname()}{job}\n")
     file.flush()
     _held[path] = file
+    remove_scratch(folder)

@@ -5,10 +5,8 @@ from typing import Any
 
 import yaml
 
-from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError
-
-PAPER_TABLES = CONFIGS / "paper" / "tables.yaml"
+from mgcc_dist.sweep.schema import PAPER_TABLES
 
 
 @dataclass(frozen=True)

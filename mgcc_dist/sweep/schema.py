@@ -45,11 +45,10 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from mgcc_dist.common.config import CONFIGS
+from mgcc_dist.common.config import CONFIGS, read_yaml
 from mgcc_dist.common.errors import UserError, did_you_mean
 
+PAPER_TABLES = CONFIGS / "paper" / "tables.yaml"
 REQUIRED_KEYS = ("title", "out", "preset", "seeds", "rows")
 SWEEP_KEYS = (
     *(
@@ -177,6 +176,11 @@ def read_file(path: Path) -> SweepFile:
     reference = content.get("reference")
     if reference is not None and reference not in rows:
         raise UserError(f"{path}: reference {reference!r} is not a row. Choose one of: {', '.join(rows)}.")
+    paper, tables = content.get("paper"), read_yaml(PAPER_TABLES.read_text(encoding="utf-8"), str(PAPER_TABLES))
+    if paper is not None and paper not in tables:
+        raise UserError(
+            f"{path}: paper {paper!r} is not one of the paper's tables. Choose one of: {', '.join(tables)}."
+        )
     search = content.get("search")
     if search is not None and not isinstance(search, dict):
         raise UserError(f"{path}: search must be a mapping, got {search!r}")
@@ -191,7 +195,7 @@ def read_file(path: Path) -> SweepFile:
         path,
         tuple(imports),
         content["title"],
-        content.get("paper"),
+        paper,
         Path(content["out"]),
         content["preset"],
         reference,
@@ -218,10 +222,10 @@ def _read_with_base(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any
         derived: the files that lead to this one by their `base`.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
+        content = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid YAML ({error})") from error
+    if not content:
         raise UserError(f"{path}: not a sweep file. See `mgcc sweep --help` for the format.")
     base = content.pop("base", None)
     if base is None:

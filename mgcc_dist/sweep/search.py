@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mgcc_dist.common.components import import_options, imports_of
-from mgcc_dist.common.config import Layer, as_plain, resolve
+from mgcc_dist.common.config import Layer, as_plain, build, resolve, settings_of
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.value_types import Name, NonNegativeInt, PositiveInt
 from mgcc_dist.methods.segment_config import SegmentConfig
@@ -189,7 +189,10 @@ def grid_size(search: Search) -> int:
 def _read_config(file: SweepFile) -> SearchConfig:
     assert file.search is not None
     tree = {key: value for key, value in file.search.items() if key not in ("space", "resources")}
-    return resolve(SearchConfig, [Layer(tree, f"{file.path}: search")])
+    settings = settings_of(SearchConfig, [Layer(tree, f"{file.path}: search")])
+    if settings.missing:
+        raise UserError(f"{file.path}: search: {settings.missing[0].key} is missing")
+    return build(SearchConfig, settings)
 
 
 def _read_parameter(source: str, value: Any) -> Parameter:

@@ -87,6 +87,9 @@ def test_a_wrong_setting_is_one_line_that_names_its_key(words, named):
             "network.name: expected one of unet, cmunet, mgcc, cct, swin_unet, got 'unett'.",
         ),
         ("- 1", "expected a mapping of keys, got [1]"),
+        ("loop: {steps: 1}\nloop: {epochs: 2}", "not valid YAML (the key 'loop' stands twice in"),
+        ("loop: {steps: 1, steps: 2}", "not valid YAML (the key 'steps' stands twice in"),
+        ("loop: &loop {more: *loop}", "not valid YAML (Circular reference detected)"),
     ],
 )
 def test_a_wrong_file_is_named_with_its_key(tmp_path, content, message):
@@ -95,6 +98,12 @@ def test_a_wrong_file_is_named_with_its_key(tmp_path, content, message):
     with pytest.raises(UserError) as caught:
         parse("segment", "--config", str(path))
     assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_values_that_yaml_reads_as_something_else_are_what_was_written(tmp_path):
+    (tmp_path / "a.yaml").write_text("loop: {steps: 1, precision: no, compile: no}\nout: 2026-11-27")
+    read = parse("segment", "--config", str(tmp_path / "a.yaml"), "--data.shards", "a", "--data.split", "b")
+    assert (read.loop.precision, read.loop.compile, read.out) == ("no", "no", "2026-11-27")
 
 
 def test_a_name_that_is_not_utf8_is_refused_where_it_would_be_saved(tmp_path):

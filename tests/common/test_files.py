@@ -1,13 +1,14 @@
 """Writes are atomic."""
 
 import os
+import subprocess
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import read_json, replacing, sha256_of, share_files, write_json, write_text
+from mgcc_dist.common.files import read_json, remove_scratch, replacing, sha256_of, share_files, write_json, write_text
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_scratch_file(tmp_path):
@@ -60,3 +61,16 @@ def test_damaged_json_is_an_error_for_the_user_that_names_the_file(tmp_path, con
     (tmp_path / "request.json").write_bytes(content)
     with pytest.raises(UserError, match=r"request\.json: is not JSON \("):
         read_json(tmp_path / "request.json")
+
+
+def test_scratch_files_of_killed_processes_are_removed_and_those_of_running_ones_kept(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (tmp_path / "best").mkdir()
+    stale, alive = (tmp_path / "best" / f".model.safetensors.{pid}.tmp" for pid in (gone.pid, os.getpid()))
+    others = [tmp_path / name for name in (".mine.tmp", "a.1.tmp", ".notes", f".a.{gone.pid}.bak")]
+    for path in [stale, alive, *others]:
+        path.touch()
+    remove_scratch(tmp_path)
+    assert not stale.exists()
+    assert all(path.exists() for path in [alive, *others])

@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import signal
+import time
 from pathlib import Path
 
 import pytest
+import ranks
 from accelerate import Accelerator
 from kills import Killed, killed, killed_after
 from tiny_ldm import SAMPLING
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of, write_json
+from mgcc_dist.common.lock import lock_folder
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.selection import FORMAT, apply_selection, drop_records
 from mgcc_dist.diffusion import sampling
@@ -79,6 +83,32 @@ def test_folder_killed_while_it_is_extended_stays_complete(folder, pipeline_fold
     written = {path: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
     if not sampling.is_finished(MORE, pipeline_folder, folder, accelerator):
         sampling.sample(MORE, pipeline_folder, folder, accelerator)
+    assert indices(folder) == list(range(12))
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+@pytest.mark.multiprocess
+def test_ranks_killed_by_sigkill_while_they_extend_a_folder_lose_nothing(folder, pipeline_folder, accelerator):
+    """12 images add shards of 1, 2 and 2: rank 0 has written the first, rank 1 is in the middle of the second."""
+    before, index = shards(folder), (folder / "index.json").read_bytes()
+    script = Path(__file__).with_name("sample_on_ranks.py")
+    started = ranks.start(ranks.forked(2), [script, pipeline_folder, folder, 12])
+    deadline = time.monotonic() + ranks.DEADLINE
+    while not (folder / "entries" / "synthetic-000007.tar.json").is_file() or not list(folder.glob(".*.tmp")):
+        assert started.poll() is None, started.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    started.send_signal(signal.SIGKILL)
+    started.communicate()
+    assert started.returncode == -signal.SIGKILL
+    assert (folder / "index.json").read_bytes() == index
+    assert indices(folder) == list(range(7))
+    assert before.items() < shards(folder).items()
+
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
+    lock_folder(folder, accelerator)
+    assert not list(folder.glob(".*.tmp"))
+    sampling.sample(MORE, pipeline_folder, folder, accelerator)
     assert indices(folder) == list(range(12))
     assert {path: path.stat().st_mtime_ns for path in written} == written
 

@@ -57,7 +57,9 @@ def test_mgcc_launch_finds_a_file_by_name_in_any_folder(name, tmp_path, monkeypa
 
 
 def test_a_launch_file_of_ones_own_is_used_as_it_is(tmp_path):
-    (tmp_path / "mine.yaml").write_text("deepspeed_config: {deepspeed_config_file: my_zero.json}")
+    (tmp_path / "mine.yaml").write_text(
+        "{distributed_type: DEEPSPEED, deepspeed_config: {deepspeed_config_file: my_zero.json}}"
+    )
     words = launch_command([str(tmp_path / "mine.yaml"), "segment", "ldm"])
     assert words[3:] == ["--config_file", str(tmp_path / "mine.yaml"), "-m", "mgcc_dist.segment", "ldm"]
 
@@ -67,6 +69,10 @@ def test_a_launch_file_of_ones_own_is_used_as_it_is(tmp_path):
     [
         (["8gpu_zero4", "ldm"], r"launch 8gpu_zero4: no such launch file\. Did you mean 8gpu_zero"),
         (["8gpu_zero2", "--preset", "busi"], r"launch 8gpu_zero2: no program given\. Add one of segment, ldm"),
+        (
+            [str(ranks.REPOSITORY / "configs/segment/mgcc_demo.yaml"), "ldm"],
+            r"mgcc_demo\.yaml: is not a launch file of Accelerate",
+        ),
     ],
 )
 def test_a_wrong_word_for_mgcc_launch_is_named(words, message):
