@@ -27,8 +27,8 @@ from mgcc_dist.data.file_listing import readable_name
 from mgcc_dist.data.readers.folder import folder
 from mgcc_dist.data.readers.patients import SUBFOLDER, is_list
 from mgcc_dist.data.readers.phantoms import Phantoms
-from mgcc_dist.data.readers.reader import ImageFileReader, Reader
-from mgcc_dist.data.readers.registry import PATIENTS_KNOWN, READERS
+from mgcc_dist.data.readers.reader import ImageFileReader, Reader, knows_patients
+from mgcc_dist.data.readers.registry import READERS
 from mgcc_dist.data.records import INDEX
 
 logger = logging.getLogger("mgcc_dist.shards")
@@ -276,7 +276,7 @@ def _files_command(read: Callable[[Path], ImageFileReader]) -> Command:
     text = (getdoc(read) or "").partition("\n\nRaises:")[0]
     if read is folder:
         return Command(FolderConfig, convert_folder, text.partition("\n")[0], text)
-    config = FilesConfig if read.__name__ in PATIENTS_KNOWN else SimilarFilesConfig
+    config = FilesConfig if knows_patients(read) else SimilarFilesConfig
     return Command(config, partial(convert_files, read), text.partition("\n")[0], text, module=read.__module__)
 
 

@@ -11,7 +11,8 @@ from image_files import bad_file_messages, write_box_mask, write_image
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data import duplicates
 from mgcc_dist.data.images import BadFile
-from mgcc_dist.data.readers.registry import PATIENTS_KNOWN, READERS
+from mgcc_dist.data.readers.reader import knows_patients
+from mgcc_dist.data.readers.registry import READERS
 from mgcc_dist.data.splits import read_split
 from mgcc_dist.shards import main
 
@@ -139,8 +140,9 @@ def test_images_masks_classes_and_keys_are_read(synthetic):
 def test_groups_are_patients_or_else_near_duplicates(synthetic, monkeypatch):
     name, root, layout = synthetic
     monkeypatch.setattr(duplicates, "groups", lambda images: {key: f"like {key}" for key, _ in images})
-    reader = READERS.get(name).load()(root)
-    assert (name in PATIENTS_KNOWN) == bool(layout.patients)
+    read = READERS.get(name).load()
+    reader = read(root)
+    assert knows_patients(read) == bool(layout.patients)
     assert tuple(reader.groups()) == (layout.patients or tuple(f"like {item.key}" for item in reader.items))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from mgcc_dist.data.images import BadFile
 from mgcc_dist.data.readers.layout import find_images, index_by_name, pair_with_masks, require_subfolder
 from mgcc_dist.data.readers.lists import BENIGN_OR_MALIGNANT, read_list, require_list
-from mgcc_dist.data.readers.reader import ImageFileReader
+from mgcc_dist.data.readers.reader import ImageFileReader, with_patients
 
 FOLDS = "5-fold-cv.csv"
 LAYOUT = "Images/, Masks/, bus_data.csv"
@@ -19,6 +19,7 @@ IMAGE_STEM = re.compile(r"bus_(?P<name>.+)")
 MASK_STEM = re.compile(r"mask_(?P<name>.+)")
 
 
+@with_patients
 def busbra(root: Path) -> ImageFileReader:
     """BUS-BRA: `Images/bus_ID.png`, `Masks/mask_ID.png`, `bus_data.csv`; grouped by patient.
 

@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.images import BadFile
 from mgcc_dist.data.readers.layout import find_images, image_name, require_root
-from mgcc_dist.data.readers.reader import ImageFileReader, ImageItem
+from mgcc_dist.data.readers.reader import ImageFileReader, ImageItem, with_patients
 
 Outline = list[tuple[float, float]]  # x, y in pixels from the top left
 
@@ -34,6 +34,7 @@ TIRADS = ("2", "3", "4a", "4b", "4c", "5")
 MAX_COORDINATE = 1e5  # pixels; larger than any image
 
 
+@with_patients
 def ddti(root: Path) -> ImageFileReader:
     """DDTI: `N_M.jpg` and `N.xml` in one folder; the outlines in the XML become the mask; grouped by patient (N).
 

@@ -5,7 +5,7 @@ A file that cannot be used is a `BadFile`: either found while listing (in `bad_f
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +22,7 @@ from mgcc_dist.data.masks import MaskFacts, read_mask
 from mgcc_dist.data.sample import Sample, is_key
 
 READ_AHEAD = 256  # images read in threads before the caller takes them
+_KNOWS_PATIENTS = "knows_patients"
 
 
 class Reader(Protocol):
@@ -179,6 +180,17 @@ class ImageFileReader:
             return duplicates.thumbnail(read_grey(item.image, self.bits))
         except BadFile:  # reported when the sample is read; an image without structure is in a group of its own
             return np.zeros((duplicates.SIDE, duplicates.SIDE), np.float32)
+
+
+def with_patients(read: Callable[[Path], ImageFileReader]) -> Callable[[Path], ImageFileReader]:
+    """Mark a function whose reader groups by patient, never by near-duplicates. A decorator."""
+    setattr(read, _KNOWS_PATIENTS, True)
+    return read
+
+
+def knows_patients(read: Callable[[Path], ImageFileReader]) -> bool:
+    """Return whether a function is marked by `with_patients`."""
+    return getattr(read, _KNOWS_PATIENTS, False)
 
 
 def _sha256(text: str) -> str:

@@ -18,6 +18,3 @@ from mgcc_dist.data.readers.tnscui2020 import tnscui2020
 READERS = Registry("reader", ImageFileReader)
 for _reader in (busi, busbra, bus, datasetb, tn3k, tnscui2020, ddti, folder):
     READERS.register_function(_reader)
-
-PATIENTS_KNOWN = {busbra.__name__, ddti.__name__}
-"""readers whose groups are always patients, never near-duplicates"""
