@@ -5,13 +5,16 @@ import itertools
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 
 import pytest
 import yaml
 
 import mgcc_dist
 from mgcc_dist import cli, evaluate, ldm, listing, predict, report, search, segment, shards, sweeps
+from mgcc_dist.common import components
 from mgcc_dist.common.command_line import read_command_line
 from mgcc_dist.common.config import CONFIGS, settings_of
 from mgcc_dist.common.errors import UserError
@@ -277,3 +280,14 @@ def test_every_order_of_preset_and_keys_gives_the_same_config(capsys, tmp_path):
     (only,) = printed
     config = yaml.safe_load(only)
     assert (config["network"]["name"], config["loop"]["epochs"], config["loop"]["seed"]) == ("unet", 9, 5)
+
+
+@pytest.mark.parametrize("program", sorted({*cli.PROGRAMS} - {"launch"}))  # launch passes it on
+def test_every_program_imports_plugins(program, tmp_path, monkeypatch, capsys):
+    (tmp_path / "plugin_of_a_test.py").write_text("loaded = True")
+    monkeypatch.setattr(components, "_IMPORTED", {})
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with suppress(SystemExit):  # of argparse
+        import_module(cli.PROGRAMS[program][0]).main(["--import", str(tmp_path / "plugin_of_a_test.py"), "--help"])
+    assert sys.modules.pop("plugin_of_a_test").loaded
+    assert f"usage: mgcc {program}" in capsys.readouterr().out
