@@ -13,15 +13,16 @@ names, in the same subfolders:
     OUT/predictions.csv      file, mask, width, height, area_pixels, area_fraction, confidence, lesion (yes or no)
     OUT/skipped.csv          file, problem; only with --skip-bad, if any file could not be read
     OUT/predict.json         the images and the weights
+    OUT/images.jsonl         sha256 of each image
     OUT/written.jsonl        sha256 of each of these files
 
 The network's probability is resized bilinearly to the image's size and thresholded at 0.5. `confidence` is the mean
 probability inside the mask, or for an empty mask 1 - the highest probability of the image. It is for sorting and not
 calibrated. Convolutions run in bfloat16 where the device supports it, which moves single pixels of a contour;
 `--precision no` keeps float32. predictions.csv is written last: a folder without it is
-incomplete, and the same command completes it. If all images are in it, there is nothing to do. A file that was changed
-since, such as a mask corrected by hand, is never replaced or deleted: it is kept and named. `--overwrite` predicts all
-images again, and refuses if any file was changed.
+incomplete, and the same command completes it. If all images are in it, and none was changed, there is nothing to do. A
+file in OUT that was changed since, such as a mask corrected by hand, is never replaced or deleted: it is kept and
+named. `--overwrite` predicts all images again, and refuses if any file in OUT was changed.
 """
 
 from mgcc_dist.common.errors import run_program

@@ -19,6 +19,7 @@ from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.splits import Split, write_split
 from mgcc_dist.evaluate import main
 from mgcc_dist.evaluation.config import EvaluateConfig
+from mgcc_dist.evaluation.gallery import Case, draw_cases
 from mgcc_dist.evaluation.scores import score_images
 from mgcc_dist.inference import predictor
 from mgcc_dist.inference.evaluation_inputs import open_inputs
@@ -129,6 +130,41 @@ def test_a_folder_with_other_files_is_refused(run, phantom_shards, tmp_path):
         evaluate(run, phantom_shards.folder, run)
 
 
+@pytest.mark.parametrize("name", ["images.csv", "page.html", "summary.json"])
+def test_files_that_no_evaluation_wrote_are_kept(run, phantom_shards, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=rf"holds '{name}' and is not the folder of an evaluation"):
+        evaluate(run, phantom_shards.folder, tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_request_is_one_line(run, phantom_shards, tmp_path, content):
+    (tmp_path / "evaluate.json").write_text(content)
+    with pytest.raises(UserError, match=r"evaluate\.json: is not .*\. Choose another --out\.$"):
+        evaluate(run, phantom_shards.folder, tmp_path)
+
+
+def test_a_subset_needs_a_split_that_has_it_and_a_run_counts_once(run, phantom_shards, tmp_path):
+    keys = phantom_shards.keys()
+    write_split(tmp_path / "split.json", Split("no test part", tuple(keys[:2]), tuple(keys[2:12]), tuple(keys[12:])))
+    split = ["--split", str(tmp_path / "split.json")]
+    for options, message in (
+        (["--subset", "test"], r"--subset test: is a part of a split\. Pass --split, too\."),
+        ([*split, "--subset", "test"], r"--split .*split\.json: has no test images\. Choose another --subset\."),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(run, phantom_shards.folder, tmp_path / "out", *options)
+    with pytest.raises(UserError, match=r"--runs: .* have the same weights\. Name each run once\."):
+        evaluate([run, run], phantom_shards.folder, tmp_path / "out")
+
+
+def test_images_of_one_pixel_are_drawn_without_contours(tmp_path):
+    line, pixel = np.ones((1, 9)), np.ones((1, 1))
+    draw_cases([Case("line", line, line, line), Case("pixel", pixel, pixel, pixel)], "", tmp_path / "gallery.png")
+    assert (tmp_path / "gallery.png").stat().st_size > 1000
+
+
 def test_post_processing_is_chosen_on_val_and_applied_to_other_images(run, phantom_shards, tmp_path, dark, no_pictures):
     keys = phantom_shards.keys()
     write_split(tmp_path / "split.json", Split("halves", tuple(keys[:2]), tuple(keys[2:12]), tuple(keys[12:])))
@@ -221,7 +257,7 @@ def test_images_without_mask_and_wrong_subsets_are_errors(run, tmp_path, dark, n
         evaluate(run, tmp_path, tmp_path / "out")
     write_split(tmp_path / "split.json", Split("s", ("a",), (), ()))
     options = ["--split", str(tmp_path / "split.json")]
-    with pytest.raises(UserError, match=r"no images to evaluate\. Choose another --subset"):
+    with pytest.raises(UserError, match=r"has no validation images\. Choose another --subset"):
         evaluate(run, tmp_path, tmp_path / "out", *options)
     with pytest.raises(UserError, match=r"^--subset tests: unknown subset\. Choose one of labeled, "):
         evaluate(run, tmp_path, tmp_path / "out", *options, "--subset", "tests")

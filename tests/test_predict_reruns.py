@@ -41,6 +41,45 @@ def test_interrupted_prediction_has_no_table(run, images):
     assert not (out / "predictions.csv").exists()
 
 
+def test_an_image_that_was_changed_is_predicted_again_and_an_edited_mask_is_kept(run, images):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(noise(20, 20)).save(images / name)
+    out = predict(run, images)
+    (out / "masks" / "b.png").write_bytes(b"corrected by hand")
+    Image.fromarray(noise(30, 10)).save(images / "a.png")
+    predict(run, images)
+    assert {row["file"]: row["width"] for row in read_csv(out / "predictions.csv")} == {"a.png": "30", "b.png": "20"}
+    assert Image.open(out / "masks" / "a.png").size == (30, 10)
+    assert (out / "masks" / "b.png").read_bytes() == b"corrected by hand"
+
+
+def test_masks_do_not_pass_for_images(run, images, tmp_path):
+    Image.fromarray(noise(20, 20)).save(images / "a.png")
+    out = predict(run, images)
+    for folder in (out, out / "masks"):
+        with pytest.raises(UserError, match=rf"--images {folder}: {out} holds predictions\. Give the folder of the"):
+            predict(run, folder, "--out", str(tmp_path / "again"))
+    assert not (tmp_path / "again").exists()
+
+
+def test_what_a_kill_leaves_of_a_file_does_not_count_as_changed_by_hand(run, images, caplog):
+    Image.fromarray(noise(20, 20)).save(images / "a.png")
+    out = predict(run, images)
+    (out / "predictions.csv").unlink()
+    (out / "masks" / ".a.png.123.tmp").write_bytes(b"half a ma")
+    predict(run, images)
+    assert "kept" not in caplog.text
+
+
+def test_links_to_missing_images_are_unreadable_images(run, images):
+    Image.fromarray(noise(20, 20)).save(images / "a.png")
+    (images / "b.png").symlink_to("nowhere.png")
+    with pytest.raises(UserError, match=r"b\.png: links to a file that does not exist\. Fix it or pass --skip-bad"):
+        predict(run, images)
+    out = predict(run, images, "--skip-bad")
+    assert [row["file"] for row in read_csv(out / "predictions.csv")] == ["a.png"]
+
+
 def test_predictions_of_other_weights_or_images_need_overwrite(run, images, tmp_path):
     Image.fromarray(noise(20, 20)).save(images / "a.png")
     out = predict(run, images)
@@ -54,7 +93,8 @@ def test_predictions_of_other_weights_or_images_need_overwrite(run, images, tmp_
             predict(run, folder)
     assert bytes_in(out) == before
     predict(run, others, "--overwrite")
-    assert files_in(out) == ["masks/b.png", "overlays/b.png", "predict.json", "predictions.csv", "written.jsonl"]
+    outputs = ["masks/b.png", "overlays/b.png", "predict.json", "predictions.csv", "written.jsonl"]
+    assert files_in(out) == sorted([".lock", "images.jsonl", *outputs])
     assert json.loads((out / "predict.json").read_text())["images"] == str(others)
 
 

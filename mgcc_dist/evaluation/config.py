@@ -17,8 +17,8 @@ class EvaluateConfig:
     """output folder; new, or of the same evaluation"""
     split: FileOrName | None = None
     """split file, or name of a shipped one; none: all images of the shard folders"""
-    subset: str = "validation"
-    """which subset of the split"""
+    subset: str | None = None
+    """which subset of the split; none: validation"""
     weights: Literal["best", "last"] = "best"
     """best: highest validation score; last: last step"""
     tta: tuple[Literal["flips", "scales"], ...] = argument((), nargs="+")
@@ -44,3 +44,8 @@ class EvaluateConfig:
     """implementations of the fused layers; see mgcc_dist.kernels.fuse"""
     precision: Literal["auto", "no", "bf16"] = "no"
     """no: float32; auto: bf16 where supported"""
+
+    @property
+    def evaluated(self) -> str | None:
+        """The subset that is evaluated; None without a split, which means all images."""
+        return (self.subset or "validation") if self.split else None

@@ -42,7 +42,7 @@ def draw_cases(cases: Sequence[Case], caption: str, path: Path, columns: int | N
     for panel, case in zip(panels, cases, strict=False):
         panel.imshow(case.image, cmap="gray", vmin=0, vmax=255)
         for values, color in ((case.truth, TRUTH), (case.predicted, PREDICTION)):
-            if (values > 0.5).any():
+            if (values > 0.5).any() and min(values.shape) > 1:  # contours need two pixels in each direction
                 panel.contour(values, levels=[0.5], colors=color, linewidths=1.4)
         panel.set_title(case.title, fontsize=8)
     figure.suptitle(caption, fontsize=8)

@@ -51,6 +51,9 @@ def open_inputs(config: EvaluateConfig, accelerator: Accelerator) -> Inputs:
             raise UserError(
                 f"--size: stretches images, and {run} was trained with data.fit {predictor.fit}. Leave out --size."
             )
+    hashes = [predictor.info["weights_sha256"] for predictor in predictors]
+    if repeated := [run for run, sha256 in zip(config.runs, hashes, strict=True) if hashes.count(sha256) > 1]:
+        raise UserError(f"--runs: {' and '.join(map(str, repeated))} have the same weights. Name each run once.")
     folders = [ShardFolder.open(folder, verify=accelerator.is_local_main_process) for folder in config.shards]
     split, keys = _read_subset(config)
     postprocess = _read_postprocess(config.postprocess)
@@ -59,7 +62,7 @@ def open_inputs(config: EvaluateConfig, accelerator: Accelerator) -> Inputs:
         "weights": [info["weights_sha256"] for info in runs],
         "shards": [sha256_of(folder.folder / INDEX) for folder in folders],
         "split": sha256_of(locate_split(config.split)) if config.split else None,
-        "subset": config.subset if config.split else None,
+        "subset": config.evaluated,
         "tta": sorted(config.tta),
         "postprocess": "choose" if postprocess is None else str(postprocess),
         "corruptions": config.seed if config.corruptions else None,
@@ -83,14 +86,20 @@ def _read_subset(config: EvaluateConfig) -> tuple[Split | None, Sequence[str] | 
     Raises:
         UserError: no such split or subset, or more than one shard folder.
     """
-    if config.split is None:
+    subset = config.evaluated
+    if config.split is None or subset is None:
+        if config.subset:
+            raise UserError(f"--subset {config.subset}: is a part of a split. Pass --split, too.")
         return None, None
-    if config.subset not in SUBSETS:
-        raise UserError(f"--subset {config.subset}: unknown subset. Choose one of {', '.join(SUBSETS)}.")
+    if subset not in SUBSETS:
+        raise UserError(f"--subset {subset}: unknown subset. Choose one of {', '.join(SUBSETS)}.")
     if len(config.shards) > 1:
         raise UserError("--split: belongs to one shard folder, and --shards names several. Evaluate them one by one.")
     split = read_split(locate_split(config.split))
-    return split, getattr(split, config.subset)
+    keys = getattr(split, subset)
+    if not keys:
+        raise UserError(f"--split {config.split}: has no {subset} images. Choose another --subset.")
+    return split, keys
 
 
 def _read_postprocess(setting: str) -> Postprocess | None:
@@ -123,9 +132,9 @@ def _notes(
                 f"{run} was trained on images of {info['dataset']} (split {info['split']}), and some of them may be "
                 f"evaluated here. Pass --split {info['split']} to evaluate its validation images only."
             )
-        elif config.subset in ("labeled", "unlabeled"):
-            notes.append(f"{run} was trained on the evaluated images ({config.subset} of {split.name}).")
-        elif config.subset == "validation" and config.weights == "best":
+        elif config.evaluated in ("labeled", "unlabeled"):
+            notes.append(f"{run} was trained on the evaluated images ({config.evaluated} of {split.name}).")
+        elif config.evaluated == "validation" and config.weights == "best":
             notes.append(f"The best step of {run} was chosen on the evaluated images, so its scores are optimistic.")
     if config.postprocess == "choose":
         notes.append(

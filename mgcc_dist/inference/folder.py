@@ -15,14 +15,24 @@ from PIL import Image
 from torch.nn import functional as F
 
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import sha256_of
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.file_listing import describe_unread, walk_files
 from mgcc_dist.data.geometry import Fit, fit_image
-from mgcc_dist.data.images import SUFFIXES, BadFile, bits_used, read_grey
+from mgcc_dist.data.images import SUFFIXES, BadFile, bits_used, find_unreadable, read_grey
 from mgcc_dist.data.workers import load_in_order
 from mgcc_dist.evaluation.calibration import confidence
 from mgcc_dist.inference.config import PredictConfig
-from mgcc_dist.inference.output_folder import MASKS, OVERLAYS, PREDICTIONS, SKIPPED, OutputFolder, list_names
+from mgcc_dist.inference.output_folder import (
+    CONTENTS,
+    MASKS,
+    OVERLAYS,
+    PREDICTIONS,
+    SKIPPED,
+    WRITTEN,
+    OutputFolder,
+    list_names,
+)
 from mgcc_dist.inference.predictor import THRESHOLD, NetworkInput, Predictor, load
 
 logger = logging.getLogger("mgcc_dist.predict")
@@ -45,7 +55,8 @@ def predict_folder(config: PredictConfig) -> None:
     files = list(names)
     out = OutputFolder(config.out, _contents(config, predictor))
     out.open(config.overwrite)
-    if out.is_finished() and _listed(config.out) == {file.as_posix() for file in files}:
+    hashes = {file.as_posix(): _sha256(config.images / file) for file in files}
+    if out.is_finished(hashes) and _listed(config.out) == hashes.keys():
         logger.info("predict: %s already exists; nothing to do", config.out / PREDICTIONS)
         return
     out.reopen((folder / name).as_posix() for name in names.values() for folder in (Path(MASKS), Path(OVERLAYS)))
@@ -79,7 +90,7 @@ def predict_folder(config: PredictConfig) -> None:
         out.write(SKIPPED, _csv(skipped))
         logger.warning("predict: skipped %d files, see %s", len(skipped), config.out / SKIPPED)
     out.write(PREDICTIONS, _csv(rows))
-    out.finish()
+    out.finish(hashes)
     if out.kept:
         logger.warning(
             "predict: kept %d files that were changed, or not written by `mgcc predict`: %s. "
@@ -101,6 +112,9 @@ def list_images(folder: Path, out: Path) -> list[Path]:
     inner, outer = folder.resolve(), out.resolve()
     if inner.is_relative_to(outer) or outer.is_relative_to(inner):
         raise UserError(f"--out {out}: --images {folder} is inside it, or it is inside --images. Choose another --out.")
+    for predicted in (folder, folder.resolve().parent):
+        if (predicted / CONTENTS).is_file() and (predicted / WRITTEN).is_file():
+            raise UserError(f"--images {folder}: {predicted} holds predictions. Give the folder of the images.")
     files = list(walk_files(folder))
     images = sorted(file for file in files if file.suffix.lower() in SUFFIXES)
     for note in describe_unread(set(files) - set(images), folder):
@@ -187,6 +201,12 @@ def _listed(out: Path) -> set[str]:
     tables = [path for name in (PREDICTIONS, SKIPPED) if (path := out / name).is_file()]
     rows = (row for path in tables for row in csv.DictReader(io.StringIO(path.read_bytes().decode(**_CODEC))))
     return {row.get("file", "") for row in rows}
+
+
+def _sha256(image: Path) -> str:
+    """Return the sha256 of an image file, or why it can't be read, which `skipped.csv` then says too."""
+    bad = find_unreadable(image)
+    return bad.reason if bad else sha256_of(image)
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -5,6 +5,7 @@ is replaced or deleted. Any other file, such as a mask corrected by hand, is kep
 """
 
 import json
+import re
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Any
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_json, sha256_of, write_bytes, write_json, write_text
+from mgcc_dist.common.lock import LOCK, lock
 
 MASKS, OVERLAYS, PREDICTIONS, SKIPPED, CONTENTS = "masks", "overlays", "predictions.csv", "skipped.csv", "predict.json"
-WRITTEN = "written.jsonl"
+WRITTEN, IMAGES = "written.jsonl", "images.jsonl"
+SCRATCH = re.compile(r"\..+\.\d+\.tmp")
+"""what a kill may leave of a file that was being written"""
 
 
 class OutputFolder:
@@ -25,7 +29,7 @@ class OutputFolder:
         self.contents = contents
         self.kept: list[str] = []
         """files that were not replaced, because this program did not write their content"""
-        self._written = _read_written(path / WRITTEN)
+        self._written = _read_hashes(path / WRITTEN)
 
     def open(self, overwrite: bool) -> None:
         """Create the folder, or check that it holds earlier predictions; with `overwrite`, delete them.
@@ -34,29 +38,34 @@ class OutputFolder:
             UserError: it holds other files, predictions of other images or weights, or, with `overwrite`, predictions
                 that were changed.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--out {self.path}: is a file. Give a folder.")
-        existing = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
+        existing = [path.name for path in sorted(self.path.iterdir())] if self.path.is_dir() else []
+        existing = [name for name in existing if name != LOCK]
         if existing and CONTENTS not in existing:
             raise UserError(
                 f"--out {self.path}: holds {existing[0]!r} and is not a folder of predictions. Choose another --out."
             )
+        if existing and not overwrite:
+            self._check_contents()
+            return
+        lock(self.path)
         if overwrite:
             self._delete_own()
-        elif existing:
-            self._check_contents()
-        if not existing or overwrite:
-            write_json(self.path / CONTENTS, self.contents)
+        write_json(self.path / CONTENTS, self.contents)
 
-    def is_finished(self) -> bool:
-        return (self.path / PREDICTIONS).is_file()
+    def is_finished(self, images: dict[str, str]) -> bool:
+        """Return whether all these images, sha256 by file, are predicted; earlier versions did not write the sha256."""
+        if not (self.path / PREDICTIONS).is_file():
+            return False
+        listed = _read_hashes(self.path / IMAGES)
+        return all(sha256 in listed.get(file, {sha256}) for file, sha256 in images.items())
 
     def reopen(self, names: Iterable[str]) -> None:
-        """Delete the tables and every earlier output of this program that is not one of `names`.
+        """Lock the folder, and delete the tables and every earlier output of this program that is not one of `names`.
 
         Raises:
-            UserError: a table was changed, so the new one can't replace it.
+            UserError: another process uses the folder, or a table was changed, so the new one can't replace it.
         """
+        lock(self.path)
         for table in (PREDICTIONS, SKIPPED):
             if (self.path / table).exists() and not self._is_own(table):
                 raise UserError(
@@ -82,8 +91,9 @@ class OutputFolder:
         if not unchanged:
             write_bytes(path, content)
 
-    def finish(self) -> None:
-        """Leave one line per file in the list."""
+    def finish(self, images: dict[str, str]) -> None:
+        """Leave one line per file in the list, and one per image, sha256 by file, in that of the images."""
+        write_text(self.path / IMAGES, "".join(_line(file, sha256) for file, sha256 in images.items()))
         lines = [_line(name, sha256_of(self.path / name)) for name in self._files() if self._is_own(name)]
         write_text(self.path / WRITTEN, "".join(lines))
 
@@ -94,6 +104,7 @@ class OutputFolder:
     def _files(self) -> list[str]:
         """The outputs that exist, of this program or of somebody else, without predict.json."""
         files = [path for folder in (MASKS, OVERLAYS) for path in (self.path / folder).rglob("*") if path.is_file()]
+        files = [path for path in files if not SCRATCH.fullmatch(path.name)]
         files += [path for name in (PREDICTIONS, SKIPPED) if (path := self.path / name).exists()]
         return sorted(path.relative_to(self.path).as_posix() for path in files)
 
@@ -144,7 +155,7 @@ def _line(name: str, digest: str) -> str:
     return json.dumps({"file": name, "sha256": digest}) + "\n"
 
 
-def _read_written(path: Path) -> dict[str, set[str]]:
+def _read_hashes(path: Path) -> dict[str, set[str]]:
     """All hashes in the list by file name; a line that was cut off by a kill is left out."""
     written: dict[str, set[str]] = {}
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():

@@ -13,7 +13,7 @@ from mgcc_dist.common.config import as_plain
 from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.environment import describe_environment
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import read_json, write_json, write_text
+from mgcc_dist.common.files import InvalidJson, read_json, write_json, write_text
 from mgcc_dist.common.lock import LOCK, lock_folder
 from mgcc_dist.evaluation.cases import choose_cases
 from mgcc_dist.evaluation.config import EvaluateConfig
@@ -33,7 +33,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def open_folder(folder: Path, request: dict[str, Any], accelerator: Accelerator) -> None:
-    """Create or reopen the output folder of the evaluation `request` and lock it. Collective.
+    """Create or reopen the output folder of the evaluation `request` and, unless it is finished, lock it. Collective.
 
     Raises:
         UserError: another process uses it, or it holds other files or another evaluation.
@@ -41,6 +41,8 @@ def open_folder(folder: Path, request: dict[str, Any], accelerator: Accelerator)
     with raise_on_all_ranks():
         if accelerator.is_main_process:
             _check_content(folder, request)
+    if is_finished(folder):  # which may be read-only
+        return
     lock_folder(folder, accelerator)
     if accelerator.is_main_process and not (folder / REQUEST).is_file():
         write_json(folder / REQUEST, request)
@@ -49,13 +51,19 @@ def open_folder(folder: Path, request: dict[str, Any], accelerator: Accelerator)
 
 def _check_content(folder: Path, request: dict[str, Any]) -> None:
     existing = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if foreign := [name for name in existing if name not in FILES and not name.endswith(".tmp")]:
+    own = FILES if REQUEST in existing else (LOCK,)
+    if foreign := [name for name in existing if name not in own and not name.endswith(".tmp")]:
         raise UserError(
             f"--out {folder}: holds {foreign[0]!r} and is not the folder of an evaluation. Choose another --out."
         )
     if REQUEST not in existing:
         return
-    earlier = read_json(folder / REQUEST)
+    try:
+        earlier = read_json(folder / REQUEST)
+        if not isinstance(earlier, dict):
+            raise InvalidJson(f"{folder / REQUEST}: is not an evaluation's request")
+    except InvalidJson as error:
+        raise UserError(f"{error}. Choose another --out.") from error
     if differing := [key for key in request if earlier.get(key) != request[key]]:
         raise UserError(
             f"--out {folder}: holds an evaluation with other {' and '.join(differing)} (see its {REQUEST}). "
