@@ -1,3 +1,4 @@
+import gc
 import os
 import subprocess
 from dataclasses import dataclass
@@ -12,6 +13,10 @@ from mgcc_dist.data.readers.phantoms import Phantoms
 from mgcc_dist.data.splits import make_split, write_split
 
 REPOSITORY = Path(__file__).parents[1]
+# With `-n` a second process starts a Slurm for these, none of which has jobs of several ranks: their ports would be the
+# same in both.
+ON_SECOND_SLURM = ("tests/slurm/test_kills.py", "tests/slurm/test_packing.py")
+WITHOUT_SLURM = ("tests/slurm/test_local.py",)
 LONGEST_FIRST = ("tests/slurm/", "tests/kernels/", "tests/benchmarks/", "tests/e2e/", "tests/docs/", "tests/launch/")
 
 
@@ -24,7 +29,9 @@ def pytest_xdist_make_scheduler(config, log):
         def _split_scope(self, nodeid):
             file = nodeid.partition("::")[0]
             folder = file.rpartition("/")[0]
-            return folder if folder in ("tests/kernels", "tests/slurm") else file
+            if file in ON_SECOND_SLURM:
+                return "tests/slurm, second"
+            return folder if folder in ("tests/kernels", "tests/slurm") and file not in WITHOUT_SLURM else file
 
     return FolderOrFileScheduling(config, log)
 
@@ -36,6 +43,10 @@ def pytest_collection_modifyitems(items):
         return next((i for i, folder in enumerate(LONGEST_FIRST) if item.nodeid.startswith(folder)), len(LONGEST_FIRST))
 
     items.sort(key=rank)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # otherwise each full collection, of which pytest does five at the end, visits all that was imported
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,3 +1,4 @@
+import fcntl
 import os
 import socket
 import subprocess
@@ -40,9 +41,12 @@ def testbed(tmp_path_factory):
     if not Path("/etc/debian_version").exists():
         pytest.skip("the Slurm testbed needs Debian or Ubuntu")
     state = tmp_path_factory.mktemp("slurm")
-    up = subprocess.run(
-        [TESTBED / "up", "--state", state, "--port", str(free_base_port())], capture_output=True, text=True, timeout=300
-    )
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with (shared / "slurm.lock").open("w") as lock:  # two would install packages, and take ports, at the same time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [TESTBED / "up", "--state", state, "--port", str(free_base_port())]
+        up = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if up.returncode and "apt-get could not install" in up.stderr:
         pytest.skip(up.stderr.splitlines()[-1])
     try:

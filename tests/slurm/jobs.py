@@ -12,6 +12,8 @@ import psutil
 import ranks
 
 from mgcc_dist.common.files import read_json
+from mgcc_dist.slurm.job_graph import build_tasks, write_configs
+from mgcc_dist.sweep.expansion import read_sweep
 from mgcc_dist.train.metrics_logger import read_rows
 
 
@@ -20,6 +22,15 @@ def dispatch(command: str, sweep: Path, *options: str, code: int = 0) -> str:
     done = ranks.run(ranks.forked(1), ["-m", "mgcc_dist.slurm", command, sweep, *options])
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def run_without_slurm(path: Path, count: int) -> None:
+    """Run the steps and runs of a sweep one after another, each on `count` ranks."""
+    tasks = build_tasks(read_sweep(path), {}, "")
+    write_configs(tasks)
+    for task in tasks:
+        if task.config_file:
+            ranks.finish(ranks.forked(count), task.command)
 
 
 def slurm(*command: str) -> str:

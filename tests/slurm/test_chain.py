@@ -43,18 +43,19 @@ def test_one_submission_runs_the_pipeline_from_raw_images_to_the_report(slurm_up
     raw = write_busi(tmp_path / "Dataset_BUSI_with_GT", count=40, size=32)
     text = (CONFIGS / "sweeps" / "table_3_demo.yaml").read_text()
     text = text.replace("shards phantom --count 400 --size 64", f"shards busi --root {raw} --size 32")
-    text = text.replace("teacher_start: 28", "teacher_start: 1")  # of 4 steps instead of about 560
     text = text.replace("ldm --preset demo", LDM).replace("out/", f"{tmp_path}/")
     resources = {"cpus": 1, "memory_gb": 2, "environment": {"OMP_NUM_THREADS": "1"}}
     sweep = tmp_path / "chain.yaml"
-    sweep.write_text(yaml.safe_dump(yaml.safe_load(text) | {"seeds": [1], "defaults": SEGMENT, "resources": resources}))
+    content = yaml.safe_load(text) | {"seeds": [1], "defaults": SEGMENT, "resources": resources}
+    del content["rows"]["MT"]  # the same tasks as MGCC
+    sweep.write_text(yaml.safe_dump(content))
 
-    assert "10 tasks submitted in 9 jobs" in dispatch("submit", sweep)
-    assert "10 tasks: 10 done" in dispatch("status", sweep, "--watch", "--every", "0.5")
-    assert "3 of 3 runs are finished" in dispatch("logs", sweep, "report")
+    assert "9 tasks submitted in 9 jobs" in dispatch("submit", sweep)
+    assert "9 tasks: 9 done" in dispatch("status", sweep, "--watch", "--every", "0.5")
+    assert "2 of 2 runs are finished" in dispatch("logs", sweep, "report")
     counts = {run.row: read_json(run.folder / "result.json")["images"] for run in read_sweep(sweep).runs}
     assert "synthetic" not in counts["U-Net"]
-    assert counts["MGCC"]["synthetic"] == counts["MT"]["synthetic"] == 8
+    assert counts["MGCC"]["synthetic"] == 8
     ldm = tmp_path / "table_3_demo" / "ldm_1"
     assert all(
         (ldm / output).is_file() for output in ("samples/index.json", "quality/quality.json", "audit/audit.json")
