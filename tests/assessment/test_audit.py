@@ -146,13 +146,22 @@ def test_copies_are_found_in_features(train_images, encoder, tmp_path):
     assert np.ptp(np.asarray(Image.open(tmp_path / "audit" / "closest_features.png"))) > 0
 
 
+@pytest.fixture(scope="module")
+def few_images(train_images):
+    """30 of the training and validation images, and six others: for tests that do not count near-copies."""
+    images, others = train_images
+    keys = images.shards.keys()
+    split = Split("few", (), tuple(keys[:20]), tuple(keys[60:70]))
+    return ImageData(DataConfig(image_size=SIDE), images.shards, split), few_of(others)
+
+
 def few_of(pictures):
     return dict(list(pictures.items())[:6])
 
 
-def test_false_alarms_are_divided_between_pixels_and_features(train_images, encoder, tmp_path):
-    images, others = train_images
-    shards = synthetic(tmp_path / "samples", few_of(others))
+def test_false_alarms_are_divided_between_pixels_and_features(few_images, encoder, tmp_path):
+    images, others = few_images
+    shards = synthetic(tmp_path / "samples", others)
     config, accelerator = AuditConfig(false_alarms=0.2), Accelerator(cpu=True)
     both = audit(config, encoder, images, shards.folder, tmp_path / "both", accelerator)
     pixels_only = audit(
@@ -161,9 +170,9 @@ def test_false_alarms_are_divided_between_pixels_and_features(train_images, enco
     assert both["threshold"] == pixels_only["threshold"]
 
 
-def test_another_encoder_needs_a_new_audit(train_images, encoder, tmp_path):
-    images, others = train_images
-    shards = synthetic(tmp_path / "samples", few_of(others))
+def test_another_encoder_needs_a_new_audit(few_images, encoder, tmp_path):
+    images, others = few_images
+    shards = synthetic(tmp_path / "samples", others)
     config = AuditConfig()
     audit(config, encoder, images, shards.folder, tmp_path / "both", Accelerator(cpu=True))
     assert is_finished(config, encoder, images, shards.folder, tmp_path / "both")
