@@ -73,13 +73,15 @@ class Program:
 
 
 def record_attempt(folder: Path, output: Path, max_attempts: int) -> None:
-    """Count a start in FOLDER/attempts.json; the count restarts when there is a newer checkpoint than last time.
+    """Count a start in FOLDER/attempts.json; the count restarts when there is progress since the last time.
+
+    Progress is a newer checkpoint, or for a search another finished trial.
 
     Raises:
         SystemExit: this start would exceed `max_attempts` without progress.
     """
     steps = (int(path.name.removeprefix("step-")) for path in output.parent.glob("checkpoints/step-*"))
-    step = max(steps, default=0)
+    step = max(steps, default=len([*output.parent.glob("trial_*/result.json")]))
     previous = read_attempts(folder)
     attempts = (previous["attempts"] if previous["step"] == step else 0) + 1
     if attempts > max_attempts:
