@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[1]
 # With `-n` a second process starts a Slurm for these, none of which has jobs of several ranks: their ports would be the
 # same in both.
 ON_SECOND_SLURM = ("tests/slurm/test_kills.py", "tests/slurm/test_packing.py")
-WITHOUT_SLURM = ("tests/slurm/test_local.py",)
+SHARING_NOTHING = ("tests/slurm/test_local.py", "tests/kernels/test_compile.py")
 LONGEST_FIRST = ("tests/slurm/", "tests/kernels/", "tests/benchmarks/", "tests/e2e/", "tests/docs/", "tests/launch/")
 
 
@@ -31,7 +31,7 @@ def pytest_xdist_make_scheduler(config, log):
             folder = file.rpartition("/")[0]
             if file in ON_SECOND_SLURM:
                 return "tests/slurm, second"
-            return folder if folder in ("tests/kernels", "tests/slurm") and file not in WITHOUT_SLURM else file
+            return folder if folder in ("tests/kernels", "tests/slurm") and file not in SHARING_NOTHING else file
 
     return FolderOrFileScheduling(config, log)
 
