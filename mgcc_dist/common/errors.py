@@ -66,16 +66,23 @@ def run_program(program: str, main: Callable[[], None]) -> None:
     except BrokenPipeError:  # as in `mgcc sweep FILE | head`, where nobody reads the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
+    except Exception as error:
+        _explain_system_error(program, error)
+        raise
+
+
+def _explain_system_error(program: str, error: Exception) -> None:
+    """Exit with one line if the user can do something about what the system, or another rank, did; else do nothing."""
+    if isinstance(error, OSError):
         if error.errno in DISK_FULL:
             remedy = "What was saved so far is kept. Free some space and rerun the same command to resume."
             _exit(program, f"{error}. {remedy}")
         if error.errno in REFUSED and error.filename:
             _exit(program, f"{os.fsdecode(error.filename)}: can't be read or written ({error.strerror})")
-        raise
-    except RuntimeError as error:
-        if not is_lost_connection(error):
-            raise
+    elif (found := re.search(r"\(os error (\d+)\)", str(error))) and type(error).__name__ == "SafetensorError":
+        number = int(found[1])
+        _explain_system_error(program, OSError(number, os.strerror(number)))
+    elif is_lost_connection(error):
         code = reported_exit_code()
         if code is None:
             logging.getLogger(__name__).debug("lost the connection to another rank", exc_info=True)

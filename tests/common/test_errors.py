@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from mgcc_dist.common.errors import EXIT_USER_ERROR, SharedError, UserError, run_program
 
@@ -60,6 +61,16 @@ def test_a_full_disk_is_one_line_that_says_how_to_resume(number, monkeypatch, ca
     )
 
 
+def test_a_full_disk_that_safetensors_reports_is_one_line(monkeypatch, capfd):
+    """As in diffusers' save_pretrained, which saves the autoencoder and the pipeline."""
+    error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    code, line = run_failing(error, "0", monkeypatch, capfd)
+    assert code == EXIT_USER_ERROR
+    assert line.startswith(
+        "segment: [Errno 28] No space left on device. What was saved so far is kept. Free some space"
+    )
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EIO, errno.ENAMETOOLONG])
 def test_a_file_that_the_system_refuses_is_one_line_with_its_name(number, monkeypatch, capfd):
     code, line = run_failing(OSError(number, os.strerror(number), "out/a.json"), "0", monkeypatch, capfd)
@@ -71,7 +82,8 @@ def test_ctrl_c_where_nothing_has_to_be_saved_is_one_line(monkeypatch, capfd):
 
 
 @pytest.mark.parametrize(
-    "error", [FileNotFoundError(errno.ENOENT, "No such file", "a"), OSError("?"), RuntimeError("?")]
+    "error",
+    [FileNotFoundError(errno.ENOENT, "No such file", "a"), OSError("?"), RuntimeError("?"), SafetensorError("?")],
 )
 def test_other_exceptions_keep_their_traceback(error):
     def main():
