@@ -109,3 +109,9 @@ def test_an_unfinished_run_is_not_resumed_after_its_encoder_changed(phantom_data
 def test_an_image_size_that_the_encoder_cannot_divide_is_refused_before_it_is_read(phantom_data, tmp_path):
     with pytest.raises(UserError, match=r"data\.image_size: 48 is not a multiple of 32, which method mgcc with"):
         configured(phantom_data, tmp_path / "nowhere", tmp_path / "run", "--data.image_size", 48)
+
+
+def test_zero_3_is_refused_before_the_encoder_is_read(phantom_data, tmp_path, monkeypatch):
+    monkeypatch.setattr("mgcc_dist.segmentation.task.zero_stage", lambda accelerator: 3)
+    with pytest.raises(UserError, match=r"network\.encoder: a pretrained encoder can't be trained with ZeRO-3\. Use"):
+        run(configured(phantom_data, tmp_path / "nowhere", tmp_path / "run"))

@@ -27,6 +27,7 @@ from mgcc_dist.inference.loading import header, load_predictor
 from mgcc_dist.kernels.fuse import fuse
 from mgcc_dist.methods.method import Method, build
 from mgcc_dist.methods.segment_config import SegmentConfig
+from mgcc_dist.models.config import EncoderDecoderConfig
 from mgcc_dist.models.pretrained import with_architecture
 from mgcc_dist.segmentation.initial_weights import load_initial_weights, with_saved_encoder
 from mgcc_dist.train.checkpoints import has_checkpoint
@@ -47,6 +48,11 @@ class SegmentationTask:
     def __init__(self, config: SegmentConfig, data: ShardFolder, split: Split, accelerator: Accelerator) -> None:
         self.config = config
         network = with_saved_encoder(config.network, config.init)
+        if zero_stage(accelerator) == 3 and isinstance(network, EncoderDecoderConfig) and network.encoder:
+            raise SharedError(
+                "network.encoder: a pretrained encoder can't be trained with ZeRO-3. Use ZeRO-2, ZeRO-1 or DDP "
+                "(launch/README.md)."
+            )
         with raise_on_all_ranks():
             method = build(config.method, network)
             if config.init and not has_checkpoint(Path(config.out)):
