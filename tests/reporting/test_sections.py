@@ -170,6 +170,19 @@ def test_learning_curves_join_runs_that_differ_only_in_their_labels(tmp_path):
     assert "supervised (unet): IoU from 7.0 to 28.1 %" in section.pictures[0].alt
 
 
+def test_curves_without_a_common_number_of_labels_have_names_of_their_own(tmp_path):
+    test = [image("t", 0.5)]
+    points = {1: ("busi_half", 40, "symmetries"), 2: ("busi_quarter", 20, "symmetries")}
+    points |= {3: ("busi_eighth", 10, "released"), 4: ("busi_sixteenth", 5, "released")}
+    for number, (split, labeled, augment) in points.items():
+        make(tmp_path / f"{number}", "mt", split, test, labeled=labeled, data={"augment": augment})
+    found = label_fractions.curves(rows_of(tmp_path))
+    assert {curve.label: list(curve.rows) for curve in found} == {
+        "mean_teacher (unet)": [20, 40],
+        "mean_teacher (unet), 3": [5, 10],
+    }
+
+
 def test_synthetic_images_are_matched_to_runs_by_what_was_asked_for(tmp_path):
     request = {"checkpoint": "abc", "seed": 0, "count": 8}
     interval = {"value": 0.25, "low": 0.2, "high": 0.3}

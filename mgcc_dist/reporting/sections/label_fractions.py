@@ -48,14 +48,17 @@ def curves(rows: Sequence[Row]) -> list[Curve]:
                 sources(row.group),
             ]
             families.setdefault(json.dumps(same, sort_keys=True, default=str), []).append(row)
-    found = []
+    found: list[Curve] = []
     for family in families.values():
         by_count = {row.group.runs[0].result["images"]["labeled"]: row for row in family}
         if len(by_count) > 1 and len(by_count) == len(family):
             images = json.dumps(
                 [family[0].group.dataset, *sorted(image["key"] for image in own_rows(family[0].group.runs[0]))]
             )
-            found.append(Curve(_common(family), dict(sorted(by_count.items())), images))
+            label = _common(family)
+            if any(label == curve.label for curve in found):  # curves that have no number of labels in common
+                label += f", {family[0].names}"
+            found.append(Curve(label, dict(sorted(by_count.items())), images))
     return found
 
 
