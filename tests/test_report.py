@@ -305,7 +305,7 @@ def test_a_generative_run_without_gallery_is_unfinished(tmp_path, capsys):
     ("file", "content", "message"),
     [
         ("result.json", "{", r"result\.json: is damaged"),
-        ("result.json", "[]", r"result\.json: not a result of mgcc_dist"),
+        ("result.json", "[]", r"result\.json: is damaged \(no result in it\)"),
         ("result.json", '{"program": "segment"}', r"result\.json: not a result of mgcc_dist"),
         ("result.json", '{"program": "paint"}', r"result\.json: not a result of mgcc_dist"),
         ("result.json", json.dumps(RESULT | {"best": {}}), r"result\.json: not a result of mgcc_dist"),
