@@ -97,7 +97,7 @@ PROGRAM = Program(
         common=(
             *("out", "init", "data.shards", "data.split", "data.labels", "data.synthetic"),
             *("data.image_size", "data.fit", "data.augment"),
-            *("data.batch_labeled", "data.batch_unlabeled", "data.workers"),
+            *("data.batch_labeled", "data.batch_unlabeled"),
             *("loop.epochs", "loop.steps", "loop.learning_rate", "loop.precision", "loop.seed"),
             *("network", "method", "kernels"),
         ),

@@ -25,7 +25,8 @@ def command_help(name: str, command: "Command", settings: Settings, everything: 
     """
     options, given = settings.options, settings.given
     brief = bool(command.common) and not everything
-    shown = [option for option in options.values() if not brief or _is_common(option, command, settings)]
+    listed = (option for option in options.values() if not option.recorded)
+    shown = [option for option in listed if not brief or _is_common(option, command, settings)]
     arguments = [option for option in shown if option.positional]
     named = [option for option in shown if not option.positional]
     needed = [each for each in named if each.required and each.key not in given]

@@ -19,6 +19,7 @@ _ARGUMENT = "argument"
 _NEUTRAL = "neutral"
 _INPUT = "data_input"
 _ALTERNATIVE = "alternative"
+_RECORDED = "recorded"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Option:
     """keywords of `argument`"""
     alternative: str = ""
     """key that is null while this one has a value; "" if there is none"""
+    recorded: bool = False
+    """whether programs set it, and not people"""
 
     @property
     def section(self) -> str:
@@ -102,6 +105,11 @@ def neutral(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={_NEUTRAL: True})
 
 
+def recorded(default: Any) -> Any:
+    """A dataclass field that programs set in the files that they write. Help does not list it."""
+    return dataclasses.field(default=default, metadata={_NEUTRAL: True, _RECORDED: True})
+
+
 def data_input(default: Any = dataclasses.MISSING) -> Any:
     """A dataclass field that names input data, one or several: the same content under another path is the same run."""
     return dataclasses.field(default=default, metadata={_INPUT: True})
@@ -132,6 +140,7 @@ class ConfigField:
     text: str
     argument: Mapping[str, Any]
     alternative: str
+    recorded: bool
 
     @property
     def is_section(self) -> bool:
@@ -151,6 +160,7 @@ def fields_of(config_class: type) -> tuple[ConfigField, ...]:
             texts.get(field.name, ""),
             field.metadata.get(_ARGUMENT, {}),
             field.metadata.get(_ALTERNATIVE, ""),
+            field.metadata.get(_RECORDED, False),
         )
         for field in dataclasses.fields(config_class)
     )
@@ -206,7 +216,9 @@ def _chosen(field: ConfigField, prefix: str, chosen: Mapping[str, type] | None) 
 def _option(field: ConfigField, prefix: str) -> Option:
     key = prefix + field.name
     alternative = prefix + field.alternative if field.alternative else ""
-    return Option(key, field.kind, field.plain_kind, field.default, field.text, field.argument, alternative)
+    return Option(
+        key, field.kind, field.plain_kind, field.default, field.text, field.argument, alternative, field.recorded
+    )
 
 
 def _field_texts(config_class: type) -> dict[str, str]:

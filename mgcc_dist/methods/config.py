@@ -60,7 +60,7 @@ class SupervisedLossConfig(MethodConfig):
     """Keys of methods that have the loss 0.5 BCE + Dice (Eq. 10) on labeled images."""
 
     dice_smooth: UnitInterval = 0.0
-    """share of the image's area that is added to both sides of the Dice's ratio (released code: 0, and 1e-5 pixels).
+    """share of the image's area, added to both sides of the Dice's ratio (released code: 0, and 1e-5 pixels).
     About 0.01 teaches the network to leave images without a lesion empty, which 0 hardly does: docs/results"""
 
 

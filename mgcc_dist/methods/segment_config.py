@@ -30,13 +30,14 @@ class DataConfig:
     image_size: PositiveInt = 256
     """side of the square that the network sees, in pixels (paper: 256)"""
     fit: Literal["stretch", "letterbox", "crop", "released"] = "stretch"
-    """how images become that square. stretch: resized whatever their proportions (paper); letterbox: proportions kept,
+    """how images become square. stretch: resized whatever their proportions (paper); letterbox: proportions kept,
     the rest black; crop: the largest square in the middle; released: as stretch, without antialiasing. letterbox and
     crop are scored at each image's own size"""
     augment: Literal["symmetries", "released", "ultrasound"] = "symmetries"
-    """symmetries: rotation by quarter turns and flips, all equally often (paper); released: the same as often as in the
-    released code, which leaves more images upright; ultrasound: mirrored, scaled, shifted, rotated by up to 15 degrees,
-    deformed, with speckle, shadows, blur, gain, time-gain, gamma and JPEG (pip install 'mgcc-dist[augment]')"""
+    """random changes of training images. symmetries: rotation by quarter turns and flips, all equally often (paper);
+    released: the same as often as in the released code, which leaves more images upright; ultrasound: mirrored, scaled,
+    shifted, rotated by up to 15 degrees, deformed, with speckle, shadows, blur, gain, time-gain, gamma and JPEG
+    (pip install 'mgcc-dist[augment]')"""
     batch_labeled: PositiveInt = 4
     """labeled images per rank and micro-step (paper: 4)"""
     batch_unlabeled: NonNegativeInt = 4

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import ClassVar, Literal, Protocol
 
 from mgcc_dist.common.components import Registry
-from mgcc_dist.common.options import data_input, neutral
+from mgcc_dist.common.options import data_input, recorded
 from mgcc_dist.common.value_types import FolderOrName
 
 InputRange = Literal["unit", "released"]
@@ -63,12 +63,12 @@ class EncoderDecoderConfig(NetworkConfig):
     """values that the first convolution sees. unit: [-1,1]; released: [-0.008,0.01], as in MGCC's released code, which
     divides normalized images by 255 again"""
     encoder: FolderOrName | None = data_input(None)
-    """pretrained backbone instead of the U-Net's encoder: its folder, or its name on the Hugging Face hub, then it is
+    """pretrained backbone as the encoder: its folder, or its name on the Hugging Face hub, then it is
     downloaded. A hierarchical one of transformers, such as a ResNet, ConvNeXt or Swin, or of timm. Grey images are
     repeated to its channels, which keeps its weights and normalization; image_size must be a multiple of 32
     (pip install 'mgcc-dist[encoders]')"""
-    encoder_config: str | None = neutral(None)
-    """architecture of the encoder, which weights files hold so that they load without it; not to be set"""
+    encoder_config: str | None = recorded(None)
+    """architecture of the encoder, which weights files hold so that they load without it"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,7 +105,7 @@ class CMUNetConfig(EncoderDecoderConfig):
     mixer_layers: int = 7
     """ConvMixer layers on the bottleneck (paper: 7)"""
     kernel_size: int = 7
-    """kernel size of the ConvMixer's depthwise convolutions, in pixels, odd (paper: 7)"""
+    """kernel size of the ConvMixer, odd (paper: 7)"""
     has_encoder_features = True
 
     def __post_init__(self) -> None:
@@ -124,7 +124,7 @@ class MGCCConfig(EncoderDecoderConfig):
     """ConvMixer layers before auxiliary decoders 2, 3, ... and, last, before the main decoder. Its length K is the
     number of auxiliary decoders; the first takes the encoder's output (paper: 3, 6, 9; Table VI varies it)"""
     kernel_size: int = 7
-    """kernel size of the ConvMixer's depthwise convolutions, in pixels, odd (paper: 7)"""
+    """kernel size of the ConvMixer, odd (paper: 7)"""
     gates: tuple[bool, ...] = (True, True, True, True)
     """attention gates on the skip connections of auxiliary decoders 1 to K and, last, of the main decoder (paper: all
     true; Table V varies it)"""

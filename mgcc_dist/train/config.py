@@ -84,7 +84,7 @@ class LoopConfig:
     """torch.compile mode of the networks (not of the autoencoder); reduce-overhead and max-autotune also use CUDA
     graphs. Compiling takes minutes at the start of a run"""
     seed: NonNegativeInt = 0
-    """seed of initial weights, sample order, augmentation and noise"""
+    """seed of weights, order, augmentation, noise"""
     log_every: PositiveInt = neutral(10)
     """optimizer steps between rows of metrics.jsonl"""
     validate_every: PositiveFloat = 1.0
