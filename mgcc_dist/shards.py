@@ -183,11 +183,13 @@ def _convert(reader: Reader, out: Path, per_shard: int, size: int | None = None,
 
 
 def write_split_file(config: SplitConfig) -> None:
+    from mgcc_dist.common.files import create_folder
     from mgcc_dist.data.records import ShardFolder
     from mgcc_dist.data.splits import choose_test, make_folds, published_folds
 
     if config.out.is_dir():
         raise UserError(f"{config.out}: is a folder. Set --out to a JSON file.")
+    create_folder(config.out.parent)
     shards = ShardFolder.open(config.root, verify=False)
     if [config.test > 0, config.folds > 0, config.published_folds].count(True) > 1:
         raise UserError("--test, --folds and --published-folds: choose one of them")
@@ -227,7 +229,11 @@ def _write_split_file(config: SplitConfig, shards: "ShardFolder", path: Path, sp
     from mgcc_dist.data.splits import SUBSETS, TEST, leaks, read_split, write_split
 
     if path.exists():
-        if read_split(path) != split:
+        try:
+            same = read_split(path) == split
+        except UserError as error:
+            raise UserError(f"{path}: already exists and is not a split file. Choose another --out.") from error
+        if not same:
             raise UserError(f"{path}: already exists with a different split. Choose another --out.")
         logger.info("shards: %s already exists", path)
         return

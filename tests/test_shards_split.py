@@ -106,3 +106,17 @@ def test_different_split_is_never_overwritten(phantom_shards, tmp_path, capsys):
     with pytest.raises(UserError, match=r"x\.json: already exists with a different split"):
         main([*command, "--seed", "2"])
     assert (tmp_path / "x.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("out", "line"),
+    [
+        ("file/split.json", r"--out .*file: is a file\. Give a folder\."),
+        ("file", r"file: already exists and is not a split file\. Choose another --out\."),
+    ],
+)
+def test_out_that_is_another_file_is_kept_and_named(phantom_shards, tmp_path, out, line):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=line):
+        main(["split", "--root", str(phantom_shards.folder), "--out", str(tmp_path / out)])
+    assert (tmp_path / "file").read_text() == "mine"

@@ -40,7 +40,7 @@ def lock_folder(folder: Path, accelerator: Accelerator) -> None:
 def lock(folder: Path) -> None:
     """Lock `folder` in this process, as `lock_folder` does. Raises UserError."""
     path = folder.resolve() / LOCK
-    if path in _held:
+    if path in _held and path.exists():  # else the folder was removed since
         return
     create_folder(folder)
     try:

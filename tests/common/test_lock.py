@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from accelerate import Accelerator
 
 from mgcc_dist import ldm, segment
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.lock import lock_folder
+from mgcc_dist.common.lock import lock, lock_folder
 
 HOLD = """
 import sys, time, pathlib
@@ -86,3 +87,10 @@ def test_file_system_without_locks_gives_a_warning(tmp_path, accelerator, monkey
     monkeypatch.setattr(fcntl, "lockf", unsupported)
     lock_folder(tmp_path, accelerator)
     assert f"{tmp_path}: its file system supports no locks (No locks available). Make sure that only one" in caplog.text
+
+
+def test_a_folder_that_was_removed_since_is_created_and_locked_again(tmp_path):
+    lock(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    lock(tmp_path / "out")
+    assert (tmp_path / "out" / ".lock").read_text().startswith(f"pid {os.getpid()} ")
