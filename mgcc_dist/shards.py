@@ -173,9 +173,14 @@ def _convert(reader: Reader, out: Path, per_shard: int, size: int | None = None,
     existed = (out / INDEX).exists()
     shards = write_shards(reader, out, size, per_shard, skip_bad)
     print(one_line(summarize(shards) + (", already exists" if existed else "")))
-    if skipped := shards.index["skipped"]:
-        logger.warning("shards: %d files skipped, see %s", skipped, out / SKIPPED)
-    counts, mask_notes = describe_masks(shards.index["masks"]) if "masks" in shards.index else ("", [])  # not in 0.1
+    if skipped := shards.index.get("skipped"):
+        logger.warning("shards: %s files skipped, see %s", skipped, out / SKIPPED)
+    try:
+        counts, mask_notes = (
+            describe_masks(shards.index["masks"]) if "masks" in shards.index else ("", [])
+        )  # not in 0.1
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{out / INDEX}: its 'masks' are damaged ({error!r}). Choose another --out.") from error
     for note in (*reader.notes, *mask_notes):
         logger.warning("shards: %s", note)
     if counts:

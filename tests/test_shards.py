@@ -161,6 +161,17 @@ def test_an_edited_mask_makes_the_folder_stale(image_folder, tmp_path):
     assert contents(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize("masks", [{}, [], {"keys": 3, "masks": 6, "median_lesion_area": None}], ids=str)
+def test_a_damaged_summary_of_masks_is_one_line(image_folder, tmp_path, masks):
+    command = ["folder", "--root", str(image_folder), "--out", str(tmp_path / "out"), "--groups", "none"]
+    main(command)
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    del index["skipped"]
+    (tmp_path / "out" / "index.json").write_text(json.dumps(index | {"masks": masks}))
+    with pytest.raises(UserError, match=r"index\.json: its 'masks' are damaged .*\. Choose another --out\.$"):
+        main(command)
+
+
 def test_a_folder_of_version_0_1_is_not_kept(image_folder, tmp_path):
     command = ["folder", "--root", str(image_folder), "--out", str(tmp_path / "out")]
     main(command)

@@ -229,6 +229,7 @@ def test_files_that_cannot_be_opened_are_bad_files_and_not_left_out(small_folder
         "d.png: is not a file",
         "e.png: not a readable image (the file is empty)",
     ]
+    assert reader.unread == []
 
 
 def test_arguments_depend_on_the_files_but_not_on_their_location(small_folder):

@@ -97,8 +97,8 @@ class ImageFileReader:
                 image_by_key[item.key] = item.image
                 self.items.append(item)
         files = sorted(path for item in self.items for path in (item.image, *item.masks))
-        masks_of_bad_files = (mask for item in items for mask in item.masks)
-        read = {*files, *lists, *masks_of_bad_files, *(bad.path for bad in self.bad_files)}
+        listed = (path for item in items for path in (item.image, *item.masks))  # also those next to a bad file
+        read = {*lists, *listed, *(bad.path for bad in self.bad_files)}
         self.unread = describe_unread((path for path in walk_files(root) if path not in read), root)
         listing = "\n".join(f"{path.relative_to(root).as_posix()} {sha256_of(path)}" for path in files)
         self.arguments: dict[str, Any] = {"files": len(files), "contents_sha256": _sha256(listing)}
