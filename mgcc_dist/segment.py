@@ -39,16 +39,18 @@ def run(config: SegmentConfig) -> None:
     folder = Path(config.out)
     open_run_folder(folder, config, accelerator, config.fixed_length)
     logger.info("segment: %s", describe(accelerator))
+    finished = is_finished(folder)
+    if not finished:  # before the split, which is made from the shards
+        data = ShardFolder.open(Path(config.data.shards), verify=accelerator.is_local_main_process)
     sources = [config.data.shards, config.data.synthetic, *config.data.similar, *config.data.external]
     inputs = [locate_split(config.data.split), *(Path(source) / INDEX for source in sources if source)]
     inputs += existing_weights(config.init, "best")
-    if is_finished(folder):
+    if finished:
         inputs += backbone_weights(config.network)
         check_inputs(folder, read_result(folder).get("inputs", {}), hash_inputs(inputs))
         logger.info("segment: %s already exists; nothing to do", folder / "result.json")
         return
 
-    data = ShardFolder.open(Path(config.data.shards), verify=accelerator.is_local_main_process)
     split = read_split(inputs[0])
     set_seed(config.loop.seed)
     task = SegmentationTask(config, data, split, accelerator)

@@ -195,6 +195,11 @@ def test_external_data_set_without_masks_is_refused(data):
         counts_of(configured(data, "--data.external", json.dumps([str(data[1])])))
 
 
+def test_missing_shards_are_named_before_the_split_that_is_made_from_them(data, tmp_path):
+    with pytest.raises(UserError, match=r"^nowhere: does not exist\. .*`mgcc shards phantom`, .*`make demo`"):
+        run(configured(data, "--data.shards", "nowhere", "--data.split", "none.json", "--out", tmp_path))
+
+
 def test_run_writes_a_result_and_loadable_networks(data, tmp_path, caplog):
     steps = ["--loop.epochs", "null", "--loop.steps", "3", "--out", tmp_path]
     config = configured(data, *steps)
@@ -227,6 +232,14 @@ def trained(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "run"
     run(configured(data, *UNET, "--loop.seed", 7, "--out", folder, preset="unet_demo"))
     return folder
+
+
+def test_finished_run_needs_no_writable_folder(data, trained, tmp_path, caplog):
+    folder = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns(".lock"))
+    (folder / ".lock").mkdir()  # which root can't open either
+    with caplog.at_level("INFO"):
+        run(configured(data, *UNET, "--loop.seed", 7, "--out", folder, preset="unet_demo"))
+    assert "result.json already exists; nothing to do" in caplog.text
 
 
 @pytest.mark.parametrize("method", ["mean_teacher", "uamt", "bcp", "cps", "supervised"])

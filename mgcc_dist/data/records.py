@@ -232,7 +232,10 @@ def read_index(folder: Path, kind: str = FORMAT) -> dict[str, Any]:
     if folder.is_file():
         raise UserError(f"{folder}: is a file. Pass the shard folder.")
     if not folder.is_dir():
-        raise UserError(f"{folder}: does not exist. Create it with `mgcc shards` (synthetic images: `mgcc ldm`).")
+        raise UserError(
+            f"{folder}: does not exist. Create it with `mgcc shards` (demo images: `mgcc shards phantom`, all of the "
+            "demo: `make demo`; synthetic images: `mgcc ldm`)."
+        )
     if not path.is_file():
         others = any(not child.name.startswith(".") for child in folder.iterdir())
         if others and not any(folder.glob("*.tar")):

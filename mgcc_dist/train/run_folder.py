@@ -35,12 +35,14 @@ def open_run_folder(folder: Path, config: Any, accelerator: Accelerator, fixed_l
     A folder without checkpoints may be reused by any config: its run failed at the start, perhaps on wrong settings. A
     run that differs only in a higher `loop.epochs` or `loop.steps` is extended, unless `fixed_length` says why it can't
     be. It ends in the same last weights as a run of that length from the start. Its best ones may differ, because the
-    step at which it ended before was validated too.
+    step at which it ended before was validated too. The folder of a finished run may be read-only.
 
     Raises:
         UserError: another process uses the folder, or it holds another run (common/identity.py); the message names a
             key that differs.
     """
+    if is_finished(folder) and not check_run_folder(folder, config, fixed_length):
+        return
     lock_folder(folder, accelerator)
     longer = check_run_folder(folder, config, fixed_length)
     resumes = has_run(folder)
