@@ -175,10 +175,11 @@ def _convert(reader: Reader, out: Path, per_shard: int, size: int | None = None,
     print(one_line(summarize(shards) + (", already exists" if existed else "")))
     if skipped := shards.index.get("skipped"):
         logger.warning("shards: %s files skipped, see %s", skipped, out / SKIPPED)
+    counts = ""  # what an index.json of version 0.1 says about masks
+    mask_notes: list[str] = []
     try:
-        counts, mask_notes = (
-            describe_masks(shards.index["masks"]) if "masks" in shards.index else ("", [])
-        )  # not in 0.1
+        if "masks" in shards.index:
+            counts, mask_notes = describe_masks(shards.index["masks"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{out / INDEX}: its 'masks' are damaged ({error!r}). Choose another --out.") from error
     for note in (*reader.notes, *mask_notes):
