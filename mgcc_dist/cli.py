@@ -1,13 +1,14 @@
-"""The `mgcc` command: `mgcc segment ...` is `python -m mgcc_dist.segment ...`, and so on for every program."""
+"""The `mgcc` command: `mgcc segment ...` is `python -m mgcc_dist.segment ...`, and so on for every program.
+
+What it imports at the top is light, so that Ctrl-C soon finds the handler of `run_program`.
+"""
 
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 
 import mgcc_dist
 from mgcc_dist.common.errors import UserError, did_you_mean, run_program
-from mgcc_dist.common.help import list_commands
 
 # Command: its module, whose `main(argv)` runs it, and one line of help.
 PROGRAMS = {
@@ -47,6 +48,8 @@ def _answer(word: str) -> None:
 
 
 def _help() -> str:
+    from mgcc_dist.common.help import list_commands
+
     summaries = [(name, summary) for name, (_, summary) in PROGRAMS.items()]
     return "\n\n".join(
         [
@@ -59,6 +62,8 @@ def _help() -> str:
 
 
 def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         torch = version("torch")
     except PackageNotFoundError:

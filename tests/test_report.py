@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import html
 import json
 import re
 
@@ -301,25 +302,52 @@ def test_a_generative_run_without_gallery_is_unfinished(tmp_path, capsys):
     assert "unfinished: ldm\n" in capsys.readouterr().out
 
 
+WITHOUT_KEYS = copy.deepcopy(RESULT) | {"best": {"summary": SUMMARY, "images": [{"key": "a"}]}}
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
         ("result.json", "{", r"result\.json: is damaged"),
         ("result.json", "[]", r"result\.json: is damaged \(no result in it\)"),
-        ("result.json", '{"program": "segment"}', r"result\.json: not a result of mgcc_dist"),
-        ("result.json", '{"program": "paint"}', r"result\.json: not a result of mgcc_dist"),
-        ("result.json", json.dumps(RESULT | {"best": {}}), r"result\.json: not a result of mgcc_dist"),
-        ("config.yaml", "a: [", r"config\.yaml: not valid YAML"),
+        ("result.json", '{"program": "segment"}', r"result\.json: not the result of a run\. Move it elsewhere and"),
+        ("result.json", '{"program": ["paint"]}', r"result\.json: not the result of a run"),
+        ("result.json", json.dumps(RESULT | {"best": {}}), r"result\.json: not the result of a run"),
+        ("result.json", json.dumps(RESULT | {"split": 1}), r"result\.json: not the result of a run"),
+        ("result.json", json.dumps(WITHOUT_KEYS), r"result\.json: not the result of a run"),
+        ("config.yaml", "a: [", r"config\.yaml: not valid YAML .*\)\. Restore it\."),
         ("config.yaml", "5", r"config\.yaml: not a run's config"),
+        ("config.yaml", "data: 5", r"config\.yaml: not a run's config"),
+        ("evaluate/summary.json", "{", r"evaluate/summary\.json: is not JSON .* Repeat the evaluation into another"),
+        ("audit/audit.json", "{", r"audit/audit\.json: is not JSON"),
     ],
 )
-def test_a_damaged_file_is_a_one_line_error(tmp_path, file, content, message):
-    make_run(tmp_path / "run")
-    (tmp_path / "run" / file).write_text(content)
-    with pytest.raises(UserError, match=message) as caught:
-        report(tmp_path / "run", out=tmp_path / "report.html")
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "report.html").exists()
+def test_a_damaged_folder_is_named_and_the_others_are_reported(tmp_path, capsys, file, content, message):
+    make_run(tmp_path / "good")
+    make_run(tmp_path / "bad", best=with_iou(0.3))
+    for name in (file, *(("evaluate/evaluate.json", "evaluate/images.csv") if "/" in file else ())):
+        (tmp_path / "bad" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "bad" / name).write_text(content)
+    page = html.unescape(report(tmp_path, out=tmp_path / "report.html"))
+    printed = capsys.readouterr()
+    (row,) = rows_of("mgcc", printed.out)
+    assert row.endswith("  good" if "/" not in file else "  bad, good (same settings and seed as bad)")
+    (warning,) = [line for line in printed.err.splitlines() if "WARNING" in line]
+    assert re.search(message + r".* Left out of the report\.$", warning)
+    assert re.search(message, page.split("<h2>Damaged folders</h2>")[1])
+    if "/" not in file:
+        with pytest.raises(UserError, match="bad: no run can be read"):
+            report(tmp_path / "bad", out=tmp_path / "none.html")
+        assert not (tmp_path / "none.html").exists()
+
+
+def test_damaged_metrics_do_not_end_the_report(tmp_path):
+    make_run(
+        tmp_path / "run", rows=[*ROWS, {**ROWS[1], "iou": "x"}, {**ROWS[1], "epoch": "x"}, {**ROWS[0], "loss": []}]
+    )
+    with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
+        file.write(b'\xff{"step"')
+    assert "Damaged folders" not in report(tmp_path, out=tmp_path / "report.html")
 
 
 def test_invalid_arguments_are_rejected(tmp_path):

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import NoReturn
 
 from mgcc_dist.common.rank_errors import claim_report, is_lost_connection, rank, reported_exit_code, wrong_variable
@@ -48,6 +49,8 @@ def run_program(program: str, main: Callable[[], None]) -> None:
     from mgcc_dist.common.log import configure_logging  # which imports this module
 
     stop_with_launcher()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda _, frame: _interrupt(program, frame))
     try:
         if problem := wrong_variable():
             raise UserError(problem)
@@ -69,6 +72,16 @@ def run_program(program: str, main: Callable[[], None]) -> None:
     except Exception as error:
         _explain_system_error(program, error)
         raise
+
+
+def _interrupt(program: str, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; in an import, where C extensions may swallow it and stay half loaded, end at once."""
+    while frame:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, f"{program}: interrupted\n".encode())
+            os._exit(EXIT_INTERRUPTED)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def _explain_system_error(program: str, error: Exception) -> None:

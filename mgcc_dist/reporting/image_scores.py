@@ -7,16 +7,18 @@ scores come from.
 import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_versioned
 from mgcc_dist.data.geometry import STRETCHED
 from mgcc_dist.evaluation.statistics import Interval
 from mgcc_dist.evaluation.summary import METRICS, Row, average
 from mgcc_dist.inference.evaluation import NAMES
 from mgcc_dist.inference.evaluation_inputs import FORMAT, SUMMARY, VERSION
-from mgcc_dist.reporting.runs import EVALUATION, Run
+from mgcc_dist.reporting.runs import EVALUATION, Run, RunCollection
 
 IMAGES = "images.csv"
 HEADINGS = {
@@ -25,6 +27,8 @@ HEADINGS = {
     ("lesion", "dice"): "lesion Dice",
     ("specificity",): "specificity",
 }
+RUN_KEYS = {"weights", "weights_sha256", "method", "network"}
+"""of a run in summary.json"""
 MAIN = ("IoU", "lesion Dice")
 """headings of the metrics that are shown first; the others are details"""
 SHOWN = [metric for metric in METRICS if metric.path in HEADINGS]
@@ -53,8 +57,9 @@ class Evaluation:
     folder: Path
     summary: dict[str, Any]
 
+    @cached_property
     def rows(self) -> dict[TestSet, list[Row]]:
-        """Return the rows of images.csv by data set."""
+        """the rows of images.csv by data set"""
         request = self.summary["request"]
         size = f"{request['size']} px" if request["size"] else "stored size"
         steps = [str(self.summary["postprocess"]["setting"]), *(f"tta {name}" for name in request["tta"])]
@@ -68,19 +73,27 @@ class Evaluation:
         return sets
 
 
-def find_evaluations(folders: Iterable[Path]) -> list[Evaluation]:
-    """Find all finished evaluations below `folders`, each once.
-
-    Raises:
-        UserError: a summary.json is damaged.
-    """
+def find_evaluations(folders: Iterable[Path], collection: RunCollection) -> list[Evaluation]:
+    """Find all finished evaluations below `folders`, each once. Damaged ones are left out of `collection`."""
     found: dict[Path, Path] = {}
     for folder in folders:
         for path in sorted(folder.rglob(EVALUATION)):
             if (path.parent / SUMMARY).is_file() and (path.parent / IMAGES).is_file():
                 found.setdefault(path.parent.resolve(), path.parent)
     remedy = "Repeat the evaluation into another folder."
-    return [Evaluation(folder, read_versioned(folder / SUMMARY, FORMAT, VERSION, remedy)) for folder in found.values()]
+    evaluations = []
+    for folder in found.values():
+        try:
+            evaluation = Evaluation(folder, read_versioned(folder / SUMMARY, FORMAT, VERSION, remedy))
+            if evaluation.rows and all(info.keys() >= RUN_KEYS for info in evaluation.summary["runs"]):
+                evaluations.append(evaluation)
+                continue
+            collection.leave_out(f"{folder}: holds an evaluation without images or runs. {remedy}")
+        except UserError as error:
+            collection.leave_out(error)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            collection.leave_out(f"{folder}: holds a damaged evaluation ({error!r}). {remedy}")
+    return evaluations
 
 
 def own_rows(run: Run) -> list[Row]:

@@ -56,6 +56,7 @@ def render_page(
         segmentation=[(run, curves.plot_run(run), _gallery(run), _run_facts(run)) for run in found.segmentation],
         generative=[(run, curves.plot_run(run), _run_facts(run)) for run in found.generative],
         unfinished=[(run, curves.plot_run(run) if run.metrics else None, _run_facts(run)) for run in found.unfinished],
+        damaged=found.damaged,
         galleries=[embed_png(path) for path in found.galleries],
         provenance=_provenance_rows(found.segmentation + found.generative),
     )

@@ -68,8 +68,8 @@ def write_report(
     """Build the report, with predictions of chosen images if `cases`; print the main table; write to `outs`.
 
     Raises:
-        UserError: there are no runs to report, a config.yaml or result.json is damaged, a run's config differs from its
-            sweep's, or the suffix of an output file is unknown.
+        UserError: there are no runs to report, or all are damaged, a run's config differs from its sweep's, or the
+            suffix of an output file is unknown.
     """
     if not (folders or sweeps or efficiency_sweep):
         raise UserError("nothing to report. Pass folders of runs, --sweep FILE or --efficiency.")

@@ -1,6 +1,7 @@
 """Find run folders, read them, and group runs that differ only in split number and seed."""
 
 import json
+import logging
 import os
 import re
 import statistics
@@ -20,6 +21,8 @@ from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.train.metrics_logger import read_rows
 from mgcc_dist.train.saved_run import is_finished, read_config, read_result
 
+logger = logging.getLogger(__name__)
+
 SEED = "loop.seed"
 CONTENT, CONTENT_DIGITS = "dataset_sha256", 8
 EVALUATION = "evaluate.json"
@@ -28,6 +31,7 @@ MOST_SPLITS = 3
 """of a group's runs that are listed one by one"""
 SURFACE_METRICS = (("hd95",), ("asd",))
 REQUIRED_RESULT_KEYS = {"segment": ("method", "network", "split", "seed", "best", "last"), "ldm": ("stage",)}
+IMAGE_KEYS = {"key", "lesion", "predicted_empty", "corrected", "paper"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ class Run:
 
     def series(self, split: str, key: str, x: str = "step") -> list[tuple[float, float]]:
         """Return (step or epoch, value) pairs of one metric of the `split` ("train", "validation") rows."""
-        return [(row[x], row[key]) for row in self.metrics if row.get("split") == split and key in row]
+        pairs = [(row.get(x), row.get(key)) for row in self.metrics if row.get("split") == split]
+        return [(at, value) for at, value in pairs if isinstance(at, (int, float)) and isinstance(value, (int, float))]
 
 
 @dataclass(frozen=True)
@@ -89,14 +94,20 @@ class RunCollection:
     unfinished: list[Run] = field(default_factory=list)
     galleries: list[Path] = field(default_factory=list)
     """image files of the generative stage: real, reconstructed and synthetic images"""
+    damaged: list[str] = field(default_factory=list)
+    """what is wrong with each folder that is left out"""
+
+    def leave_out(self, reason: object) -> None:
+        """Name a damaged folder on the log and, later, on the page."""
+        self.damaged.append(str(reason))
+        logger.warning("%s Left out of the report.", reason)
 
 
 def find_runs(folders: Sequence[Path]) -> RunCollection:
-    """Find all runs below `folders`, each once, sorted by path.
+    """Find all runs below `folders`, each once, sorted by path. Damaged ones are named and left out.
 
     Raises:
-        UserError: a folder does not exist or holds no runs, or a config.yaml or result.json is damaged or does not
-            belong to a run.
+        UserError: a folder does not exist or holds no runs, or all of the runs are damaged.
     """
     run_folders: dict[Path, Path] = {}  # by resolved path, so a run below two of `folders` counts once
     for folder in folders:
@@ -112,7 +123,11 @@ def find_runs(folders: Sequence[Path]) -> RunCollection:
         return collection
     common = Path(os.path.commonpath([run_folder.parent for run_folder in run_folders]))
     for resolved, run_folder in run_folders.items():
-        run = _read_run(run_folder, str(resolved.relative_to(common)))
+        try:
+            run = _read_run(run_folder, str(resolved.relative_to(common)))
+        except UserError as error:
+            collection.leave_out(error)
+            continue
         if (run_folder / "autoencoder" / "config.yaml").is_file():  # the parent folder of an `ldm` run's stages
             gallery = run_folder / "gallery.png"  # written last
             if gallery.is_file():
@@ -125,6 +140,8 @@ def find_runs(folders: Sequence[Path]) -> RunCollection:
             collection.generative.append(run)
         else:
             collection.segmentation.append(run)
+    if len(collection.damaged) == len(run_folders) and not any(any(folder.rglob(EVALUATION)) for folder in folders):
+        raise UserError(f"{folders[0]}: no run can be read. Repair them as the lines above say.")
     return collection
 
 
@@ -277,23 +294,37 @@ def _read_run(folder: Path, name: str) -> Run:
         try:
             config = yaml.safe_load((folder / "config.yaml").read_text()) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{folder / 'config.yaml'}: not valid YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(config, dict):
-            raise UserError(f"{folder / 'config.yaml'}: not a run's config")
+            reason = " ".join(str(error).split())
+            raise UserError(f"{folder / 'config.yaml'}: not valid YAML ({reason}). Restore it.") from error
+        if not isinstance(config, dict) or not isinstance(config.get("data", {}), dict):
+            raise UserError(f"{folder / 'config.yaml'}: not a run's config. Restore it.")
     result = read_result(folder) if is_finished(folder) else {}
     if is_finished(folder) and not _is_result(result):
-        raise UserError(f"{folder / 'result.json'}: not a result of mgcc_dist")
+        raise UserError(f"{folder / 'result.json'}: not the result of a run. Move it elsewhere and rerun the run.")
     return Run(folder, name, config, read_rows(folder / "metrics.jsonl"), result)
 
 
-def _is_result(result: Any) -> bool:
-    required = REQUIRED_RESULT_KEYS.get(result.get("program", "")) if isinstance(result, dict) else None
+def _is_result(result: dict[str, Any]) -> bool:
+    required = REQUIRED_RESULT_KEYS.get(str(result.get("program")))
     if required is None or not all(key in result for key in required):
         return False
     if result["program"] == "ldm":
         return True
-    scored = [result[weights] for weights in ("best", "last")]
-    return all(isinstance(each, dict) and isinstance(each.get("summary"), dict) for each in scored)
+    best = result["best"]
+    external = best.get("external", {})
+    if not isinstance(external, dict) or not all(isinstance(result[key], str) for key in ("method", "split")):
+        return False
+    return isinstance(result["network"], dict) and all(
+        isinstance(scored, dict) and isinstance(scored.get("summary"), dict) and _are_images(scored.get("images", []))
+        for scored in (best, result["last"], best.get("test", best), *external.values())
+    )
+
+
+def _are_images(images: Any) -> bool:
+    return isinstance(images, list) and all(
+        isinstance(image, dict) and image.keys() >= IMAGE_KEYS and isinstance(image["corrected"], dict)
+        for image in images
+    )
 
 
 def lookup(tree: Any, path: Sequence[str]) -> float | None:

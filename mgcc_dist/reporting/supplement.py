@@ -26,7 +26,7 @@ def supplement(
     sections = [
         case_grid.section(rows) if cases else None,
         folds.section(rows),
-        cross_set.section(rows, find_evaluations(folders)),
+        cross_set.section(rows, find_evaluations(folders, found)),
         label_fractions.section(rows),
         ranks.section(rows),
         synthetic.section(found, folders),

@@ -61,7 +61,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         with suppress(ValueError):  # also if it is not text
             row = json.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
+            valid = isinstance(row, dict) and isinstance(row.get("step"), int)
+            if valid and isinstance(row.get("epoch", 0), (int, float)):
                 rows.append(row)
     return rows
 

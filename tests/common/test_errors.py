@@ -4,6 +4,9 @@ import ast
 import errno
 import os
 import re
+import signal
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -79,6 +82,18 @@ def test_a_file_that_the_system_refuses_is_one_line_with_its_name(number, monkey
 
 def test_ctrl_c_where_nothing_has_to_be_saved_is_one_line(monkeypatch, capfd):
     assert run_failing(KeyboardInterrupt(), "0", monkeypatch, capfd) == (130, "segment: interrupted\n")
+
+
+def test_ctrl_c_in_an_import_ends_the_program_at_once(tmp_path, monkeypatch, capfd):
+    """As C extensions do, the module swallows the KeyboardInterrupt, and would be broken afterwards."""
+    module = tmp_path / "interrupted_module.py"
+    module.write_text("import signal\ntry:\n    signal.raise_signal(2)\nexcept KeyboardInterrupt:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(SystemExit) as ended:
+        run_program("segment", lambda: import_module(module.stem))
+    assert (ended.value.code, capfd.readouterr().err) == (130, "segment: interrupted\n")
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,24 @@ def test_the_grid_shows_images_truth_and_every_row_s_contour(tmp_path, monkeypat
     assert any("One run per row, at its best step: mt, unet" in line for line in section.legend)
 
 
+def test_rows_without_weights_are_named_and_left_out(tmp_path, monkeypatch):
+    write_shards(tmp_path / "shards")
+    for method in ("unet", "mt"):
+        make(tmp_path / "runs" / method, method, "busi_test_1", scored(), data={"shards": str(tmp_path / "shards")})
+    with pytest.raises(UserError, match="--cases: no run has weights that can be read"):
+        case_grid.section(rows_of(tmp_path / "runs"))
+    real = case_grid.predictor.load
+    good = SimpleNamespace(predict=lambda picture: SimpleNamespace(mask=picture > 128))
+    monkeypatch.setattr(
+        case_grid.predictor, "load", lambda run, *args, **more: good if run.name == "mt" else real(run, *args, **more)
+    )
+    section = case_grid.section(rows_of(tmp_path / "runs"))
+    assert "contours of mean_teacher (unet)" in section.pictures[0].alt
+    assert "supervised" not in section.pictures[0].alt
+    (note,) = section.notes
+    assert note.startswith(f"supervised (unet) is left out: {tmp_path / 'runs' / 'unet' / 'best'}")
+
+
 def test_another_data_set_in_the_place_of_the_run_s_is_refused(tmp_path):
     write_shards(tmp_path / "shards")
     run = make(tmp_path / "run", "unet", "busi_test_1", scored(), data={"shards": str(tmp_path / "shards")})

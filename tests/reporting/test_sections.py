@@ -14,7 +14,7 @@ from mgcc_dist.data.splits import locate_split
 from mgcc_dist.evaluation.statistics import mean_intervals
 from mgcc_dist.report import main as report
 from mgcc_dist.reporting.image_scores import find_evaluations
-from mgcc_dist.reporting.runs import find_runs
+from mgcc_dist.reporting.runs import RunCollection, find_runs
 from mgcc_dist.reporting.sections import cross_set, differences, folds, label_fractions, ranks, synthetic
 
 
@@ -115,7 +115,7 @@ def test_evaluations_join_the_row_of_their_weights(tmp_path):
     rows[0]["iou"] = 0.8
     make_evaluation(tmp_path / "evaluation", weights, rows)
     make_evaluation(tmp_path / "flipped", weights, rows, tta=["flips"])
-    section = cross_set.section(rows_of(tmp_path), find_evaluations([tmp_path, tmp_path / "flipped"]))
+    section = cross_set.section(rows_of(tmp_path), find_evaluations([tmp_path, tmp_path / "flipped"], RunCollection()))
     view = section.tables[0]
     assert view.column_groups[1:] == [
         ("busbra", ["all images, stored size", "all images, stored size, tta flips"]),

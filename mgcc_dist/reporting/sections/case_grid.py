@@ -5,6 +5,7 @@ Runs keep no predictions, so those of the chosen cases are computed from the run
 
 import base64
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from mgcc_dist.reporting.runs import CONTENT, Run, format_names
 from mgcc_dist.reporting.sections.label_fractions import curves
 from mgcc_dist.reporting.views import Picture, ReportSection
 
+logger = logging.getLogger(__name__)
+
 Shown = list[tuple[str, Run]]
 """label and run of each column"""
 
@@ -34,7 +37,7 @@ def section(rows: Sequence[Row]) -> ReportSection:
     """Draw the grid of the rows that scored the same images.
 
     Raises:
-        UserError: no run scored an image, or the shards or weights of a run are not where its config says.
+        UserError: no run scored an image, the shards are not where the config says, or no run has its weights.
     """
     columns = choose_columns(rows)
     run = columns[0][1]
@@ -42,7 +45,7 @@ def section(rows: Sequence[Row]) -> ReportSection:
     keys = sorted({row["key"] for row in own_rows(run)})
     cases = _choose(data, keys)
     samples = [data[data.index_of(key)] for _, key in cases]
-    masks = _predict(columns, samples)
+    masks, notes = _predict(columns, samples)
     names = [f"{why}\n{key}" for why, key in cases]
     picture = Picture(
         draw(names, samples, masks),
@@ -54,7 +57,7 @@ def section(rows: Sequence[Row]) -> ReportSection:
         "Ground truth green, prediction red; below each panel the IoU, or the share of the image that is falsely "
         f"predicted. One run per row, at its best step: {format_names([run.name for _, run in columns])}.",
     ]
-    return ReportSection("Cases", [], [], legend, pictures=[picture])
+    return ReportSection("Cases", notes, [], legend, pictures=[picture])
 
 
 def choose_columns(rows: Sequence[Row]) -> Shown:
@@ -127,11 +130,18 @@ def _choose(data: ShardFolder, keys: Sequence[str]) -> list[tuple[str, str]]:
     return choose(measured)
 
 
-def _predict(columns: Shown, samples: Sequence[Sample]) -> dict[str, list[np.ndarray]]:
-    masks = {}
+def _predict(columns: Shown, samples: Sequence[Sample]) -> tuple[dict[str, list[np.ndarray]], list[str]]:
+    """Return the masks of each row, and what is wrong with the weights of rows that are left out."""
+    masks, wrong = {}, []
     with ProgressBar(len(columns), "predicting cases", "runs") as bar:
         for label, run in columns:
-            loaded = predictor.load(run.folder, "best", precision="no")
-            masks[label] = [loaded.predict(sample.image).mask for sample in samples]
+            try:
+                loaded = predictor.load(run.folder, "best", precision="no")
+                masks[label] = [loaded.predict(sample.image).mask for sample in samples]
+            except UserError as error:
+                wrong.append(f"{label} is left out: {error}")
+                logger.warning("--cases: %s", wrong[-1])
             bar.update()
-    return masks
+    if not masks:
+        raise UserError("--cases: no run has weights that can be read. Repair the runs, or leave out --cases.")
+    return masks, wrong

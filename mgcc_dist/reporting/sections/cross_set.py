@@ -76,7 +76,7 @@ def _matrix(rows: Sequence[Row], evaluations: Sequence[Evaluation]) -> dict[str,
     for evaluation in evaluations:
         label, trained_on, names = _trained(evaluation, owners)
         matrix_row = matrix.setdefault(label, MatrixRow(trained_on))
-        sets = evaluation.rows()
+        sets = evaluation.rows
         for name in names:
             matrix_row.add(name, {})
         # A run's own result has the same scores of the same images: count them once.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgcc_dist.common.files import read_json
+from mgcc_dist.common.files import InvalidJson, read_json
 from mgcc_dist.reporting.runs import Run, RunCollection, format_names
 from mgcc_dist.reporting.templates import embed_png
 from mgcc_dist.reporting.views import NO_VALUE, Cell, Picture, ReportSection, TableView
@@ -35,7 +35,7 @@ class SampleSet:
 
 def section(found: RunCollection, folders: Sequence[Path]) -> ReportSection | None:
     """Tabulate the quality and audit of all samples below `folders` or named by a run; None if there are none."""
-    sets = find_sample_sets(found.segmentation, folders)
+    sets = find_sample_sets(found, folders)
     unknown = [
         run.name for run in found.segmentation if run.result.get("synthetic") and not any(run in s.users for s in sets)
     ]
@@ -71,12 +71,13 @@ def section(found: RunCollection, folders: Sequence[Path]) -> ReportSection | No
     return ReportSection("Synthetic images: quality and audit", notes, tables, legend, pictures=pictures)
 
 
-def find_sample_sets(runs: Sequence[Run], folders: Sequence[Path]) -> list[SampleSet]:
+def find_sample_sets(collection: RunCollection, folders: Sequence[Path]) -> list[SampleSet]:
     """Find quality.json and audit.json below `folders` and next to the samples of `runs`.
 
     Runs belong to a set if the request of their synthetic images is that of the set; its count may differ, because
-    samples can be selected and extended.
+    samples can be selected and extended. Damaged files are left out of `collection`.
     """
+    runs = collection.segmentation
     named = [Path(path).parent for run in runs if (path := run.config.get("data", {}).get("synthetic"))]
     found = [
         (str(path.parent.parent.relative_to(folder.parent)), path.parent.parent)
@@ -90,7 +91,7 @@ def find_sample_sets(runs: Sequence[Run], folders: Sequence[Path]) -> list[Sampl
             places.setdefault(folder.resolve(), (name, folder))
     sets = []
     for name, folder in places.values():
-        quality, audit = (_read(folder / kind / f"{kind}.json", keys) for kind, keys in REQUIRED.items())
+        quality, audit = (_read(folder / kind / f"{kind}.json", keys, collection) for kind, keys in REQUIRED.items())
         if not (quality or audit):
             continue
         request = _identify(((quality or audit or {})["request"])["samples"])
@@ -99,10 +100,14 @@ def find_sample_sets(runs: Sequence[Run], folders: Sequence[Path]) -> list[Sampl
     return sets
 
 
-def _read(path: Path, keys: Sequence[str]) -> dict[str, Any] | None:
-    """Return the content of a file; None if it does not exist or is of an early version, without all of the keys."""
-    content = read_json(path) if path.is_file() else {}
-    return content if all(key in content for key in ("request", *keys)) else None
+def _read(path: Path, keys: Sequence[str], collection: RunCollection) -> dict[str, Any] | None:
+    """Return the content of a file; None if there is none, or it is damaged or of an early version without the keys."""
+    try:
+        content = read_json(path) if path.is_file() else {}
+    except InvalidJson as error:
+        collection.leave_out(error)
+        return None
+    return content if isinstance(content, dict) and all(key in content for key in ("request", *keys)) else None
 
 
 def _identify(request: dict[str, Any] | None) -> str:
