@@ -150,7 +150,8 @@ def _cluster_bootstrap(sums: np.ndarray, counts: np.ndarray) -> list[tuple[float
         rows = np.atleast_2d(drawn)
         shifted = rows + size * np.arange(len(rows))[:, None]
         weights = np.bincount(shifted.ravel(), minlength=size * len(rows)).reshape(len(rows), size)
-        return ((weights @ sums) / (weights @ counts)).T.reshape(-1, *drawn.shape[:-1])
+        # BCa counts the resamples below the sample's mean, so ties with it must not depend on rounding.
+        return np.round((weights @ sums) / (weights @ counts), 12).T.reshape(-1, *drawn.shape[:-1])
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SciPy warns of scores without variation, which the caller handles

@@ -151,3 +151,11 @@ def test_interval_equals_scipys_where_each_patient_has_one_image():
     (ours,) = mean_intervals(values[:, None], [f"{i:02d}" for i in range(60)], [True])
     theirs = bootstrap((values,), np.mean, n_resamples=10_000, method="BCa", rng=np.random.default_rng(7))
     assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.003)
+
+
+def test_a_score_has_the_same_interval_alone_and_next_to_others():
+    values = np.linspace(0.1, 0.9, 13)[:, None]  # evenly spaced: many resampled means tie with the sample's
+    clusters = [str(index) for index in range(13)]
+    (alone,) = mean_intervals(values, clusters, [True])
+    first, *_ = mean_intervals(np.hstack([values, values**2, values / 3]), clusters, [True] * 3)
+    assert (first.low, first.high) == pytest.approx((alone.low, alone.high), abs=1e-9)
