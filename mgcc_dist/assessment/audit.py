@@ -33,7 +33,7 @@ from mgcc_dist.assessment.constant_images import refuse_constant_images
 from mgcc_dist.assessment.features import FeatureExtractor
 from mgcc_dist.assessment.similarity import FeatureSimilarity, apply_alignment, describe_alignment, pixel_similarity
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import read_json, replacing, write_json
+from mgcc_dist.common.files import read_object, replacing, write_json
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.augment import symmetry
 from mgcc_dist.data.datasets import SampleDataset
@@ -70,7 +70,7 @@ def is_finished(
     """Return whether `folder` holds the audit of these samples and, with `drop_copies`, its near-copies are dropped."""
     path = folder / "audit.json"
     shards = ShardFolder.open(samples, verify=False)
-    if not path.is_file() or read_json(path)["request"] != _request(config, extractor, images, shards):
+    if not path.is_file() or read_object(path).get("request") != _request(config, extractor, images, shards):
         return False
     return not config.drop_copies or shards.index.get("dropped") is not None
 

@@ -29,11 +29,12 @@ from mgcc_dist.assessment.audit import AUDIT_FORMAT
 from mgcc_dist.assessment.config import CurateConfig
 from mgcc_dist.assessment.features import FeatureExtractor
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import read_json, write_json, write_text
+from mgcc_dist.common.files import read_object, write_json, write_text
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.selection import FORMAT, VERSION
 from mgcc_dist.diffusion.images import ImageData
 
+AUDIT_KEYS = ("nearest", "similarity", "near_copy")
 THUMBNAIL_SIZE = 160  # pixels of the longer side, at most
 Array = NDArray[np.float64]
 
@@ -47,7 +48,7 @@ def curate(
         UserError: there is no audit of these samples, or there are fewer training images than `neighbours`.
     """
     shards = ShardFolder.open(samples)
-    audit_rows = _read_audit(audit, shards)
+    audit_rows = _read_audit(audit, shards, images)
     if len(images.train) < config.neighbours:
         raise UserError(
             f"neighbours: {config.neighbours} is more than the {len(images.train)} training images. "
@@ -66,12 +67,12 @@ def curate(
             "place": place.get(i),
             "realism": round(float(realism[i]), 4),
             "distance": float(f"{distance[i]:.4g}"),
-            **{name: audit_rows[record.key][name] for name in ("nearest", "similarity", "near_copy")},
+            **audit_rows[record.key],
         }
         for i, record in enumerate(shards.records)
     ]
     proposal = {
-        "samples": shards.index["request"],
+        "samples": shards.index.get("request"),
         "features": extractor.info,
         "neighbours": config.neighbours,
         "asked": config.count,
@@ -118,16 +119,28 @@ def render_page(proposal: dict[str, Any], shards: ShardFolder, images: ImageData
     )
 
 
-def _read_audit(path: Path, shards: ShardFolder) -> dict[str, dict[str, Any]]:
-    """Return the audit's row of each sample, by key."""
+def _read_audit(path: Path, shards: ShardFolder, images: ImageData) -> dict[str, dict[str, Any]]:
+    """Return the audit's row of each sample, by key.
+
+    Raises:
+        UserError: it is missing or damaged, or is about other samples or training images.
+    """
     if not path.is_file():
         raise UserError(f"{path}: does not exist. Run `mgcc ldm` with --audit.enabled true first.")
-    audit = read_json(path)
-    if audit["request"].get("format") != AUDIT_FORMAT:
-        raise UserError(f"{path}: was written by an earlier version. Run `mgcc ldm` again to repeat the audit.")
-    rows = {row["key"]: row for row in audit["images"]}
-    if audit["request"]["samples"] != shards.index["request"] or any(row.key not in rows for row in shards.records):
+    audit = read_object(path)
+    remedy = "Move it elsewhere and run `mgcc ldm` again to repeat the audit."
+    try:
+        request = audit["request"]
+        if request.get("format") != AUDIT_FORMAT:
+            raise UserError(f"{path}: was written by an earlier version. Run `mgcc ldm` again to repeat the audit.")
+        rows = {row["key"]: {name: row[name] for name in AUDIT_KEYS} for row in audit["images"]}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is damaged ({error!r}). {remedy}") from error
+    if request.get("samples") != shards.index.get("request") or any(row.key not in rows for row in shards.records):
         raise UserError(f"{path}: is the audit of other samples than {shards.folder}. Run `mgcc ldm` again.")
+    train = {images.shards.records[i].key for i in images.train.indices}
+    if unknown := {row["nearest"] for row in rows.values()} - train:
+        raise UserError(f"{path}: {min(unknown)!r} is not a training image of {images.shards.folder}. {remedy}")
     return rows
 
 

@@ -36,7 +36,7 @@ from mgcc_dist.assessment.config import QualityConfig
 from mgcc_dist.assessment.constant_images import refuse_constant_images
 from mgcc_dist.assessment.features import FeatureExtractor, load
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import read_json, write_json, write_text
+from mgcc_dist.common.files import read_object, write_json, write_text
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.diffusion.images import ImageData
 
@@ -70,7 +70,7 @@ def is_finished(
     """Return whether `folder` holds the report of these samples with these settings."""
     path = folder / "quality.json"
     request = _request(config, extractor, images, ShardFolder.open(samples, verify=False))
-    return path.is_file() and read_json(path)["request"] == request
+    return path.is_file() and read_object(path).get("request") == request
 
 
 def evaluate(

@@ -84,12 +84,28 @@ def read_json(path: Path) -> Any:
 
     Raises:
         InvalidJson: it is not JSON.
+        UserError: it does not exist.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: does not exist. Restore it, or rerun the command that writes it.") from error
     except ValueError as error:  # also if it is not text
         remedy = "Restore it, or move it elsewhere and rerun the command that writes it."
         raise InvalidJson(f"{path}: is not JSON ({error}). {remedy}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InvalidJson: it is not JSON, or not an object.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        remedy = "Restore it, or move it elsewhere and rerun the command that writes it."
+        raise InvalidJson(f"{path}: is not a JSON object. {remedy}")
+    return content
 
 
 def read_versioned(path: Path, kind: str, version: int, remedy: str) -> dict[str, Any]:

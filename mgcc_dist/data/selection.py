@@ -59,8 +59,11 @@ def apply_selection(selection: Path, samples: Path, out: Path) -> int:
         UserError: the selection was made from other samples or names an unknown record, or `out` already exists.
     """
     chosen, shards = read_selection(selection), ShardFolder.open(samples)
-    request = shards.index.get("request", {})
-    extended = request.get("count", 0) > chosen.samples.get("count", 0)  # the images it was made from are still there
+    request = shards.index.get("request")
+    if not isinstance(request, dict):
+        raise UserError(f"{samples}: holds no samples of `mgcc ldm`. Pass its samples, such as OUT/samples.")
+    now, then = request.get("count"), chosen.samples.get("count")
+    extended = isinstance(now, int) and isinstance(then, int) and now > then  # the images it was made from are there
     for key in sorted(request.keys() | chosen.samples.keys()):
         if request.get(key) != chosen.samples.get(key) and not (key == "count" and extended):
             raise UserError(

@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 
 from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.errors import DISK_FULL, EXIT_STOPPED, UserError
-from mgcc_dist.common.files import read_json, write_json
+from mgcc_dist.common.files import read_json, read_object, write_json
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.common.signals import StopSignal
 from mgcc_dist.data.records import INDEX, REQUEST
@@ -39,7 +39,7 @@ def is_complete(folder: Path, request: dict[str, Any], content: str) -> bool:
     """
     if not (folder / REQUEST).is_file():
         return False
-    found = read_json(folder / REQUEST)
+    found = read_object(folder / REQUEST)
     for key, value in request.items():
         if found.get(key) != value:
             raise UserError(

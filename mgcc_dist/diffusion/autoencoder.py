@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from mgcc_dist.common.config import Layer, resolve
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import read_json
+from mgcc_dist.common.files import read_object
 from mgcc_dist.common.migration import current
 from mgcc_dist.data.loader import Batch, ByteBatch
 from mgcc_dist.diffusion.config import AUTOENCODERS, AutoencoderConfig, KLAutoencoderConfig
@@ -101,7 +101,7 @@ def load_pretrained(folder: Path) -> Autoencoder:
 
 def _build_from(path: Path) -> Autoencoder:
     """Return an autoencoder with random weights from a config.json, diffusers' or that of a `CustomAutoencoder`."""
-    content = read_json(path)
+    content = read_object(path)
     if "autoencoder" not in content:
         return AutoencoderKL.from_config(content)
     content = current(content, str(path))

@@ -99,6 +99,29 @@ def test_an_audit_of_other_samples_is_refused(run, phantom_shards):
         curate(CurateConfig(out=""), extractor, images, run / "samples", run / "none.json", run / "curation")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda audit: [], r"audit\.json: is not a JSON object\. Restore it, or move it elsewhere"),
+        (
+            lambda audit: audit | {"request": 3},
+            r"audit\.json: is damaged \(.*\)\. Move it elsewhere and run `mgcc ldm`",
+        ),
+        (lambda audit: audit | {"images": [{"key": "a"}]}, r"audit\.json: is damaged \(KeyError\('nearest'\)\)"),
+        (
+            lambda audit: audit | {"images": [row | {"nearest": "elsewhere"} for row in audit["images"]]},
+            r"audit\.json: 'elsewhere' is not a training image of .*\. Move it elsewhere and run `mgcc ldm` again",
+        ),
+    ],
+)
+def test_a_damaged_audit_is_refused(run, phantom_shards, change, message):
+    images = ImageData(DataConfig(), phantom_shards, Split("c", (), tuple(phantom_shards.keys()), ()))
+    write_json(run / "audit.json", change(json.loads((run / "audit.json").read_text())))
+    with pytest.raises(UserError, match=message):
+        curate(CurateConfig(out=""), None, images, run / "samples", run / "audit.json", run / "curation")
+    assert not (run / "curation").exists()
+
+
 @pytest.fixture
 def page(curated, run):
     install()
@@ -194,6 +217,13 @@ def test_a_selection_that_does_not_match_the_samples_is_refused_and_nothing_is_w
     assert apply_selection(run / "selection.json", run / "samples", run / "curated") == 1
     with pytest.raises(UserError, match="already exists"):
         apply_selection(run / "selection.json", run / "samples", run / "curated")
+
+
+def test_images_that_are_no_samples_are_refused(run, phantom_shards):
+    selection = {"format": FORMAT, "version": 1, "samples": REQUEST, "accepted": ["a"], "rejected": []}
+    write_json(run / "selection.json", selection)
+    with pytest.raises(UserError, match=r"holds no samples of `mgcc ldm`\. Pass its samples, such as OUT/samples\."):
+        apply_selection(run / "selection.json", phantom_shards.folder, run / "curated")
 
 
 def test_samples_that_name_a_file_elsewhere_are_refused_and_it_is_unchanged(run):

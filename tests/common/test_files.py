@@ -8,7 +8,16 @@ import torch
 from safetensors.torch import save_file
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import read_json, remove_scratch, replacing, sha256_of, share_files, write_json, write_text
+from mgcc_dist.common.files import (
+    read_json,
+    read_object,
+    remove_scratch,
+    replacing,
+    sha256_of,
+    share_files,
+    write_json,
+    write_text,
+)
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_scratch_file(tmp_path):
@@ -61,6 +70,14 @@ def test_damaged_json_is_an_error_for_the_user_that_names_the_file(tmp_path, con
     (tmp_path / "request.json").write_bytes(content)
     with pytest.raises(UserError, match=r"request\.json: is not JSON \("):
         read_json(tmp_path / "request.json")
+
+
+def test_missing_or_other_json_is_an_error_for_the_user(tmp_path):
+    with pytest.raises(UserError, match=r"a\.json: does not exist\. Restore it, or rerun"):
+        read_json(tmp_path / "a.json")
+    write_json(tmp_path / "a.json", [1])
+    with pytest.raises(UserError, match=r"a\.json: is not a JSON object\. Restore it, or move"):
+        read_object(tmp_path / "a.json")
 
 
 def test_scratch_files_of_killed_processes_are_removed_and_those_of_running_ones_kept(tmp_path):

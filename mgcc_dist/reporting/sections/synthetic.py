@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgcc_dist.common.files import InvalidJson, read_json
+from mgcc_dist.common.files import InvalidJson, read_object
 from mgcc_dist.reporting.runs import Run, RunCollection, format_names
 from mgcc_dist.reporting.templates import embed_png
 from mgcc_dist.reporting.views import NO_VALUE, Cell, Picture, ReportSection, TableView
@@ -94,7 +94,7 @@ def find_sample_sets(collection: RunCollection, folders: Sequence[Path]) -> list
         quality, audit = (_read(folder / kind / f"{kind}.json", keys, collection) for kind, keys in REQUIRED.items())
         if not (quality or audit):
             continue
-        request = _identify(((quality or audit or {})["request"])["samples"])
+        request = _identify(((quality or audit or {})["request"]).get("samples"))
         users = [run for run in runs if (info := run.result.get("synthetic")) and _identify(info["request"]) == request]
         sets.append(SampleSet(name, folder, quality, audit, users))
     return sets
@@ -103,11 +103,12 @@ def find_sample_sets(collection: RunCollection, folders: Sequence[Path]) -> list
 def _read(path: Path, keys: Sequence[str], collection: RunCollection) -> dict[str, Any] | None:
     """Return the content of a file; None if there is none, or it is damaged or of an early version without the keys."""
     try:
-        content = read_json(path) if path.is_file() else {}
+        content = read_object(path) if path.is_file() else {}
     except InvalidJson as error:
         collection.leave_out(error)
         return None
-    return content if isinstance(content, dict) and all(key in content for key in ("request", *keys)) else None
+    complete = isinstance(content.get("request"), dict) and all(key in content for key in keys)
+    return content if complete else None
 
 
 def _identify(request: dict[str, Any] | None) -> str:
