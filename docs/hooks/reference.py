@@ -43,9 +43,9 @@ def config_tables(path):
 
 
 def table(options):
-    """The lines of a table: key, type, default, meaning."""
+    """The lines of a table: key, type, default, meaning; without the keys that only programs set."""
     lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
-    for option in options:
+    for option in (each for each in options if not each.recorded):
         cells = (f"`{option.key}`", option.type_name, default(option), option.text)
         lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
     return [*lines, ""]

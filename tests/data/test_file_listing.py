@@ -68,9 +68,16 @@ def test_files_that_are_not_read_are_counted_and_named(tmp_path):
     write_image(tmp_path / "images" / "a.png")
     for name in ("images/b.dcm", "images/c.dcm", "README", ".DS_Store", "images/Thumbs.db"):
         (tmp_path / name).touch()
-    (tmp_path / "images" / "broken.png").symlink_to(tmp_path / "nowhere.png")
-    expected = f"4 other files in {tmp_path} are not read: 2 .dcm, 1 without a suffix, 1 .png (the first is 'README')"
+    expected = f"3 other files in {tmp_path} are not read: 2 .dcm, 1 without a suffix (the first is 'README')"
     assert folder(tmp_path).unread == [expected]
+
+
+def test_a_link_to_a_missing_image_is_an_image_that_cannot_be_read(tmp_path):
+    write_image(tmp_path / "images" / "a.png")
+    (tmp_path / "images" / "broken.png").symlink_to(tmp_path / "nowhere.png")
+    samples = folder(tmp_path)
+    assert (len(samples), samples.unread) == (1, [])
+    assert [bad.path.name for bad in samples.bad_files] == ["broken.png"]
 
 
 @pytest.mark.parametrize("suffix", ["webp", "gif", "jfif", "jp2", "pgm", "tga"])
