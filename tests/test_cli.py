@@ -234,8 +234,10 @@ def test_parsing_a_config_imports_nothing_heavy(words):
 def test_applying_a_selection_imports_nothing_heavy(tmp_path):
     shards.main(["phantom", "--count", "4", "--size", "16", "--out", str(tmp_path / "samples")])
     index = json.loads((tmp_path / "samples" / "index.json").read_text())
+    index["request"] = {"checkpoint": "abc", "seed": 0}  # what `mgcc ldm` writes
+    (tmp_path / "samples" / "index.json").write_text(json.dumps(index))
     keys = [record["key"] for shard in index["shards"] for record in shard["records"]]
-    content = {"format": "mgcc-dist selection", "version": 1, "samples": index.get("request", {})}
+    content = {"format": "mgcc-dist selection", "version": 1, "samples": index["request"]}
     content |= {"accepted": keys[:2], "rejected": keys[2:]}
     (tmp_path / "selection.json").write_text(json.dumps(content))
     words = ["ldm", "apply", "--selection", "selection.json", "--samples", "samples", "--out", "curated"]
