@@ -37,12 +37,18 @@ _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 class _Loader(_SAFE_LOADER):  # type: ignore[valid-type, misc]
     """Refuses a key that stands twice in a mapping, of which YAML's loader silently drops the first."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        for name, key in zip(names, (key for key, _ in node.value), strict=False):
-            if names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice", key.start_mark)
-        return super().construct_mapping(node, deep)
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        # Merging (<<) puts the merged keys next to the mapping's own, so only the first call sees what the file says.
+        if not hasattr(node, "flattened"):
+            node.flattened = True  # type: ignore[attr-defined]
+            names = set()
+            for key, _ in node.value:
+                if key.value in names and key.value != "<<":
+                    message = f"the key {key.value!r} stands twice"
+                    raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
+                if isinstance(key, yaml.ScalarNode):
+                    names.add(key.value)
+        super().flatten_mapping(node)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies
 
 from mgcc_dist import ldm, segment
 from mgcc_dist.common import command_line, config
-from mgcc_dist.common.config import CONFIGS
+from mgcc_dist.common.config import CONFIGS, read_yaml
 from mgcc_dist.common.errors import UserError, did_you_mean
 from mgcc_dist.common.options import argument, flag
 from mgcc_dist.common.value_types import (
@@ -98,6 +98,12 @@ def test_a_wrong_file_is_named_with_its_key(tmp_path, content, message):
     with pytest.raises(UserError) as caught:
         parse("segment", "--config", str(path))
     assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_a_merged_key_that_the_mapping_overrides_does_not_stand_twice():
+    text = "a: &a {k: 1, l: 1}\nouter: {inner: {deep: &b {<<: *a, k: 2}}}\nc: {<<: *b, l: 3}"
+    read = read_yaml(text, "text")
+    assert (read["outer"]["inner"]["deep"], read["c"]) == ({"k": 2, "l": 1}, {"k": 2, "l": 3})
 
 
 def test_values_that_yaml_reads_as_something_else_are_what_was_written(tmp_path):
