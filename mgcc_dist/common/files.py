@@ -75,6 +75,9 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+RESTORE = "Restore it, or move it elsewhere and rerun the command that writes it."
+
+
 class InvalidJson(UserError, ValueError):
     """A file is not JSON; its text names the file."""
 
@@ -91,8 +94,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"{path}: does not exist. Restore it, or rerun the command that writes it.") from error
     except ValueError as error:  # also if it is not text
-        remedy = "Restore it, or move it elsewhere and rerun the command that writes it."
-        raise InvalidJson(f"{path}: is not JSON ({error}). {remedy}") from error
+        raise InvalidJson(f"{path}: is not JSON ({error}). {RESTORE}") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -103,8 +105,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     content = read_json(path)
     if not isinstance(content, dict):
-        remedy = "Restore it, or move it elsewhere and rerun the command that writes it."
-        raise InvalidJson(f"{path}: is not a JSON object. {remedy}")
+        raise InvalidJson(f"{path}: is not a JSON object. {RESTORE}")
     return content
 
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from mgcc_dist.common.config import Layer, as_plain, resolve
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import InvalidJson, read_json, sha256_of, share_files, write_json
+from mgcc_dist.common.files import InvalidJson, read_json, read_object, sha256_of, share_files, write_json
 from mgcc_dist.common.migration import current, with_version
 from mgcc_dist.diffusion import autoencoder
 from mgcc_dist.diffusion.autoencoder import Autoencoder, latent_shape
@@ -108,10 +108,10 @@ def is_up_to_date(source: dict[str, str], folder: Path) -> bool:
     """
     path = folder / "source.json"
     try:
-        found = read_json(path) if path.is_file() else {}
+        found = read_object(path) if path.is_file() else {}
     except InvalidJson:  # damaged: build it again
         return False
-    if not isinstance(found, dict) or any(found.get(key) != value for key, value in source.items()):
+    if any(found.get(key) != value for key, value in source.items()):
         return False
     for name, sha256 in found.get("files", {}).items():  # pipelines of earlier versions have none
         if not (folder / name).is_file() or sha256_of(folder / name) != sha256:

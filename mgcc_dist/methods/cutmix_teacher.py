@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mgcc_dist.methods.boxes import box_masks, cut_mix
 from mgcc_dist.methods.config import CutMixTeacherConfig
-from mgcc_dist.methods.losses import probability_mse, supervised_loss
+from mgcc_dist.methods.losses import mean_supervised_loss, probability_mse
 from mgcc_dist.methods.method import Method, weighted_losses
 from mgcc_dist.methods.teacher import update_teacher
 from mgcc_dist.models.config import NetworkConfig
@@ -49,9 +49,7 @@ class CutMixTeacher(Method):
 
         main, auxiliary = self.network(torch.cat((batch.images[:n], mixed)))
         decoders = (main, *auxiliary)
-        supervised = torch.stack(
-            [supervised_loss(y[:n], batch.masks, self.config.dice_smooth) for y in decoders]
-        ).mean()
+        supervised = mean_supervised_loss([y[:n] for y in decoders], batch.masks, self.config.dice_smooth)
         consistency = confident_fraction * torch.stack([probability_mse(y[n:], target) for y in decoders]).mean()
         return weighted_losses(supervised, consistency, consistency_weight(self.config.ramp, progress))
 

@@ -1,5 +1,7 @@
 """The losses of Section III-C (Eq. 10 and 11) and their parts, all computed in float32 for logits of any dtype."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -8,6 +10,11 @@ from torch.nn import functional as F
 def supervised_loss(logits: Tensor, masks: Tensor, dice_smooth: float = 0.0) -> Tensor:
     """Compute 0.5 * BCE + Dice (Eq. 10) of logits [B,1,H,W] against masks [B,1,H,W] in {0,1}: the mean over B."""
     return 0.5 * F.binary_cross_entropy_with_logits(logits.float(), masks) + dice_loss(logits, masks, dice_smooth)
+
+
+def mean_supervised_loss(decoders: Sequence[Tensor], masks: Tensor, dice_smooth: float) -> Tensor:
+    """Average Eq. 10 over the logits [B,1,H,W] of several decoders (Eq. 9): a scalar."""
+    return torch.stack([supervised_loss(logits, masks, dice_smooth) for logits in decoders]).mean()
 
 
 def dice_loss(logits: Tensor, masks: Tensor, smooth: float = 0.0) -> Tensor:

@@ -2,11 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from mgcc_dist.methods.config import CrossConsistencyTrainingConfig, MultiLevelCrossConsistencyConfig
-from mgcc_dist.methods.losses import consistency_loss, supervised_loss
+from mgcc_dist.methods.losses import consistency_loss, mean_supervised_loss
 from mgcc_dist.methods.method import Method, weighted_losses
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.models.network import build_network
@@ -29,8 +28,8 @@ class MultiLevelCrossConsistency(Method):
     def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:
         main, auxiliary = self.network(batch.images)  # one forward: BN normalises labeled and unlabeled together
         n = batch.labeled
-        losses = [supervised_loss(y[:n], batch.masks, self.config.dice_smooth) for y in (main, *auxiliary)]
-        supervised = torch.stack(losses).mean()  # Eq. 9, 10
+        decoders = [y[:n] for y in (main, *auxiliary)]
+        supervised = mean_supervised_loss(decoders, batch.masks, self.config.dice_smooth)  # Eq. 9, 10
         consistency = consistency_loss(main[n:], [y[n:] for y in auxiliary], self.config.detach_target)  # Eq. 11
         return weighted_losses(supervised, consistency, consistency_weight(self.config.ramp, progress))  # Eq. 12
 

@@ -2,11 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from mgcc_dist.methods.config import SupervisedConfig
-from mgcc_dist.methods.losses import supervised_loss
+from mgcc_dist.methods.losses import mean_supervised_loss
 from mgcc_dist.methods.method import Method
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.models.network import build_network
@@ -29,9 +28,7 @@ class Supervised(Method):
     def step(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:
         output = self.network(batch.images[: batch.labeled])
         decoders = [output[0], *output[1]] if isinstance(output, tuple) else [output]
-        loss = torch.stack(
-            [supervised_loss(logits, batch.masks, self.config.dice_smooth) for logits in decoders]
-        ).mean()
+        loss = mean_supervised_loss(decoders, batch.masks, self.config.dice_smooth)
         return {"loss": loss, "supervised": loss}
 
     def predictor(self) -> nn.Module:

@@ -1,6 +1,5 @@
 """Plot training curves as SVG, in colours that are readable on light and dark pages."""
 
-import base64
 import io
 from collections.abc import Iterator, Sequence
 from itertools import cycle
@@ -10,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mgcc_dist.reporting.runs import Run, RunGroup
+from mgcc_dist.reporting.templates import embed
 
 INK = "#75808d"
 COLOURS = ("#3584bf", "#d97f30", "#3f9e68", "#a163b8", "#c5524f", "#b59a2c", "#2fa5a8", "#d977b5", "#8c6a4f")
@@ -107,4 +107,4 @@ def data_uri(figure: Figure) -> str:
     """Return the figure as an SVG data URI with a transparent background."""
     content = io.BytesIO()
     figure.savefig(content, format="svg", transparent=True)
-    return f"data:image/svg+xml;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return embed(content.getvalue(), "svg+xml")

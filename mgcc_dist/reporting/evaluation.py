@@ -13,7 +13,7 @@ from mgcc_dist.common.config import as_plain
 from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.environment import describe_environment
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import InvalidJson, read_json, write_json, write_text
+from mgcc_dist.common.files import InvalidJson, read_object, write_json, write_text
 from mgcc_dist.common.lock import LOCK, lock_folder
 from mgcc_dist.evaluation.cases import choose_cases
 from mgcc_dist.evaluation.config import EvaluateConfig
@@ -59,11 +59,9 @@ def _check_content(folder: Path, request: dict[str, Any]) -> None:
     if REQUEST not in existing:
         return
     try:
-        earlier = read_json(folder / REQUEST)
-        if not isinstance(earlier, dict):
-            raise InvalidJson(f"{folder / REQUEST}: is not an evaluation's request")
+        earlier = read_object(folder / REQUEST)
     except InvalidJson as error:
-        raise UserError(f"{error}. Choose another --out.") from error
+        raise UserError(f"{error} Choose another --out.") from error
     if differing := [key for key in request if earlier.get(key) != request[key]]:
         raise UserError(
             f"--out {folder}: holds an evaluation with other {' and '.join(differing)} (see its {REQUEST}). "

@@ -19,7 +19,12 @@ def render(template: str, **values: Any) -> str:
 
 def embed_png(path: Path) -> str:
     """Return the file's bytes as a data URI: unchanged, so the image keeps its colours."""
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return embed(path.read_bytes(), "png")
+
+
+def embed(content: bytes, kind: str) -> str:
+    """Return an image file's bytes as a data URI; `kind` is the subtype of its media type, such as "svg+xml"."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def format_time(time: datetime) -> str:

@@ -170,7 +170,7 @@ def _earlier_starts(path: Path) -> list[dict[str, Any]]:
         reason = str(error.__cause__)
     damaged = path.with_name(f"{path.name}.damaged")
     path.rename(damaged)
-    logger.warning("%s: is damaged (%s); kept as %s, and written anew", path, reason, damaged.name)
+    logger.warning("%s: is damaged (%s); kept as %s, and a new one is started", path, reason, damaged.name)
     return []
 
 

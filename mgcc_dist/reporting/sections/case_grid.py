@@ -3,7 +3,6 @@
 Runs keep no predictions, so those of the chosen cases are computed from the runs' weights.
 """
 
-import base64
 import io
 import logging
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from mgcc_dist.reporting.image_scores import own_rows
 from mgcc_dist.reporting.labels import Row
 from mgcc_dist.reporting.runs import CONTENT, Run, format_names
 from mgcc_dist.reporting.sections.label_fractions import curves
+from mgcc_dist.reporting.templates import embed
 from mgcc_dist.reporting.views import Picture, ReportSection
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def draw(cases: Sequence[str], samples: Sequence[Sample], masks: Mapping[str, Se
                 panel.set_ylabel(case, fontsize=7.5)
     content = io.BytesIO()
     figure.savefig(content, format="png")
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return embed(content.getvalue(), "png")
 
 
 def _score(mask: np.ndarray, truth: np.ndarray) -> str:
