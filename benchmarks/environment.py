@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from mgcc_dist.common.environment import benchmark_header, describe_environment
+from mgcc_dist.common.errors import reason_of
 from mgcc_dist.common.files import write_json
 
 
@@ -34,7 +35,7 @@ def main() -> None:
         try:
             importlib.import_module(name)
         except Exception as error:
-            failures[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            failures[name] = f"{type(error).__name__}: {reason_of(error)}"
             print(f"environment: {name} cannot be imported: {failures[name]}")
         else:
             rows[f"import {name}"] = {"seconds": round(time.perf_counter() - started, 3)}

@@ -21,6 +21,7 @@ from unittest import mock
 import torch
 
 from mgcc_dist.common.environment import benchmark_header
+from mgcc_dist.common.errors import reason_of
 from mgcc_dist.common.files import write_json
 from mgcc_dist.kernels import targets
 from mgcc_dist.kernels.bench.workloads import Workload, on_gpu
@@ -51,7 +52,7 @@ def main() -> None:
             try:
                 rows[name] = future.result()
             except Exception as error:  # the kernel benchmark will report it again
-                rows[name] = {"not_run": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+                rows[name] = {"not_run": f"{type(error).__name__}: {reason_of(error)}"}
             print(f"{name}: {rows[name]}", flush=True)
             write_json(options.out, {**header, "target": target, "rows": rows})
     print(f"precompile: {options.out}")

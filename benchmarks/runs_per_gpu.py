@@ -22,6 +22,7 @@ import torch
 from benchmarks.step import SETTINGS, StepConfig, StepSettings, package_step
 from benchmarks.train_step import WARM_UP_STEPS, add_size_options, enabled, step_config
 from mgcc_dist.common.environment import benchmark_header
+from mgcc_dist.common.errors import reason_of
 from mgcc_dist.common.files import write_json
 
 
@@ -62,7 +63,7 @@ def throughput(number: int, settings: StepSettings, config: StepConfig, seconds:
         except Exception as error:  # of CUDA (out of memory comes first), a process that died, or a broken barrier
             if number == 1:
                 raise
-            return {"not_run": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+            return {"not_run": f"{type(error).__name__}: {reason_of(error)}"}
     speeds, peaks = zip(*measured, strict=True)
     return {
         "steps_per_second": round(sum(speeds), 3),

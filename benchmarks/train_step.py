@@ -39,6 +39,7 @@ import torch
 
 from benchmarks.step import PAPER_WIDTHS, SETTINGS, StepConfig, StepSettings, Unsupported, package_step, released_step
 from mgcc_dist.common.environment import benchmark_header
+from mgcc_dist.common.errors import reason_of
 from mgcc_dist.common.files import write_json
 
 WARM_UP_STEPS, BLOCKS = 3, 3
@@ -190,7 +191,7 @@ def _measure_and_send(sender: Connection, settings: StepSettings | None, config:
     except Unsupported as error:
         row = {"not_run": str(error)}
     except Exception as error:  # whatever a compiler or a driver raises, the other rows still count
-        row = {"not_run": f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"}
+        row = {"not_run": f"{type(error).__name__}: {reason_of(error)}"}
     sender.send(row)
 
 

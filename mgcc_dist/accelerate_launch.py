@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from mgcc_dist.common.errors import UserError, did_you_mean, run_program
+from mgcc_dist.common.errors import UserError, did_you_mean, reason_of, run_program
 
 PACKAGE = Path(__file__).parent
 FILES = PACKAGE / "launch" / "accelerate"
@@ -80,7 +80,7 @@ def _deepspeed_options(file: Path) -> list[str]:
     try:
         content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"{file}: not valid YAML ({reason_of(error)})") from error
     if not isinstance(content, dict) or "distributed_type" not in content:
         raise UserError(f"{file}: is not a launch file of Accelerate, because it has no distributed_type")
     settings = content.get("deepspeed_config")

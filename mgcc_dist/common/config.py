@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar, get_args
 import yaml
 
 from mgcc_dist.common.components import Component, Registry, import_plugin, imports_of, registry_of
-from mgcc_dist.common.errors import SharedError, did_you_mean
+from mgcc_dist.common.errors import SharedError, did_you_mean, reason_of
 from mgcc_dist.common.files import write_text
 from mgcc_dist.common.migration import current, with_version
 from mgcc_dist.common.options import Option, fields_of, options_of
@@ -188,7 +188,7 @@ def read_yaml(text: str, source: str) -> dict[str, Any]:
         content = yaml.load(text, _Loader) or {}
         json.dumps(content, default=str, skipkeys=True)  # fails if it contains itself, by an alias
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SharedError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from error
+        raise SharedError(f"{source}: not valid YAML ({reason_of(error)})") from error
     if not isinstance(content, dict):
         raise SharedError(f"{source}: expected a mapping of keys, got {content!r}")
     return content

@@ -109,6 +109,11 @@ def one_line(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: repr(match[0])[1:-1], text)
 
 
+def reason_of(error: BaseException | None) -> str:
+    """Return the first 300 characters of an error's text as one line, for the reason in a message."""
+    return " ".join(str(error).split())[:300]
+
+
 def _exit(program: str, message: str, only_rank_0: bool = False) -> NoReturn:
     message = one_line(message)
     if claim_report(message, EXIT_USER_ERROR) and not (only_rank_0 and rank()):

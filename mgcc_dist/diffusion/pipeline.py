@@ -22,7 +22,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, LDMPipeline, UNet2DModel
 from torch import nn
 
 from mgcc_dist.common.config import Layer, as_plain, resolve
-from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.errors import UserError, reason_of
 from mgcc_dist.common.files import InvalidJson, read_json, read_object, sha256_of, share_files, write_json
 from mgcc_dist.common.migration import current, with_version
 from mgcc_dist.diffusion import autoencoder
@@ -136,8 +136,7 @@ def load(folder: Path) -> LatentDiffusionModel:
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
         classes = read_json(folder / CLASSES_FILE) if (folder / CLASSES_FILE).is_file() else {}
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder}: cannot be loaded ({reason}). {REBUILD}") from error
+        raise UserError(f"{folder}: cannot be loaded ({reason_of(error)}). {REBUILD}") from error
     _check_components(vae, unet, classes, folder)
     return LatentDiffusionModel(vae.eval(), unet.eval(), scheduler, classes)
 

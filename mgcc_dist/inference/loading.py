@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mgcc_dist.common.config import Layer, as_plain, resolve
-from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.errors import UserError, reason_of
 from mgcc_dist.common.files import sha256_of
 from mgcc_dist.common.migration import current, with_version
 from mgcc_dist.data.geometry import Fit
@@ -77,7 +77,7 @@ def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _no_network(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: does not hold a segmentation network ({' '.join(str(error).split())[:300]})")
+    return UserError(f"{path}: does not hold a segmentation network ({reason_of(error)})")
 
 
 def run_info(path: Path) -> dict[str, Any]:

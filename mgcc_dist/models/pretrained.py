@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.errors import UserError, reason_of
 from mgcc_dist.common.files import read_json
 from mgcc_dist.models.blocks import DoubleConv
 from mgcc_dist.models.config import EncoderDecoderConfig, NetworkConfig
@@ -191,8 +191,7 @@ def _transformers_config(folder: Path) -> dict[str, Any]:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"network.encoder: {folder} is not a model of transformers ({reason})") from error
+        raise UserError(f"network.encoder: {folder} is not a model of transformers ({reason_of(error)})") from error
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
         raise UserError(
             f"network.encoder: transformers has no backbone for {config.model_type}, the model in {folder}. Choose "
@@ -257,10 +256,9 @@ def _probe(backbone: nn.Module, channels: int, name: str) -> tuple[list[int], li
             features = backbone(torch.zeros(1, channels, _PROBE, _PROBE))
             torch.stack([level.sum() for level in features]).sum().backward()
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"network.encoder: {name} fails on images of {_PROBE}x{_PROBE} with network.in_channels {channels} "
-            f"({reason})"
+            f"({reason_of(error)})"
         ) from error
     for path, module in list(backbone.named_modules()):
         own = list(module.parameters(recurse=False))

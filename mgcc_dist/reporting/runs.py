@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from mgcc_dist.common.config import flatten
-from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.errors import UserError, reason_of
 from mgcc_dist.common.identity import identity, input_keys
 from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.train.metrics_logger import read_rows
@@ -294,8 +294,7 @@ def _read_run(folder: Path, name: str) -> Run:
         try:
             config = yaml.safe_load((folder / "config.yaml").read_text()) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{folder / 'config.yaml'}: not valid YAML ({reason}). Restore it.") from error
+            raise UserError(f"{folder / 'config.yaml'}: not valid YAML ({reason_of(error)}). Restore it.") from error
         if not isinstance(config, dict) or not isinstance(config.get("data", {}), dict):
             raise UserError(f"{folder / 'config.yaml'}: not a run's config. Restore it.")
     result = read_result(folder) if is_finished(folder) else {}

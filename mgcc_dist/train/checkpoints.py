@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mgcc_dist.common.distributed import raise_on_all_ranks
-from mgcc_dist.common.errors import REFUSED, UserError
+from mgcc_dist.common.errors import REFUSED, UserError, reason_of
 from mgcc_dist.common.files import InvalidJson, read_json, replacing, write_json
 from mgcc_dist.data.loader import StreamOffsets
 from mgcc_dist.train.ema import Ema
@@ -131,11 +131,11 @@ def restore(folder: Path, weights: Weights, ema: Ema | None, accelerator: Accele
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno in REFUSED:
             raise
-        reason = " ".join(str(error.__cause__ if isinstance(error, InvalidJson) else error).split())[:200]
         consequence = (
             f"resume from {earlier[-1].name}" if earlier else "start the run again: it has no other checkpoint"
         )
-        raise UserError(f"{path}: can't be loaded ({reason}). Move it elsewhere to {consequence}.") from error
+        cause = error.__cause__ if isinstance(error, InvalidJson) else error
+        raise UserError(f"{path}: can't be loaded ({reason_of(cause)}). Move it elsewhere to {consequence}.") from error
 
 
 def has_checkpoint(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mgcc_dist.common.config import load, read_yaml
-from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.errors import UserError, reason_of
 from mgcc_dist.common.files import InvalidJson, read_json, sha256_of
 from mgcc_dist.common.identity import differing_keys, input_keys, input_values
 from mgcc_dist.data.records import INDEX
@@ -52,8 +52,7 @@ def read_config(folder: Path, config_class: type[Config]) -> Config:
     try:
         content = read_yaml(path.read_text(), "YAML")
     except (UserError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: is damaged ({reason}). Restore it, or choose another --out.") from error
+        raise UserError(f"{path}: is damaged ({reason_of(error)}). Restore it, or choose another --out.") from error
     if not content:
         raise UserError(f"{path}: is damaged (no settings in it). Restore it, or choose another --out.")
     return load(config_class, path)
