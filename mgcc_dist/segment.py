@@ -42,7 +42,8 @@ def run(config: SegmentConfig) -> None:
     finished = is_finished(folder)
     if not finished:  # before the split, which is made from the shards
         data = ShardFolder.open(Path(config.data.shards), verify=accelerator.is_local_main_process)
-    sources = [config.data.shards, config.data.synthetic, *config.data.similar, *config.data.external]
+    sources = [config.data.shards, config.data.synthetic, config.data.synthetic_labeled]
+    sources += [*config.data.similar, *config.data.external]
     inputs = [locate_split(config.data.split), *(Path(source) / INDEX for source in sources if source)]
     inputs += existing_weights(config.init, "best")
     if finished:
@@ -70,6 +71,7 @@ def run(config: SegmentConfig) -> None:
         "seed": config.loop.seed,
         "images": task.counts,
         "synthetic": task.synthetic,
+        **({"synthetic_labeled": task.synthetic_labeled} if task.synthetic_labeled else {}),
         "init": describe_initial_weights(state.inputs) if config.init else None,
         "encoder": {"weights": str(encoder[0]), "sha256": state.inputs[str(encoder[0])]} if encoder else None,
         "inputs": state.inputs,

@@ -71,6 +71,21 @@ def test_each_setting_of_the_paper_uses_its_images(data):
     assert counts_of(supervised) == {"labeled": 16, "unlabeled": 0, "validation": 8}
 
 
+def test_run_trains_on_synthetic_images_with_masks(data, tmp_path, phantom_shards):
+    words = ["--loop.epochs", "null", "--loop.steps", "2", "--out", tmp_path / "run"]
+    pairs = ["--data.synthetic_labeled", phantom_shards.folder, "--data.batch_synthetic", "3"]
+    run(configured(data, *words, *pairs))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    images = {"labeled": 8, "validation": 8, "training": 8, "unlabeled": 8, "synthetic_labeled": 24}
+    assert result["images"] == images
+    assert result["synthetic_labeled"]["images"] == 24
+    assert str(phantom_shards.folder / "index.json") in result["inputs"]
+    with pytest.raises(UserError, match=r"a run with data\.batch_synthetic = 3, not 4"):
+        run(configured(data, *words))
+    with pytest.raises(UserError, match=r"data\.synthetic_labeled: 5 of 5 records of .* have no mask"):
+        counts_of(configured(data, "--data.synthetic_labeled", data[1]))
+
+
 @pytest.mark.parametrize(
     ("preset", "words", "message"),
     [

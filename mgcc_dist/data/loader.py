@@ -13,6 +13,11 @@ A step takes the next `world * batch` offsets of each stream, and rank r gets th
 - the order does not depend on shards or workers. To resume, a run needs only its StreamOffsets: the samples
   consumed by all ranks so far. On another number of ranks the order stays the same and only its distribution changes.
 
+Labeled synthetic images are a third stream, 2. A batch with `batch_labeled` samples of stream 0 also has
+`batch_synthetic` of stream 2, right after them: batch g of the labeled stream takes the offsets from
+g * batch_synthetic on. So real images are seen as often as without synthetic ones, the share of synthetic images is the
+same in every batch, and the offset of stream 0 is all that a resumed run needs.
+
 The symmetry applied at offset p of a stream is a pure function of (seed, stream, p). The augmentation `ultrasound`
 follows on the device, when a batch is moved there, and draws from torch's global generators: see train/loop.py.
 """
@@ -20,7 +25,7 @@ follows on the device, when a batch is moved there, and draws from torch's globa
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sized
+from collections.abc import Generator, Iterable, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -39,7 +44,7 @@ from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.ultrasound import strong_view, weak_view
 from mgcc_dist.data.workers import load_in_order
 
-LABELED, UNLABELED = 0, 1
+LABELED, UNLABELED, SYNTHETIC = 0, 1, 2
 CACHE_BYTES = 256 << 20  # decoded samples cached per process and stream: 2048 of 256x256 with their masks
 
 Loaded = TypeVar("Loaded")
@@ -48,7 +53,7 @@ Augment = Literal["none", "mirror", "symmetries", "released", "ultrasound"]
 
 @dataclass
 class Batch:
-    """L labeled images followed by U unlabeled ones.
+    """L labeled images (real ones, then synthetic ones) followed by U unlabeled ones.
 
     images: float32 [L+U,1,S,S] in [-1,1]. masks: float32 [L,1,S,S] of 0 and 1. offsets: int64 [L+U] on the CPU, each
     sample's offset in its stream (in evaluation: its dataset index), unique over ranks. keys: the samples' keys.
@@ -147,6 +152,7 @@ class TrainLoader(ABC, Generic[Loaded]):
     Args:
         sizes: samples in the labeled and in the unlabeled stream; 0 if there is none.
         batches: samples per rank and step from each stream; 0 if there is none.
+        synthetic: size and batch size of the stream of labeled synthetic images.
         workers: processes that prefetch; 0 loads in this process. Does not change the batches.
         augment: "symmetries" and "released" rotate and flip; "mirror" flips only horizontally, for models that must
             keep images upright; "ultrasound" too, and then augments on the device.
@@ -161,14 +167,21 @@ class TrainLoader(ABC, Generic[Loaded]):
         world: int,
         workers: int,
         augment: Augment,
+        synthetic: tuple[int, int] = (0, 0),
     ) -> None:
-        self.sizes = sizes
+        self.sizes = (*sizes, synthetic[0])
         self.batch_labeled, self.batch_unlabeled = batches
+        self.batch_synthetic = synthetic[1]
         self.seed = seed
         self.rank = rank
         self.world = world
         self.workers = workers
         self.augment = augment
+
+    @property
+    def batch(self) -> int:
+        """Samples of all streams per rank and step."""
+        return self.batch_labeled + self.batch_synthetic + self.batch_unlabeled
 
     def batches(self, start: StreamOffsets) -> Generator[tuple[Loaded, StreamOffsets], None, None]:
         """Yield endless batches from `start`, each with the offsets after it.
@@ -196,7 +209,9 @@ class TrainLoader(ABC, Generic[Loaded]):
         return math.ceil(Fraction(str(epochs)) * samples / batch)  # exact: 0.07 * 100 is 7, not more
 
     @abstractmethod
-    def load(self, labeled: list[StreamItem], unlabeled: list[StreamItem]) -> Loaded:
+    def load(
+        self, labeled: list[StreamItem], unlabeled: list[StreamItem], synthetic: Sequence[StreamItem] = ()
+    ) -> Loaded:
         """Load this rank's batch of one step."""
 
     def _epoch_stream(self) -> tuple[int, int]:
@@ -213,9 +228,11 @@ class TrainLoader(ABC, Generic[Loaded]):
     def _load_step(self, start: StreamOffsets, step: int) -> Loaded:
         """Load this rank's batch of the `step`-th step after `start`."""
         begin = self._advance(start, step)
+        synthetic = begin.labeled // self.batch_labeled * self.batch_synthetic if self.batch_synthetic else 0
         return self.load(
             self._items(LABELED, begin.labeled, self.batch_labeled),
             self._items(UNLABELED, begin.unlabeled, self.batch_unlabeled),
+            self._items(SYNTHETIC, synthetic, self.batch_synthetic),
         )
 
     def _items(self, stream: int, begin: int, batch: int) -> list[StreamItem]:
@@ -239,8 +256,9 @@ class ImageTrainLoader(TrainLoader[ByteBatch]):
     """Endless training batches of labeled and unlabeled images.
 
     Args:
-        labeled, unlabeled: the datasets; None if there is none, and then its batch size is 0.
-        batch_labeled, batch_unlabeled: samples of each dataset per rank and step.
+        labeled, unlabeled, synthetic: the datasets; None if there is none, and then its batch size is 0. `synthetic`
+            are labeled images too, and need real ones next to them.
+        batch_labeled, batch_unlabeled, batch_synthetic: samples of each dataset per rank and step.
         image_size: side of the square that images become.
         fit: how they become one (data/geometry.py).
         workers, augment: as in TrainLoader. Each process decodes a sample once, until its cache (CACHE_BYTES) is full.
@@ -262,32 +280,45 @@ class ImageTrainLoader(TrainLoader[ByteBatch]):
         workers: int,
         augment: Augment,
         fit: Fit = "stretch",
+        synthetic: SampleDataset | None = None,
+        batch_synthetic: int = 0,
     ) -> None:
         check_stream("labeled", labeled, batch_labeled)
         check_stream("unlabeled", unlabeled, batch_unlabeled)
+        check_stream("labeled synthetic", synthetic, batch_synthetic)
         if labeled is None and unlabeled is None:
             raise UserError("loader: there are neither labeled nor unlabeled images to train on")
         sizes = (len(labeled) if labeled else 0, len(unlabeled) if unlabeled else 0)
-        super().__init__(sizes, (batch_labeled, batch_unlabeled), seed, rank, world, workers, augment)
+        third = (len(synthetic) if synthetic else 0, batch_synthetic)
+        super().__init__(sizes, (batch_labeled, batch_unlabeled), seed, rank, world, workers, augment, third)
         self.image_size = image_size
         self.labeled = ResizedDataset(labeled, image_size, CACHE_BYTES, fit) if labeled else None
         self.unlabeled = ResizedDataset(unlabeled, image_size, CACHE_BYTES, fit) if unlabeled else None
+        self.synthetic = ResizedDataset(synthetic, image_size, CACHE_BYTES, fit) if synthetic else None
 
-    def load(self, labeled: list[StreamItem], unlabeled: list[StreamItem]) -> ByteBatch:
-        elements = []
-        for item in labeled:
-            assert self.labeled is not None
-            sample = self.labeled[item.index]
-            if sample.mask is None:
+    def load(
+        self, labeled: list[StreamItem], unlabeled: list[StreamItem], synthetic: Sequence[StreamItem] = ()
+    ) -> ByteBatch:
+        elements = [
+            *self._read(self.labeled, labeled, labeled=True),
+            *self._read(self.synthetic, synthetic, labeled=True),
+            *self._read(self.unlabeled, unlabeled, labeled=False),
+        ]
+        return replace(_collate(elements, self.image_size), ultrasound=self.augment == "ultrasound")
+
+    @staticmethod
+    def _read(
+        dataset: ResizedDataset | None, items: Iterable[StreamItem], labeled: bool
+    ) -> "Generator[_BatchElement, None, None]":
+        for item in items:
+            assert dataset is not None
+            sample = dataset[item.index]
+            if labeled and sample.mask is None:
                 raise UserError(
                     f"loader: record {sample.key!r} of the labeled stream has no mask. "
                     "List it as unlabeled in the split, or create its shards again with its mask."
                 )
-            elements.append(_BatchElement(sample, item.offset, item.symmetry, labeled=True))
-        for item in unlabeled:
-            assert self.unlabeled is not None
-            elements.append(_BatchElement(self.unlabeled[item.index], item.offset, item.symmetry, labeled=False))
-        return replace(_collate(elements, self.image_size), ultrasound=self.augment == "ultrasound")
+            yield _BatchElement(sample, item.offset, item.symmetry, labeled)
 
 
 class EvalLoader:

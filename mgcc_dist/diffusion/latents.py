@@ -11,7 +11,7 @@ written by all ranks together (`data/shard_writer.py`). Training reads the laten
 import hashlib
 import json
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -116,7 +116,9 @@ class LatentLoader(TrainLoader[LatentBatch]):
         super().__init__((0, len(latents)), (0, batch), seed, rank, world, workers, "mirror" if mirror else "none")
         self.latents = latents
 
-    def load(self, labeled: list[StreamItem], unlabeled: list[StreamItem]) -> LatentBatch:
+    def load(
+        self, labeled: list[StreamItem], unlabeled: list[StreamItem], synthetic: Sequence[StreamItem] = ()
+    ) -> LatentBatch:
         chosen = [(item.offset, item.index, int(item.symmetry == MIRROR)) for item in unlabeled]
         return _collate(self.latents, list(self.latents.index["classes"]), chosen)
 

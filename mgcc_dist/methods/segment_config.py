@@ -22,7 +22,10 @@ class DataConfig:
     unlabeled: bool = True
     """train on the training images without labels as unlabeled images (with labels all: those without a mask)"""
     synthetic: Folder | None = data_input(None)
-    """shard folder of synthetic images, added to the unlabeled images (Tables III and IV)"""
+    """shard folder of synthetic images, used as unlabeled images, unlike data.synthetic_labeled
+    (Tables III and IV)"""
+    synthetic_labeled: Folder | None = data_input(None)
+    """shard folder of synthetic images with masks (`mgcc ldm` with denoiser.masks), used as labeled images"""
     similar: tuple[Folder, ...] = data_input(())
     """shard folders of other data sets, whose images are all added to the unlabeled images (Table II)"""
     external: tuple[Folder, ...] = data_input(())
@@ -40,6 +43,8 @@ class DataConfig:
     (pip install 'mgcc-dist[augment]')"""
     batch_labeled: PositiveInt = 4
     """labeled images per rank and micro-step (paper: 4)"""
+    batch_synthetic: PositiveInt = 4
+    """images of `synthetic_labeled` per rank and micro-step, next to the batch_labeled real ones"""
     batch_unlabeled: NonNegativeInt = 4
     """unlabeled images per rank and micro-step (paper: 4); 0 for method.name supervised"""
     workers: NonNegativeInt = neutral(2)

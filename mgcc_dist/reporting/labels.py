@@ -41,9 +41,10 @@ def name_groups(groups: Sequence[RunGroup], sweep_rows: Mapping[Path, str]) -> l
 
 
 def sources(group: RunGroup) -> list[str]:
-    """Return which other images the runs were trained with: "synthetic", "similar"."""
+    """Return which other images the runs were trained with: "synthetic", "synthetic pairs", "similar"."""
     data = group.runs[0].config.get("data", {})
-    return [name for name in ("synthetic", "similar") if data.get(name)]
+    names = {"synthetic": "synthetic", "synthetic_labeled": "synthetic pairs", "similar": "similar"}
+    return [name for key, name in names.items() if data.get(key)]
 
 
 def _base(group: RunGroup, sweep_rows: Mapping[Path, str]) -> str:

@@ -50,7 +50,7 @@ def render_page(
             (group, [group.score("best", *path, scale=scale) for _, path, scale in HEADLINE_METRICS])
             for group in groups
         ],
-        synthetic=any("*" in group.count("unlabeled") for group in groups),
+        synthetic=any("*" in group.count("labeled") + group.count("unlabeled") for group in groups),
         overview=curves.plot_groups(groups) if groups else None,
         all_protocols=[(group, _protocol_rows(group)) for group in groups],
         segmentation=[(run, curves.plot_run(run), _gallery(run), _run_facts(run)) for run in found.segmentation],

@@ -134,7 +134,7 @@ def main_table(found: RunCollection) -> str:
             "HD95 in pixels, and how many of the lesions it covers; penalized: a missed lesion counts as the image "
             "diagonal."
         )
-        if any("*" in row[2] for row in rows):
+        if any("*" in row[1] + row[2] for row in rows):
             lines.append("* includes synthetic images")
     lines += [f"unfinished: {run.name}" for run in found.unfinished]
     return "\n".join(lines or ["no segmentation runs found"])

@@ -201,7 +201,10 @@ class RunGroup:
 
     def count(self, kind: str) -> str:
         """Return the number of "labeled", "unlabeled" or "validation" images; "*" marks synthetic ones among them."""
-        count = self.runs[0].result.get("images", {}).get(kind, "-")
+        images = self.runs[0].result.get("images", {})
+        count = images.get(kind, "-")
+        if kind == "labeled" and (pairs := images.get("synthetic_labeled")):
+            return f"{count} + {pairs}*"
         synthetic = kind == "unlabeled" and count and self.runs[0].config.get("data", {}).get("synthetic")
         return f"{count}*" if synthetic else str(count)
 

@@ -78,12 +78,16 @@ class SegmentationTask:
         synthetic = unlabeled.get("synthetic")
         self.synthetic = selection.provenance(synthetic) if isinstance(synthetic, ShardFolder) else None
         """checkpoint and selection that the synthetic images come from"""
+        pairs = self._pairs()
+        self.synthetic_labeled = selection.provenance(pairs) if pairs else None
+        """the same of the synthetic images with masks"""
         _check_batch(config, uses_unlabeled, bool(unlabeled))
         _check_pixels(config)
         self.counts = {
             "labeled": len(labeled),
             "unlabeled": sum(map(len, unlabeled.values())),
             **{kind: len(source) for kind, source in unlabeled.items()},
+            **({"synthetic_labeled": len(pairs)} if pairs else {}),
             "validation": len(split.validation),
         }
         self.loader = ImageTrainLoader(
@@ -98,6 +102,8 @@ class SegmentationTask:
             workers=config.data.workers,
             augment=config.data.augment,
             fit=config.data.fit,
+            synthetic=pairs,
+            batch_synthetic=config.data.batch_synthetic if pairs else 0,
         )
         batches = accelerator.num_processes * config.loop.accumulation
         steps = total_steps(config.loop, self.loader, batches)
@@ -198,6 +204,19 @@ class SegmentationTask:
         if config.similar:
             sources["similar"] = ConcatDataset([self._open(folder) for folder in config.similar])
         return sources
+
+    def _pairs(self) -> ShardFolder | None:
+        """Open the synthetic images with masks, if the config asks for any."""
+        if not self.config.data.synthetic_labeled:
+            return None
+        pairs = self._open(self.config.data.synthetic_labeled)
+        if unmasked := [record.key for record in pairs.records if not record.labeled]:
+            raise UserError(
+                f"data.synthetic_labeled: {len(unmasked)} of {len(pairs)} records of {pairs.folder} have no mask, the "
+                f"first is {unmasked[0]!r}. Sample them with `mgcc ldm --denoiser.masks labeled`, or pass the folder "
+                "as data.synthetic, which needs no masks."
+            )
+        return pairs
 
     def _open(self, folder: str) -> ShardFolder:
         return ShardFolder.open(Path(folder), verify=self.verify)

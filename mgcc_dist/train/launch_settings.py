@@ -37,7 +37,7 @@ def apply_launch_settings(name: str, loader: TrainLoader, config: LoopConfig, ac
     plugin = accelerator.state.deepspeed_plugin
     settings = plugin.deepspeed_config
     plugin.launch_file = file = getattr(plugin, "launch_file", None) or dict(settings)
-    batch = loader.batch_labeled + loader.batch_unlabeled
+    batch = loader.batch
     ours = {
         "gradient_accumulation_steps": (f"{section}.accumulation", config.accumulation),
         "gradient_clipping": (f"{section}.clip_norm", config.clip_norm),

@@ -251,7 +251,7 @@ def _accumulation(task: Task, config: LoopConfig, state: TrainState, folder: Pat
         )
     if accumulation != config.accumulation:
         accelerator.gradient_accumulation_steps = accumulation
-        batch = task.loader.batch_labeled + task.loader.batch_unlabeled
+        batch = task.loader.batch
         logger.info(
             "%s: accumulating %d batches of %d per rank instead of %d, to keep the global batch size of %d on %d ranks",
             *(task.name, accumulation, batch, config.accumulation, state.batches * batch, ranks),

@@ -96,6 +96,40 @@ def test_every_rank_has_full_batches_and_the_same_offsets_at_each_step(world, la
 
 
 @few
+@given(world=ranks, more=ranks, count=sizes, batches=st.tuples(batch_sizes, batch_sizes), stopped=st.integers(0, 4))
+def test_labeled_synthetic_images_come_in_order_next_to_unchanged_real_ones(world, more, count, batches, stopped):
+    """A run on `world` ranks is resumed on `more`: each synthetic image once per epoch, masks of all labeled images."""
+    (real, pairs), steps = batches, 2 * count + 1
+
+    def with_pairs(rank, ranks):
+        settings = {"seed": 3, "rank": rank, "world": ranks, "workers": 0, "augment": "symmetries"}
+        images = InMemoryDataset("l", 7), InMemoryDataset("u", 5), real, 2, SIZE
+        return ImageTrainLoader(*images, synthetic=InMemoryDataset("s", count), batch_synthetic=pairs, **settings)
+
+    seen, start = {}, StreamOffsets()
+    for ranks_now, length in ((world, stopped), (more, steps)):
+        for rank in range(ranks_now if length else 0):
+            plain = take(loader(rank, ranks_now, batches=(real, 2)), length, start)
+            for (batch, end), (without, end_without) in zip(
+                take(with_pairs(rank, ranks_now), length, start), plain, strict=True
+            ):
+                assert end == end_without, "real images are seen as often as without synthetic ones"
+                assert batch.labeled == real + pairs
+                torch.testing.assert_close(batch.images[:real], without.images[:real], rtol=0, atol=0)
+                torch.testing.assert_close(batch.images[batch.labeled :], without.images[real:], rtol=0, atol=0)
+                for row in range(real, batch.labeled):
+                    mask = (batch.images[row] > 0).float()  # of InMemoryDataset, under the same symmetry
+                    torch.testing.assert_close(batch.masks[row], mask, rtol=0, atol=0)
+                    assert seen.setdefault(int(batch.offsets[row]), batch.keys[row]) == batch.keys[row]
+            after = end
+        start = after if length else start
+    assert sorted(seen) == list(range(len(seen))), "offsets are skipped"
+    for epoch in range(len(seen) // count):
+        keys = {seen[offset] for offset in range(epoch * count, (epoch + 1) * count)}
+        assert keys == {f"s{i}" for i in range(count)}
+
+
+@few
 @given(world=ranks, batch=st.integers(1, 3))
 def test_samples_do_not_depend_on_the_number_of_ranks(world, batch):
     """Compare keys, augmented images and masks at every offset."""

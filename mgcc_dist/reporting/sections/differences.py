@@ -10,7 +10,12 @@ from mgcc_dist.reporting.views import NO_VALUE, Cell, ReportSection, TableView
 
 TITLE = "What differs between the rows"
 FIRST = ("", "images", "method", "network")
-UNLABELED = {"training": "unlabeled", "synthetic": "synthetic", "similar": "similar"}
+ADDED = {
+    "training": "unlabeled",
+    "synthetic": "synthetic",
+    "synthetic_labeled": "synthetic pairs",
+    "similar": "similar",
+}
 """numbers in a result's `images`, and what they are called here"""
 
 
@@ -50,7 +55,7 @@ def _facts(row: Row) -> dict[str, Any]:
     """Return what a row was trained on; the paths of its config may differ where the data is the same."""
     group = row.group
     images = group.runs[0].result.get("images", {})
-    counts = {f"images.{name}": images.get(count, 0) for count, name in UNLABELED.items()}
+    counts = {f"images.{name}": images.get(count, 0) for count, name in ADDED.items()}
     return {
         "data set": group.dataset,
         "split": group.split_kind,

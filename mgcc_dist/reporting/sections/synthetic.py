@@ -17,6 +17,8 @@ REQUIRED = {
     "audit": ("threshold", "near_copies", "synthetic"),
 }
 """keys of quality.json and audit.json that the tables show"""
+KEYS = ("synthetic", "synthetic_labeled")
+"""of a run's data and result: unlabeled samples, and samples with masks"""
 LOWER = ("fid", "kid")
 """metrics of which lower values are better"""
 
@@ -36,9 +38,7 @@ class SampleSet:
 def section(found: RunCollection, folders: Sequence[Path]) -> ReportSection | None:
     """Tabulate the quality and audit of all samples below `folders` or named by a run; None if there are none."""
     sets = find_sample_sets(found, folders)
-    unknown = [
-        run.name for run in found.segmentation if run.result.get("synthetic") and not any(run in s.users for s in sets)
-    ]
+    unknown = [run.name for run in found.segmentation if _requests(run) and not any(run in each.users for each in sets)]
     if not sets and not unknown:
         return None
     notes = [f"No quality.json or audit.json was found for the synthetic images of {format_names(unknown)}."] * bool(
@@ -78,7 +78,7 @@ def find_sample_sets(collection: RunCollection, folders: Sequence[Path]) -> list
     samples can be selected and extended. Damaged files are left out of `collection`.
     """
     runs = collection.segmentation
-    named = [Path(path).parent for run in runs if (path := run.config.get("data", {}).get("synthetic"))]
+    named = [Path(path).parent for run in runs for key in KEYS if (path := run.config.get("data", {}).get(key))]
     found = [
         (str(path.parent.parent.relative_to(folder.parent)), path.parent.parent)
         for folder in folders
@@ -95,7 +95,7 @@ def find_sample_sets(collection: RunCollection, folders: Sequence[Path]) -> list
         if not (quality or audit):
             continue
         request = _identify(((quality or audit or {})["request"]).get("samples"))
-        users = [run for run in runs if (info := run.result.get("synthetic")) and _identify(info["request"]) == request]
+        users = [run for run in runs if request in _requests(run)]
         sets.append(SampleSet(name, folder, quality, audit, users))
     return sets
 
@@ -109,6 +109,11 @@ def _read(path: Path, keys: Sequence[str], collection: RunCollection) -> dict[st
         return None
     complete = isinstance(content.get("request"), dict) and all(key in content for key in keys)
     return content if complete else None
+
+
+def _requests(run: Run) -> list[str]:
+    """Identify the samples that a run was trained with."""
+    return [_identify(info["request"]) for key in KEYS if (info := run.result.get(key))]
 
 
 def _identify(request: dict[str, Any] | None) -> str:
