@@ -124,6 +124,11 @@ class DenoiserConfig:
         """The sides of latents must be multiples of this."""
         return 1
 
+    @property
+    def mask_channels(self) -> int:
+        """Channels that a lesion mask adds to the denoiser's input."""
+        return 0
+
 
 @dataclass(frozen=True)
 class UNetDenoiserConfig(DenoiserConfig):
@@ -160,7 +165,7 @@ class UNetDenoiserConfig(DenoiserConfig):
 AUTOENCODERS = Registry("autoencoder", AutoencoderConfig, default="kl")
 AUTOENCODERS.register(KLAutoencoderConfig, "mgcc_dist.diffusion.autoencoder:build_kl")
 DENOISERS = Registry("denoiser", DenoiserConfig, default="unet")
-DENOISERS.register(UNetDenoiserConfig, "mgcc_dist.diffusion.denoiser:build_unet")
+DENOISERS.register(UNetDenoiserConfig, "mgcc_dist.diffusion.denoiser_unet:build")
 
 
 @dataclass(frozen=True)

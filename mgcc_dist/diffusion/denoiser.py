@@ -9,6 +9,7 @@ labels is replaced by a null class (classifier-free guidance, Ho & Salimans 2022
 """
 
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,48 +21,40 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.diffusion.config import DENOISERS, DenoiserConfig, UNetDenoiserConfig
+from mgcc_dist.diffusion.condition import Condition
+from mgcc_dist.diffusion.config import DENOISERS, DenoiserConfig
 from mgcc_dist.diffusion.latents import LatentBatch, LatentData
 from mgcc_dist.diffusion.noise import RngStream, make_generators
 from mgcc_dist.diffusion.weights import load_weights
 from mgcc_dist.train.schedules import Progress
+
+DIFFUSERS_MODELS = (UNet2DModel,)
+"""models of diffusers that `predict` can call"""
+
+
+class Denoiser(Protocol):
+    """A module that predicts the noise in latents; a plugin's is one, diffusers' models are called by `predict`."""
+
+    def __call__(self, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        """Return the prediction [B,C,h,w] for noisy latents [B,C,h,w], at `timestep`, [B] or a scalar for all."""
 
 
 def build(config: DenoiserConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """Return a new denoiser with random weights, for latents of `shape` [C,h,w] and `classes` image classes.
 
     An implementation is called with the config, the shape and the number of class labels: the null class, the last one,
-    counts too, and an unconditional denoiser has 0. It returns a module for `predict_noise`.
+    counts too, and a denoiser without classes has 0. It returns a module for `predict`: a `Denoiser`, or one of the
+    models in DIFFUSERS_MODELS, which keeps diffusers' files.
     """
     return DENOISERS.load(config)(config, shape, classes + 1 if config.classes else 0)
 
 
-def predict_noise(denoiser: nn.Module, latents: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
-    """Return the noise [B,C,h,w] that a denoiser predicts in latents [B,C,h,w].
-
-    `timestep` is [B], or a scalar for all. `labels` [B] are None for an unconditional denoiser. The module may return a
-    tensor, or one of diffusers' outputs.
-    """
-    output = denoiser(latents, timestep) if labels is None else denoiser(latents, timestep, labels)
-    return output if isinstance(output, Tensor) else output.sample
-
-
-def build_unet(config: UNetDenoiserConfig, shape: tuple[int, int, int], labels: int) -> UNet2DModel:
-    channels, size, _ = shape
-    down = ["AttnDownBlock2D" if has_attention else "DownBlock2D" for has_attention in config.attention]
-    up = ["AttnUpBlock2D" if has_attention else "UpBlock2D" for has_attention in reversed(config.attention)]
-    return UNet2DModel(
-        sample_size=size,
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=config.channels,
-        down_block_types=tuple(down),
-        up_block_types=tuple(up),
-        layers_per_block=config.layers,
-        norm_num_groups=config.norm_groups,
-        attention_head_dim=config.head_channels,
-        num_class_embeds=labels or None,
-    )
+def predict(denoiser: nn.Module, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+    """Return what a denoiser predicts, [B,C,h,w]; the arguments are those of `Denoiser`."""
+    if isinstance(denoiser, DIFFUSERS_MODELS):
+        times = timestep.expand(len(latents))
+        return denoiser(condition.add_mask(latents), times, class_labels=condition.labels).sample
+    return denoiser(latents, timestep, condition)
 
 
 def load(config: DenoiserConfig, latents: LatentData, folder: Path) -> nn.Module:
@@ -125,15 +118,15 @@ class DenoiserLoss(nn.Module):
         noise = randn_tensor(latents.shape, generators, latents.device, latents.dtype)
         noisy = self.scheduler.add_noise(latents, noise, t)
         dtype = next(self.unet.parameters()).dtype
-        predicted = predict_noise(self.unet, noisy.to(dtype), t, self._labels(batch, generators))
+        predicted = predict(self.unet, noisy.to(dtype), t, self._condition(batch, generators))
         return F.mse_loss(predicted, noise.to(predicted.dtype), reduction="none").mean(dim=(1, 2, 3))
 
-    def _labels(self, batch: LatentBatch, generators: list[torch.Generator]) -> Tensor | None:
-        """Return the class labels [B], some replaced by the null class; None for an unconditional network."""
+    def _condition(self, batch: LatentBatch, generators: list[torch.Generator]) -> Condition:
+        """Return the condition of the images, some of it dropped; nothing for an unconditional denoiser."""
         if self.null_class is None:
-            return None
+            return Condition()
         dropped = torch.cat([torch.rand(1, generator=generator) for generator in generators]) < self.label_dropout
-        return batch.classes.masked_fill(dropped.to(batch.classes.device), self.null_class)
+        return Condition(batch.classes).drop(dropped, self.null_class)
 
 
 def build_loss(config: DenoiserConfig, latents: LatentData) -> DenoiserLoss:

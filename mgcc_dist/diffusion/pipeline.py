@@ -59,7 +59,7 @@ class LatentDiffusionModel:
 
     vae: Autoencoder
     unet: nn.Module
-    """a denoiser, for `predict_noise`"""
+    """a denoiser, for `denoiser.predict`"""
     scheduler: DDIMScheduler
     classes: dict[str, int]
 
@@ -185,7 +185,7 @@ def _check_components(vae: Autoencoder, unet: nn.Module, classes: dict[str, int]
     """Raise UserError if the components do not belong to one model."""
     if isinstance(unet, UNet2DModel):
         vae_channels, vae_size, _ = latent_shape(vae)
-        unet_channels, unet_size = unet.config.in_channels, unet.config.sample_size
+        unet_channels, unet_size = unet.config.out_channels, unet.config.sample_size
         if (vae_channels, vae_size) != (unet_channels, unet_size):
             raise UserError(
                 f"{folder}: unet/ takes latents of {unet_channels} channels and {unet_size}x{unet_size} pixels, but "

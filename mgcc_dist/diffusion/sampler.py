@@ -14,8 +14,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from mgcc_dist.common.finite import require_finite
+from mgcc_dist.diffusion.condition import Condition
 from mgcc_dist.diffusion.config import Solver
-from mgcc_dist.diffusion.denoiser import predict_noise
+from mgcc_dist.diffusion.denoiser import predict
 from mgcc_dist.diffusion.noise import RngStream, make_generators
 from mgcc_dist.diffusion.pipeline import LatentDiffusionModel
 
@@ -80,39 +81,37 @@ class Sampler:
 
     @torch.inference_mode()
     def generate(
-        self, noise: Tensor, labels: Sequence[int] | None = None, indices: Sequence[int] | None = None
+        self, noise: Tensor, condition: Condition | None = None, indices: Sequence[int] | None = None
     ) -> np.ndarray:
         """Return images uint8 [B,S,S] for initial noise [B,C,h,w].
 
-        `labels` are their classes, if the model has any; `indices` name the images in an error.
+        `condition` holds their classes and masks, as far as the model has any; `indices` name the images in an error.
 
         Raises:
             UserError: the network's result is not finite.
         """
         z = noise.to(self.device, memory_format=torch.channels_last)
-        classes = torch.tensor(labels, device=self.device) if labels is not None else None
+        condition = (condition or Condition()).to(self.device)
         self._scheduler.set_timesteps(self.steps)
         # The scheduler reads its coefficients on the CPU, the network its timesteps on the device: no synchronization.
         timesteps = self._scheduler.timesteps
         for t, device_t in zip(timesteps, timesteps.to(self.device), strict=True):
-            z = self._scheduler.step(self._predict_noise(z, device_t, classes), t, z).prev_sample
+            z = self._scheduler.step(self._predict(z, device_t, condition), t, z).prev_sample
         decoded = self._vae.decode((z / self._vae.config.scaling_factor).to(self.dtype)).sample
         items = [f"image {index}" for index in (range(len(noise)) if indices is None else indices)]
         require_finite(decoded, "sampling", items, "Sample with precision no, or train with a lower learning rate.")
         grey = (decoded[:, 0].float() / 2 + 0.5).clamp(0, 1) * 255
         return grey.round().to(torch.uint8).cpu().numpy()
 
-    def _predict_noise(self, z: Tensor, t: Tensor, classes: Tensor | None) -> Tensor:
-        """Return ε_θ(z, t), float32 [B,C,h,w], with classifier-free guidance if there are classes."""
+    def _predict(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Return the prediction, float32 [B,C,h,w], with classifier-free guidance if there is a condition."""
         if self._cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
         z = z.to(self.dtype)
-        if classes is None:
-            return predict_noise(self._unet, z, t, None).float()
-        null = torch.full_like(classes, self.null_class)
-        if self.guidance in (0, 1):
-            return predict_noise(self._unet, z, t, classes if self.guidance else null).float()
-        both = predict_noise(self._unet, torch.cat([z, z]), t, torch.cat([classes, null])).float()
+        null = condition.null(self.null_class)
+        if condition.is_empty or self.guidance in (0, 1):
+            return predict(self._unet, z, t, condition if self.guidance else null).float()
+        both = predict(self._unet, torch.cat([z, z]), t, Condition.cat([condition, null])).float()
         conditional, unconditional = both.chunk(2)
         return unconditional + self.guidance * (conditional - unconditional)
 

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from mgcc_dist.common.errors import UserError
@@ -22,6 +23,7 @@ from mgcc_dist.data.records import INDEX, REQUEST, read_index, write_index, writ
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.shard_writer import write_shards_distributed
 from mgcc_dist.diffusion import pipeline as pipelines
+from mgcc_dist.diffusion.condition import Condition
 from mgcc_dist.diffusion.config import SamplingConfig
 from mgcc_dist.diffusion.sampler import Sampler, class_of_index, initial_noise
 
@@ -69,7 +71,8 @@ def sample(config: SamplingConfig, pipeline: Path, folder: Path, accelerator: Ac
             padding = config.batch - len(indices) if config.compile else 0
             padded = indices + indices[-1:] * padding
             labels = [class_of_index(i, counts) for i in padded] if counts else None
-            images = sampler.generate(initial_noise(config.seed, padded, model.latent_shape), labels, padded)
+            condition = Condition(torch.tensor(labels) if labels else None)
+            images = sampler.generate(initial_noise(config.seed, padded, model.latent_shape), condition, padded)
             classes = [names[label] for label in labels] if labels else ["synthetic"] * len(padded)
             for index, image, class_name in zip(indices, images, classes, strict=False):
                 meta = {

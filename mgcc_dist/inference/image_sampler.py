@@ -10,6 +10,7 @@ from PIL import Image
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.diffusion import pipeline
+from mgcc_dist.diffusion.condition import Condition
 from mgcc_dist.diffusion.sampler import Sampler, Solver, class_of_index, initial_noise
 from mgcc_dist.inference.predictor import default_device
 
@@ -71,16 +72,16 @@ class ImageSampler:
         for start in range(0, count, batch):
             indices = range(start, min(start + batch, count))
             noise = initial_noise(seed, indices, self.model.latent_shape)
-            images += map(Image.fromarray, sampler.generate(noise, self._labels(indices, class_name), indices))
+            images += map(Image.fromarray, sampler.generate(noise, self._condition(indices, class_name), indices))
         return images
 
-    def _labels(self, indices: range, class_name: str | None) -> list[int] | None:
+    def _condition(self, indices: range, class_name: str | None) -> Condition:
         if not self.classes:
-            return None
+            return Condition()
         if class_name is not None:
-            return [self.classes.index(class_name)] * len(indices)
+            return Condition(torch.full((len(indices),), self.classes.index(class_name)))
         counts = list(self.model.classes.values())
-        return [class_of_index(index, counts) for index in indices]
+        return Condition(torch.tensor([class_of_index(index, counts) for index in indices]))
 
 
 def load_pipeline(folder: str | Path, device: str | torch.device | None = None) -> ImageSampler:

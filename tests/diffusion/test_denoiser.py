@@ -9,7 +9,7 @@ from tiny_ldm import DENOISER, LOOP, PROGRESS, SHAPE, latents_of
 
 from mgcc_dist.diffusion import denoiser
 from mgcc_dist.diffusion.config import UNetDenoiserConfig
-from mgcc_dist.diffusion.denoiser import DenoiserLoss
+from mgcc_dist.diffusion.denoiser import DenoiserLoss, predict
 from mgcc_dist.diffusion.noise import RngStream, make_generators
 
 
@@ -72,9 +72,9 @@ def test_labels_are_dropped_with_the_configured_probability(with_classes):
     seen = []
 
     class Spy(torch.nn.Module):
-        def forward(self, noisy, t, labels):
-            seen.extend(labels.tolist())
-            return with_classes(noisy, t, labels)
+        def forward(self, noisy, t, condition):
+            seen.extend(condition.labels.tolist())
+            return predict(with_classes, noisy, t, condition)
 
     spy = Spy()
     spy.add_module("inner", with_classes)  # whose dtype counts

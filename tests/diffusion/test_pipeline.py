@@ -15,8 +15,9 @@ from torch import nn
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of, write_json
 from mgcc_dist.diffusion import denoiser, pipeline
+from mgcc_dist.diffusion.condition import Condition
 from mgcc_dist.diffusion.config import DENOISERS, DenoiserConfig
-from mgcc_dist.diffusion.denoiser import predict_noise
+from mgcc_dist.diffusion.denoiser import predict
 from mgcc_dist.diffusion.noise import RngStream, make_generators
 from mgcc_dist.diffusion.sampler import Sampler, initial_noise
 
@@ -150,8 +151,8 @@ class Linear(nn.Module):
         self.conv = nn.Conv2d(shape[0], shape[0], 1, bias=config.bias)
         self.labels = nn.Embedding(labels, shape[0])
 
-    def forward(self, latents, timestep, labels):
-        return self.conv(latents) + self.labels(labels)[..., None, None]
+    def forward(self, latents, timestep, condition):
+        return self.conv(latents) + self.labels(condition.labels)[..., None, None]
 
 
 def test_a_denoiser_of_a_plugin_is_saved_loaded_and_sampled(vae, tmp_path, monkeypatch):
@@ -163,9 +164,9 @@ def test_a_denoiser_of_a_plugin_is_saved_loaded_and_sampled(vae, tmp_path, monke
     pipeline.save(vae, saved, config, counts, {}, tmp_path / "p")
     model = pipeline.load(tmp_path / "p")
     assert (model.classes, model.latent_shape) == (counts, SHAPE)
-    z, t, labels = torch.randn(2, *SHAPE), torch.tensor(5), torch.tensor([0, 2])
-    assert torch.equal(predict_noise(model.unet, z, t, labels), predict_noise(saved, z, t, labels))
-    images = Sampler(model, "ddim", 2, 3.0, False, False, torch.device("cpu")).generate(z, [0, 1])
+    z, t, condition = torch.randn(2, *SHAPE), torch.tensor(5), Condition(torch.tensor([0, 2]))
+    assert torch.equal(predict(model.unet, z, t, condition), predict(saved, z, t, condition))
+    images = Sampler(model, "ddim", 2, 3.0, False, False, torch.device("cpu")).generate(z, condition)
     assert images.shape == (2, 16, 16)
 
     del DENOISERS._components["linear"]

@@ -18,6 +18,7 @@ from mgcc_dist.common.errors import EXIT_STOPPED, UserError
 from mgcc_dist.common.files import sha256_of
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.diffusion import denoiser, pipeline, sampling
+from mgcc_dist.diffusion.condition import Condition
 from mgcc_dist.diffusion.sampler import Sampler, class_of_index, initial_noise
 
 
@@ -136,7 +137,7 @@ def test_guidance_extrapolates_from_the_null_class(vae, tmp_path):
         for guidance in (0.0, 1.0, 3.0):
             sampler = Sampler(pipeline.load(tmp_path / "p"), "ddim", 2, guidance, False, False, torch.device("cpu"))
             torch.testing.assert_close(
-                sampler._predict_noise(z, t, labels),
+                sampler._predict(z, t, Condition(labels)),
                 unconditional + guidance * (conditional - unconditional),
                 rtol=1e-4,
                 atol=1e-5,
