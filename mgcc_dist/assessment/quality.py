@@ -1,6 +1,7 @@
-"""Quality of the synthetic images: FID, KID, precision, recall, density and coverage against the validation images.
+"""Quality of the synthetic images: FID, KID, precision, recall, density, coverage and spectral distance to validation
+images.
 
-All six metrics compare two sets of feature vectors (see features.py), real x_1..x_N and synthetic y_1..y_M:
+Six metrics compare two sets of feature vectors (see features.py), real x_1..x_N and synthetic y_1..y_M:
 
 - FID (Heusel et al. 2017): Frechet distance between two Gaussians with the means and covariances of the sets. FID is
   biased upwards for few images, more so in more dimensions. Only values for equal numbers of images are comparable.
@@ -10,6 +11,9 @@ All six metrics compare two sets of feature vectors (see features.py), real x_1.
   set.
 - Density, coverage (Naeem et al. 2020): number of real balls that contain a synthetic image, divided by k (1 for real
   images), and share of real balls that contain at least one synthetic image.
+
+The spectral distance compares the images themselves: the root mean square difference in dB between the mean radial log
+power spectra of the sets (evaluation/spectra.py). It shows a blur that features may overlook.
 
 The scale of these values depends on the features and on the number of images. The report therefore includes a floor:
 the same metrics for one half of the validation images against the other half, the best that any generator can reach.
@@ -23,6 +27,7 @@ copies among the nearest neighbors. If there are more synthetic than real images
 ones and the interval is conservative.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +44,39 @@ from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_object, write_json, write_text
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.diffusion.images import ImageData
+from mgcc_dist.evaluation.spectra import extract_spectra, spectral_distance
+from mgcc_dist.evaluation.statistics import grouped_permutation
 
+BATCH_SIZE = 16  # images loaded at a time
 BLOCK_SIZE = 1024  # rows of the distance matrix computed at a time, to limit memory
-METRICS = ("fid", "kid", "precision", "recall", "density", "coverage")
-# An unbiased KID may be negative; KID and FID have no upper end.
-RANGES = {"fid": (0, np.inf), "precision": (0, 1), "recall": (0, 1), "density": (0, np.inf), "coverage": (0, 1)}
+METRICS = ("fid", "kid", "precision", "recall", "density", "coverage", "spectral_distance")
+LOWER = ("fid", "kid", "spectral_distance")
+"""metrics of which lower values are better"""
+LABELS = {"fid": "FID", "kid": "KID", "spectral_distance": "spectral distance (dB)"}
+RANGES = {
+    "fid": (0, np.inf),
+    "precision": (0, 1),
+    "recall": (0, 1),
+    "density": (0, np.inf),
+    "coverage": (0, 1),
+    "spectral_distance": (0, np.inf),
+}
+"""lowest and highest value; an unbiased KID may be negative"""
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Features [N,D] and radial log spectra [N,R] of N images."""
+
+    features: Array
+    spectra: Array
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, indices: NDArray[np.int64]) -> "ImageSet":
+        return ImageSet(self.features[indices], self.spectra[indices])
 
 
 def check_config(config: QualityConfig, images: ImageData, synthetic: int) -> None:
@@ -85,11 +117,17 @@ def evaluate(
     shards = ShardFolder.open(samples, verify=False)
     check_config(config, images, len(shards))
     refuse_constant_images(shards, accelerator)
-    real, synthetic = extractor.extract(images.val, accelerator), extractor.extract(shards, accelerator)
+    real, synthetic = (
+        ImageSet(extractor.extract(dataset, accelerator), extract_spectra(loader, accelerator))
+        for dataset, loader in (
+            (images.val, images.val_loader(BATCH_SIZE, accelerator)),
+            (shards, images.eval_loader(shards, BATCH_SIZE, accelerator)),
+        )
+    )
     groups = [images.shards.records[i].group for i in images.val.indices]
     report = {
         "request": _request(config, extractor, images, shards),
-        "features": extractor.info | {"dimensions": real.shape[1]},
+        "features": extractor.info | {"dimensions": real.features.shape[1]},
         "neighbours": config.neighbours,
         **metrics_with_intervals(real, synthetic, groups, config.neighbours, config.halves),
     }
@@ -100,13 +138,15 @@ def evaluate(
     return report
 
 
-def metrics_with_intervals(real: Array, synthetic: Array, groups: list[str], k: int, halves: int) -> dict[str, Any]:
-    """Return all metrics of features real [N,D], whose images belong to `groups`, and synthetic [M,D]."""
+def metrics_with_intervals(
+    real: ImageSet, synthetic: ImageSet, groups: list[str], k: int, halves: int
+) -> dict[str, Any]:
+    """Return all metrics of the images `real`, which belong to `groups`, and `synthetic`."""
     generator = np.random.default_rng(0)
     half = min(len(real), len(synthetic)) // 2
     synthetic_halves, real_halves = [], []
     for _ in range(halves):
-        order = _grouped_permutation(groups, generator)
+        order = grouped_permutation(groups, generator)
         first, second = real[order[:half]], real[order[-half:]]
         real_halves.append(compute_metrics(first, second, k))
         subset = synthetic[generator.permutation(len(synthetic))[:half]]
@@ -120,9 +160,15 @@ def metrics_with_intervals(real: Array, synthetic: Array, groups: list[str], k: 
     }
 
 
-def compute_metrics(real: Array, synthetic: Array, k: int) -> dict[str, float]:
-    """Return the six METRICS of features real [N,D] and synthetic [M,D], with k nearest neighbors."""
-    return {"fid": fid(real, synthetic), "kid": kid(real, synthetic), **prdc(real, synthetic, k)}
+def compute_metrics(real: ImageSet, synthetic: ImageSet, k: int) -> dict[str, float]:
+    """Return the METRICS of two sets of images, with k nearest neighbors."""
+    x, y = real.features, synthetic.features
+    return {
+        "fid": fid(x, y),
+        "kid": kid(x, y),
+        **prdc(x, y, k),
+        "spectral_distance": spectral_distance(real.spectra, synthetic.spectra),
+    }
 
 
 def fid(real: Array, synthetic: Array) -> float:
@@ -198,8 +244,7 @@ def markdown_report(report: dict[str, Any]) -> str:
     rows = []
     for name in METRICS:
         values = [_format(report[column][name]) for column in ("synthetic", "synthetic_halves", "real_halves")]
-        label, better = (name.upper(), "lower") if name in ("fid", "kid") else (name, "higher")
-        rows.append([label, better, *values])
+        rows.append([LABELS.get(name, name), "lower" if name in LOWER else "higher", *values])
     table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
     return (
         f"{table}\n\n"
@@ -224,12 +269,6 @@ def _interval(name: str, halves: list[dict[str, float]], value: float | None = N
     return {"value": center, "low": max(lowest, center - margin), "high": min(highest, center + margin)}
 
 
-def _grouped_permutation(groups: list[str], generator: np.random.Generator) -> NDArray[np.int64]:
-    """Return a random order of the images in which those of a group are adjacent."""
-    names, group = np.unique(groups, return_inverse=True)
-    return np.lexsort((generator.permutation(len(groups)), generator.permutation(len(names))[group]))
-
-
 def _request(
     config: QualityConfig, extractor: FeatureExtractor, images: ImageData, shards: ShardFolder
 ) -> dict[str, Any]:
@@ -241,4 +280,5 @@ def _request(
         "features": {key: extractor.info[key] for key in ("kind", "sha256", "image_size")},
         "neighbours": config.neighbours,
         "halves": config.halves,
+        "metrics": list(METRICS),
     }

@@ -9,6 +9,7 @@ all channels by one number. That leaves the channel means in place, and they cau
 samples.
 """
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,10 @@ from mgcc_dist.diffusion.custom_autoencoder import CONFIG, CustomAutoencoder
 from mgcc_dist.diffusion.images import ImageData
 from mgcc_dist.diffusion.noise import RngStream, make_generators
 from mgcc_dist.diffusion.weights import load_weights
+from mgcc_dist.evaluation.spectra import GREY_LEVELS, radial_log_spectrum, spectral_distance, spectral_floor
 from mgcc_dist.train.schedules import Progress
 
+logger = logging.getLogger(__name__)
 Autoencoder: TypeAlias = AutoencoderKL | CustomAutoencoder
 
 
@@ -151,22 +154,40 @@ class AutoencoderTask:
         self.module: nn.Module = AutoencoderLoss(build(config, images.size), config.kl_weight)
         self.loader = images.train_loader(config.batch, config.loop.seed, accelerator)
         self._val_loader = images.val_loader(config.batch, accelerator)
+        self._val_groups = [images.shards.records[i].group for i in images.val.indices]
 
     def after_step(self, progress: Progress) -> None:
         pass
 
     def validate(self, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:
-        """Return the mean MSE (of images in [-1, 1]) and the mean PSNR in dB of the reconstructed validation images."""
+        """Return metrics of the reconstructed validation images.
+
+        Mean MSE (of images in [-1, 1]) and mean PSNR in dB, and the spectral distance in dB to the images, with the
+        distance between halves of the images as floor.
+        """
         assert isinstance(module, AutoencoderLoss)
-        errors = []
+        errors, spectra = [], []
         for batch in self._val_loader.batches():
             images = batch.to(accelerator.device).images
             with accelerator.autocast():
                 reconstructed = reconstruct(module.vae, images)
             image_mse = (reconstructed.float() - images).square().mean(dim=(1, 2, 3))
             errors += list(zip(batch.offsets.tolist(), image_mse.tolist(), strict=True))
+            rounded = reconstructed.float().mul(GREY_LEVELS).round().div(GREY_LEVELS)
+            both = torch.cat([radial_log_spectrum(images), radial_log_spectrum(rounded)], dim=1)
+            spectra += list(zip(batch.offsets.tolist(), both.detach().double().cpu().numpy(), strict=True))
         mse = np.array([value for _, value in sorted(gather_object(errors))])
-        return {"mse": float(mse.mean()), "psnr": float(np.mean(10 * np.log10(4 / mse)))}
+        rows = np.stack([row for _, row in sorted(gather_object(spectra), key=lambda row: row[0])])
+        real, reconstructions = np.split(rows, 2, axis=1)
+        scores = {
+            "mse": float(mse.mean()),
+            "psnr": float(np.mean(10 * np.log10(4 / mse))),
+            "spectral_distance": spectral_distance(real, reconstructions),
+            "spectral_floor": spectral_floor(real, self._val_groups),
+        }
+        message = "autoencoder: PSNR %.2f dB, spectral distance %.2f dB (floor: %.2f dB)"
+        logger.info(message, scores["psnr"], scores["spectral_distance"], scores["spectral_floor"])
+        return scores
 
     def header(self) -> dict[str, str]:
         return {"program": "ldm", "stage": self.name}

@@ -48,13 +48,14 @@ class ImageData:
 
     def train_eval_loader(self, batch: int, accelerator: Accelerator) -> EvalLoader:
         """Return a loader that yields every training image once, without augmentation, divided over the ranks."""
-        return self._eval_loader(self.train, batch, accelerator)
+        return self.eval_loader(self.train, batch, accelerator)
 
     def val_loader(self, batch: int, accelerator: Accelerator) -> EvalLoader:
         """Return a loader that yields every validation image once, divided over the ranks."""
-        return self._eval_loader(self.val, batch, accelerator)
+        return self.eval_loader(self.val, batch, accelerator)
 
-    def _eval_loader(self, dataset: SampleDataset, batch: int, accelerator: Accelerator) -> EvalLoader:
+    def eval_loader(self, dataset: SampleDataset, batch: int, accelerator: Accelerator) -> EvalLoader:
+        """Return a loader that yields every image of `dataset` once, at the size of these, divided over the ranks."""
         return EvalLoader(
             dataset,
             batch=batch,

@@ -67,6 +67,12 @@ def paired_bootstrap(sums: np.ndarray, counts: np.ndarray) -> list[Difference] |
     ]
 
 
+def grouped_permutation(groups: Sequence[str], generator: np.random.Generator) -> np.ndarray:
+    """Return a random order of the images in which those of a group are adjacent, so that halves split at most one."""
+    names, group = np.unique(groups, return_inverse=True)
+    return np.lexsort((generator.permutation(len(groups)), generator.permutation(len(names))[group]))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust the p values of a family of tests (Holm 1979); returns them in the given order.
 

@@ -1,4 +1,4 @@
-"""The six quality metrics compared with closed forms, hand calculation and torchmetrics."""
+"""The quality metrics compared with closed forms, hand calculation and torchmetrics."""
 
 import json
 
@@ -12,12 +12,13 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from mgcc_dist.assessment import features, quality
 from mgcc_dist.assessment.config import QualityConfig
-from mgcc_dist.assessment.quality import fid, kid, metrics_with_intervals, prdc
+from mgcc_dist.assessment.quality import ImageSet, fid, kid, metrics_with_intervals, prdc
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.records import write_index, write_shard
 from mgcc_dist.data.splits import Split
 from mgcc_dist.diffusion.config import DataConfig
 from mgcc_dist.diffusion.images import ImageData
+from mgcc_dist.evaluation.statistics import grouped_permutation
 
 
 class Identity(nn.Module):
@@ -33,6 +34,11 @@ class Identity(nn.Module):
 
 def gaussian(count, mean, deviations, seed):
     return np.random.default_rng(seed).normal(mean, deviations, (count, len(deviations)))
+
+
+def image_set(count, mean, deviations, seed):
+    """Features of Gaussian images, which have a spectrum like them."""
+    return ImageSet(gaussian(count, mean, deviations, seed), gaussian(count, mean, np.ones(8), seed + 1000))
 
 
 def test_fid_of_gaussians_matches_the_closed_form():
@@ -78,16 +84,16 @@ def test_block_size_does_not_change_the_metrics(monkeypatch):
 
 
 def test_the_floor_is_reached_by_the_same_distribution_and_not_by_another():
-    real, groups = gaussian(200, 0, np.ones(6), 0), [str(i) for i in range(200)]
-    same = metrics_with_intervals(real, gaussian(300, 0, np.ones(6), 1), groups, k=5, halves=30)
+    real, groups = image_set(200, 0, np.ones(6), 0), [str(i) for i in range(200)]
+    same = metrics_with_intervals(real, image_set(300, 0, np.ones(6), 1), groups, k=5, halves=30)
     assert same["images"] == {"real": 200, "synthetic": 300, "half": 100}
     for name in quality.METRICS:
         floor, halves = same["real_halves"][name], same["synthetic_halves"][name]
         assert halves["low"] < floor["value"] < halves["high"], name
     assert same["synthetic"]["kid"]["low"] < 0 < same["synthetic"]["kid"]["high"]
 
-    shifted = metrics_with_intervals(real, gaussian(300, 1.5, np.ones(6), 2), groups, k=5, halves=30)
-    for name, better in zip(quality.METRICS, (-1, -1, 1, 1, 1, 1), strict=True):
+    shifted = metrics_with_intervals(real, image_set(300, 1.5, np.ones(6), 2), groups, k=5, halves=30)
+    for name, better in zip(quality.METRICS, (-1, -1, 1, 1, 1, 1, -1), strict=True):
         floor, halves = shifted["real_halves"][name], shifted["synthetic_halves"][name]
         assert better * halves["value"] < better * floor["value"], name
     assert shifted["synthetic"]["kid"]["low"] > 0
@@ -108,7 +114,7 @@ def test_intervals_match_the_standard_deviation_of_the_metric():
     groups = [str(i) for i in range(80)]
     widths = []
     for seed in range(8):
-        real, synthetic = gaussian(80, 0, np.ones(3), seed), gaussian(80, 0.5, np.ones(3), 10_000 + seed)
+        real, synthetic = image_set(80, 0, np.ones(3), seed), image_set(80, 0.5, np.ones(3), 10_000 + seed)
         interval = metrics_with_intervals(real, synthetic, groups, k=3, halves=50)["synthetic"]["kid"]
         widths.append((interval["high"] - interval["low"]) / 2 / 1.96)
     assert np.mean(widths) == pytest.approx(np.std(values), rel=0.25)
@@ -118,7 +124,7 @@ def test_intervals_match_the_standard_deviation_of_the_metric():
 def test_intervals_stay_within_the_range_of_their_metric(seed):
     """With few images and a wide spread, 1.96 standard errors reach beyond 0 and 1."""
     groups = [str(i) for i in range(24)]
-    real, synthetic = gaussian(24, 0, np.ones(3), seed), gaussian(24, 0.5, np.ones(3), 100 + seed)
+    real, synthetic = image_set(24, 0, np.ones(3), seed), image_set(24, 0.5, np.ones(3), 100 + seed)
     report = metrics_with_intervals(real, synthetic, groups, k=3, halves=10)
     for column in ("synthetic", "synthetic_halves", "real_halves"):
         for name, metric in report[column].items():
@@ -130,7 +136,7 @@ def test_intervals_stay_within_the_range_of_their_metric(seed):
 def test_halves_do_not_split_groups():
     groups = [str(i // 4) for i in range(40)]
     for seed in range(20):
-        order = quality._grouped_permutation(groups, np.random.default_rng(seed))
+        order = grouped_permutation(groups, np.random.default_rng(seed))
         assert sorted(order) == list(range(40))
         sides = [{groups[i] for i in order[:20]}, {groups[i] for i in order[20:]}]
         assert not sides[0] & sides[1]
@@ -164,6 +170,8 @@ def test_report_states_what_was_compared_and_is_computed_once(vae, images, sampl
     assert header[3:6] == ["10 synthetic / 14 real", "5 synthetic / 5 real", "5 real / 5 real"]
     assert first[1:3] == ["FID", "lower"]
     assert first[3].startswith(f"{report['synthetic']['fid']['value']:.3g} (")
+    assert "| spectral distance (dB) | lower " in markdown
+    assert 0 < report["real_halves"]["spectral_distance"]["value"] < 5
     assert f"({report['features']['file']}), 8 dimensions" in markdown
     assert quality.is_finished(config, extractor, images, samples, tmp_path / "q")
     assert not quality.is_finished(QualityConfig(neighbours=3), extractor, images, samples, tmp_path / "q")

@@ -14,6 +14,7 @@ from mgcc_dist.diffusion import autoencoder
 from mgcc_dist.diffusion.autoencoder import AutoencoderLoss
 from mgcc_dist.diffusion.config import KLAutoencoderConfig
 from mgcc_dist.diffusion.noise import RngStream, make_generators
+from mgcc_dist.evaluation.spectra import radial_log_spectrum
 
 
 def test_loss_is_mse_plus_weighted_kl_per_pixel(vae):
@@ -105,16 +106,20 @@ def test_default_latent_size_is_the_papers():
     assert 512 // config.downsampling == 64
 
 
-def test_validation_reports_mse_and_psnr(vae):
+def test_validation_reports_mse_psnr_and_spectral_distance(vae):
     images = torch.rand(3, 1, 16, 16) * 2 - 1
     task = object.__new__(autoencoder.AutoencoderTask)
     task._val_loader = type(
         "Loader", (), {"batches": lambda self: [batch_of(images[:2], [0, 1]), batch_of(images[2:], [2])]}
     )()
+    task._val_groups = ["0", "1", "2"]
     scores = task.validate(AutoencoderLoss(vae, 0.0), Accelerator(cpu=True))
     decoded = autoencoder.reconstruct(vae, images).detach().double().numpy()
     mse = ((decoded - images.double().numpy()) ** 2).mean(axis=(1, 2, 3))
     assert scores["mse"] == pytest.approx(mse.mean(), rel=1e-5)
+    real, rounded = radial_log_spectrum(images).mean(0), radial_log_spectrum(torch.from_numpy(decoded)).mean(0)
+    assert scores["spectral_distance"] == pytest.approx((real - rounded).square().mean().sqrt().item(), rel=0.01)
+    assert 0 < scores["spectral_floor"] < scores["spectral_distance"]
     # The peak-to-peak range of images in [-1, 1] is 2.
     assert scores["psnr"] == pytest.approx(np.mean([20 * math.log10(2 / math.sqrt(value)) for value in mse]), rel=1e-5)
 

@@ -16,6 +16,7 @@ from mgcc_dist.report import main as report
 from mgcc_dist.reporting.image_scores import find_evaluations
 from mgcc_dist.reporting.runs import RunCollection, find_runs
 from mgcc_dist.reporting.sections import cross_set, differences, folds, label_fractions, ranks, synthetic
+from mgcc_dist.reporting.views import NO_VALUE
 
 
 def test_folds_are_pooled_over_images_and_averaged_over_folds(tmp_path):
@@ -186,7 +187,7 @@ def test_curves_without_a_common_number_of_labels_have_names_of_their_own(tmp_pa
 def test_synthetic_images_are_matched_to_runs_by_what_was_asked_for(tmp_path):
     request = {"checkpoint": "abc", "seed": 0, "count": 8}
     interval = {"value": 0.25, "low": 0.2, "high": 0.3}
-    metrics = dict.fromkeys(synthetic.METRICS, interval)
+    metrics = dict.fromkeys(synthetic.METRICS[:-1], interval)  # of a version without the spectral distance
     quality = {
         "request": {"samples": request},
         "features": {"kind": "MGCC"},
@@ -211,6 +212,7 @@ def test_synthetic_images_are_matched_to_runs_by_what_was_asked_for(tmp_path):
     ((name, _),) = measured.column_groups
     by_metric = dict(measured.rows)
     assert [(cell.text, cell.note) for cell in by_metric["FID ↓"]] == [("0.25", "0.2 to 0.3"), ("0.125", "0.2 to 0.3")]
+    assert [cell.text for cell in by_metric["spectral distance (dB) ↓"]] == [NO_VALUE, NO_VALUE]
     assert [by_metric[row][0].text for row in ("images", "features", "runs")] == ["4", "MGCC", "ours"]
     assert audited.runs == {name: "ours"}
     ((_, cells),) = audited.rows

@@ -11,7 +11,7 @@ from mgcc_dist.reporting.runs import Run, RunCollection, format_names
 from mgcc_dist.reporting.templates import embed_png
 from mgcc_dist.reporting.views import NO_VALUE, Cell, Picture, ReportSection, TableView
 
-METRICS = ("fid", "kid", "precision", "recall", "density", "coverage")
+METRICS = ("fid", "kid", "precision", "recall", "density", "coverage", "spectral_distance")
 REQUIRED = {
     "quality": ("features", "images", "synthetic_halves", "real_halves"),
     "audit": ("threshold", "near_copies", "synthetic"),
@@ -19,8 +19,8 @@ REQUIRED = {
 """keys of quality.json and audit.json that the tables show"""
 KEYS = ("synthetic", "synthetic_labeled")
 """of a run's data and result: unlabeled samples, and samples with masks"""
-LOWER = ("fid", "kid")
-"""metrics of which lower values are better"""
+LOWER = {"fid": "FID", "kid": "KID", "spectral_distance": "spectral distance (dB)"}
+"""headings of the metrics of which lower values are better"""
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ def section(found: RunCollection, folders: Sequence[Path]) -> ReportSection | No
     if audited := [each for each in sets if each.audit]:
         tables.append(_audit_table(audited, runs))
     legend = [
-        "Quality compares equally many samples and real validation images in the features of the named network; mean "
-        "over random halves, with 95 % intervals. The floor compares real images with real images: the best that a "
-        "generator can reach. Arrows point to better values. Only values with the same features and number of images "
-        "are comparable.",
+        "Quality compares equally many samples and real validation images in the features of the named network (the "
+        "spectral distance: in their power spectra); mean over random halves, with 95 % intervals. The floor compares "
+        "real images with real images: the best that a generator can reach. Arrows point to better values. Only "
+        "values with the same features and number of images are comparable.",
         "A near-copy is more similar to one training image than real images of different patients are to each other. "
         "The audit lists candidates for a person to look at.",
     ]
@@ -126,10 +126,11 @@ def _quality_table(sets: Sequence[SampleSet], runs: dict[str, str]) -> TableView
     for name in METRICS:
         cells = []
         for report in reports:
-            value, floor = report["synthetic_halves"][name], report["real_halves"][name]
-            cells.append(Cell(f"{value['value']:.3g}", note=f"{value['low']:.2g} to {value['high']:.2g}"))
-            cells.append(Cell(f"{floor['value']:.3g}", note=f"{floor['low']:.2g} to {floor['high']:.2g}"))
-        rows.append((f"{name.upper()} ↓" if name in LOWER else f"{name} ↑", cells))
+            for column in ("synthetic_halves", "real_halves"):
+                metric = report[column].get(name)  # a report of an earlier version has no spectral distance
+                note = f"{metric['low']:.2g} to {metric['high']:.2g}" if metric else ""
+                cells.append(Cell(f"{metric['value']:.3g}" if metric else NO_VALUE, note=note))
+        rows.append((f"{LOWER[name]} ↓" if name in LOWER else f"{name} ↑", cells))
     images = [Cell(str(report["images"]["half"])) for report in reports for _ in range(2)]
     features = [cell for report in reports for cell in (Cell(report["features"]["kind"]), Cell(""))]
     used = [cell for each in sets for cell in (Cell(runs[each.name]), Cell(""))]
