@@ -23,7 +23,7 @@ from mgcc_dist.common.errors import run_program
 from mgcc_dist.common.options import neutral
 from mgcc_dist.common.program import Command, Program
 from mgcc_dist.common.value_types import Folder
-from mgcc_dist.diffusion.config import AutoencoderConfig, DataConfig, DenoiserConfig, SamplingConfig
+from mgcc_dist.diffusion.config import AutoencoderConfig, DataConfig, DenoiserConfig, SamplingConfig, check_objective
 
 logger = logging.getLogger("mgcc_dist.ldm")
 
@@ -51,6 +51,7 @@ class LdmConfig:
                 f"size by {self.autoencoder.downsampling} and the denoiser by {self.denoiser.size_divisor}: each level "
                 "of their `channels` halves it, except the first. Choose another size or fewer levels."
             )
+        check_objective(self.denoiser, self.sampling.sampler)
         if self.sampling.steps > self.denoiser.diffusion_steps:
             raise ValueError(
                 f"sampling.steps: {self.sampling.steps} is more than denoiser.diffusion_steps "
@@ -137,7 +138,7 @@ PROGRAM = Program(
         common=(
             *("out", "until", "data.shards", "data.split", "data.image_size", "autoencoder.batch"),
             *("autoencoder.loop.epochs", "autoencoder.loop.steps", "denoiser.batch"),
-            *("denoiser.classes", "denoiser.loop.epochs", "denoiser.loop.steps"),
+            *("denoiser.classes", "denoiser.loop.epochs", "denoiser.loop.steps", "denoiser.objective"),
             *("sampling.count", "sampling.sampler", "sampling.steps"),
             *("quality.encoder", "audit.drop_copies"),
         ),

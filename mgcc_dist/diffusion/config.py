@@ -20,7 +20,8 @@ from mgcc_dist.train.config import LoopConfig
 
 STAGES = ("autoencoder", "audit", "curation", "denoiser", "latents", "phantom", "pipeline", "quality", "samples")
 """folders of OUT; no set of samples may have such a name"""
-Solver = Literal["ddim", "dpm_solver++"]
+Objective = Literal["epsilon", "v_prediction", "flow"]
+Solver = Literal["ddim", "dpm_solver++", "euler"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,14 @@ class DenoiserConfig:
     beta_end: PositiveFloat = 0.012
     """noise variance of the last step (paper: not stated; Stable Diffusion: 0.012; medfusion: 0.02, which leaves so
     little signal at t = T that a small error in the predicted noise changes the brightness of the entire image)"""
+    objective: Objective = "epsilon"
+    """what the denoiser predicts: the noise (paper, Eq. 2); v_prediction, which `zero_terminal_snr` needs; or the
+    velocity of a rectified flow, which uses no noise schedule and needs `sampling.sampler` euler or dpm_solver++"""
+    zero_terminal_snr: bool = False
+    """rescale the schedule so that t = T is pure noise, where sampling starts (Lin et al. 2024); for v_prediction"""
+    min_snr_gamma: PositiveFloat | None = None
+    """limit of the signal-to-noise ratio that weights the errors (Hang et al. 2023: 5); null weights all errors of the
+    prediction equally (paper)"""
     batch: PositiveInt = 4
     """images per rank and micro-step (paper: 4)"""
     classes: bool = False
@@ -173,7 +182,8 @@ class SamplingConfig:
     count: PositiveInt = 725
     """number of synthetic images (paper: 725 for BUSI, selected by professionals)"""
     sampler: Solver = "ddim"
-    """ODE solver (paper: ddim); dpm_solver++ needs a quarter of the steps"""
+    """ODE solver (paper: ddim); dpm_solver++ needs a quarter of the steps; euler is for `denoiser.objective` flow, for
+    which ddim is not defined"""
     steps: PositiveInt = 100
     """denoiser evaluations per image (paper: 100, with ddim); 20 to 25 for dpm_solver++"""
     guidance: NonNegativeFloat = 1.0
@@ -197,6 +207,33 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         check_set_name(self.name)
+
+
+def check_objective(denoiser: DenoiserConfig, solver: Solver) -> None:
+    """Raise ValueError if the options of the objective, or the sampler, do not belong together."""
+    flow = denoiser.objective == "flow"
+    if denoiser.zero_terminal_snr and denoiser.objective != "v_prediction":
+        reason = (
+            "has no effect on a flow, which ends in pure noise anyway. Set it to false."
+            if flow
+            else "can't be combined with objective epsilon: in pure noise, the noise tells nothing about the image. "
+            "Set denoiser.objective v_prediction."
+        )
+        raise ValueError(f"denoiser.zero_terminal_snr: {reason}")
+    if denoiser.min_snr_gamma is not None and (flow or denoiser.zero_terminal_snr):
+        reason = "is not defined for a flow" if flow else "gives pure noise, where zero_terminal_snr ends, the weight 0"
+        raise ValueError(f"denoiser.min_snr_gamma: {reason}. Set it to null.")
+    if problem := solver_problem(solver, flow):
+        raise ValueError(f"sampling.sampler: {problem}")
+
+
+def solver_problem(solver: Solver, flow: bool) -> str:
+    """Return why `solver` can't sample a flow, or anything else; "" if it can."""
+    if flow and solver == "ddim":
+        return "ddim can't sample a flow. Choose euler or dpm_solver++."
+    if solver == "euler" and not flow:
+        return "euler only samples denoisers with objective flow. Choose ddim or dpm_solver++."
+    return ""
 
 
 def check_set_name(name: str) -> None:

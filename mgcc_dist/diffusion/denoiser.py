@@ -1,8 +1,9 @@
-"""Second stage, Eq. 2: a U-Net that predicts the noise in diffused latents.
+"""Second stage: a denoiser, trained on diffused latents.
 
-A latent z₀ of the frozen autoencoder, sampled from its stored posterior (`latents.py`), is diffused over T = 1000
-steps, z_t = √ᾱ_t z₀ + √(1-ᾱ_t) ε. diffusers' `UNet2DModel` minimizes L = E ||ε - ε_θ(z_t, t)||² (as the mean over
-elements, which only changes the scale).
+A latent z₀ of the frozen autoencoder, sampled from its stored posterior (`latents.py`), is diffused to z_t, where t is
+one of T = 1000 steps. The denoiser, by default diffusers' `UNet2DModel`, minimizes the paper's Eq. 2,
+L = E ||ε - ε_θ(z_t, t)||² (as the mean over elements, which only changes the scale). `objective.py` describes what else
+it can learn to predict.
 
 With `classes` the same network learns both ε_θ(z_t, t, class) and the unconditional ε_θ(z_t, t): a random share of the
 labels is replaced by a null class (classifier-free guidance, Ho & Salimans 2022).
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +26,7 @@ from mgcc_dist.diffusion.condition import Condition
 from mgcc_dist.diffusion.config import DENOISERS, DenoiserConfig
 from mgcc_dist.diffusion.latents import LatentBatch, LatentData
 from mgcc_dist.diffusion.noise import RngStream, make_generators
+from mgcc_dist.diffusion.objective import Objective, build_objective
 from mgcc_dist.diffusion.weights import load_weights
 from mgcc_dist.train.schedules import Progress
 
@@ -33,7 +35,7 @@ DIFFUSERS_MODELS = (UNet2DModel,)
 
 
 class Denoiser(Protocol):
-    """A module that predicts the noise in latents; a plugin's is one, diffusers' models are called by `predict`."""
+    """A module that predicts noise, velocity or flow (`objective.py`). `predict` calls it, and models of diffusers."""
 
     def __call__(self, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         """Return the prediction [B,C,h,w] for noisy latents [B,C,h,w], at `timestep`, [B] or a scalar for all."""
@@ -74,20 +76,8 @@ def load(config: DenoiserConfig, latents: LatentData, folder: Path) -> nn.Module
     return unet.eval()
 
 
-def build_scheduler(config: DenoiserConfig) -> DDPMScheduler:
-    """Return the noise scheduler of the forward process q(z_t | z_0)."""
-    return DDPMScheduler(
-        num_train_timesteps=config.diffusion_steps,
-        beta_schedule=config.schedule,
-        beta_start=config.beta_start,
-        beta_end=config.beta_end,
-        clip_sample=False,  # latents, unlike images, have no bounds
-        timestep_spacing="trailing",  # sampling starts at t = T, where training saw (nearly) pure noise
-    )
-
-
 class DenoiserLoss(nn.Module):
-    """The denoiser together with the training loss of Eq. 2.
+    """The denoiser together with its training loss; by default that of Eq. 2.
 
     Args:
         null_class: label of the null class; None for an unconditional denoiser.
@@ -95,11 +85,11 @@ class DenoiserLoss(nn.Module):
     """
 
     def __init__(
-        self, unet: nn.Module, scheduler: DDPMScheduler, null_class: int | None = None, label_dropout: float = 0.0
+        self, unet: nn.Module, objective: Objective, null_class: int | None = None, label_dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.unet = unet  # checkpoints of all denoisers call it that
-        self.scheduler = scheduler
+        self.objective = objective
         self.null_class = null_class
         self.label_dropout = label_dropout
 
@@ -108,18 +98,20 @@ class DenoiserLoss(nn.Module):
         return {"loss": self.sample_losses(batch, generators).mean()}
 
     def sample_losses(self, batch: LatentBatch, generators: list[torch.Generator]) -> Tensor:
-        """Return the mean over the latent of (ε - ε_θ(z_t, t))² for each image [B].
+        """Return the squared error of the prediction, mean over the latent, for each image [B].
 
         z₀, t, ε and the label dropout are drawn, in this order, from the image's own generator.
         """
-        latents = batch.sample(generators)
-        steps = self.scheduler.config.num_train_timesteps
-        t = torch.cat([torch.randint(steps, (1,), generator=generator) for generator in generators]).to(latents.device)
+        latents, objective = batch.sample(generators), self.objective
+        draws = [torch.randint(objective.steps, (1,), generator=generator) for generator in generators]
+        t = torch.cat(draws).to(latents.device)
         noise = randn_tensor(latents.shape, generators, latents.device, latents.dtype)
-        noisy = self.scheduler.add_noise(latents, noise, t)
-        dtype = next(self.unet.parameters()).dtype
-        predicted = predict(self.unet, noisy.to(dtype), t, self._condition(batch, generators))
-        return F.mse_loss(predicted, noise.to(predicted.dtype), reduction="none").mean(dim=(1, 2, 3))
+        noisy = objective.add_noise(latents, noise, t).to(next(self.unet.parameters()).dtype)
+        predicted = predict(self.unet, noisy, objective.timestep(t), self._condition(batch, generators))
+        target = objective.target(latents, noise, t).to(predicted.dtype)
+        losses = F.mse_loss(predicted, target, reduction="none").mean(dim=(1, 2, 3))
+        weight = objective.weight(t)
+        return losses if weight is None else losses * weight
 
     def _condition(self, batch: LatentBatch, generators: list[torch.Generator]) -> Condition:
         """Return the condition of the images, some of it dropped; nothing for an unconditional denoiser."""
@@ -133,7 +125,7 @@ def build_loss(config: DenoiserConfig, latents: LatentData) -> DenoiserLoss:
     """Return a new denoiser of `latents` with its loss."""
     denoiser = build(config, latents.shape, len(latents.classes))
     null_class = len(latents.classes) if config.classes else None
-    return DenoiserLoss(denoiser, build_scheduler(config), null_class, config.label_dropout)
+    return DenoiserLoss(denoiser, build_objective(config), null_class, config.label_dropout)
 
 
 class DenoiserTask:
@@ -153,7 +145,7 @@ class DenoiserTask:
         pass
 
     def validate(self, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:
-        """Return the loss of Eq. 2 on the validation images, with the same timesteps and noise at every validation."""
+        """Return the training loss on the validation images, with the same timesteps and noise at every validation."""
         assert isinstance(module, DenoiserLoss)
         losses = []
         for batch in self._latents.val_batches(self._batch, accelerator):

@@ -18,7 +18,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers import AutoencoderKL, DDIMScheduler, LDMPipeline, UNet2DModel
+from diffusers import AutoencoderKL, LDMPipeline, SchedulerMixin, UNet2DModel
 from torch import nn
 
 from mgcc_dist.common.config import Layer, as_plain, resolve
@@ -28,7 +28,8 @@ from mgcc_dist.common.migration import current, with_version
 from mgcc_dist.diffusion import autoencoder
 from mgcc_dist.diffusion.autoencoder import Autoencoder, latent_shape
 from mgcc_dist.diffusion.config import DenoiserConfig
-from mgcc_dist.diffusion.denoiser import build, build_scheduler
+from mgcc_dist.diffusion.denoiser import build
+from mgcc_dist.diffusion.objective import load_scheduler, pipeline_scheduler
 from mgcc_dist.diffusion.weights import load_weights
 from mgcc_dist.train.checkpoints import save_weights
 
@@ -60,7 +61,7 @@ class LatentDiffusionModel:
     vae: Autoencoder
     unet: nn.Module
     """a denoiser, for `denoiser.predict`"""
-    scheduler: DDIMScheduler
+    scheduler: SchedulerMixin
     classes: dict[str, int]
 
     @property
@@ -77,14 +78,14 @@ def save(
     source: dict[str, str],
     folder: Path,
 ) -> None:
-    """Write the pipeline, with a DDIM scheduler. An existing folder is replaced once the new one is complete.
+    """Write the pipeline. An existing folder is replaced once the new one is complete.
 
     `unet` is a denoiser of `config`. `source` holds the sha256 of the weights of each training stage; source.json also
     gets those of the pipeline's own files.
     """
     scratch = folder.with_name(f".{folder.name}.saving")
     shutil.rmtree(scratch, ignore_errors=True)
-    scheduler = DDIMScheduler.from_config(build_scheduler(config).config)
+    scheduler = pipeline_scheduler(config)
     if isinstance(vae, AutoencoderKL) and isinstance(unet, UNet2DModel):
         LDMPipeline(vqvae=vae, unet=unet, scheduler=scheduler).save_pretrained(scratch)
     else:
@@ -133,7 +134,7 @@ def load(folder: Path) -> LatentDiffusionModel:
     try:
         vae = autoencoder.load_pretrained(folder / "vqvae")
         unet = _load_denoiser(vae, folder)
-        scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
+        scheduler = load_scheduler(folder / "scheduler")
         classes = read_json(folder / CLASSES_FILE) if (folder / CLASSES_FILE).is_file() else {}
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder}: cannot be loaded ({reason_of(error)}). {REBUILD}") from error

@@ -1,15 +1,16 @@
-"""Sampling: solve the probability-flow ODE with DDIM or DPM-Solver++, then decode the latents to 8-bit images.
+"""Sampling: solve the probability-flow ODE from noise to a latent, then decode the latents to 8-bit images.
 
-Both solvers are deterministic given the initial noise, so an image is a function of the network, its initial noise and
+All solvers are deterministic given the initial noise, so an image is a function of the network, its initial noise and
 its class. DDIM (Song et al. 2021, η = 0) with 100 steps is the paper's solver. DPM-Solver++ (Lu et al. 2022, second
-order, multistep) solves the same equation equally well in 20 to 25 steps.
+order, multistep) solves the same equation equally well in 20 to 25 steps. A flow is solved by Euler's method or
+DPM-Solver++.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import AutoencoderKL
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from mgcc_dist.diffusion.condition import Condition
 from mgcc_dist.diffusion.config import Solver
 from mgcc_dist.diffusion.denoiser import predict
 from mgcc_dist.diffusion.noise import RngStream, make_generators
+from mgcc_dist.diffusion.objective import build_solver
 from mgcc_dist.diffusion.pipeline import LatentDiffusionModel
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
@@ -71,7 +73,7 @@ class Sampler:
             network.type(self.dtype).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             for network in (model.unet, model.vae)
         )
-        self._scheduler = _build_scheduler(solver, model.scheduler)
+        self._scheduler = build_solver(solver, model.scheduler)
         self._cuda_graphs = compile and device.type == "cuda"
         if compile:
             mode = "reduce-overhead" if self._cuda_graphs else "default"
@@ -114,9 +116,3 @@ class Sampler:
         both = predict(self._unet, torch.cat([z, z]), t, Condition.cat([condition, null])).float()
         conditional, unconditional = both.chunk(2)
         return unconditional + self.guidance * (conditional - unconditional)
-
-
-def _build_scheduler(solver: Solver, trained: DDIMScheduler) -> DDIMScheduler | DPMSolverMultistepScheduler:
-    if solver == "ddim":
-        return DDIMScheduler.from_config(trained.config)
-    return DPMSolverMultistepScheduler.from_config(trained.config, algorithm_type="dpmsolver++", solver_order=2)

@@ -48,7 +48,7 @@ class ImageSampler:
             count: number of images.
             seed: another seed gives other images.
             class_name: one of `classes`; None samples the training set's mix of classes.
-            solver: "dpm_solver++" (about 25 steps) or "ddim" (the paper's, 100 steps).
+            solver: "dpm_solver++" (about 25 steps), "ddim" (the paper's, 100 steps), or "euler" for a flow.
             steps: denoising steps.
             guidance: classifier-free guidance of a model with classes; 1 samples them as learned, 0 ignores them.
             batch: images in one forward pass, as memory allows.

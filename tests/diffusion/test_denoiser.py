@@ -11,11 +11,12 @@ from mgcc_dist.diffusion import denoiser
 from mgcc_dist.diffusion.config import UNetDenoiserConfig
 from mgcc_dist.diffusion.denoiser import DenoiserLoss, predict
 from mgcc_dist.diffusion.noise import RngStream, make_generators
+from mgcc_dist.diffusion.objective import build_objective
 
 
 @pytest.fixture
 def module(unet):
-    return DenoiserLoss(unet, denoiser.build_scheduler(DENOISER), label_dropout=0.1)
+    return DenoiserLoss(unet, build_objective(DENOISER), label_dropout=0.1)
 
 
 @pytest.fixture
@@ -24,7 +25,30 @@ def with_classes():
     return denoiser.build(replace(DENOISER, classes=True), SHAPE, 3)
 
 
-def test_loss_is_equation_2(module):
+def equation_2(z0, noise, t, a):
+    return a.sqrt() * z0 + (1 - a).sqrt() * noise, t, noise, 1
+
+
+def velocity_with_min_snr(z0, noise, t, a):
+    zt, _, _, _ = equation_2(z0, noise, t, a)
+    return zt, t, a.sqrt() * noise - (1 - a).sqrt() * z0, (a / (1 - a)).clamp(max=5) / (a / (1 - a) + 1)
+
+
+def flow(z0, noise, t, a):
+    sigma = (t + 1) / 1000
+    return (1 - sigma) * z0 + sigma * noise, t + 1, noise - z0, 1
+
+
+@pytest.mark.parametrize(
+    ("change", "formula"),
+    [
+        ({}, equation_2),
+        ({"objective": "v_prediction", "min_snr_gamma": 5.0}, velocity_with_min_snr),
+        ({"objective": "flow"}, flow),
+    ],
+)
+def test_loss_follows_the_formula(module, change, formula):
+    module.objective = build_objective(replace(DENOISER, **change))
     unet = module.unet.double()
     moments = torch.randn(3, 4, 4, 4)
     indices = [11, 2, 30]
@@ -41,9 +65,9 @@ def test_loss_is_equation_2(module):
             z0 = mean + torch.exp(logvar / 2) * torch.randn(1, 2, 4, 4, generator=generator)
             t = torch.randint(1000, (1,), generator=generator)
             noise = torch.randn(1, 2, 4, 4, generator=generator).double()
-            zt = alpha_bar[t].sqrt() * z0 + (1 - alpha_bar[t]).sqrt() * noise
-            errors.append(((noise - unet(zt, t).sample) ** 2).mean())
-    torch.testing.assert_close(loss, torch.stack(errors).mean(), rtol=1e-5, atol=0)
+            zt, time, target, weight = formula(z0, noise, t, alpha_bar[t])
+            errors.append(weight * ((target - unet(zt, time).sample) ** 2).mean())
+    torch.testing.assert_close(loss, torch.stack([error.squeeze() for error in errors]).mean(), rtol=1e-5, atol=0)
 
 
 def test_noise_depends_only_on_the_index_of_the_sample(module):
@@ -78,7 +102,7 @@ def test_labels_are_dropped_with_the_configured_probability(with_classes):
 
     spy = Spy()
     spy.add_module("inner", with_classes)  # whose dtype counts
-    module = DenoiserLoss(spy, denoiser.build_scheduler(DENOISER), null_class=3, label_dropout=0.1)
+    module = DenoiserLoss(spy, build_objective(DENOISER), null_class=3, label_dropout=0.1)
     batch = latents_of(torch.randn(600, 4, 4, 4), list(range(600)))
     module(batch, PROGRESS)
     dropped = [index for index, label in enumerate(seen) if label == 3]

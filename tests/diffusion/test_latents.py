@@ -25,6 +25,7 @@ from mgcc_dist.diffusion.config import DataConfig
 from mgcc_dist.diffusion.denoiser import DenoiserLoss
 from mgcc_dist.diffusion.images import ImageData
 from mgcc_dist.diffusion.latents import LatentBatch, LatentFolder, LatentLoader
+from mgcc_dist.diffusion.objective import build_objective
 from mgcc_dist.train import checkpoints
 
 
@@ -69,7 +70,7 @@ def test_records_are_safetensors_files_that_webdataset_reads(encoded):
 
 def test_training_on_latents_has_the_same_losses_as_encoding_every_step(encoded, vae, unet, images):
     """Samples, flips and noise are the same; the losses differ by the rounding to float16."""
-    module = DenoiserLoss(unet, denoiser.build_scheduler(DENOISER), label_dropout=0.1)
+    module = DenoiserLoss(unet, build_objective(DENOISER), label_dropout=0.1)
     accelerator = Accelerator(cpu=True)
     stored = take(encoded.train_loader(4, 9, accelerator), 6)
     pixels = take(images.train_loader(4, 9, accelerator), 6)

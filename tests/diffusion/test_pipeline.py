@@ -35,11 +35,21 @@ def test_stock_diffusers_loads_and_samples_without_this_package(pipeline_folder,
     subprocess.run([sys.executable, "-c", STOCK_DIFFUSERS, str(pipeline_folder)], check=True, cwd=tmp_path)
 
 
-def test_stock_diffusers_generates_the_same_images_from_the_same_noise(pipeline_folder):
+@pytest.mark.parametrize(
+    ("change", "solver"),
+    [
+        ({}, "ddim"),
+        ({"objective": "v_prediction", "zero_terminal_snr": True}, "ddim"),
+        ({"objective": "flow"}, "dpm_solver++"),
+    ],
+)
+def test_stock_diffusers_generates_the_same_images_from_the_same_noise(vae, unet, tmp_path, change, solver):
+    pipeline_folder = tmp_path / "p"
+    pipeline.save(vae, unet, replace(DENOISER, **change), {}, {}, pipeline_folder)
     stock = DiffusionPipeline.from_pretrained(pipeline_folder)
     pictures = stock(batch_size=2, generator=make_generators(3, RngStream.SAMPLE, [4, 5]), num_inference_steps=5).images
     noise = initial_noise(3, [4, 5], SHAPE)
-    ours = Sampler(pipeline.load(pipeline_folder), "ddim", 5, 1.0, False, False, torch.device("cpu")).generate(noise)
+    ours = Sampler(pipeline.load(pipeline_folder), solver, 5, 1.0, False, False, torch.device("cpu")).generate(noise)
     assert np.abs(np.stack([np.asarray(picture) for picture in pictures]).astype(int) - ours).max() <= 1
     assert np.ptp(ours) > 0
 
