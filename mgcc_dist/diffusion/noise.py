@@ -23,6 +23,8 @@ class RngStream(IntEnum):
     """latent, timestep and noise of a validation image"""
     SAMPLE = 4
     """the initial noise of a synthetic image"""
+    MASK = 5
+    """the mask of a synthetic image"""
 
 
 def make_generators(seed: int, stream: RngStream, indices: Iterable[int]) -> list[torch.Generator]:
