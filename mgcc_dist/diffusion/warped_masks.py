@@ -12,7 +12,7 @@ overlap (IoU) with every training mask and their mirror images is at most MAX_IO
 have empty masks, which stay empty.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from scipy.ndimage import map_coordinates

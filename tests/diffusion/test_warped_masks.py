@@ -63,7 +63,7 @@ def test_masks_that_leave_no_other_one_are_refused():
     full = np.full((SIZE, SIZE), 255, np.uint8)
     tiny = np.zeros((SIZE, SIZE), np.uint8)
     tiny[20, 20] = 255
-    with pytest.raises(UserError, match="masks: no mask of class 'benign' that differs .* in 200 attempts"):
+    with pytest.raises(UserError, match=r"masks: no mask of class 'benign' that differs .* in 200 attempts"):
         WarpedMasks([sample("benign", tiny)], SIZE).draw("benign", 0, 0)
     WarpedMasks([sample("benign", full)], SIZE).draw("benign", 0, 0)  # shrunk into the frame
     with pytest.raises(UserError, match="masks: no training image has a mask"):
