@@ -47,7 +47,8 @@ class OnTheFly(nn.Module):
         with torch.no_grad():
             posterior = self.vae.encode(batch.images).latent_dist
         classes = torch.zeros(len(batch.keys), dtype=torch.int64, device=batch.images.device)
-        moments = LatentBatch(posterior.mean, posterior.logvar, classes, batch.offsets, batch.keys)
+        mask = torch.zeros_like(posterior.mean[:, :1])
+        moments = LatentBatch(posterior.mean, posterior.logvar, classes, batch.offsets, batch.keys, mask)
         return self.loss(moments, progress)
 
 

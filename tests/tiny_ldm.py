@@ -26,7 +26,8 @@ def latents_of(moments: torch.Tensor, offsets: list[int]) -> LatentBatch:
     """Return the batch of posteriors `moments` [B,4,4,4], i.e. mean and log-variance."""
     mean, logvar = moments.chunk(2, dim=1)
     classes = torch.tensor([offset % 3 for offset in offsets])
-    return LatentBatch(mean, logvar, classes, torch.tensor(offsets), [str(i) for i in offsets])
+    mask = torch.zeros_like(mean[:, :1])
+    return LatentBatch(mean, logvar, classes, torch.tensor(offsets), [str(i) for i in offsets], mask)
 
 
 SAMPLING = SamplingConfig(count=7, steps=3, seed=5, per_shard=2, batch=2)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,7 +15,8 @@ class Condition:
     labels: Tensor | None = None
     """int64 [B]; the last label is the null class, which stands for any class"""
     mask: Tensor | None = None
-    """float [B,1,h,w], at latent size: -1 is background, 1 is lesion; 0 in all pixels stands for any mask"""
+    """float [B,1,h,w], at latent size: -1 is background, 1 is lesion; 0 in all pixels stands for any mask. Values in
+    between are the share of lesion in what a latent pixel covers (`shrink_masks`)"""
 
     @property
     def is_empty(self) -> bool:
@@ -49,3 +51,8 @@ class Condition:
         return Condition(
             None if self.labels is None else on_labels(self.labels), None if self.mask is None else on_mask(self.mask)
         )
+
+
+def shrink_masks(masks: Tensor, size: int) -> Tensor:
+    """Return masks uint8 [B,S,S] of 0 and 255 as a denoiser sees them, float32 [B,1,size,size]."""
+    return F.adaptive_avg_pool2d((masks[:, None] > 0).float(), size) * 2 - 1

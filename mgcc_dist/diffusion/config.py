@@ -20,6 +20,7 @@ from mgcc_dist.train.config import LoopConfig
 
 STAGES = ("autoencoder", "audit", "curation", "denoiser", "latents", "phantom", "pipeline", "quality", "samples")
 """folders of OUT; no set of samples may have such a name"""
+Masks = Literal["none", "labeled", "all"]
 Objective = Literal["epsilon", "v_prediction", "flow"]
 Solver = Literal["ddim", "dpm_solver++", "euler"]
 
@@ -122,8 +123,13 @@ class DenoiserConfig:
     """images per rank and micro-step (paper: 4)"""
     classes: bool = False
     """condition on the class of the training images; see `sampling.guidance` (paper: no)"""
+    masks: Masks = "none"
+    """condition on the lesion mask, so that samples are pairs of image and mask for `data.synthetic_labeled` of
+    `mgcc segment`. labeled: the masks of the split's labeled images; all: those of all training images that have one.
+    Other images are trained on without a mask (paper: none)"""
     label_dropout: UnitInterval = 0.1
-    """with `classes`: share of labels replaced by the null class (Ho & Salimans: 0.1 to 0.2)"""
+    """with `classes` or `masks`: share of images that are trained on without class and mask, for guidance (Ho &
+    Salimans: 0.1 to 0.2)"""
     init: FileOrFolder | None = data_input(None)
     """start from another denoiser's weights: OUT/denoiser of another run, or a model.safetensors. It should have been
     trained on latents of a similar autoencoder, such as the one that `autoencoder.init` names"""
@@ -136,7 +142,7 @@ class DenoiserConfig:
     @property
     def mask_channels(self) -> int:
         """Channels that a lesion mask adds to the denoiser's input."""
-        return 0
+        return 0 if self.masks == "none" else 1
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ L = E ||ε - ε_θ(z_t, t)||² (as the mean over elements, which only changes th
 it can learn to predict.
 
 With `classes` the same network learns both ε_θ(z_t, t, class) and the unconditional ε_θ(z_t, t): a random share of the
-labels is replaced by a null class (classifier-free guidance, Ho & Salimans 2022).
+labels is replaced by a null class (classifier-free guidance, Ho & Salimans 2022). With `masks` it also gets the lesion
+mask. Class and mask of an image are dropped together, and images whose mask is unknown are trained on without one.
 """
 
 from pathlib import Path
@@ -81,17 +82,24 @@ class DenoiserLoss(nn.Module):
 
     Args:
         null_class: label of the null class; None for an unconditional denoiser.
-        label_dropout: share of the labels that become the null class.
+        label_dropout: share of the images without class and mask.
+        masks: whether the denoiser gets the mask.
     """
 
     def __init__(
-        self, unet: nn.Module, objective: Objective, null_class: int | None = None, label_dropout: float = 0.0
+        self,
+        unet: nn.Module,
+        objective: Objective,
+        null_class: int | None = None,
+        label_dropout: float = 0.0,
+        masks: bool = False,
     ) -> None:
         super().__init__()
         self.unet = unet  # checkpoints of all denoisers call it that
         self.objective = objective
         self.null_class = null_class
         self.label_dropout = label_dropout
+        self.masks = masks
 
     def forward(self, batch: LatentBatch, progress: Progress) -> dict[str, Tensor]:
         generators = make_generators(progress.seed, RngStream.DIFFUSION, batch.offsets.tolist())
@@ -115,17 +123,19 @@ class DenoiserLoss(nn.Module):
 
     def _condition(self, batch: LatentBatch, generators: list[torch.Generator]) -> Condition:
         """Return the condition of the images, some of it dropped; nothing for an unconditional denoiser."""
-        if self.null_class is None:
-            return Condition()
+        classes = None if self.null_class is None else batch.classes
+        condition = Condition(classes, batch.mask.float() if self.masks else None)
+        if condition.is_empty:
+            return condition
         dropped = torch.cat([torch.rand(1, generator=generator) for generator in generators]) < self.label_dropout
-        return Condition(batch.classes).drop(dropped, self.null_class)
+        return condition.drop(dropped, self.null_class or 0)
 
 
 def build_loss(config: DenoiserConfig, latents: LatentData) -> DenoiserLoss:
     """Return a new denoiser of `latents` with its loss."""
     denoiser = build(config, latents.shape, len(latents.classes))
     null_class = len(latents.classes) if config.classes else None
-    return DenoiserLoss(denoiser, build_objective(config), null_class, config.label_dropout)
+    return DenoiserLoss(denoiser, build_objective(config), null_class, config.label_dropout, config.mask_channels > 0)
 
 
 class DenoiserTask:

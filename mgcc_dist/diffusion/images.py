@@ -1,4 +1,4 @@
-"""Training and validation images of the generative stage. Labels are not used."""
+"""Training and validation images of the generative stage. Masks are used only by a denoiser with `masks`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +8,13 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import Subset
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.datasets import SampleDataset, subset_by_keys
 from mgcc_dist.data.loader import EvalLoader, ImageTrainLoader
 from mgcc_dist.data.records import ShardFolder
+from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.splits import Split
-from mgcc_dist.diffusion.config import DataConfig
+from mgcc_dist.diffusion.config import DataConfig, Masks
 
 
 class ImageData:
@@ -28,8 +30,31 @@ class ImageData:
         self.mirror = config.mirror
         self.workers = config.workers
         self.shards = shards
+        self.split = split
         self.train = subset_by_keys(shards, split.labeled + split.unlabeled)
         self.val = subset_by_keys(shards, split.validation)
+
+    def masked(self, masks: Masks) -> Subset[Sample]:
+        """Return the training images whose masks a denoiser with `masks` may see.
+
+        Raises:
+            UserError: there are none, or a labeled image of the split has no mask.
+        """
+        has_mask = {record.key for record in self.shards.records if record.labeled}
+        keys = {"none": (), "labeled": self.split.labeled, "all": self.split.train}[masks]
+        missing = [key for key in self.split.labeled if key not in has_mask]
+        if masks == "labeled" and missing:
+            raise UserError(
+                f"denoiser.masks: {len(missing)} of the {len(keys)} labeled images of split {self.split.name} have no "
+                f"mask, the first is {missing[0]!r}. Make a split of this folder with `mgcc shards split`."
+            )
+        keys = tuple(key for key in keys if key in has_mask)
+        if masks != "none" and not keys:
+            raise UserError(
+                f"denoiser.masks: {masks} needs training images with masks, and split {self.split.name} has none. "
+                "Choose a split with labeled images, or set denoiser.masks none."
+            )
+        return subset_by_keys(self.shards, keys)
 
     def train_loader(self, batch: int, seed: int, accelerator: Accelerator) -> ImageTrainLoader:
         """Return an endless loader of shuffled training images, as the unlabeled stream."""

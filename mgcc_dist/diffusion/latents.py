@@ -2,7 +2,8 @@
 
 A latent is stored as the posterior q(z|x) of the frozen autoencoder, i.e. mean and log-variance of every element. Each
 training step samples its own z from it. A record is `{key}.safetensors` with "mean" and "logvar", float16 [V,C,h,w],
-and `{key}.json` with the image's class and group. V is the number of views: 2 with `data.mirror` (the image and its
+and `{key}.json` with the image's class and group. For a denoiser with `masks`, an image whose mask it may see also has
+"mask", float16 [V,1,h,w] (`condition.py`). V is the number of views: 2 with `data.mirror` (the image and its
 mirror image), else 1. The folder `training/` holds the training images, `held_out/` the validation images. Each is
 written by all ranks together (`data/shard_writer.py`). Training reads the latents in the same order as the images
 (`data/loader.py`): the same sample, view and index, hence the same noise.
@@ -11,7 +12,7 @@ written by all ranks together (`data/shard_writer.py`). Training reads the laten
 import hashlib
 import json
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Container, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from mgcc_dist.common.finite import require_finite
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.augment import MIRROR, symmetry
 from mgcc_dist.data.datasets import SampleDataset
-from mgcc_dist.data.images import resize_image
+from mgcc_dist.data.images import resize_image, resize_mask
 from mgcc_dist.data.loader import StreamItem, TrainLoader, check_stream, normalize
 from mgcc_dist.data.records import (
     CorruptRecord,
@@ -43,6 +44,8 @@ from mgcc_dist.data.records import (
 from mgcc_dist.data.sample import RecordInfo, Sample
 from mgcc_dist.data.shard_writer import is_complete, write_shards_distributed
 from mgcc_dist.diffusion.autoencoder import Autoencoder, latent_shape
+from mgcc_dist.diffusion.condition import shrink_masks
+from mgcc_dist.diffusion.config import Masks
 from mgcc_dist.diffusion.images import ImageData
 
 logger = logging.getLogger(__name__)
@@ -52,11 +55,15 @@ PER_SHARD = 256
 
 @dataclass(frozen=True, eq=False)
 class Latent:
-    """Posterior of one image: `mean` and `logvar` float16 [V,C,h,w]; view 1 is the mirrored image."""
+    """Posterior of one image: `mean` and `logvar` float16 [V,C,h,w]; view 1 is the mirrored image.
+
+    `mask` is float16 [V,1,h,w], of -1 to 1; 0 if it is unknown.
+    """
 
     key: str
     mean: Tensor
     logvar: Tensor
+    mask: Tensor
     category: str
 
 
@@ -66,7 +73,7 @@ class LatentBatch:
 
     classes: int64 [B], class labels, numbered by the sorted names of the training classes; a class that is not in the
     training set gets the label `len(classes)`. offsets: int64 [B] on the CPU, each sample's offset in its stream,
-    unique over all ranks.
+    unique over all ranks. mask: float16 [B,1,h,w], of -1 to 1; 0 where it is unknown.
     """
 
     mean: Tensor
@@ -74,20 +81,22 @@ class LatentBatch:
     classes: Tensor
     offsets: Tensor
     keys: list[str]
+    mask: Tensor
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "LatentBatch":
         """Move everything but `offsets`, which seed CPU generators, to `device`."""
-        tensors = (self.mean, self.logvar, self.classes)
-        mean, logvar, classes = (tensor.to(device, non_blocking=non_blocking) for tensor in tensors)
-        return replace(self, mean=mean, logvar=logvar, classes=classes)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "LatentBatch":
-        mean, logvar, classes = (tensor.pin_memory() for tensor in (self.mean, self.logvar, self.classes))
-        return replace(self, mean=mean, logvar=logvar, classes=classes)
+        return self._map(Tensor.pin_memory)
 
     def sample(self, generators: list[torch.Generator]) -> Tensor:
         """Sample z ~ q(z|x), float32 [B,C,h,w], with one generator per image."""
         return DiagonalGaussianDistribution(torch.cat([self.mean, self.logvar], dim=1).float()).sample(generators)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "LatentBatch":
+        mean, logvar, classes, mask = map(change, (self.mean, self.logvar, self.classes, self.mask))
+        return replace(self, mean=mean, logvar=logvar, classes=classes, mask=mask)
 
 
 class LatentFolder(RecordFolder[Latent]):
@@ -98,9 +107,10 @@ class LatentFolder(RecordFolder[Latent]):
     def decode(self, shard: OpenShard, info: RecordInfo) -> Latent:
         member = f"{info.key}.safetensors"
         tensors = load(read_verified(shard, member, read_meta(shard, info).get("sha256")))
-        if tensors.keys() != {"mean", "logvar"}:
+        if not {"mean", "logvar"} <= tensors.keys() <= {"mean", "logvar", "mask"}:
             raise CorruptRecord(f"{member} holds {', '.join(sorted(tensors))} instead of mean and logvar")
-        return Latent(info.key, tensors["mean"], tensors["logvar"], info.category)
+        mask = tensors.get("mask", torch.zeros_like(tensors["mean"][:, :1]))
+        return Latent(info.key, tensors["mean"], tensors["logvar"], mask, info.category)
 
 
 class LatentLoader(TrainLoader[LatentBatch]):
@@ -161,16 +171,24 @@ class LatentData:
 
 
 def encode(
-    vae: Autoencoder, vae_sha256: str, images: ImageData, batch: int, folder: Path, accelerator: Accelerator
+    vae: Autoencoder,
+    vae_sha256: str,
+    images: ImageData,
+    batch: int,
+    folder: Path,
+    accelerator: Accelerator,
+    masks: Masks = "none",
 ) -> LatentData:
     """Return the latents of `images` in `folder`, encoding those that do not exist yet. Collective.
+
+    With `masks`, training latents have the masks of those images, and validation latents all masks that exist.
 
     Raises:
         UserError: `folder` holds latents of a different autoencoder or of different images.
     """
     parts = {"training": (images.train, images.mirror), "held_out": (images.val, False)}
     for name, (dataset, mirror) in parts.items():
-        request = _request(vae_sha256, images, dataset, mirror)
+        request = _request(vae_sha256, images, dataset, mirror, masks)
         if is_complete(folder / name, request, "latents"):
             logger.info("latents: %s already exists", folder / name / "index.json")
         else:
@@ -189,6 +207,10 @@ def _encode(
     accelerator: Accelerator,
 ) -> None:
     """Write one of the two folders."""
+    masked: set[str] = set()
+    if request.get("masks"):
+        of_train = {images.shards.records[index].key for index in images.masked(request["masks"]).indices}
+        masked = of_train if dataset is images.train else {record.key for record in images.shards.records}
     shards = [
         (f"latents-{start:06d}.tar", range(start, min(start + PER_SHARD, len(dataset))))
         for start in range(0, len(dataset), PER_SHARD)
@@ -197,7 +219,7 @@ def _encode(
         folder,
         request,
         shards,
-        partial(_encode_records, vae, dataset, images.size, request["mirror"], batch),
+        partial(_encode_records, vae, dataset, masked, images.size, request["mirror"], batch),
         write_records,
         lambda entries: write_index(
             folder, images.shards.dataset, entries, LatentFolder.FORMAT, shape=latent_shape(vae), request=request
@@ -209,9 +231,16 @@ def _encode(
 
 @torch.no_grad()
 def _encode_records(
-    vae: Autoencoder, dataset: SampleDataset, size: int, mirror: bool, batch: int, items: range, bar: ProgressBar
+    vae: Autoencoder,
+    dataset: SampleDataset,
+    masked: Container[str],
+    size: int,
+    mirror: bool,
+    batch: int,
+    items: range,
+    bar: ProgressBar,
 ) -> list[dict[str, Any]]:
-    """Return the records of the images with indices `items`."""
+    """Return the records of the images with indices `items`, with their masks if their keys are in `masked`."""
     records = []
     for start in range(0, len(items), batch):
         samples = [dataset[i] for i in items[start : start + batch]]
@@ -224,7 +253,12 @@ def _encode_records(
         require_finite(moments, "encoding", keys, "Train the autoencoder again with a lower learning rate.")
         for sample, image_moments in zip(samples, moments, strict=True):
             mean, logvar = image_moments.chunk(2, dim=1)
-            content = save({"mean": mean.contiguous(), "logvar": logvar.contiguous()})
+            tensors = {"mean": mean.contiguous(), "logvar": logvar.contiguous()}
+            if sample.mask is not None and sample.key in masked:
+                square = resize_mask(sample.mask, size, size)
+                seen = [square, symmetry(square, MIRROR)] if mirror else [square]
+                tensors["mask"] = shrink_masks(torch.from_numpy(np.stack(seen)), mean.shape[-1]).half()
+            content = save(tensors)
             meta = {
                 "class": sample.meta["class"],
                 "group": sample.meta["group"],
@@ -243,7 +277,7 @@ def _posterior(vae: Autoencoder, squares: np.ndarray) -> Tensor:
     return torch.cat([posterior.mean, posterior.logvar], dim=1).half().cpu()
 
 
-def _request(vae_sha256: str, images: ImageData, dataset: Subset[Sample], mirror: bool) -> dict[str, Any]:
+def _request(vae_sha256: str, images: ImageData, dataset: Subset[Sample], mirror: bool, masks: Masks) -> dict[str, Any]:
     """Return everything that the latents depend on."""
     shards = [shard["sha256"] for shard in images.shards.index["shards"]]
     selection = json.dumps([shards, list(dataset.indices)])
@@ -252,6 +286,7 @@ def _request(vae_sha256: str, images: ImageData, dataset: Subset[Sample], mirror
         "images": hashlib.sha256(selection.encode()).hexdigest(),
         "size": images.size,
         "mirror": mirror,
+        **({"masks": masks} if masks != "none" else {}),
     }
 
 
@@ -266,4 +301,5 @@ def _collate(latents: LatentFolder, classes: list[str], chosen: list[tuple[int, 
         classes=torch.tensor([labels.get(latent.category, len(labels)) for latent in read]),
         offsets=torch.tensor([offset for offset, _, _ in chosen]),
         keys=[latent.key for latent in read],
+        mask=torch.stack([latent.mask[view] for latent, view in zip(read, views, strict=True)]),
     )

@@ -7,7 +7,8 @@ and `model_index.json`, plus `source.json` with the hashes of the weights from w
 
 A class-conditional model also has `classes.json`, and the last class of its U-Net is the null class. diffusers loads
 that folder too, but has no pipeline that passes class labels to a `UNet2DModel`: calling it fails with "class_labels
-should be provided". `pipe.unet = unconditional_unet(pipe.unet)` makes it callable.
+should be provided". The U-Net of a model with masks has one more input channel than the latents have, the mask.
+`pipe.unet = unconditional_unet(pipe.unet)` makes either callable.
 
 A denoiser or an autoencoder of a plugin is saved in the same files: its weights, and the config from which it is built
 again. diffusers does not load that folder.
@@ -63,6 +64,8 @@ class LatentDiffusionModel:
     """a denoiser, for `denoiser.predict`"""
     scheduler: SchedulerMixin
     classes: dict[str, int]
+    masks: bool = False
+    """whether the denoiser gets a lesion mask"""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -133,23 +136,27 @@ def load(folder: Path) -> LatentDiffusionModel:
             )
     try:
         vae = autoencoder.load_pretrained(folder / "vqvae")
-        unet = _load_denoiser(vae, folder)
+        unet, masks = _load_denoiser(vae, folder)
         scheduler = load_scheduler(folder / "scheduler")
         classes = read_json(folder / CLASSES_FILE) if (folder / CLASSES_FILE).is_file() else {}
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder}: cannot be loaded ({reason_of(error)}). {REBUILD}") from error
     _check_components(vae, unet, classes, folder)
-    return LatentDiffusionModel(vae.eval(), unet.eval(), scheduler, classes)
+    return LatentDiffusionModel(vae.eval(), unet.eval(), scheduler, classes, masks)
 
 
 def unconditional_unet(unet: UNet2DModel) -> UNet2DModel:
-    """Return ε_θ(z_t, t) of a class-conditional U-Net as a U-Net without classes.
+    """Return ε_θ(z_t, t) of a U-Net with classes or masks as one without.
 
-    The embedding of the null class is added to the bias of the time embedding.
+    The embedding of the null class is added to the bias of the time embedding. Where no mask is known its channel is 0,
+    so the weights of that channel are left out.
     """
-    unconditional = UNet2DModel.from_config({**unet.config, "num_class_embeds": None})
+    channels = unet.config.out_channels
+    unconditional = UNet2DModel.from_config({**unet.config, "num_class_embeds": None, "in_channels": channels})
     state = {name: value.clone() for name, value in unet.state_dict().items() if name != "class_embedding.weight"}
-    state["time_embedding.linear_2.bias"] += unet.class_embedding.weight.detach()[-1]
+    state["conv_in.weight"] = state["conv_in.weight"][:, :channels]
+    if unet.class_embedding is not None:
+        state["time_embedding.linear_2.bias"] += unet.class_embedding.weight.detach()[-1]
     unconditional.load_state_dict(state)
     return unconditional.type(unet.dtype).to(unet.device).eval()
 
@@ -169,17 +176,19 @@ def _save_denoiser(denoiser: nn.Module, config: DenoiserConfig, classes: int, fo
     save_weights(denoiser.state_dict(), folder / DENOISER_WEIGHTS)
 
 
-def _load_denoiser(vae: Autoencoder, folder: Path) -> nn.Module:
+def _load_denoiser(vae: Autoencoder, folder: Path) -> tuple[nn.Module, bool]:
+    """Return the denoiser, and whether it gets a mask."""
     content = read_json(folder / DENOISER_CONFIG)
     if "denoiser" not in content:
         # With low_cpu_mem_usage=False, weights that do not fit raise an error instead of staying random.
-        return UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
+        unet = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
+        return unet, unet.config.in_channels > unet.config.out_channels
     source = str(folder / DENOISER_CONFIG)
     content = current(content, source)
     config = resolve(DenoiserSection, [Layer({"denoiser": content["denoiser"]}, source)]).denoiser
     denoiser = build(config, latent_shape(vae), content["classes"])
     load_weights(denoiser, folder / DENOISER_WEIGHTS)
-    return denoiser
+    return denoiser, config.mask_channels > 0
 
 
 def _check_components(vae: Autoencoder, unet: nn.Module, classes: dict[str, int], folder: Path) -> None:

@@ -7,12 +7,15 @@ resumes. A background thread compresses and writes images while the next ones ar
 
 A folder of fewer images is extended: its shards stay as they are, and the shards of the further images end at the same
 multiples of per_shard. The index before that is kept as index-COUNT.json.
+
+A model with masks gets a warped training mask for each image (`warped_masks.py`), and the image is written with it.
 """
 
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -23,9 +26,10 @@ from mgcc_dist.data.records import INDEX, REQUEST, read_index, write_index, writ
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.shard_writer import write_shards_distributed
 from mgcc_dist.diffusion import pipeline as pipelines
-from mgcc_dist.diffusion.condition import Condition
+from mgcc_dist.diffusion.condition import Condition, shrink_masks
 from mgcc_dist.diffusion.config import SamplingConfig
 from mgcc_dist.diffusion.sampler import Sampler, class_of_index, initial_noise
+from mgcc_dist.diffusion.warped_masks import WarpedMasks
 
 
 def check_folder(config: SamplingConfig, folder: Path) -> None:
@@ -47,21 +51,28 @@ def is_finished(config: SamplingConfig, pipeline: Path, folder: Path, accelerato
     return _existing(folder)[0] == config.count
 
 
-def sample(config: SamplingConfig, pipeline: Path, folder: Path, accelerator: Accelerator) -> None:
-    """Generate the missing shards of `folder`. Collective.
+def sample(
+    config: SamplingConfig, pipeline: Path, folder: Path, accelerator: Accelerator, masks: WarpedMasks | None = None
+) -> None:
+    """Generate the missing shards of `folder`. `masks` are for a model with masks. Collective.
 
     Raises:
         UserError: the pipeline is incomplete or damaged, or the disk is full; finished shards are kept.
         SystemExit: with EXIT_STOPPED after a signal, once the shards in progress are written.
     """
     request = _request(config, pipeline, accelerator)
+    if masks:
+        request["masks"] = masks.sha256
     request["per_shard"] = per_shard = _read_request(folder, request).get("per_shard", config.per_shard)
     existing, index = _existing(folder)
     accelerator.wait_for_everyone()  # before the main process writes into the folder
     model = pipelines.load(pipeline)
     bf16 = request["precision"] == "bf16"
     sampler = Sampler(model, config.sampler, config.steps, config.guidance, bf16, config.compile, accelerator.device)
-    names, counts = list(model.classes), list(model.classes.values())
+    assert bool(masks) == model.masks
+    by_class = masks.counts if masks else model.classes
+    names, counts = list(by_class), list(by_class.values())
+    labels = {name: label for label, name in enumerate(model.classes)}
 
     def generate(items: range, bar: ProgressBar) -> list[Sample]:
         samples = []
@@ -70,11 +81,15 @@ def sample(config: SamplingConfig, pipeline: Path, folder: Path, accelerator: Ac
             # Networks are compiled for one batch size: pad the last batch and drop the surplus images.
             padding = config.batch - len(indices) if config.compile else 0
             padded = indices + indices[-1:] * padding
-            labels = [class_of_index(i, counts) for i in padded] if counts else None
-            condition = Condition(torch.tensor(labels) if labels else None)
+            classes = [names[class_of_index(i, counts)] for i in padded] if counts else ["synthetic"] * len(padded)
+            drawn, shrunk = None, None
+            if masks:
+                drawn = np.stack([masks.draw(name, config.seed, i) for name, i in zip(classes, padded, strict=True)])
+                shrunk = shrink_masks(torch.from_numpy(drawn), model.latent_shape[-1])
+            condition = Condition(torch.tensor([labels[name] for name in classes]) if labels else None, shrunk)
             images = sampler.generate(initial_noise(config.seed, padded, model.latent_shape), condition, padded)
-            classes = [names[label] for label in labels] if labels else ["synthetic"] * len(padded)
-            for index, image, class_name in zip(indices, images, classes, strict=False):
+            for row, (index, image, class_name) in enumerate(zip(indices, images, classes, strict=False)):
+                mask = None if drawn is None else drawn[row]
                 meta = {
                     "dataset": "synthetic",
                     "class": class_name,
@@ -83,7 +98,7 @@ def sample(config: SamplingConfig, pipeline: Path, folder: Path, accelerator: Ac
                     "seed": config.seed,
                     "index": index,
                 }
-                samples.append(Sample(f"synthetic-{index:06d}", image, None, meta))
+                samples.append(Sample(f"synthetic-{index:06d}", image, mask, meta))
             bar.update(len(indices))
         return samples
 

@@ -12,6 +12,7 @@ overlap (IoU) with every training mask and their mirror images is at most MAX_IO
 have empty masks, which stay empty.
 """
 
+import hashlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -57,6 +58,11 @@ class WarpedMasks:
         lesions = np.concatenate([masks[masks.any(axis=(1, 2))] for masks in self.masks.values()])
         self._packed = np.packbits(np.concatenate([lesions, lesions[:, :, ::-1]]).reshape(-1, size * size), axis=1)
         self._areas = _count(self._packed)
+        digest = hashlib.sha256(repr((self.counts, size)).encode())
+        for masks in self.masks.values():
+            digest.update(np.packbits(masks).tobytes())
+        self.sha256 = digest.hexdigest()
+        """of the training masks"""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -130,8 +136,8 @@ def warp(source: np.ndarray, area: float, random: np.random.Generator) -> np.nda
 
 def _touches_border(masks: np.ndarray) -> np.ndarray:
     """Return which masks, bool [N,S,S], reach the border of the image."""
-    rows, columns = masks[:, [0, -1]].any(axis=(1, 2)), masks[:, :, [0, -1]].any(axis=(1, 2))
-    return rows | columns
+    inner = masks[:, 1:-1, 1:-1]
+    return np.not_equal(masks.sum(axis=(1, 2)), inner.sum(axis=(1, 2)))
 
 
 def _count(packed: np.ndarray) -> np.ndarray:

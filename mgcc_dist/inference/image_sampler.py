@@ -76,12 +76,14 @@ class ImageSampler:
         return images
 
     def _condition(self, indices: range, class_name: str | None) -> Condition:
+        size = self.model.latent_shape[-1]
+        mask = torch.zeros(len(indices), 1, size, size) if self.model.masks else None  # any mask
         if not self.classes:
-            return Condition()
+            return Condition(None, mask)
         if class_name is not None:
-            return Condition(torch.full((len(indices),), self.classes.index(class_name)))
+            return Condition(torch.full((len(indices),), self.classes.index(class_name)), mask)
         counts = list(self.model.classes.values())
-        return Condition(torch.tensor([class_of_index(index, counts) for index in indices]))
+        return Condition(torch.tensor([class_of_index(index, counts) for index in indices]), mask)
 
 
 def load_pipeline(folder: str | Path, device: str | torch.device | None = None) -> ImageSampler:

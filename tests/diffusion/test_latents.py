@@ -78,7 +78,7 @@ def test_training_on_latents_has_the_same_losses_as_encoding_every_step(encoded,
         assert (batch.keys, batch.offsets.tolist(), after) == (shown.keys, shown.offsets.tolist(), then)
         with torch.no_grad():
             posterior = vae.encode(shown.to("cpu").images).latent_dist
-            fresh = LatentBatch(posterior.mean, posterior.logvar, batch.classes, shown.offsets, shown.keys)
+            fresh = LatentBatch(posterior.mean, posterior.logvar, batch.classes, shown.offsets, shown.keys, batch.mask)
             torch.testing.assert_close(batch.mean.float(), posterior.mean, rtol=1e-3, atol=1e-3)
             losses = [module(each, PROGRESS)["loss"] for each in (batch, fresh)]
         torch.testing.assert_close(*losses, rtol=1e-3, atol=0)
