@@ -17,6 +17,7 @@ READERS = [
 ]
 AUGMENT = ["kornia>=0.9"]  # data.augment: ultrasound
 ENCODERS = ["transformers>=4.56", "huggingface_hub>=0.34"]  # network.encoder
+TRACKERS = ["mlflow-skinny>=3.1", "alembic>=1.13", "sqlalchemy>=2", "wandb>=0.19"]  # loop.tracker
 SEARCH = ["optuna>=4.2"]  # `search:` in a sweep
 
 setup(
@@ -75,6 +76,7 @@ setup(
         "readers": READERS,
         "encoders": ENCODERS,
         "search": SEARCH,
+        "trackers": TRACKERS,
         "augment": AUGMENT,
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": [
@@ -82,6 +84,7 @@ setup(
             *AUGMENT,
             *ENCODERS,
             *SEARCH,
+            *TRACKERS,
             "hypothesis>=6.100",
             "mypy>=1.15",
             "packaging>=24",

@@ -33,6 +33,7 @@ def run(config: SegmentConfig) -> None:
     from mgcc_dist.train.loop import fit
     from mgcc_dist.train.run_folder import check_inputs, hash_inputs, open_run_folder, write_result
     from mgcc_dist.train.saved_run import is_finished, read_result
+    from mgcc_dist.train.trackers import track_images
 
     began = time.monotonic()
     accelerator = create_accelerator(config.loop.precision, config.loop.accumulation)
@@ -82,6 +83,8 @@ def run(config: SegmentConfig) -> None:
         "seconds": {"training": round(state.seconds, 1), "last_start": round(time.monotonic() - began, 1)},
     }
     write_result(folder, result, accelerator)
+    if accelerator.is_main_process:
+        track_images(config.loop.tracker, folder, state.step, {"best": folder / "best" / "gallery.png"})
     iou = best["summary"]["corrected"]["iou"]
     logger.info("segment: IoU %.2f %% at the best step -> %s", 100 * iou, folder / "result.json")
 

@@ -87,6 +87,9 @@ class LoopConfig:
     """seed of weights, order, augmentation, noise"""
     log_every: PositiveInt = neutral(10)
     """optimizer steps between rows of metrics.jsonl"""
+    tracker: Literal["tensorboard", "mlflow", "wandb", "trackio", "none"] = neutral("tensorboard")
+    """where else the metrics go. MLflow, Weights & Biases and trackio read their address, project and credentials from
+    their own environment variables (docs/how-to/trackers.md)"""
     validate_every: PositiveFloat = 1.0
     """epochs between validations; the last step is always validated"""
     checkpoint_every: PositiveInt = neutral(500)

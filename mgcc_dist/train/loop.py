@@ -38,6 +38,7 @@ from mgcc_dist.train.launch_settings import apply_launch_settings
 from mgcc_dist.train.metrics_logger import MetricsLogger
 from mgcc_dist.train.run_folder import check_inputs, hash_inputs
 from mgcc_dist.train.schedules import Progress, learning_rate_factor
+from mgcc_dist.train.trackers import check_tracker
 from mgcc_dist.train.weights import Weights, meta_copy, zero_stage
 
 logger = logging.getLogger(__name__)
@@ -86,13 +87,15 @@ def fit(
     `inputs` are the files that say what data the task uses (split file, shard indexes). Their sha256 is saved in the
     checkpoints.
 
-    Writes `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `best/model.safetensors` and `last/model.safetensors`.
+    Writes `metrics.jsonl`, `checkpoints/`, `best/model.safetensors`, `last/model.safetensors` and the tracker's files.
 
     Raises:
         UserError: the loss is not finite, a record or checkpoint can't be read, or one of `inputs` changed since the
             run started.
         SystemExit: with EXIT_STOPPED after a signal, once a checkpoint is saved.
     """
+    check_tracker(config.tracker)
+
     # --- numerics and launcher settings
     torch.backends.cudnn.allow_tf32 = config.tf32
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
@@ -124,7 +127,7 @@ def fit(
     with (
         StopSignal() as stop,
         closing(task.loader.batches(state.offsets)) as batches,
-        MetricsLogger(task.name, folder, state.step, total, accelerator) as metrics,
+        MetricsLogger(task.name, folder, state.step, total, accelerator, config.tracker) as metrics,
     ):
         while state.step < total:
             # --- one optimizer step

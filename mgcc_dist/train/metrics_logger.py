@@ -1,4 +1,4 @@
-"""Metrics of a training run: `metrics.jsonl`, TensorBoard events and a progress bar, all on the main process."""
+"""Metrics of a training run: `metrics.jsonl`, a copy in its tracker and a progress bar, all on the main process."""
 
 import json
 from contextlib import suppress
@@ -6,23 +6,31 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch.utils.tensorboard import SummaryWriter
 
 from mgcc_dist.common.files import write_text
 from mgcc_dist.common.progress import ProgressBar
+from mgcc_dist.train.trackers import TrackedRun, TrackerName
 
 
 class MetricsLogger:
     """Rows of metrics. A resumed run drops the rows after its checkpoint's step, so that no step is logged twice."""
 
-    def __init__(self, name: str, folder: Path, step: int, total_steps: int, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        step: int,
+        total_steps: int,
+        accelerator: Accelerator,
+        tracker: TrackerName = "tensorboard",
+    ) -> None:
         self._main = accelerator.is_main_process
         if not self._main:
             return
         path = folder / "metrics.jsonl"
         write_text(path, "".join(line + "\n" for line in _lines_until(path, step)))
         self._file = path.open("a")
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._tracker = TrackedRun(tracker, folder, step)
         self._bar = ProgressBar(total_steps, name, "steps", initial=step)
 
     def __enter__(self) -> "MetricsLogger":
@@ -32,14 +40,13 @@ class MetricsLogger:
         self.close()
 
     def write(self, split: str, step: int, epoch: float, values: dict[str, float], **not_plotted: Any) -> None:
-        """Append a row {"step", "epoch", "split", **values, **not_plotted}; `values` also go to TensorBoard."""
+        """Append a row {"step", "epoch", "split", **values, **not_plotted}; `values` also go to the tracker."""
         if not self._main:
             return
         row = {"step": step, "epoch": round(epoch, 4), "split": split, **values, **not_plotted}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        for key, value in values.items():
-            self._tensorboard.add_scalar(f"{split}/{key}", value, step)
+        self._tracker.log(split, step, values)
         shown = "loss" if "loss" in values else next(iter(values))
         self._bar.show(**{shown if split == "train" else f"val_{shown}": values[shown]})
 
@@ -51,8 +58,8 @@ class MetricsLogger:
     def close(self) -> None:
         if self._main:
             self._bar.close()
-            self._tensorboard.close()
             self._file.close()
+            self._tracker.close()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
