@@ -189,7 +189,7 @@ class _AccelerateTracker:
         self._tracker.start()
         self.run_id = self._tracker.tracker.info.run_id if name == "mlflow" else run_id
         config = folder / "config.yaml"
-        if not resumes and config.is_file():  # a run keeps its parameters; MLflow refuses to change one
+        if config.is_file() and not (resumes and name == "mlflow"):  # which refuses to change a parameter
             keys = flatten(read_yaml(config.read_text(), str(config)))
             self._tracker.store_init_configuration({key: _without_password(value) for key, value in keys.items()})
 
