@@ -119,10 +119,19 @@ def read_versioned(path: Path, kind: str, version: int, remedy: str) -> dict[str
         content = read_json(path)
     except InvalidJson as error:
         raise UserError(f"{path}: is not JSON ({error.__cause__}). {remedy}") from error
+    return check_versioned(content, str(path), kind, version, remedy)
+
+
+def check_versioned(content: Any, name: str, kind: str, version: int, remedy: str) -> dict[str, Any]:
+    """Return `content`, read from the file or URL `name`, if it is a JSON object as `read_versioned` expects it.
+
+    Raises:
+        UserError: it is not.
+    """
     if not isinstance(content, dict) or content.get("format") != kind:
-        raise UserError(f"{path}: is not a {kind} file. {remedy}")
+        raise UserError(f"{name}: is not a {kind} file. {remedy}")
     if content.get("version") != version:
-        raise UserError(f"{path}: has version {content.get('version')}, not {version}. {remedy}")
+        raise UserError(f"{name}: has version {content.get('version')}, not {version}. {remedy}")
     return content
 
 

@@ -9,11 +9,11 @@ byte-reproducible: the same samples give the same file (with the same Pillow, wh
 import hashlib
 import io
 import json
-import os
 import tarfile
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
@@ -21,8 +21,11 @@ import numpy as np
 from PIL import Image
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import read_versioned, replacing, sha256_of, write_json
+from mgcc_dist.common.files import check_versioned, read_versioned, replacing, sha256_of, write_json
+from mgcc_dist.data.remote import PIPE, fetch_index, is_url, join, shown
 from mgcc_dist.data.sample import RecordInfo, Sample, is_key
+from mgcc_dist.data.shard_cache import ShardCache, default_cache
+from mgcc_dist.data.storage import REMEDY, CorruptRecord, OpenShard, Storage, open_storage
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -34,7 +37,8 @@ VERSION = 1
 INDEX = "index.json"
 REQUEST = "request.json"
 """next to INDEX where samples are generated: what was asked for"""
-REMEDY = "Move the folder elsewhere and create it again."
+LOCATION = "location.txt"
+"""next to INDEX where the shards are elsewhere: the URL or path of their folder"""
 
 Record = TypeVar("Record")
 
@@ -122,9 +126,12 @@ class RecordFolder(Dataset[Record]):
 
     FORMAT: ClassVar[str]
 
-    def __init__(self, folder: Path, index: dict[str, Any]) -> None:
-        self.folder = folder
+    def __init__(self, source: Path | str, index: dict[str, Any], storage: Storage) -> None:
+        self.source = source
+        self.folder = shown(source) if is_url(source) else Path(source)
+        """for messages: path, or URL without its query"""
         self.index = index
+        self.storage = storage
         self.dataset: str = index["dataset"]
         self.records = [
             RecordInfo(
@@ -134,6 +141,7 @@ class RecordFolder(Dataset[Record]):
                 record["class"],
                 record["group"],
                 record.get("fold", ""),
+                tuple(map(tuple, record.get("files", ()))),
             )
             for shard in index["shards"]
             for record in shard["records"]
@@ -142,21 +150,26 @@ class RecordFolder(Dataset[Record]):
         self._open_shards: dict[str, OpenShard] = {}
 
     @classmethod
-    def open(cls, folder: Path, verify: bool = True) -> Self:
+    def open(cls, source: Path | str, verify: bool = True, cache: ShardCache | None = None) -> Self:
         """Read index.json and check the shards it lists: their sizes and, with `verify`, their sha256.
+
+        Args:
+            source: folder, or its location (data/remote.py).
+            cache: where shards are copied to before they are read; shards at URLs always are. A copy is verified.
 
         Raises:
             UserError: the folder does not exist or is incomplete, index.json is unreadable, or a shard is missing or
                 has different content.
         """
-        index = read_index(folder, cls.FORMAT)
+        index = read_index(source, cls.FORMAT)
         try:
             _check_index(index)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{folder / INDEX}: damaged ({error!r}). {REMEDY}") from error
-        for shard in index["shards"]:
-            _check_shard(folder / shard["name"], shard["bytes"], shard["sha256"] if verify else None)
-        return cls(folder, index)
+            raise UserError(f"{_shown_index(source)}: damaged ({error!r}). {REMEDY}") from error
+        location = _location(source)
+        if is_url(location):
+            cache = cache or default_cache()
+        return cls(source, index, open_storage(location, index["shards"], verify, cache))
 
     @abstractmethod
     def decode(self, shard: "OpenShard", info: RecordInfo) -> Record:
@@ -172,12 +185,12 @@ class RecordFolder(Dataset[Record]):
             UserError: the record is missing, truncated or corrupt; the message names the shard and the key.
         """
         info = self.records[index]
-        path = self.folder / info.shard
         try:
             if info.shard not in self._open_shards:
-                self._open_shards[info.shard] = OpenShard(path)
+                self._open_shards[info.shard] = OpenShard(partial(self.storage.open, info.shard))
             return self.decode(self._open_shards[info.shard], info)
         except (CorruptRecord, OSError, tarfile.TarError, ValueError) as error:
+            path = self.storage.describe(info.shard)
             raise UserError(f"{path}: record {info.key!r} is corrupt: {error}. {REMEDY}") from error
 
     def __getstate__(self) -> dict[str, Any]:
@@ -185,6 +198,10 @@ class RecordFolder(Dataset[Record]):
 
     def keys(self) -> list[str]:
         return [record.key for record in self.records]
+
+    @property
+    def index_sha256(self) -> str:
+        return hash_index(self.source)
 
     @property
     def content_sha256(self) -> str:
@@ -214,21 +231,55 @@ class ShardFolder(RecordFolder[Sample]):
 
     def decode(self, shard: "OpenShard", info: RecordInfo) -> Sample:
         meta = read_meta(shard, info)
-        image = _decode_png(read_verified(shard, f"{info.key}.png", meta.get("sha256")))
+        image = _decode_png(shard.read_verified(f"{info.key}.png", meta.get("sha256")))
         mask = None
         if info.labeled:
-            mask = _decode_png(read_verified(shard, f"{info.key}.mask.png", meta.get("mask_sha256")))
+            mask = _decode_png(shard.read_verified(f"{info.key}.mask.png", meta.get("mask_sha256")))
         return Sample(info.key, image, mask, meta)
 
 
-def read_index(folder: Path, kind: str = FORMAT) -> dict[str, Any]:
+def read_index(source: Path | str, kind: str = FORMAT) -> dict[str, Any]:
     """Return the content of index.json.
 
     Raises:
         UserError: the folder does not exist or is incomplete, or index.json is not JSON, has another format or version,
             or names a file outside the folder.
     """
-    path = folder / INDEX
+    path = _shown_index(source)
+    if is_url(source):
+        try:
+            content = json.loads(fetch_index(join(source, INDEX)))
+        except ValueError as error:
+            raise UserError(f"{path}: is not JSON ({error}). Check the address of the shard folder.") from error
+        index = check_versioned(content, path, kind, VERSION, REMEDY)
+    else:
+        _require_index(Path(source))
+        index = read_versioned(Path(source) / INDEX, kind, VERSION, REMEDY)
+    shards = index.get("shards")
+    for shard in shards if isinstance(shards, list) else ():
+        name = shard.get("name") if isinstance(shard, dict) else None
+        if not _is_file_name(name):
+            raise UserError(f"{path}: {name!r} is not a plain file name, so it could be outside the folder. {REMEDY}")
+    return index
+
+
+def index_file(source: Path | str) -> Path | str:
+    """Return the path, or the URL, of the index.json of a shard folder."""
+    return join(source, INDEX) if is_url(source) else Path(source) / INDEX
+
+
+def hash_index(source: Path | str) -> str:
+    """Return the sha256 of the index.json of a shard folder."""
+    file = index_file(source)
+    return sha256_of(file) if isinstance(file, Path) else hashlib.sha256(fetch_index(file)).hexdigest()
+
+
+def _shown_index(source: Path | str) -> str:
+    return shown(str(index_file(source)))
+
+
+def _require_index(folder: Path) -> None:
+    """Raise UserError if there is no index.json in `folder`."""
     if folder.is_file():
         raise UserError(f"{folder}: is a file. Pass the shard folder.")
     if not folder.is_dir():
@@ -236,18 +287,29 @@ def read_index(folder: Path, kind: str = FORMAT) -> dict[str, Any]:
             f"{folder}: does not exist. Create it with `mgcc shards` (demo images: `mgcc shards phantom`, all of the "
             "demo: `make demo`; synthetic images: `mgcc ldm`)."
         )
-    if not path.is_file():
+    if not (folder / INDEX).is_file():
         others = any(not child.name.startswith(".") for child in folder.iterdir())
         if others and not any(folder.glob("*.tar")):
             raise UserError(f"{folder}: not a shard folder, it has no {INDEX}. Convert its images with `mgcc shards`.")
-        raise UserError(f"{folder}: incomplete, it has no {INDEX}. Rerun the command that creates it.")
-    index = read_versioned(path, kind, VERSION, REMEDY)
-    shards = index.get("shards")
-    for shard in shards if isinstance(shards, list) else ():
-        name = shard.get("name") if isinstance(shard, dict) else None
-        if not _is_file_name(name):
-            raise UserError(f"{path}: {name!r} is not a plain file name, so it could be outside the folder. {REMEDY}")
-    return index
+        raise UserError(
+            f"{folder}: incomplete, it has no {INDEX}. Rerun the command that creates it (other programs' WebDataset "
+            "shards: `mgcc shards index`)."
+        )
+
+
+def _location(source: Path | str) -> str:
+    """Return where the shards are: next to index.json, or where location.txt says.
+
+    Raises:
+        UserError: location.txt names a command.
+    """
+    path = Path(source) / LOCATION
+    if (is_url(source)) or not path.is_file():
+        return str(source)
+    location = path.read_text(encoding="utf-8").strip()
+    if location.startswith(PIPE):  # it would run a command that whoever wrote the file chose
+        raise UserError(f"{path}: names a command ({PIPE}), and these are taken from data.shards only. Pass it there.")
+    return location
 
 
 def _check_index(index: dict[str, Any]) -> None:
@@ -264,6 +326,9 @@ def _check_index(index: dict[str, Any]) -> None:
         raise TypeError(f"{wrong[0]!r} is not a text")
     if wrong := [record["key"] for record in records if not isinstance(record["labeled"], bool)]:
         raise TypeError(f"labeled of {wrong[0]!r} is not true or false")
+    for name, sha256 in (file for record in records for file in record.get("files", ())):
+        if not isinstance(name, str) or not isinstance(sha256, str):
+            raise TypeError(f"{name!r}, {sha256!r} is not a name and a sha256")
     if repeated := [key for key, times in Counter(record["key"] for record in records).items() if times > 1]:
         raise ValueError(f"two records have the key {repeated[0]!r}")
     totals = {
@@ -279,52 +344,12 @@ def _is_file_name(name: object) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
-class CorruptRecord(Exception):
-    """A record's content is wrong; `RecordFolder` adds the shard and the key to the message."""
-
-
-class OpenShard:
-    """An open tar file and the byte range of each member."""
-
-    def __init__(self, path: Path) -> None:
-        with tarfile.open(path, "r:") as tar:
-            self.members = {member.name: (member.offset_data, member.size) for member in tar}
-        self.file = path.open("rb")
-
-    def bytes_of(self, member: str) -> bytes:
-        if member not in self.members:
-            raise CorruptRecord(f"{member} is missing")
-        offset, size = self.members[member]
-        # pread does not move the file position, which forked workers share.
-        content = os.pread(self.file.fileno(), size, offset)
-        if len(content) != size:
-            raise CorruptRecord(f"{member} is truncated")
-        return content
-
-
 def read_meta(shard: OpenShard, info: RecordInfo) -> dict[str, Any]:
     """Read a record's json and check it against index.json."""
     meta = json.loads(shard.bytes_of(f"{info.key}.json"))
     if not isinstance(meta, dict) or (meta.get("class"), meta.get("group")) != (info.category, info.group):
         raise CorruptRecord(f"{info.key}.json does not match {INDEX}")
     return meta
-
-
-def read_verified(shard: OpenShard, member: str, sha256: str | None) -> bytes:
-    """Read a member and check its sha256."""
-    content = shard.bytes_of(member)
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise CorruptRecord(f"the sha256 of {member} does not match its json")
-    return content
-
-
-def _check_shard(path: Path, size: int, sha256: str | None) -> None:
-    if not path.is_file():
-        raise UserError(f"{path}: missing. {REMEDY}")
-    if path.stat().st_size != size:
-        raise UserError(f"{path}: has {path.stat().st_size} bytes, expected {size}. {REMEDY}")
-    if sha256 and sha256_of(path) != sha256:
-        raise UserError(f"{path}: its sha256 does not match {INDEX}. {REMEDY}")
 
 
 def _encode(sample: Sample) -> dict[str, Any]:

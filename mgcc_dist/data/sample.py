@@ -24,7 +24,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class RecordInfo:
-    """A record's entry in index.json; `category` is "class" there. `fold` is that of a published split, or empty."""
+    """A record's entry in index.json; `category` is "class" there. `fold` is that of a published split, or empty.
+
+    `files` are the name and sha256 of the image and of the mask, of a record in shards that another program wrote.
+    """
 
     key: str
     shard: str
@@ -32,6 +35,7 @@ class RecordInfo:
     category: str
     group: str
     fold: str = ""
+    files: tuple[tuple[str, str], ...] = ()
 
 
 def is_key(text: str) -> bool:

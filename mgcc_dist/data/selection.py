@@ -12,7 +12,7 @@ from typing import Any
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_versioned, sha256_of
-from mgcc_dist.data.records import INDEX, REQUEST, ShardFolder, copy_records, write_index
+from mgcc_dist.data.records import REQUEST, ShardFolder, copy_records, write_index
 
 FORMAT = "mgcc-dist selection"
 VERSION = 1
@@ -118,7 +118,7 @@ def provenance(shards: ShardFolder) -> dict[str, Any]:
         "request": index.get("request"),
         "selection": index.get("selection"),
         "dropped": len(index.get("dropped", [])),
-        "index_sha256": sha256_of(shards.folder / INDEX),
+        "index_sha256": shards.index_sha256,
     }
 
 
@@ -134,6 +134,6 @@ def _write_subset(shards: ShardFolder, keep: Callable[[str], bool], folder: Path
     entries = []
     for shard in shards.index["shards"]:
         if kept := [record for record in shard["records"] if keep(record["key"])]:
-            entries.append(copy_records(shards.folder / shard["name"], scratch / shard["name"], kept))
+            entries.append(copy_records(Path(shards.source) / shard["name"], scratch / shard["name"], kept))
     write_index(scratch, shards.dataset, entries, **extra)
     return scratch

@@ -32,17 +32,10 @@ from mgcc_dist.data.augment import MIRROR, symmetry
 from mgcc_dist.data.datasets import SampleDataset
 from mgcc_dist.data.images import resize_image, resize_mask
 from mgcc_dist.data.loader import StreamItem, TrainLoader, check_stream, normalize
-from mgcc_dist.data.records import (
-    CorruptRecord,
-    OpenShard,
-    RecordFolder,
-    read_meta,
-    read_verified,
-    write_index,
-    write_records,
-)
+from mgcc_dist.data.records import RecordFolder, read_meta, write_index, write_records
 from mgcc_dist.data.sample import RecordInfo, Sample
 from mgcc_dist.data.shard_writer import is_complete, write_shards_distributed
+from mgcc_dist.data.storage import CorruptRecord, OpenShard
 from mgcc_dist.diffusion.autoencoder import Autoencoder, latent_shape
 from mgcc_dist.diffusion.condition import shrink_masks
 from mgcc_dist.diffusion.config import Masks
@@ -106,7 +99,7 @@ class LatentFolder(RecordFolder[Latent]):
 
     def decode(self, shard: OpenShard, info: RecordInfo) -> Latent:
         member = f"{info.key}.safetensors"
-        tensors = load(read_verified(shard, member, read_meta(shard, info).get("sha256")))
+        tensors = load(shard.read_verified(member, read_meta(shard, info).get("sha256")))
         if not {"mean", "logvar"} <= tensors.keys() <= {"mean", "logvar", "mask"}:
             raise CorruptRecord(f"{member} holds {', '.join(sorted(tensors))} instead of mean and logvar")
         mask = tensors.get("mask", torch.zeros_like(tensors["mean"][:, :1]))

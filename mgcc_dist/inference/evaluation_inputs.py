@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_versioned, sha256_of
 from mgcc_dist.data.datasets import SampleDataset
-from mgcc_dist.data.records import INDEX, ShardFolder
+from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import SUBSETS, Split, locate_split, read_split
 from mgcc_dist.evaluation.config import EvaluateConfig
 from mgcc_dist.evaluation.postprocess import Postprocess, parse
@@ -60,7 +60,7 @@ def open_inputs(config: EvaluateConfig, accelerator: Accelerator) -> Inputs:
     runs = [predictor.info for predictor in predictors]
     request = {
         "weights": [info["weights_sha256"] for info in runs],
-        "shards": [sha256_of(folder.folder / INDEX) for folder in folders],
+        "shards": [folder.index_sha256 for folder in folders],
         "split": sha256_of(locate_split(config.split)) if config.split else None,
         "subset": config.evaluated,
         "tta": sorted(config.tta),
