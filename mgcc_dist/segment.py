@@ -25,7 +25,8 @@ def run(config: SegmentConfig) -> None:
     from accelerate.utils import set_seed
 
     from mgcc_dist.common.distributed import create_accelerator, describe
-    from mgcc_dist.data.records import INDEX, ShardFolder
+    from mgcc_dist.data.records import ShardFolder, index_file
+    from mgcc_dist.data.shard_cache import open_cache
     from mgcc_dist.data.splits import locate_split, read_split
     from mgcc_dist.models.pretrained import backbone_weights
     from mgcc_dist.segmentation.task import SegmentationTask
@@ -42,20 +43,23 @@ def run(config: SegmentConfig) -> None:
     logger.info("segment: %s", describe(accelerator))
     finished = is_finished(folder)
     if not finished:  # before the split, which is made from the shards
-        data = ShardFolder.open(Path(config.data.shards), verify=accelerator.is_local_main_process)
+        cache = open_cache(config.data.cache, config.data.cache_gb)
+        data = ShardFolder.open(config.data.shards, accelerator.is_local_main_process, cache)
     sources = [config.data.shards, config.data.synthetic, config.data.synthetic_labeled]
     sources += [*config.data.similar, *config.data.external]
-    inputs = [locate_split(config.data.split), *(Path(source) / INDEX for source in sources if source)]
+    split_file = locate_split(config.data.split)
+    inputs = [split_file, *(index_file(source) for source in sources if source)]
     inputs += existing_weights(config.init, "best")
     if finished:
+        inputs = [file for file in inputs if isinstance(file, Path)]  # without a network
         inputs += backbone_weights(config.network)
         check_inputs(folder, read_result(folder).get("inputs", {}), hash_inputs(inputs))
         logger.info("segment: %s already exists; nothing to do", folder / "result.json")
         return
 
-    split = read_split(inputs[0])
+    split = read_split(split_file)
     set_seed(config.loop.seed)
-    task = SegmentationTask(config, data, split, accelerator)
+    task = SegmentationTask(config, data, split, accelerator, cache)
     encoder = backbone_weights(config.network)  # the task may have downloaded it
     state = fit(task, config.loop, folder, accelerator, [*inputs, *encoder])
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from mgcc_dist.common.errors import UserError, one_line, run_program
 from mgcc_dist.common.options import argument, flag
 from mgcc_dist.common.program import Command, Program
-from mgcc_dist.common.value_types import FilePath, FolderPath, Name, NonNegativeInt, PositiveInt, UnitInterval
+from mgcc_dist.common.value_types import FilePath, Folder, FolderPath, Name, NonNegativeInt, PositiveInt, UnitInterval
 from mgcc_dist.data.file_listing import readable_name
 from mgcc_dist.data.readers.folder import folder
 from mgcc_dist.data.readers.patients import SUBFOLDER, is_list
@@ -107,8 +107,8 @@ class PhantomConfig:
 
 @dataclass(frozen=True)
 class SplitConfig:
-    root: FolderPath
-    """shard folder"""
+    root: Folder
+    """shard folder, or its URL"""
     out: FilePath
     """JSON file to write; the split is named after it"""
     validation: UnitInterval = 0.3

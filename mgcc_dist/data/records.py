@@ -22,7 +22,7 @@ from PIL import Image
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import check_versioned, read_versioned, replacing, sha256_of, write_json
-from mgcc_dist.data.remote import PIPE, fetch_index, is_url, join, shown
+from mgcc_dist.data.remote import PIPE, fetch_index, hash_file, is_url, join, shown
 from mgcc_dist.data.sample import RecordInfo, Sample, is_key
 from mgcc_dist.data.shard_cache import ShardCache, default_cache
 from mgcc_dist.data.storage import REMEDY, CorruptRecord, OpenShard, Storage, open_storage
@@ -201,7 +201,7 @@ class RecordFolder(Dataset[Record]):
 
     @property
     def index_sha256(self) -> str:
-        return hash_index(self.source)
+        return hash_file(index_file(self.source))
 
     @property
     def content_sha256(self) -> str:
@@ -266,12 +266,6 @@ def read_index(source: Path | str, kind: str = FORMAT) -> dict[str, Any]:
 def index_file(source: Path | str) -> Path | str:
     """Return the path, or the URL, of the index.json of a shard folder."""
     return join(source, INDEX) if is_url(source) else Path(source) / INDEX
-
-
-def hash_index(source: Path | str) -> str:
-    """Return the sha256 of the index.json of a shard folder."""
-    file = index_file(source)
-    return sha256_of(file) if isinstance(file, Path) else hashlib.sha256(fetch_index(file)).hexdigest()
 
 
 def _shown_index(source: Path | str) -> str:

@@ -25,6 +25,7 @@ from typing import Any, TypeGuard
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from mgcc_dist.common.errors import DISK_FULL, UserError
+from mgcc_dist.common.files import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,11 @@ def fetch_bytes(url: str) -> bytes:
 def fetch_index(url: str) -> bytes:
     """Return the content of an index.json at a URL; in one process it is always the same."""
     return fetch_bytes(url)
+
+
+def hash_file(file: Path | str) -> str:
+    """Return the sha256 of a file, or of an index.json at a URL."""
+    return sha256_of(file) if isinstance(file, Path) else hashlib.sha256(fetch_index(file)).hexdigest()
 
 
 def _retry(url: str, attempt: Callable[[], Any]) -> Any:

@@ -28,8 +28,8 @@ Solver = Literal["ddim", "dpm_solver++", "euler"]
 @dataclass(frozen=True)
 class DataConfig:
     shards: Folder | None = data_input(None)
-    """shard folder of real images, written by `mgcc shards`; null generates phantom images in
-    OUT/phantom"""
+    """shard folder of real images, written by `mgcc shards`, or its URL (docs/how-to/datasets.md); null generates
+    phantom images in OUT/phantom"""
     phantom: NonNegativeInt = 0
     """number of phantom images to generate when `shards` is null"""
     split: FileOrName | None = data_input(None)
@@ -43,6 +43,12 @@ class DataConfig:
     at the top"""
     workers: NonNegativeInt = neutral(2)
     """loader processes per rank; does not affect which samples are loaded"""
+    cache: Folder | None = neutral(None)
+    """folder on a disk of this node to which shards are copied before they are read, such as $SLURM_TMPDIR; null copies
+    only shards at URLs, to $SLURM_TMPDIR or $TMPDIR"""
+    cache_gb: NonNegativeFloat = neutral(0.0)
+    """limit of the size of `cache` in GB, 0 for none; the least recently used copies that no process has open are
+    deleted"""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from mgcc_dist.diffusion.config import DataConfig, Masks
 class ImageData:
     """The training and validation images of a split, and loaders for them."""
 
-    def __init__(self, config: DataConfig, shards: ShardFolder, split: Split, files: Sequence[Path] = ()) -> None:
+    def __init__(self, config: DataConfig, shards: ShardFolder, split: Split, files: Sequence[Path | str] = ()) -> None:
         self.size = config.image_size
         counts = {"training": len(split.labeled + split.unlabeled), "held_out": len(split.validation)}
         self.info = {"dataset": shards.dataset, "split": split.name, "images": counts}

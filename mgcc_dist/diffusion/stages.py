@@ -17,9 +17,10 @@ from mgcc_dist.common.files import sha256_of, share_files
 from mgcc_dist.common.finite import require_finite
 from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.readers.phantoms import Phantoms
-from mgcc_dist.data.records import INDEX, ShardFolder
+from mgcc_dist.data.records import ShardFolder, index_file
 from mgcc_dist.data.sample import RecordInfo
 from mgcc_dist.data.selection import restore_dropped
+from mgcc_dist.data.shard_cache import open_cache
 from mgcc_dist.data.splits import Split, locate_split, make_split, read_split, write_split
 from mgcc_dist.diffusion import autoencoder, denoiser, latents, pipeline, sampling
 from mgcc_dist.diffusion.autoencoder import AutoencoderTask
@@ -73,17 +74,18 @@ def open_images(config: DataConfig, out: Path, accelerator: Accelerator) -> Imag
             "data.shards: no shard folder given. For BUSI, run `mgcc shards busi "
             "--root Dataset_BUSI_with_GT --out out/busi`, then pass --data.shards out/busi"
         )
-    folder = Path(config.shards) if config.shards else out / "phantom"
+    source = config.shards or out / "phantom"
     if accelerator.is_main_process and not config.shards:
-        write_shards(Phantoms(config.phantom, seed=0, size=config.image_size), folder)
+        write_shards(Phantoms(config.phantom, seed=0, size=config.image_size), out / "phantom")
     accelerator.wait_for_everyone()
-    shards = ShardFolder.open(folder, verify=accelerator.is_local_main_process)
+    cache = open_cache(config.cache, config.cache_gb)
+    shards = ShardFolder.open(source, accelerator.is_local_main_process, cache)
 
     path = locate_split(config.split) if config.split else out / "split.json"
     if accelerator.is_main_process and not config.split and not path.is_file():
         write_split(path, _make_split(shards.records))
     accelerator.wait_for_everyone()
-    return ImageData(config, shards, read_split(path), [path, folder / INDEX])
+    return ImageData(config, shards, read_split(path), [path, index_file(source)])
 
 
 def _make_split(records: Sequence[RecordInfo]) -> Split:

@@ -4,15 +4,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mgcc_dist.common.options import argument, flag
-from mgcc_dist.common.value_types import FileOrName, FolderPath, NonNegativeInt, PositiveFloat, PositiveInt
+from mgcc_dist.common.value_types import (
+    FileOrName,
+    Folder,
+    FolderPath,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     runs: tuple[FolderPath, ...] = argument(nargs="+")
     """folder of a segmentation run; of several, the mean probability is evaluated (an ensemble)"""
-    shards: tuple[FolderPath, ...] = argument(nargs="+")
-    """shard folder, or several"""
+    shards: tuple[Folder, ...] = argument(nargs="+")
+    """shard folder or its URL, or several"""
     out: FolderPath = argument()
     """output folder; new, or of the same evaluation"""
     split: FileOrName | None = None
@@ -40,6 +48,11 @@ class EvaluateConfig:
     """images per forward pass, as memory allows"""
     workers: NonNegativeInt = 2
     """processes that read images; 0 for none"""
+    cache: Folder | None = None
+    """folder on a disk of this node to which shards are copied before they are read; none copies only shards at URLs,
+    to $SLURM_TMPDIR or $TMPDIR"""
+    cache_gb: NonNegativeFloat = 0.0
+    """limit of the size of --cache in GB, 0 for none"""
     kernels: Literal["auto", "torch", "triton"] = "auto"
     """implementations of the fused layers; see mgcc_dist.kernels.fuse"""
     precision: Literal["auto", "no", "bf16"] = "no"

@@ -11,6 +11,7 @@ from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_versioned, sha256_of
 from mgcc_dist.data.datasets import SampleDataset
 from mgcc_dist.data.records import ShardFolder
+from mgcc_dist.data.shard_cache import open_cache
 from mgcc_dist.data.splits import SUBSETS, Split, locate_split, read_split
 from mgcc_dist.evaluation.config import EvaluateConfig
 from mgcc_dist.evaluation.postprocess import Postprocess, parse
@@ -54,7 +55,8 @@ def open_inputs(config: EvaluateConfig, accelerator: Accelerator) -> Inputs:
     hashes = [predictor.info["weights_sha256"] for predictor in predictors]
     if repeated := [run for run, sha256 in zip(config.runs, hashes, strict=True) if hashes.count(sha256) > 1]:
         raise UserError(f"--runs: {' and '.join(map(str, repeated))} have the same weights. Name each run once.")
-    folders = [ShardFolder.open(folder, verify=accelerator.is_local_main_process) for folder in config.shards]
+    cache = open_cache(config.cache, config.cache_gb)
+    folders = [ShardFolder.open(folder, accelerator.is_local_main_process, cache) for folder in config.shards]
     split, keys = _read_subset(config)
     postprocess = _read_postprocess(config.postprocess)
     runs = [predictor.info for predictor in predictors]

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mgcc_dist.common.options import data_input, neutral
-from mgcc_dist.common.value_types import FileOrFolder, FileOrName, Folder, NonNegativeInt, PositiveInt
+from mgcc_dist.common.value_types import FileOrFolder, FileOrName, Folder, NonNegativeFloat, NonNegativeInt, PositiveInt
 from mgcc_dist.methods.config import MethodConfig, MultiLevelCrossConsistencyConfig
 from mgcc_dist.models.config import MGCCConfig, NetworkConfig
 from mgcc_dist.train.config import LoopConfig
@@ -13,7 +13,7 @@ from mgcc_dist.train.config import LoopConfig
 @dataclass(frozen=True)
 class DataConfig:
     shards: Folder = data_input()
-    """shard folder of the labeled data set, written by `mgcc shards`"""
+    """shard folder of the labeled data set, written by `mgcc shards`, or its URL (docs/how-to/datasets.md)"""
     split: FileOrName = data_input()
     """split file, or the name of a shipped split such as busi_random_1"""
     labels: Literal["half", "all"] = "half"
@@ -49,6 +49,12 @@ class DataConfig:
     """unlabeled images per rank and micro-step (paper: 4); 0 for method.name supervised"""
     workers: NonNegativeInt = neutral(2)
     """data loader processes per rank; does not change the result"""
+    cache: Folder | None = neutral(None)
+    """folder on a disk of this node to which shards are copied before they are read, such as $SLURM_TMPDIR; null copies
+    only shards at URLs, to $SLURM_TMPDIR or $TMPDIR"""
+    cache_gb: NonNegativeFloat = neutral(0.0)
+    """limit of the size of `cache` in GB, 0 for none; the least recently used copies that no process has open are
+    deleted"""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from mgcc_dist.data import selection
 from mgcc_dist.data.datasets import SampleDataset, labeled_subset, subset_by_keys
 from mgcc_dist.data.loader import EvalLoader, ImageTrainLoader
 from mgcc_dist.data.records import ShardFolder
+from mgcc_dist.data.remote import is_url
 from mgcc_dist.data.sample import Sample
+from mgcc_dist.data.shard_cache import ShardCache
 from mgcc_dist.data.splits import Split
 from mgcc_dist.evaluation.gallery import segmentation_gallery
 from mgcc_dist.evaluation.metrics import summarize
@@ -45,8 +47,16 @@ class SegmentationTask:
     best_metric = "iou"
     best_is_higher = True
 
-    def __init__(self, config: SegmentConfig, data: ShardFolder, split: Split, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        config: SegmentConfig,
+        data: ShardFolder,
+        split: Split,
+        accelerator: Accelerator,
+        cache: ShardCache | None = None,
+    ) -> None:
         self.config = config
+        self.cache = cache
         network = with_saved_encoder(config.network, config.init)
         if zero_stage(accelerator) == 3 and isinstance(network, EncoderDecoderConfig) and network.encoder:
             raise SharedError(
@@ -195,7 +205,7 @@ class SegmentationTask:
         if config.unlabeled and training:
             sources["training"] = subset_by_keys(self.data, training)
         if config.synthetic:
-            if not Path(config.synthetic).exists():
+            if not is_url(config.synthetic) and not Path(config.synthetic).exists():
                 raise UserError(
                     f"data.synthetic: {config.synthetic} does not exist. Create it with `mgcc ldm`, or pass "
                     "--data.synthetic null to train without synthetic images."
@@ -219,7 +229,7 @@ class SegmentationTask:
         return pairs
 
     def _open(self, folder: str) -> ShardFolder:
-        return ShardFolder.open(Path(folder), verify=self.verify)
+        return ShardFolder.open(folder, self.verify, self.cache)
 
     def _evaluation(self, source: SampleDataset, accelerator: Accelerator) -> EvalLoader:
         data = self.config.data

@@ -80,7 +80,7 @@ def total_steps(config: LoopConfig, loader: TrainLoader, batches: int) -> int:
 
 
 def fit(
-    task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator, inputs: Iterable[Path] = ()
+    task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator, inputs: Iterable[Path | str] = ()
 ) -> TrainState:
     """Train `task` in the run folder `folder`, resuming from its newest checkpoint. Collective.
 

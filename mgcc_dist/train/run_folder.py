@@ -16,9 +16,10 @@ from accelerate.utils import gather_object
 from mgcc_dist.common.config import save
 from mgcc_dist.common.environment import describe_environment, source
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import InvalidJson, read_json, sha256_of, write_bytes, write_json, write_text
+from mgcc_dist.common.files import InvalidJson, read_json, write_bytes, write_json, write_text
 from mgcc_dist.common.identity import describe_difference
 from mgcc_dist.common.lock import lock_folder
+from mgcc_dist.data.remote import hash_file, shown
 from mgcc_dist.train.saved_run import differences, is_finished, read_result
 
 logger = logging.getLogger(__name__)
@@ -107,9 +108,15 @@ def _extend(folder: Path, key: str, value: Any) -> None:
     write_text(path, yaml.safe_dump(tree, sort_keys=False))
 
 
-def hash_inputs(paths: Iterable[Path]) -> dict[str, str]:
-    """Return the sha256 of each file that says what data the run uses; files that no longer exist are left out."""
-    return {str(path): sha256_of(path) for path in paths if path.is_file()}
+def hash_inputs(files: Iterable[Path | str]) -> dict[str, str]:
+    """Return the sha256 of each file, or index.json at a URL, that says what data the run uses.
+
+    Files that no longer exist are left out.
+
+    Raises:
+        UserError: a URL can't be read.
+    """
+    return {shown(str(file)): hash_file(file) for file in files if isinstance(file, str) or file.is_file()}
 
 
 def check_inputs(folder: Path, saved: Mapping[str, str], now: Mapping[str, str]) -> None:

@@ -9,6 +9,7 @@ from mgcc_dist.common.errors import UserError, reason_of
 from mgcc_dist.common.files import InvalidJson, read_json, sha256_of
 from mgcc_dist.common.identity import differing_keys, input_keys, input_values
 from mgcc_dist.data.records import INDEX
+from mgcc_dist.data.remote import hash_file, is_url, join, shown
 from mgcc_dist.data.splits import locate_split
 from mgcc_dist.train.initial_weights import WEIGHTS
 
@@ -76,8 +77,11 @@ def _hash_values(config: Any) -> dict[str, str]:
     hashes = {}
     for value in input_values(config):
         try:
+            if is_url(value):
+                hashes[value] = hash_file(join(value, INDEX))
+                continue
             files = [Path(value) / name for name in CONTENT] if Path(value).is_dir() else [locate_split(value)]
-        except UserError:  # does not exist
+        except UserError:  # does not exist, or can't be reached
             continue
         if file := next((file for file in files if file.is_file()), None):
             hashes[value] = sha256_of(file)
@@ -92,7 +96,7 @@ def _saved_hashes(folder: Path, config: Any) -> dict[str, str]:
     by_file = _saved_inputs(folder)
     hashes = {}
     for value in input_values(config):
-        files = (value, *(str(Path(value) / name) for name in CONTENT))
+        files = (value, *(shown(join(value, name)) for name in CONTENT))
         shipped = (file for file in by_file if file.endswith(f"configs/splits/{value}.json"))
         if file := next((file for file in (*files, *shipped) if file in by_file), None):
             hashes[value] = by_file[file]

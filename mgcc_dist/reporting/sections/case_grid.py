@@ -6,7 +6,6 @@ Runs keep no predictions, so those of the chosen cases are computed from the run
 import io
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -113,7 +112,7 @@ def _score(mask: np.ndarray, truth: np.ndarray) -> str:
 
 
 def _open(run: Run) -> ShardFolder:
-    folder = Path(str(run.config.get("data", {}).get("shards")))
+    folder = str(run.config.get("data", {}).get("shards"))
     data = ShardFolder.open(folder, verify=False)
     if data.content_sha256 != run.result.get(CONTENT, data.content_sha256):
         raise UserError(f"{folder}: is not the data set of {run.folder}. Convert it again, or leave out --cases.")
