@@ -78,6 +78,7 @@ setup(
         "search": SEARCH,
         "trackers": TRACKERS,
         "augment": AUGMENT,
+        "s3": ["s3fs>=2025.3"],  # s3:// as data.shards; fsspec comes with torch
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": [
             *READERS,
