@@ -3,18 +3,20 @@
 Every synthetic image is compared with all training images, in pixels and, if `quality.encoder` names a trained network,
 also in features (similarity.py). The thresholds are calibrated on real images. For up to 300 of them, the audit takes
 the highest similarity with a training image of another group, that is, of another patient or, if patients are unknown,
-outside its set of near-duplicates. A threshold is the quantile of these values that a share of `false_alarms` exceeds
-(half of that share each with pixels and features). A synthetic image above a threshold is listed as a near-copy: it is
-more similar to one training image than real images of different patients are to each other. See
-docs/explanation/audit.md for what this finds and what it misses.
+outside its set of near-duplicates. A threshold is the quantile of these values that a share of `false_alarms` exceeds.
+That share is divided among the parts that are compared: pixels, features and, of samples with masks, the masks and the
+pairs of image and mask (pair_audit.py). A synthetic image above a threshold is listed as a near-copy: it is more
+similar to one training image than real images of different patients are to each other. See docs/explanation/audit.md
+for what this finds and what it misses.
 
 `audit.json` has the thresholds, the near-copies and the nearest training image of every synthetic image. `closest.png`
-shows the twenty most similar pairs in pixels, `closest_features.png` those in features. With `drop_copies` the
-near-copies are removed from the shards.
+shows the twenty most similar pairs in pixels, `closest_features.png`, `closest_masks.png` and `closest_pairs.png` those
+of the other parts. With `drop_copies` the near-copies are removed from the shards.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +33,7 @@ from torch.utils.data import Subset
 from mgcc_dist.assessment.config import AuditConfig
 from mgcc_dist.assessment.constant_images import refuse_constant_images
 from mgcc_dist.assessment.features import FeatureExtractor
+from mgcc_dist.assessment.pair_audit import KINDS, PairSimilarity, values, with_contour
 from mgcc_dist.assessment.similarity import FeatureSimilarity, apply_alignment, describe_alignment, pixel_similarity
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_object, replacing, write_json
@@ -91,7 +94,8 @@ def audit(
     refuse_constant_images(shards, accelerator)
     real, train = images.shards, images.train.indices
     calibration = np.random.default_rng(0).permutation([*train, *images.val.indices])[:CALIBRATION_IMAGES].tolist()
-    false_alarms = config.false_alarms / (2 if extractor else 1)
+    has_pairs = any(record.labeled for record in shards.records)
+    false_alarms = config.false_alarms / (1 + bool(extractor) + len(KINDS) * has_pairs)
     pixels = _compare_pixels(images, shards, calibration, false_alarms, accelerator)
     rows: list[dict[str, Any]] = [
         {
@@ -110,13 +114,27 @@ def audit(
             row["features"] = {"nearest": real.records[train[j]].key, "similarity": round(value, 4)}
             row["near_copy"] = row["near_copy"] or value > features.threshold
         report["features"] = extractor.info | features.summary()
+    if has_pairs:
+        similarity = PairSimilarity(images, accelerator)
+        highest, matches = similarity.highest_across_groups(calibration), similarity.nearest(shards, range(len(shards)))
+        for kind in KINDS:
+            compared = _Comparison(
+                _require_any(values(highest, kind)), false_alarms, [match[kind] for match in matches if match]
+            )
+            report[kind] = compared.summary()
+            for row, match in zip(rows, matches, strict=True):
+                if match:
+                    row[kind] = {
+                        "nearest": real.records[train[match[kind].train_index]].key,
+                        "similarity": round(match[kind].similarity, 4),
+                        "alignment": describe_alignment(match[kind].alignment),
+                    }
+                    row["near_copy"] = row["near_copy"] or match[kind].similarity > compared.threshold
     copies = [row["key"] for row in rows if row["near_copy"]]
     report |= {"near_copies": copies, "images": rows}
     if accelerator.is_main_process:
         read_square = partial(_read_square, size=images.size)
-        rule = f"similarity above {pixels.threshold:.2f}"
-        if extractor:
-            rule += f" in pixels or {features.threshold:.2f} in features"
+        rule = describe_thresholds(report)
         pairs = [
             (apply_alignment(read_square(shards, i), alignment), read_square(real, train[j]), rows[i])
             for i, j, alignment in pixels.closest()
@@ -132,6 +150,19 @@ def audit(
                 for i, j, symmetry_index in features.closest()
             ]
             _save(draw_pairs(pairs, rule), folder / "closest_features.png")
+        if has_pairs:
+            for kind in KINDS:
+                found = [(i, match[kind]) for i, match in enumerate(matches) if match]
+                found = sorted(found, key=lambda each: -each[1].similarity)[:SHOWN_PAIRS]
+                pairs = [
+                    (
+                        apply_alignment(with_contour(shards[i], images.size), match.alignment),
+                        with_contour(images.train[match.train_index], images.size),
+                        rows[i] | rows[i][kind],
+                    )
+                    for i, match in found
+                ]
+                _save(draw_pairs(pairs, rule), folder / f"closest_{kind}.png")
         write_json(folder / "audit.json", report)
         if config.drop_copies:
             drop_records(samples, copies)
@@ -139,15 +170,21 @@ def audit(
     return report
 
 
+def describe_thresholds(report: dict[str, Any]) -> str:
+    """Say above which similarities a report lists near-copies."""
+    others = [f" or {report[part]['threshold']:.2f} in {part}" for part in ("features", *KINDS) if part in report]
+    return f"similarity above {report['threshold']:.2f}{' in pixels' * bool(others)}{''.join(others)}"
+
+
 @dataclass(frozen=True)
 class _Comparison:
-    """Similarities in pixels or in features."""
+    """Similarities in pixels, in features, of masks or of pairs."""
 
     calibration: list[float]
     """highest similarity of each calibration image with a training image of another group"""
     false_alarms: float
     """share of these above the threshold"""
-    nearest: list[tuple[float, int, int]]
+    nearest: Sequence[tuple[float, int, int]]
     """per synthetic image: similarity with its nearest training image, index of that image, alignment"""
 
     @property

@@ -46,15 +46,12 @@ def audit_samples(
         logger.info("audit: %s already exists", folder / "audit.json")
         return
     report = audit.audit(config, extractor, images, samples, folder, accelerator)
-    threshold = f"similarity above {report['threshold']:.2f}"
-    if extractor:
-        threshold += f" in pixels or {report['features']['threshold']:.2f} in features"
-    else:
+    if not extractor:
         logger.info("audit: comparing pixels only (quality.encoder names no trained network)")
     action = "dropped" if config.drop_copies else "listed; pass --audit.drop_copies true to remove them"
     logger.info(
         "audit: %d of %d samples are near-copies of training images (%s), %s -> %s",
-        *(len(report["near_copies"]), report["synthetic"]["images"], threshold, action, folder),
+        *(len(report["near_copies"]), report["synthetic"]["images"], audit.describe_thresholds(report), action, folder),
     )
 
 
