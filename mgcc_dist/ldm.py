@@ -6,102 +6,49 @@
     mgcc ldm curate --out out/ldm                                           # write a page for selecting samples
     mgcc ldm apply --selection selection.json --samples out/ldm/samples --out out/ldm/curated
 
-The program runs eight stages and skips those whose result already exists in OUT: `autoencoder/` (a run folder),
-`latents/` (the encoded images), `denoiser/` (a run folder), `pipeline/` (loads in diffusers), `samples/` (a shard
-folder, for `mgcc segment --data.synthetic`), `quality/` (metrics against the validation images), `audit/`
-(near-copies of training images) and `gallery.png`. Rerun the same command to resume.
+The program runs these stages, and skips those that are done, i.e. have the same inputs and outputs as in OUT/stages:
+`autoencoder/` (a run folder), `latents/` (the encoded images), `denoiser/` (a run folder), `pipeline/` (loads in
+diffusers), `samples/` (a shard folder, for `mgcc segment --data.synthetic`), `audit/` (near-copies of training
+images), `quality/` (metrics against the validation images) and `gallery.png`. Rerun the same command to resume.
 """
 
 import logging
-from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Literal
 
-from mgcc_dist.assessment.config import ApplyConfig, AuditConfig, CurateConfig, QualityConfig
+from mgcc_dist.assessment.config import ApplyConfig, CurateConfig
+from mgcc_dist.assessment.ldm_config import LdmConfig
 from mgcc_dist.common.config import CONFIGS, load, save
 from mgcc_dist.common.errors import run_program
-from mgcc_dist.common.options import neutral
 from mgcc_dist.common.program import Command, Program
-from mgcc_dist.common.value_types import Folder
-from mgcc_dist.diffusion.config import AutoencoderConfig, DataConfig, DenoiserConfig, SamplingConfig, check_objective
 
 logger = logging.getLogger("mgcc_dist.ldm")
 
 
-@dataclass(frozen=True)
-class LdmConfig:
-    data: DataConfig
-    autoencoder: AutoencoderConfig
-    denoiser: DenoiserConfig
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    quality: QualityConfig = field(default_factory=QualityConfig)
-    audit: AuditConfig = field(default_factory=AuditConfig)
-    out: Folder = neutral("out/ldm")
-    """output folder"""
-    until: Literal["autoencoder", "denoiser", "samples", "gallery"] = neutral("gallery")
-    """last stage to run, for clusters that run the stages as separate jobs; `gallery` includes quality and audit"""
-
-    def __post_init__(self) -> None:
-        if self.autoencoder.loop.precision != self.denoiser.loop.precision:
-            raise ValueError("autoencoder.loop.precision and denoiser.loop.precision must be equal")
-        multiple = self.autoencoder.downsampling * self.denoiser.size_divisor
-        if self.data.image_size % multiple:
-            raise ValueError(
-                f"data.image_size: {self.data.image_size} is not a multiple of {multiple}. The autoencoder divides the "
-                f"size by {self.autoencoder.downsampling} and the denoiser by {self.denoiser.size_divisor}: each level "
-                "of their `channels` halves it, except the first. Choose another size or fewer levels."
-            )
-        check_objective(self.denoiser, self.sampling.sampler)
-        if self.sampling.steps > self.denoiser.diffusion_steps:
-            raise ValueError(
-                f"sampling.steps: {self.sampling.steps} is more than denoiser.diffusion_steps "
-                f"({self.denoiser.diffusion_steps}). Choose at most as many."
-            )
-        if self.sampling.guidance != 1 and not self.denoiser.classes:
-            raise ValueError(
-                f"sampling.guidance: {self.sampling.guidance:g} needs a denoiser with classes. "
-                "Set denoiser.classes true, or leave sampling.guidance at 1."
-            )
-
-
 def run(config: LdmConfig) -> None:
-    """Run all stages, skipping those whose result already exists."""
-    from mgcc_dist.assessment import audit, quality
-    from mgcc_dist.assessment import stages as assessment
+    """Run the stages up to `until`, skipping those that are done."""
+    from mgcc_dist.assessment.ldm_stages import list_stages
+    from mgcc_dist.assessment.stages import check_settings
     from mgcc_dist.common.distributed import create_accelerator, describe, raise_on_all_ranks
     from mgcc_dist.common.lock import lock_folder
-    from mgcc_dist.diffusion import sampling
-    from mgcc_dist.diffusion import stages as diffusion
+    from mgcc_dist.common.stages import all_done, run_stages
+    from mgcc_dist.diffusion.stages import check_stages, open_images
 
     out = Path(config.out)
     accelerator = create_accelerator(config.autoencoder.loop.precision)
-    lock_folder(out, accelerator)
     logger.info("ldm: %s", describe(accelerator))
-    with raise_on_all_ranks():
-        sampling.check_folder(config.sampling, out / config.sampling.name / "samples")
-        diffusion.check_stages(config.data, config.autoencoder, config.denoiser, out)
-    if accelerator.is_main_process:
-        save(config, out / "config.yaml")
-
-    images = diffusion.open_images(config.data, out, accelerator)
-    if config.until == "gallery":
-        quality.check_config(config.quality, images, config.sampling.count)
-        audit.check_config(config.audit, images)
-    diffusion.train_autoencoder(config.autoencoder, config.data, images, out)
-    if config.until == "autoencoder":
-        return
-    encoded = diffusion.encode_images(config.autoencoder, images, out, accelerator)
-    diffusion.train_denoiser(config.denoiser, config.data, images, encoded, out)
-    if config.until == "denoiser":
-        return
-    diffusion.save_pipeline(config.denoiser, encoded, out, accelerator)
-    diffusion.generate_samples(config.sampling, out, accelerator)
-    if config.until == "samples":
-        return
-    name = config.sampling.name
-    assessment.evaluate_quality(config.quality, images, out, name, accelerator)
-    assessment.audit_samples(config.audit, config.quality.encoder, images, out, name, accelerator)
-    assessment.save_gallery(images, out, name, accelerator)
+    images = cache(lambda: open_images(config.data, out, accelerator))
+    stages = list_stages(config, images, accelerator)
+    if not all_done(stages, accelerator):  # a finished folder may be read-only
+        lock_folder(out, accelerator)
+        with raise_on_all_ranks():
+            if accelerator.is_main_process:
+                check_stages(config.data, config.autoencoder, config.denoiser, config.sampling, out)
+                save(config, out / "config.yaml")
+        images()
+        if config.until == "gallery":
+            check_settings(config.quality, config.audit, images(), config.sampling.count)
+    run_stages(stages, accelerator)
 
 
 def curate_samples(config: CurateConfig) -> None:
@@ -138,7 +85,7 @@ PROGRAM = Program(
         common=(
             *("out", "until", "data.shards", "data.split", "data.image_size", "autoencoder.batch"),
             *("autoencoder.loop.epochs", "autoencoder.loop.steps", "denoiser.batch"),
-            *("denoiser.classes", "denoiser.loop.epochs", "denoiser.loop.steps", "denoiser.objective"),
+            *("denoiser.classes", "denoiser.loop.epochs", "denoiser.loop.steps"),
             *("sampling.count", "sampling.sampler", "sampling.steps"),
             *("quality.encoder", "audit.drop_copies"),
         ),

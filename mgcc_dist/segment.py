@@ -37,7 +37,7 @@ def run(config: SegmentConfig) -> None:
     from mgcc_dist.train.trackers import track_images
 
     began = time.monotonic()
-    accelerator = create_accelerator(config.loop.precision, config.loop.accumulation)
+    accelerator = create_accelerator(config.loop.precision)
     folder = Path(config.out)
     open_run_folder(folder, config, accelerator, config.fixed_length)
     logger.info("segment: %s", describe(accelerator))

@@ -116,6 +116,9 @@ class SmallDisk:
     def resize(self, size):
         subprocess.run(["mount", "-o", f"remount,size={size}", self.folder], check=True)
 
+    def make_read_only(self):
+        subprocess.run(["mount", "-o", "remount,ro", self.folder], check=True)
+
 
 @pytest.fixture
 def small_disk(tmp_path):

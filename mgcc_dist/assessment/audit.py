@@ -11,7 +11,7 @@ for what this finds and what it misses.
 
 `audit.json` has the thresholds, the near-copies and the nearest training image of every synthetic image. `closest.png`
 shows the twenty most similar pairs in pixels, `closest_features.png`, `closest_masks.png` and `closest_pairs.png` those
-of the other parts. With `drop_copies` the near-copies are removed from the shards.
+of the other parts. With `drop_copies` a further stage removes the near-copies from the shards.
 """
 
 import hashlib
@@ -36,14 +36,13 @@ from mgcc_dist.assessment.features import FeatureExtractor
 from mgcc_dist.assessment.pair_audit import KINDS, PairSimilarity, values, with_contour
 from mgcc_dist.assessment.similarity import FeatureSimilarity, apply_alignment, describe_alignment, pixel_similarity
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import read_object, replacing, write_json
+from mgcc_dist.common.files import replacing, write_json
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.augment import symmetry
 from mgcc_dist.data.datasets import SampleDataset
 from mgcc_dist.data.duplicates import thumbnail
 from mgcc_dist.data.images import resize_image
 from mgcc_dist.data.records import ShardFolder
-from mgcc_dist.data.selection import drop_records
 from mgcc_dist.diffusion.images import ImageData
 
 if TYPE_CHECKING:
@@ -65,17 +64,6 @@ def check_config(config: AuditConfig, images: ImageData) -> None:
     records = images.shards.records
     if config.enabled and len({records[i].group for i in (*images.train.indices, *images.val.indices)}) == 1:
         _require_any([])
-
-
-def is_finished(
-    config: AuditConfig, extractor: FeatureExtractor | None, images: ImageData, samples: Path, folder: Path
-) -> bool:
-    """Return whether `folder` holds the audit of these samples and, with `drop_copies`, its near-copies are dropped."""
-    path = folder / "audit.json"
-    shards = ShardFolder.open(samples, verify=False)
-    if not path.is_file() or read_object(path).get("request") != _request(config, extractor, images, shards):
-        return False
-    return not config.drop_copies or shards.index.get("dropped") is not None
 
 
 def audit(
@@ -164,8 +152,6 @@ def audit(
                 ]
                 _save(draw_pairs(pairs, rule), folder / f"closest_{kind}.png")
         write_json(folder / "audit.json", report)
-        if config.drop_copies:
-            drop_records(samples, copies)
     accelerator.wait_for_everyone()
     return report
 
@@ -290,7 +276,7 @@ def _request(
     return {
         "format": AUDIT_FORMAT,
         "samples": shards.index["request"],
-        "training": {
+        "train": {
             "dataset": images.info["dataset"],
             "keys_sha256": hashlib.sha256(keys.encode()).hexdigest(),
             "size": images.size,

@@ -41,7 +41,7 @@ from mgcc_dist.assessment.config import QualityConfig
 from mgcc_dist.assessment.constant_images import refuse_constant_images
 from mgcc_dist.assessment.features import FeatureExtractor, load
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import read_object, write_json, write_text
+from mgcc_dist.common.files import write_json, write_text
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.diffusion.images import ImageData
 from mgcc_dist.evaluation.spectra import extract_spectra, spectral_distance
@@ -94,15 +94,6 @@ def check_config(config: QualityConfig, images: ImageData, synthetic: int) -> No
             f"quality.neighbours: {config.neighbours} is too large for {len(images.val)} validation and {synthetic} "
             f"synthetic images, because half of them are only {half} images. Pass {smaller_k}--quality.enabled false."
         )
-
-
-def is_finished(
-    config: QualityConfig, extractor: FeatureExtractor, images: ImageData, samples: Path, folder: Path
-) -> bool:
-    """Return whether `folder` holds the report of these samples with these settings."""
-    path = folder / "quality.json"
-    request = _request(config, extractor, images, ShardFolder.open(samples, verify=False))
-    return path.is_file() and read_object(path).get("request") == request
 
 
 def evaluate(
@@ -276,7 +267,7 @@ def _request(
     return {
         "samples": shards.index["request"],
         "dropped": shards.index.get("dropped", []),
-        "held_out": images.info,
+        "val": images.info,
         "features": {key: extractor.info[key] for key in ("kind", "sha256", "image_size")},
         "neighbours": config.neighbours,
         "halves": config.halves,

@@ -18,7 +18,7 @@ from mgcc_dist.common.errors import SharedError, UserError
 PRECISIONS = ("no", "fp16", "bf16")
 
 
-def create_accelerator(precision: str | None = None, accumulation: int = 1) -> Accelerator:
+def create_accelerator(precision: str | None = None) -> Accelerator:
     """Create the Accelerator of this process, started by plain python, torchrun, `accelerate launch` or Slurm.
 
     Without a GPU the backend is gloo, also under DeepSpeed. `precision`, one of PRECISIONS, overrides the launcher's
@@ -38,7 +38,6 @@ def create_accelerator(precision: str | None = None, accumulation: int = 1) -> A
         accelerator = Accelerator(
             cpu=on_cpu and not deepspeed,
             mixed_precision=None if deepspeed else precision,
-            gradient_accumulation_steps=accumulation,
             kwargs_handlers=[process_group],
         )
     except ValueError as error:
@@ -112,6 +111,13 @@ def describe(accelerator: Accelerator) -> str:
     if precision == "bf16" and not has_bf16(accelerator.device):
         precision += " (emulated, because this device has no bfloat16 instructions; `no` is many times faster)"
     return f"world size {accelerator.num_processes}{kind}, device {accelerator.device}, precision {precision}"
+
+
+def release(accelerator: Accelerator) -> None:
+    """Free what a training prepared, and forget its loss scale, so that another one can use the same Accelerator."""
+    accelerator.free_memory()
+    if accelerator.scaler is not None and (state := accelerator.scaler.state_dict()):
+        accelerator.scaler.load_state_dict(state | {"scale": 2.0**16, "_growth_tracker": 0})  # torch's initial values
 
 
 @contextmanager

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.errors import DISK_FULL, UserError
 
 
 @contextmanager
@@ -35,6 +36,21 @@ def share_files(folder: Path) -> None:
     """Let those who may read `folder` read its files, which safetensors writes for their owner only."""
     for path in folder.rglob("*.safetensors"):
         path.chmod(folder.stat().st_mode & 0o666)
+
+
+def link(source: Path, path: Path) -> None:
+    """Make `path` the same file as `source` by a hard link, or a copy where the file system has no links.
+
+    All files are replaced and never changed in place, so a link keeps its content.
+    """
+    with replacing(path) as scratch:
+        scratch.unlink()
+        try:
+            os.link(source, scratch)
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise
+            shutil.copyfile(source, scratch)
 
 
 def remove_scratch(folder: Path) -> None:

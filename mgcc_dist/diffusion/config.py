@@ -18,7 +18,10 @@ from mgcc_dist.common.value_types import (
 )
 from mgcc_dist.train.config import LoopConfig
 
-STAGES = ("autoencoder", "audit", "curation", "denoiser", "latents", "phantom", "pipeline", "quality", "samples")
+STAGES = (
+    *("autoencoder", "audit", "curation", "denoiser", "latents", "phantom", "pipeline", "quality", "samples"),
+    "stages",
+)
 """folders of OUT; no set of samples may have such a name"""
 Masks = Literal["none", "labeled", "all"]
 Objective = Literal["epsilon", "v_prediction", "flow"]

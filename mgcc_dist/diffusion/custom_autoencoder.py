@@ -70,8 +70,12 @@ class CustomAutoencoder(nn.Module):
         self.latent_std *= std.to(self.latent_std)[:, None, None]
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write the weights, and the config from which `autoencoder.load_pretrained` builds the module again."""
+        """Write the config and the weights."""
+        self.save_config(folder)
+        save_weights(self.state_dict(), folder / SAFETENSORS_WEIGHTS_NAME)
+
+    def save_config(self, folder: Path) -> None:
+        """Write the config from which `autoencoder.load_pretrained` builds the module again."""
         create_folder(folder)
         content = {"autoencoder": as_plain(self.settings), "image_size": self.image_size}
         write_json(folder / CONFIG, with_version(content))
-        save_weights(self.state_dict(), folder / SAFETENSORS_WEIGHTS_NAME)

@@ -22,7 +22,7 @@ class ImageData:
 
     def __init__(self, config: DataConfig, shards: ShardFolder, split: Split, files: Sequence[Path | str] = ()) -> None:
         self.size = config.image_size
-        counts = {"training": len(split.labeled + split.unlabeled), "held_out": len(split.validation)}
+        counts = {"train": len(split.labeled + split.unlabeled), "val": len(split.validation)}
         self.info = {"dataset": shards.dataset, "split": split.name, "images": counts}
         """description for result.json"""
         self.files = files

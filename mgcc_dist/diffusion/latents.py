@@ -4,7 +4,7 @@ A latent is stored as the posterior q(z|x) of the frozen autoencoder, i.e. mean 
 training step samples its own z from it. A record is `{key}.safetensors` with "mean" and "logvar", float16 [V,C,h,w],
 and `{key}.json` with the image's class and group. For a denoiser with `masks`, an image whose mask it may see also has
 "mask", float16 [V,1,h,w] (`condition.py`). V is the number of views: 2 with `data.mirror` (the image and its
-mirror image), else 1. The folder `training/` holds the training images, `held_out/` the validation images. Each is
+mirror image), else 1. The folder `train/` holds the training images, `val/` the validation images. Each is
 written by all ranks together (`data/shard_writer.py`). Training reads the latents in the same order as the images
 (`data/loader.py`): the same sample, view and index, hence the same noise.
 """
@@ -44,6 +44,8 @@ from mgcc_dist.diffusion.images import ImageData
 logger = logging.getLogger(__name__)
 
 PER_SHARD = 256
+PARTS = {"train": "training", "val": "held_out"}
+"""subfolders, and what version 0.1 called them"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,15 +181,23 @@ def encode(
     Raises:
         UserError: `folder` holds latents of a different autoencoder or of different images.
     """
-    parts = {"training": (images.train, images.mirror), "held_out": (images.val, False)}
+    _rename_parts(folder, accelerator)
+    parts = {"train": (images.train, images.mirror), "val": (images.val, False)}
     for name, (dataset, mirror) in parts.items():
         request = _request(vae_sha256, images, dataset, mirror, masks)
-        if is_complete(folder / name, request, "latents"):
-            logger.info("latents: %s already exists", folder / name / "index.json")
-        else:
+        if not is_complete(folder / name, request, "latents"):
             _encode(vae.to(accelerator.device), images, dataset, batch, folder / name, request, accelerator)
     train, val = (LatentFolder.open(folder / name, verify=accelerator.is_local_main_process) for name in parts)
     return LatentData(train, val, images.workers)
+
+
+def _rename_parts(folder: Path, accelerator: Accelerator) -> None:
+    """Give the parts that version 0.1 wrote their present names. Collective."""
+    if accelerator.is_main_process:
+        for name, old in PARTS.items():
+            if (folder / old).is_dir() and not (folder / name).exists():
+                (folder / old).rename(folder / name)
+    accelerator.wait_for_everyone()
 
 
 def _encode(

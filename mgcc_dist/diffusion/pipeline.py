@@ -16,6 +16,7 @@ again. diffusers does not load that folder.
 
 import hashlib
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from torch import nn
 
 from mgcc_dist.common.config import Layer, as_plain, resolve
 from mgcc_dist.common.errors import UserError, reason_of
-from mgcc_dist.common.files import InvalidJson, read_json, read_object, sha256_of, share_files, write_json
+from mgcc_dist.common.files import InvalidJson, link, read_json, read_object, sha256_of, share_files, write_json
 from mgcc_dist.common.migration import current, with_version
 from mgcc_dist.diffusion import autoencoder
 from mgcc_dist.diffusion.autoencoder import Autoencoder, latent_shape
@@ -80,11 +81,13 @@ def save(
     classes: dict[str, int],
     source: dict[str, str],
     folder: Path,
+    weights: Mapping[str, Path] | None = None,
 ) -> None:
     """Write the pipeline. An existing folder is replaced once the new one is complete.
 
     `unet` is a denoiser of `config`. `source` holds the sha256 of the weights of each training stage; source.json also
-    gets those of the pipeline's own files.
+    gets those of the pipeline's own files. `weights` names files that already hold the weights of VAE_WEIGHTS and
+    DENOISER_WEIGHTS; they are linked.
     """
     scratch = folder.with_name(f".{folder.name}.saving")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -97,11 +100,18 @@ def save(
         _save_denoiser(unet, config, len(classes), scratch)
     if config.classes:
         write_json(scratch / CLASSES_FILE, classes)
+    for name, path in (weights or {}).items():
+        link(path, scratch / name)
     files = {name: sha256_of(scratch / name) for name in PIPELINE_FILES}
     write_json(scratch / "source.json", {**source, "files": files})
     share_files(scratch)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
+
+
+def files(config: DenoiserConfig) -> tuple[str, ...]:
+    """Return the files of a pipeline on which its samples depend."""
+    return (*PIPELINE_FILES, CLASSES_FILE) if config.classes else PIPELINE_FILES
 
 
 def is_up_to_date(source: dict[str, str], folder: Path) -> bool:
@@ -117,8 +127,10 @@ def is_up_to_date(source: dict[str, str], folder: Path) -> bool:
         return False
     if any(found.get(key) != value for key, value in source.items()):
         return False
+    if not all((folder / name).is_file() for name in PIPELINE_FILES):
+        return False
     for name, sha256 in found.get("files", {}).items():  # pipelines of earlier versions have none
-        if not (folder / name).is_file() or sha256_of(folder / name) != sha256:
+        if sha256_of(folder / name) != sha256:
             raise UserError(f"{folder / name}: is damaged, or was changed since `mgcc ldm` wrote it. {REBUILD}")
     return True
 

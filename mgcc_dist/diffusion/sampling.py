@@ -41,23 +41,14 @@ def check_folder(config: SamplingConfig, folder: Path) -> None:
     _read_request(folder, _settings(config))
 
 
-def is_finished(config: SamplingConfig, pipeline: Path, folder: Path, accelerator: Accelerator) -> bool:
-    """Return whether `folder` holds all requested images.
-
-    Raises:
-        UserError: it holds images of a different checkpoint, seed or sampling setting, or more images.
-    """
-    _read_request(folder, _request(config, pipeline, accelerator))
-    return _existing(folder)[0] == config.count
-
-
 def sample(
     config: SamplingConfig, pipeline: Path, folder: Path, accelerator: Accelerator, masks: WarpedMasks | None = None
 ) -> None:
     """Generate the missing shards of `folder`. `masks` are for a model with masks. Collective.
 
     Raises:
-        UserError: the pipeline is incomplete or damaged, or the disk is full; finished shards are kept.
+        UserError: `folder` holds images of a different checkpoint, seed or sampling setting, or more images; the
+            pipeline is incomplete or damaged; or the disk is full: finished shards are kept.
         SystemExit: with EXIT_STOPPED after a signal, once the shards in progress are written.
     """
     request = _request(config, pipeline, accelerator)
@@ -65,6 +56,8 @@ def sample(
         request["masks"] = masks.sha256
     request["per_shard"] = per_shard = _read_request(folder, request).get("per_shard", config.per_shard)
     existing, index = _existing(folder)
+    if existing == config.count:
+        return
     accelerator.wait_for_everyone()  # before the main process writes into the folder
     model = pipelines.load(pipeline)
     bf16 = request["precision"] == "bf16"
@@ -159,8 +152,13 @@ def _read_request(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
 
 def _request(config: SamplingConfig, pipeline: Path, accelerator: Accelerator) -> dict[str, Any]:
     """Return everything that the folder's content depends on."""
-    precision = config.precision or ("bf16" if accelerator.mixed_precision == "bf16" else "no")
-    return {"checkpoint": pipelines.fingerprint(pipeline), **_settings(config), "precision": precision}
+    checkpoint = pipelines.fingerprint(pipeline)
+    return {"checkpoint": checkpoint, **_settings(config), "precision": precision(config, accelerator)}
+
+
+def precision(config: SamplingConfig, accelerator: Accelerator) -> str:
+    """Return the precision to sample with: by default bf16 if the training used it."""
+    return config.precision or ("bf16" if accelerator.mixed_precision == "bf16" else "no")
 
 
 def _settings(config: SamplingConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The training and sampling stages of `mgcc ldm`. A stage is skipped if its result already exists."""
+"""What the stages of `mgcc ldm` run: training, encoding, sampling (common/stages.py). All functions are collective."""
 
 import logging
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
-from mgcc_dist.common.distributed import create_accelerator
+from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import sha256_of, share_files
+from mgcc_dist.common.files import link, sha256_of
 from mgcc_dist.common.finite import require_finite
 from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.readers.phantoms import Phantoms
@@ -29,7 +29,8 @@ from mgcc_dist.diffusion.denoiser import DenoiserTask
 from mgcc_dist.diffusion.images import ImageData
 from mgcc_dist.diffusion.latents import LatentData
 from mgcc_dist.diffusion.weights import load_initial_weights
-from mgcc_dist.train.initial_weights import describe_initial_weights, existing_weights
+from mgcc_dist.train.checkpoints import save_weights
+from mgcc_dist.train.initial_weights import WEIGHTS, describe_initial_weights, existing_weights
 from mgcc_dist.train.loop import Task, TrainState, fit
 from mgcc_dist.train.metrics_logger import read_rows
 from mgcc_dist.train.run_folder import (
@@ -44,6 +45,9 @@ from mgcc_dist.train.saved_run import is_finished, read_config, read_result
 from mgcc_dist.train.weights import count_parameters
 
 logger = logging.getLogger(__name__)
+
+VAE, UNET = f"autoencoder/vae/{SAFETENSORS_WEIGHTS_NAME}", f"denoiser/last/{WEIGHTS}"
+"""final weights of both networks, in the output folder"""
 
 
 @dataclass(frozen=True)
@@ -63,25 +67,28 @@ class DenoiserRun:
     autoencoder_sha256: str
 
 
-def open_images(config: DataConfig, out: Path, accelerator: Accelerator) -> ImageData:
-    """Open the training and validation images; generate phantom images or a split if the config names none.
+def locate_images(config: DataConfig, out: Path) -> tuple[Path | str, Path]:
+    """Return the folder or URL of the shards and the split file, which need not exist yet.
 
     Raises:
-        UserError: `config` has neither `shards` nor `phantom`.
+        UserError: `config` has neither `shards` nor `phantom`, or names a split that does not exist.
     """
     if not config.shards and not config.phantom:
         raise UserError(
             "data.shards: no shard folder given. For BUSI, run `mgcc shards busi "
             "--root Dataset_BUSI_with_GT --out out/busi`, then pass --data.shards out/busi"
         )
-    source = config.shards or out / "phantom"
+    return config.shards or out / "phantom", locate_split(config.split) if config.split else out / "split.json"
+
+
+def open_images(config: DataConfig, out: Path, accelerator: Accelerator) -> ImageData:
+    """Open the training and validation images; generate phantom images or a split if the config names none."""
+    source, path = locate_images(config, out)
     if accelerator.is_main_process and not config.shards:
         write_shards(Phantoms(config.phantom, seed=0, size=config.image_size), out / "phantom")
     accelerator.wait_for_everyone()
     cache = open_cache(config.cache, config.cache_gb)
     shards = ShardFolder.open(source, accelerator.is_local_main_process, cache)
-
-    path = locate_split(config.split) if config.split else out / "split.json"
     if accelerator.is_main_process and not config.split and not path.is_file():
         write_split(path, _make_split(shards.records))
     accelerator.wait_for_everyone()
@@ -97,12 +104,15 @@ def _make_split(records: Sequence[RecordInfo]) -> Split:
     return make_split(records, seed=0, validation=validation, labeled=labeled, grouped=True, name="split")
 
 
-def check_stages(data: DataConfig, first: AutoencoderConfig, second: DenoiserConfig, out: Path) -> None:
-    """Check the settings against the trained stages in `out`, before anything is written there.
+def check_stages(
+    data: DataConfig, first: AutoencoderConfig, second: DenoiserConfig, samples: SamplingConfig, out: Path
+) -> None:
+    """Check the settings against what `out` holds, before anything is written there.
 
     Raises:
-        UserError: a stage was trained with other settings.
+        UserError: a stage was trained with other settings, or the samples have others.
     """
+    sampling.check_folder(samples, out / samples.name / "samples")
     check_run_folder(out / "autoencoder", AutoencoderRun(data, first), _fixed_length(first, out))
     folder = out / "denoiser"
     if has_run(folder) and (folder / "config.yaml").is_file():
@@ -117,13 +127,13 @@ def _fixed_length(config: AutoencoderConfig, out: Path) -> str:
     return config.loop.fixed_length
 
 
-def train_autoencoder(config: AutoencoderConfig, data: DataConfig, images: ImageData, out: Path) -> None:
-    """Train the autoencoder in `autoencoder/` and save it, with normalized latents, to `autoencoder/vae/`."""
+def train_autoencoder(
+    config: AutoencoderConfig, data: DataConfig, images: ImageData, out: Path, accelerator: Accelerator
+) -> None:
+    """Train the autoencoder in `autoencoder/` and save it, with normalized latents, in its `last/` and its `vae/`."""
     folder, loop = out / "autoencoder", config.loop
-    accelerator = create_accelerator(loop.precision, loop.accumulation)
     open_run_folder(folder, AutoencoderRun(data, config), accelerator, _fixed_length(config, out))
-    if _is_finished(folder, images):
-        logger.info("autoencoder: %s already exists", folder / "result.json")
+    if _is_finished(folder, images) and (out / VAE).is_file():
         return
     set_seed(loop.seed)
     task = AutoencoderTask(config, images, accelerator)
@@ -140,28 +150,34 @@ def train_autoencoder(config: AutoencoderConfig, data: DataConfig, images: Image
         "Move the stage's folder elsewhere and train it again with a lower learning rate.",
     )
     autoencoder.normalize_latents(vae, mean, std)
-    if accelerator.is_main_process:
-        vae.save_pretrained(folder / "vae")
-        share_files(folder / "vae")
+    with raise_on_all_ranks():
+        if accelerator.is_main_process:
+            last = folder / "last" / WEIGHTS
+            save_weights(vae.state_dict(), last, task.header() | {"step": state.step, "normalized": True})
+            vae.save_config(folder / "vae")
+            link(last, out / VAE)
     latent_stats = {"latent_mean": mean.tolist(), "latent_std": std.tolist()}
     _write_result(task, latent_stats, state, images, loop.seed, folder, accelerator)
 
 
 def encode_images(config: AutoencoderConfig, images: ImageData, out: Path, accelerator: Accelerator) -> LatentData:
     """Encode the images with `autoencoder/vae/` into `latents/`."""
-    folder = out / "autoencoder" / "vae"
-    vae = autoencoder.load_pretrained(folder)
-    sha256 = sha256_of(folder / SAFETENSORS_WEIGHTS_NAME)
-    return latents.encode(vae, sha256, images, config.batch, out / "latents", accelerator)
+    vae = autoencoder.load_pretrained((out / VAE).parent)
+    return latents.encode(vae, sha256_of(out / VAE), images, config.batch, out / "latents", accelerator)
 
 
-def train_denoiser(config: DenoiserConfig, data: DataConfig, images: ImageData, encoded: LatentData, out: Path) -> None:
+def train_denoiser(
+    config: DenoiserConfig,
+    data: DataConfig,
+    images: ImageData,
+    encoded: LatentData,
+    out: Path,
+    accelerator: Accelerator,
+) -> None:
     """Train the denoiser in `denoiser/`."""
     folder, loop = out / "denoiser", config.loop
-    accelerator = create_accelerator(loop.precision, loop.accumulation)
     open_run_folder(folder, DenoiserRun(data, config, encoded.autoencoder), accelerator, loop.fixed_length)
-    if _is_finished(folder, images):
-        logger.info("denoiser: %s already exists", folder / "result.json")
+    if _is_finished(folder, images) and (out / UNET).is_file():
         return
     set_seed(loop.seed)
     task = DenoiserTask(config, encoded, accelerator)
@@ -171,20 +187,16 @@ def train_denoiser(config: DenoiserConfig, data: DataConfig, images: ImageData, 
 
 
 def save_pipeline(config: DenoiserConfig, encoded: LatentData, out: Path, accelerator: Accelerator) -> None:
-    """Save both networks to `pipeline/` in the layout of diffusers."""
+    """Save both networks to `pipeline/` in the layout of diffusers; their weights are links to those of the stages."""
     folder = out / "pipeline"
-    source = {
-        "autoencoder": encoded.autoencoder,
-        "denoiser": sha256_of(out / "denoiser" / "last" / "model.safetensors"),
-    }
-    if pipeline.is_up_to_date(source, folder):
-        logger.info("pipeline: %s already exists", folder)
-    elif accelerator.is_main_process:
-        vae = autoencoder.load_pretrained(out / "autoencoder" / "vae")
-        unet = denoiser.load(config, encoded, out / "denoiser" / "last")
-        pipeline.save(vae, unet, config, encoded.classes, source, folder)
-        logger.info("pipeline: diffusers pipeline -> %s", folder)
-    accelerator.wait_for_everyone()
+    weights = {pipeline.VAE_WEIGHTS: out / VAE, pipeline.DENOISER_WEIGHTS: out / UNET}
+    with raise_on_all_ranks():
+        source = {"autoencoder": encoded.autoencoder, "denoiser": sha256_of(weights[pipeline.DENOISER_WEIGHTS])}
+        if accelerator.is_main_process and not pipeline.is_up_to_date(source, folder):
+            vae = autoencoder.load_pretrained(out / "autoencoder" / "vae")
+            unet = denoiser.load(config, encoded, out / "denoiser" / "last")
+            pipeline.save(vae, unet, config, encoded.classes, source, folder, weights)
+            logger.info("pipeline: diffusers pipeline -> %s", folder)
 
 
 def generate_samples(config: SamplingConfig, out: Path, accelerator: Accelerator) -> None:
@@ -193,9 +205,6 @@ def generate_samples(config: SamplingConfig, out: Path, accelerator: Accelerator
     if accelerator.is_main_process:
         restore_dropped(folder)
     accelerator.wait_for_everyone()
-    if sampling.is_finished(config, out / "pipeline", folder, accelerator):
-        logger.info("samples: %s already exists", folder / "index.json")
-        return
     sampling.sample(config, out / "pipeline", folder, accelerator)
     logger.info("samples: %d synthetic images -> %s", config.count, folder)
 

@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mgcc_dist.common.components import component_keys
-from mgcc_dist.common.distributed import raise_on_all_ranks, seed_step
+from mgcc_dist.common.distributed import raise_on_all_ranks, release, seed_step
 from mgcc_dist.common.errors import EXIT_STOPPED, SharedError, UserError
 from mgcc_dist.common.signals import StopSignal
 from mgcc_dist.data.loader import TrainLoader
@@ -189,7 +189,7 @@ def fit(
         raise SystemExit(EXIT_STOPPED)
     with _full_module(weights, ema) as module_to_save:
         _export(task, module_to_save, folder / "last", {"step": state.step}, accelerator)
-    accelerator.free_memory()
+    release(accelerator)
     return state
 
 

@@ -11,10 +11,11 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from mgcc_dist.assessment.audit import audit, is_finished
+from mgcc_dist.assessment.audit import audit
 from mgcc_dist.assessment.config import AuditConfig
 from mgcc_dist.assessment.features import FeatureExtractor, _GlobalAveragePool
 from mgcc_dist.assessment.similarity import FeatureSimilarity, apply_alignment, describe_alignment, pixel_similarity
+from mgcc_dist.assessment.stages import drop_copies
 from mgcc_dist.data.duplicates import groups, thumbnail
 from mgcc_dist.data.images import read_grey, resize_image
 from mgcc_dist.data.records import ShardFolder, write_index, write_shard
@@ -170,17 +171,6 @@ def test_false_alarms_are_divided_between_pixels_and_features(few_images, encode
     assert both["threshold"] == pixels_only["threshold"]
 
 
-def test_another_encoder_needs_a_new_audit(few_images, encoder, tmp_path):
-    images, others = few_images
-    shards = synthetic(tmp_path / "samples", others)
-    config = AuditConfig()
-    audit(config, encoder, images, shards.folder, tmp_path / "both", Accelerator(cpu=True))
-    assert is_finished(config, encoder, images, shards.folder, tmp_path / "both")
-    assert not is_finished(config, None, images, shards.folder, tmp_path / "both")
-    other_encoder = replace(encoder, info=encoder.info | {"sha256": "1"})
-    assert not is_finished(config, other_encoder, images, shards.folder, tmp_path / "both")
-
-
 def test_noisy_copies_are_nearest_to_their_originals_in_whitened_features(train_images, encoder):
     images, _ = train_images
     similarity = FeatureSimilarity(encoder, images.train, Accelerator(cpu=True))
@@ -218,21 +208,13 @@ def test_drop_copies_removes_near_copies_from_the_shards(train_images, tmp_path)
     copy = images.train[3].image[:, ::-1]
     few = few_of(others)
     shards = synthetic(tmp_path / "samples", {"copy": copy} | few)
-    config, accelerator = AuditConfig(), Accelerator(cpu=True)
-    assert not is_finished(config, None, images, shards.folder, tmp_path / "audit")
-    audit(config, None, images, shards.folder, tmp_path / "audit", accelerator)
-    assert is_finished(config, None, images, shards.folder, tmp_path / "audit")
+    audit(AuditConfig(), None, images, shards.folder, tmp_path / "audit", Accelerator(cpu=True))
     assert len(ShardFolder.open(shards.folder)) == 7
-
-    dropping = AuditConfig(drop_copies=True)
-    assert not is_finished(dropping, None, images, shards.folder, tmp_path / "audit")
-    audit(dropping, None, images, shards.folder, tmp_path / "audit", accelerator)
+    drop_copies(shards.folder, tmp_path / "audit" / "audit.json", Accelerator(cpu=True))
     left = ShardFolder.open(shards.folder)
     assert left.keys() == list(few)
     assert left.index["dropped"] == ["copy"]
     assert left.index["request"] == {"seed": 0}
-    assert is_finished(dropping, None, images, shards.folder, tmp_path / "audit")
-    assert not is_finished(AuditConfig(false_alarms=0.5), None, images, shards.folder, tmp_path / "audit")
 
 
 def test_dropping_keeps_the_other_records_unchanged_and_leaves_no_empty_shard(tmp_path):

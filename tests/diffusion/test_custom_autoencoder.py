@@ -68,11 +68,11 @@ def test_a_diffusion_model_is_trained_and_sampled(config, phantom_shards, tmp_pa
     data = DataConfig(shards=str(phantom_shards.folder), image_size=SIZE, workers=0)
     accelerator = create_accelerator()
     images = stages.open_images(data, tmp_path, accelerator)
-    stages.train_autoencoder(config, data, images, tmp_path)
+    stages.train_autoencoder(config, data, images, tmp_path, accelerator)
     encoded = stages.encode_images(config, images, tmp_path, accelerator)
     assert encoded.shape == (WIDTH, 4, 4)
     second = replace(DENOISER, batch=2)
-    stages.train_denoiser(second, data, images, encoded, tmp_path)
+    stages.train_denoiser(second, data, images, encoded, tmp_path, accelerator)
     stages.save_pipeline(second, encoded, tmp_path, accelerator)
     folder = tmp_path / "pipeline"
     assert isinstance(pipeline.load(folder).vae.network, Plain)

@@ -175,8 +175,8 @@ def test_a_killed_run_keeps_complete_shards_and_resumes_with_the_others(encoded,
     monkeypatch.setattr(shard_writer, "write_json", stop_after := StopAfter(shard_writer.write_json, 3))
     with pytest.raises(Stopped):
         latents.encode(vae, "abc", images, 4, tmp_path / "killed", Accelerator(cpu=True))
-    assert not (tmp_path / "killed" / "training" / "index.json").exists()
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed" / "training").glob("*.tar")}
+    assert not (tmp_path / "killed" / "train" / "index.json").exists()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed" / "train").glob("*.tar")}
     assert len(before) == 3
 
     stop_after.limit = None
@@ -244,4 +244,4 @@ def test_latent_that_is_not_finite_in_float16_stops_the_encoding(vae, images, tm
     first = images.train[0].key
     with pytest.raises(UserError, match=rf"^encoding: the result for image '{re.escape(first)}' is not finite"):
         latents.encode(vae, "abc", images, 4, tmp_path / "latents", Accelerator(cpu=True))
-    assert not (tmp_path / "latents" / "training" / "index.json").exists()
+    assert not (tmp_path / "latents" / "train" / "index.json").exists()

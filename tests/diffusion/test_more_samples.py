@@ -44,9 +44,7 @@ def shards(folder: Path) -> dict[str, str]:
 
 def test_higher_count_adds_the_further_images(folder, pipeline_folder, tmp_path, accelerator):
     before = shards(folder)
-    assert not sampling.is_finished(MORE, pipeline_folder, folder, accelerator)
     sampling.sample(MORE, pipeline_folder, folder, accelerator)
-    assert sampling.is_finished(MORE, pipeline_folder, folder, accelerator)
     assert indices(folder) == list(range(12))
     assert before.items() <= shards(folder).items()
     assert json.loads((folder / "request.json").read_text())["count"] == 12
@@ -59,7 +57,7 @@ def test_higher_count_adds_the_further_images(folder, pipeline_folder, tmp_path,
     with pytest.raises(
         UserError, match=r"is for 12 images, more than sampling\.count 7\. Set sampling\.count 12 or more"
     ):
-        sampling.is_finished(SAMPLING, pipeline_folder, folder, accelerator)
+        sampling.sample(SAMPLING, pipeline_folder, folder, accelerator)
 
 
 @pytest.mark.parametrize("images", [0, 1, 2, 4, "index", "request"])
@@ -81,8 +79,7 @@ def test_folder_killed_while_it_is_extended_stays_complete(folder, pipeline_fold
     assert indices(folder) == list(range(12 if images == "request" else 7))
     assert before.items() <= shards(folder).items()
     written = {path: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
-    if not sampling.is_finished(MORE, pipeline_folder, folder, accelerator):
-        sampling.sample(MORE, pipeline_folder, folder, accelerator)
+    sampling.sample(MORE, pipeline_folder, folder, accelerator)
     assert indices(folder) == list(range(12))
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
@@ -127,11 +124,11 @@ def test_interrupted_folder_may_be_finished_with_a_higher_count(pipeline_folder,
 def test_shards_keep_their_size_when_extended(folder, pipeline_folder, accelerator):
     before = shards(folder)
     other = dataclasses.replace(MORE, per_shard=5)
-    assert sampling.is_finished(dataclasses.replace(SAMPLING, per_shard=5), pipeline_folder, folder, accelerator)
+    sampling.sample(dataclasses.replace(SAMPLING, per_shard=5), pipeline_folder, folder, accelerator)
+    assert shards(folder) == before
     sampling.sample(other, pipeline_folder, folder, accelerator)
     assert indices(folder) == list(range(12))
     assert before.items() <= shards(folder).items()
-    assert sampling.is_finished(other, pipeline_folder, folder, accelerator)
 
 
 def test_dropped_images_stay_dropped_and_selections_stay_valid(folder, pipeline_folder, tmp_path, accelerator):

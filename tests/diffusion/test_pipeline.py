@@ -20,6 +20,7 @@ from mgcc_dist.diffusion.config import DENOISERS, DenoiserConfig
 from mgcc_dist.diffusion.denoiser import predict
 from mgcc_dist.diffusion.noise import RngStream, make_generators
 from mgcc_dist.diffusion.sampler import Sampler, initial_noise
+from mgcc_dist.train.checkpoints import save_weights
 
 STOCK_DIFFUSERS = """
 import sys, torch
@@ -72,6 +73,23 @@ def test_ddim_written_out_generates_the_same_image(pipeline_folder):
     sampler = Sampler(pipeline.load(pipeline_folder), "ddim", 5, 1.0, False, False, torch.device("cpu"))
     image = sampler.generate(initial_noise(3, [4], SHAPE))
     np.testing.assert_allclose(image[0], expected * 255, atol=0.51)
+
+
+def test_trained_weights_are_linked_and_what_a_full_disk_left_is_removed(vae, unet, tmp_path):
+    (tmp_path / ".p.saving" / "unet").mkdir(parents=True)
+    (tmp_path / ".p.saving" / "unet" / "half.safetensors").touch()
+    save_weights(vae.state_dict(), tmp_path / "vae.safetensors", {"step": 1})
+    save_weights(unet.state_dict(), tmp_path / "unet.safetensors", {"step": 1})
+    weights = {
+        pipeline.VAE_WEIGHTS: tmp_path / "vae.safetensors",
+        pipeline.DENOISER_WEIGHTS: tmp_path / "unet.safetensors",
+    }
+    pipeline.save(vae, unet, DENOISER, {}, {}, tmp_path / "p", weights)
+    assert all((tmp_path / "p" / name).samefile(path) for name, path in weights.items())
+    assert not list(tmp_path.rglob("half.safetensors"))
+    assert not (tmp_path / ".p.saving").exists()
+    stock = DiffusionPipeline.from_pretrained(tmp_path / "p")
+    assert torch.equal(stock.unet.conv_in.weight, unet.conv_in.weight)
 
 
 def test_fingerprint_follows_weights_and_settings(pipeline_folder):

@@ -65,14 +65,12 @@ def test_a_killed_run_resumes_with_the_missing_shards(pipeline_folder, tmp_path,
         if images == SAMPLING.count:
             patch.setattr(sampling, "write_index", killed)
         sampling.sample(SAMPLING, pipeline_folder, tmp_path / "killed", accelerator)
-    assert not sampling.is_finished(SAMPLING, pipeline_folder, tmp_path / "killed", accelerator)
     shards = sorted((tmp_path / "killed").glob("*.tar"))
     assert len(shards) == images // 2 + (images == 7)
     before = {path: path.stat().st_mtime_ns for path in shards}
     sampling.sample(SAMPLING, pipeline_folder, tmp_path / "killed", accelerator)
     assert {path: path.stat().st_mtime_ns for path in shards} == before
     assert contents(tmp_path / "killed") == contents(tmp_path / "complete")
-    assert sampling.is_finished(SAMPLING, pipeline_folder, tmp_path / "killed", accelerator)
 
 
 def test_a_signal_exits_with_the_code_for_resume(pipeline_folder, tmp_path, accelerator, monkeypatch):
@@ -100,7 +98,7 @@ def test_samples_of_another_config_are_refused(pipeline_folder, tmp_path, accele
     with pytest.raises(
         UserError, match=rf"holds images made with {key} .* Set sampling\.name NAME to keep them and .*/NAME/s\.$"
     ):
-        sampling.is_finished(dataclasses.replace(SAMPLING, **change), pipeline_folder, tmp_path / "s", accelerator)
+        sampling.sample(dataclasses.replace(SAMPLING, **change), pipeline_folder, tmp_path / "s", accelerator)
 
 
 def test_samples_of_another_checkpoint_are_refused(pipeline_folder, tmp_path, accelerator):
@@ -108,7 +106,7 @@ def test_samples_of_another_checkpoint_are_refused(pipeline_folder, tmp_path, ac
     weights = pipeline_folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes() + b" ")
     with pytest.raises(UserError, match="holds images made with checkpoint"):
-        sampling.is_finished(SAMPLING, pipeline_folder, tmp_path / "s", accelerator)
+        sampling.sample(SAMPLING, pipeline_folder, tmp_path / "s", accelerator)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 7])

@@ -37,11 +37,11 @@ def test_two_steps_are_trained_on_images_without_masks(tmp_path, labeled):
     assert (len(split.labeled), len(split.unlabeled), len(split.validation)) == (0, 8, 4)
     two_steps = replace(LOOP, steps=2)
     first, second = replace(AUTOENCODER, batch=2, loop=two_steps), replace(DENOISER, batch=2, loop=two_steps)
-    train_autoencoder(first, data, images, tmp_path / "out")
+    train_autoencoder(first, data, images, tmp_path / "out", accelerator)
     encoded = encode_images(first, images, tmp_path / "out", accelerator)
-    train_denoiser(second, data, images, encoded, tmp_path / "out")
+    train_denoiser(second, data, images, encoded, tmp_path / "out", accelerator)
     result = read_result(tmp_path / "out" / "denoiser")
-    assert (result["steps"], result["images"]) == (2, {"training": 8, "held_out": 4})
+    assert (result["steps"], result["images"]) == (2, {"train": 8, "val": 4})
 
 
 def test_finished_stage_whose_split_changed_is_refused(tmp_path, phantom_shards):
@@ -52,13 +52,13 @@ def test_finished_stage_whose_split_changed_is_refused(tmp_path, phantom_shards)
     data = DataConfig(shards=str(phantom_shards.folder), split=str(path), image_size=16, workers=0)
     config = replace(AUTOENCODER, batch=4)
     accelerator = create_accelerator()
-    train_autoencoder(config, data, open_images(data, tmp_path, accelerator), tmp_path)
+    train_autoencoder(config, data, open_images(data, tmp_path, accelerator), tmp_path, accelerator)
     weights = (tmp_path / "autoencoder" / "vae" / "diffusion_pytorch_model.safetensors").stat()
-    train_autoencoder(config, data, open_images(data, tmp_path, accelerator), tmp_path)  # nothing to do
+    train_autoencoder(config, data, open_images(data, tmp_path, accelerator), tmp_path, accelerator)  # nothing to do
     assert (tmp_path / "autoencoder" / "vae" / "diffusion_pytorch_model.safetensors").stat() == weights
     write_split(path, replace(split, labeled=split.validation, validation=split.labeled))
     with pytest.raises(UserError, match=r"split\.json: changed since the run in .*/autoencoder started"):
-        train_autoencoder(config, data, open_images(data, tmp_path, accelerator), tmp_path)
+        train_autoencoder(config, data, open_images(data, tmp_path, accelerator), tmp_path, accelerator)
 
 
 def test_stages_are_extended_and_start_from_weights(tmp_path, phantom_shards):
@@ -72,26 +72,26 @@ def test_stages_are_extended_and_start_from_weights(tmp_path, phantom_shards):
     def steps(stage):
         return json.loads((tmp_path / stage / "result.json").read_text())["steps"]
 
-    train_autoencoder(autoencoder, data, images, tmp_path)
-    train_autoencoder(replace(autoencoder, loop=long), data, images, tmp_path)
+    train_autoencoder(autoencoder, data, images, tmp_path, accelerator)
+    train_autoencoder(replace(autoencoder, loop=long), data, images, tmp_path, accelerator)
     assert steps("autoencoder") == 2
     encoded = encode_images(autoencoder, images, tmp_path, accelerator)
-    train_denoiser(denoiser, data, images, encoded, tmp_path)
-    train_denoiser(replace(denoiser, loop=long), data, images, encoded, tmp_path)
+    train_denoiser(denoiser, data, images, encoded, tmp_path, accelerator)
+    train_denoiser(replace(denoiser, loop=long), data, images, encoded, tmp_path, accelerator)
     assert steps("denoiser") == 2
     with pytest.raises(
         UserError,
         match=r"can't be extended to 3, because .*/latents was encoded with it\. .* pass --autoencoder\.init .*/last\.",
     ):
-        train_autoencoder(replace(autoencoder, loop=replace(long, steps=3)), data, images, tmp_path)
+        train_autoencoder(replace(autoencoder, loop=replace(long, steps=3)), data, images, tmp_path, accelerator)
 
     other, still = tmp_path / "other", replace(short, learning_rate=1e-12)
     for stage, config in (("autoencoder", autoencoder), ("denoiser", denoiser)):
         config = replace(config, loop=still, init=str(tmp_path / stage))
         if stage == "autoencoder":
-            train_autoencoder(config, data, images, other)
+            train_autoencoder(config, data, images, other, accelerator)
         else:
-            train_denoiser(config, data, images, encoded, other)
+            train_denoiser(config, data, images, encoded, other, accelerator)
         source = tmp_path / stage / "last" / "model.safetensors"
         assert json.loads((other / stage / "result.json").read_text())["init"] == {
             "weights": str(source),
@@ -101,4 +101,4 @@ def test_stages_are_extended_and_start_from_weights(tmp_path, phantom_shards):
         assert all(torch.allclose(found[name], expected[name]) for name in expected)
     wider = replace(autoencoder, channels=(4, 8, 8), init=str(tmp_path / "autoencoder"))
     with pytest.raises(UserError, match=r"does not match the configured architecture\. "):
-        train_autoencoder(wider, data, images, tmp_path / "third")
+        train_autoencoder(wider, data, images, tmp_path / "third", accelerator)

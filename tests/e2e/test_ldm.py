@@ -1,6 +1,7 @@
 """`mgcc_dist.ldm` from the command line, at a toy size, on two ranks."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.splits import read_split
 from mgcc_dist.diffusion import autoencoder
+from mgcc_dist.diffusion.latents import LatentFolder
 from mgcc_dist.ldm import LdmConfig, run
 
 
@@ -48,6 +50,13 @@ def test_two_ranks_run_every_stage_once(finished):
     images = DiffusionPipeline.from_pretrained(out / "pipeline")(batch_size=1, num_inference_steps=2).images
     assert images[0].size == (16, 16)
     assert np.ptp(np.asarray(Image.open(out / "gallery.png"))) > 0
+    weights = "diffusion_pytorch_model.safetensors"
+    for trained, linked in (
+        ("autoencoder/last", f"autoencoder/vae/{weights}"),
+        ("autoencoder/last", f"pipeline/vqvae/{weights}"),
+        ("denoiser/last", f"pipeline/unet/{weights}"),
+    ):
+        assert (out / trained / "model.safetensors").samefile(out / linked), linked
 
 
 def modification_times(out: Path) -> dict[Path, int]:
@@ -63,8 +72,39 @@ def test_a_finished_run_is_not_repeated(finished, toy):
     before = modification_times(out)
     log = ranks.finish_log(ranks.forked(2), ["-m", "mgcc_dist.ldm", "--config", toy, "--out", out])
     assert "world size 2" in log
-    assert log.count("already exists") == 9
+    assert log.count("already exists") == 8
     assert modification_times(out) == before
+
+
+@pytest.mark.e2e
+@pytest.mark.multiprocess
+def test_a_finished_run_in_a_read_only_folder_already_exists(finished, toy, small_disk, caplog):
+    small_disk.resize("8m")
+    out = shutil.copytree(finished[0], small_disk.folder / "out")
+    small_disk.make_read_only()
+    with caplog.at_level("INFO"):
+        run_here(["--config", str(toy), "--out", str(out)])
+    assert caplog.text.count("already exists") == 8
+    with pytest.raises(UserError, match=r"out: can't be written \(Read-only file system\)\. Choose another --out\."):
+        run_here(["--config", str(toy), "--out", str(out), "--sampling.count", "10"])
+
+
+@pytest.mark.e2e
+def test_an_output_folder_of_0_1_is_resumed(tmp_path, caplog):
+    """ldm_of_0_1.tar.xz holds one that version 0.1.0 wrote, without checkpoints and pictures, and its config."""
+    shutil.unpack_archive(Path(__file__).parents[1] / "ldm_of_0_1.tar.xz", tmp_path, filter="data")
+    out = tmp_path / "ldm"
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    kept |= {path: path.stat().st_mtime_ns for path in (out / "samples").iterdir()}
+    words = ["--config", str(tmp_path / "toy.yaml"), "--out", str(out), "--until", "samples"]
+    run_here(words)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(LatentFolder.open(out / "latents" / "train")) == 17
+    with caplog.at_level("INFO"):
+        run_here(words)
+    assert caplog.text.count("already exists") == 5
+    with pytest.raises(UserError, match="holds images made with seed 0, not 1"):
+        run_here([*words, "--sampling.seed", "1"])
 
 
 @pytest.mark.e2e
@@ -116,7 +156,7 @@ def test_results_state_the_sizes_of_train_and_val(finished):
     assert (len(split.labeled + split.unlabeled), len(split.validation)) == (28, 12)
     for stage in ("autoencoder", "denoiser"):
         counts = json.loads((out / stage / "result.json").read_text())["images"]
-        assert counts == {"training": 28, "held_out": 12}
+        assert counts == {"train": 28, "val": 12}
 
 
 @pytest.mark.e2e

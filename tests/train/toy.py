@@ -99,7 +99,7 @@ def main():
     folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     known = {field.name for field in fields(LoopConfig)}
     config = replace(CONFIG, **{key: value for key, value in options.items() if key in known})
-    accelerator = create_accelerator(accumulation=config.accumulation)
+    accelerator = create_accelerator()
     rank, world = accelerator.process_index, accelerator.num_processes
     logger.info("world size %d", world)
     nan_at = options.get("nan_at") if rank == options.get("nan_on") else None
