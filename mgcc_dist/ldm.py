@@ -85,7 +85,7 @@ PROGRAM = Program(
         common=(
             *("out", "until", "data.shards", "data.split", "data.image_size", "autoencoder.batch"),
             *("autoencoder.loop.epochs", "autoencoder.loop.steps", "denoiser.batch"),
-            *("denoiser.classes", "denoiser.loop.epochs", "denoiser.loop.steps"),
+            *("denoiser.classes", "denoiser.loop.epochs", "denoiser.loop.steps", "denoiser.objective"),
             *("sampling.count", "sampling.sampler", "sampling.steps"),
             *("quality.encoder", "audit.drop_copies"),
         ),
