@@ -49,8 +49,8 @@ class ResizedDataset(Dataset[Sample]):
         return sample
 
 
-def subset_by_keys(folder: ShardFolder, keys: Iterable[str]) -> Subset[Sample]:
-    """Return the records `keys` of a shard folder, in that order.
+def subset_by_keys(folder: ShardFolder, keys: Iterable[str], by_shard: bool = False) -> Subset[Sample]:
+    """Return the records `keys` of a shard folder, in that order or, `by_shard`, in that of the folder.
 
     Raises:
         UserError: the folder does not have all the keys; the message names up to five missing ones.
@@ -64,18 +64,19 @@ def subset_by_keys(folder: ShardFolder, keys: Iterable[str]) -> Subset[Sample]:
             f"{folder.folder}: {len(missing)} of {len(keys)} requested keys are missing: {shown}. "
             "Check that the split belongs to this dataset."
         )
-    return Subset(folder, [folder.index_of(key) for key in keys])
+    indices = [folder.index_of(key) for key in keys]
+    return Subset(folder, sorted(indices) if by_shard else indices)
 
 
-def labeled_subset(folder: ShardFolder, keys: Sequence[str], use: str) -> Subset[Sample]:
-    """Return the records `keys` of a shard folder, all of which have a mask; `use` names them in messages.
+def labeled_subset(folder: ShardFolder, keys: Sequence[str], use: str, by_shard: bool = False) -> Subset[Sample]:
+    """Return the same if all of the records have a mask; `use` names them in messages.
 
     Raises:
         UserError: there are no keys, or the folder does not have all of them, or some have no mask.
     """
     if not keys:
         raise UserError(f"data.split: has no {use} records, and `mgcc segment` needs some. Choose another split.")
-    subset = subset_by_keys(folder, keys)
+    subset = subset_by_keys(folder, keys, by_shard)
     unmasked = [record.key for record in (folder.records[i] for i in subset.indices) if not record.labeled]
     if unmasked:
         raise UserError(

@@ -3,7 +3,7 @@
 How samples are distributed. There are two streams, 0 labeled and 1 unlabeled. A stream over N samples is the endless
 concatenation of its epochs, each with its own permutation. The sample at offset p of a stream is
 
-    permutation(seed, stream, epoch = p // N)[p % N].
+    permutation(seed, stream, epoch = p // N)[p % N],    or, with a window of shards, another order (order.py).
 
 A step takes the next `world * batch` offsets of each stream, and rank r gets the r-th block of `batch` of them. So
 
@@ -25,11 +25,11 @@ follows on the device, when a batch is moved there, and draws from torch's globa
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Sequence, Sized
+from collections.abc import Generator, Iterable, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import lru_cache, partial
+from functools import partial
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
@@ -40,6 +40,7 @@ from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.augment import MIRROR, draw_released_symmetry, draw_symmetry, symmetry
 from mgcc_dist.data.datasets import ResizedDataset, SampleDataset
 from mgcc_dist.data.geometry import STRETCHED, Fit, fit_sample
+from mgcc_dist.data.order import StreamItem, WindowedOrder, permutation, windowed_orders
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.ultrasound import strong_view, weak_view
 from mgcc_dist.data.workers import load_in_order
@@ -130,22 +131,6 @@ class StreamOffsets:
     unlabeled: int = 0
 
 
-@lru_cache(maxsize=8)
-def permutation(seed: int, stream: int, epoch: int, size: int) -> np.ndarray:
-    """Return the order int64 [size] of one epoch of a stream."""
-    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, stream, epoch))))
-    return generator.permutation(size)
-
-
-@dataclass(frozen=True)
-class StreamItem:
-    """One item of a stream: its offset, its index in the dataset, and the symmetry to apply."""
-
-    offset: int
-    index: int
-    symmetry: int
-
-
 class TrainLoader(ABC, Generic[Loaded]):
     """Endless training batches for one rank; the module docstring says how samples are distributed.
 
@@ -177,6 +162,7 @@ class TrainLoader(ABC, Generic[Loaded]):
         self.world = world
         self.workers = workers
         self.augment = augment
+        self.windowed: Mapping[int, WindowedOrder] = {}
 
     @property
     def batch(self) -> int:
@@ -239,7 +225,9 @@ class TrainLoader(ABC, Generic[Loaded]):
         size, items = self.sizes[stream], []
         for offset in range(begin + self.rank * batch, begin + (self.rank + 1) * batch):
             epoch, within_epoch = divmod(offset, size)
-            index = int(permutation(self.seed, stream, epoch, size)[within_epoch])
+            windowed = self.windowed.get(stream)
+            order = windowed(self.seed, stream, epoch) if windowed else permutation(self.seed, stream, epoch, size)
+            index = int(order[within_epoch])
             items.append(StreamItem(offset, index, self._symmetry(stream, offset)))
         return items
 
@@ -261,6 +249,7 @@ class ImageTrainLoader(TrainLoader[ByteBatch]):
         batch_labeled, batch_unlabeled, batch_synthetic: samples of each dataset per rank and step.
         image_size: side of the square that images become.
         fit: how they become one (data/geometry.py).
+        shard_window: read so many shards at a time (order.py); None: all in random order.
         workers, augment: as in TrainLoader. Each process decodes a sample once, until its cache (CACHE_BYTES) is full.
 
     Raises:
@@ -282,6 +271,7 @@ class ImageTrainLoader(TrainLoader[ByteBatch]):
         fit: Fit = "stretch",
         synthetic: SampleDataset | None = None,
         batch_synthetic: int = 0,
+        shard_window: int | None = None,
     ) -> None:
         check_stream("labeled", labeled, batch_labeled)
         check_stream("unlabeled", unlabeled, batch_unlabeled)
@@ -295,6 +285,7 @@ class ImageTrainLoader(TrainLoader[ByteBatch]):
         self.labeled = ResizedDataset(labeled, image_size, CACHE_BYTES, fit) if labeled else None
         self.unlabeled = ResizedDataset(unlabeled, image_size, CACHE_BYTES, fit) if unlabeled else None
         self.synthetic = ResizedDataset(synthetic, image_size, CACHE_BYTES, fit) if synthetic else None
+        self.windowed = windowed_orders((labeled, unlabeled, synthetic), shard_window)
 
     def load(
         self, labeled: list[StreamItem], unlabeled: list[StreamItem], synthetic: Sequence[StreamItem] = ()

@@ -56,6 +56,14 @@ class ShardCache:
         """Whether all expected shards fit at once."""
         return not self.limit or sum(self._sizes.values()) <= self.limit
 
+    def require_room(self, window: int | None) -> None:
+        """Raise UserError unless all expected shards fit at once or the run reads only `window` of them at a time."""
+        if not self.holds_all and not window:
+            raise UserError(
+                f"data.cache_gb: the shards have {sum(self._sizes.values()) / 1e9:.3g} GB and the cache only "
+                f"{self.limit / 1e9:g} GB. Raise it, or set data.shard_window to the number of shards to read at once."
+            )
+
     def open(self, sha256: str, copy: Callable[[Path], None]) -> IO[bytes]:
         """Return the open copy of an expected shard; the first process makes it with `copy`, the others wait.
 

@@ -46,6 +46,9 @@ class DataConfig:
     at the top"""
     workers: NonNegativeInt = neutral(2)
     """loader processes per rank; does not affect which samples are loaded"""
+    shard_window: PositiveInt | None = None
+    """for data larger than `cache_gb`: read this many shards at a time, in random order, and shuffle images among them;
+    null shuffles all images"""
     cache: Folder | None = neutral(None)
     """folder on a disk of this node to which shards are copied before they are read, such as $SLURM_TMPDIR; null copies
     only shards at URLs, to $SLURM_TMPDIR or $TMPDIR"""

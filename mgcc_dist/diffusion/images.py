@@ -31,8 +31,10 @@ class ImageData:
         self.workers = config.workers
         self.shards = shards
         self.split = split
-        self.train = subset_by_keys(shards, split.labeled + split.unlabeled)
-        self.val = subset_by_keys(shards, split.validation)
+        self.shard_window = config.shard_window
+        by_shard = config.shard_window is not None
+        self.train = subset_by_keys(shards, split.labeled + split.unlabeled, by_shard)
+        self.val = subset_by_keys(shards, split.validation, by_shard)
 
     def masked(self, masks: Masks) -> Subset[Sample]:
         """Return the training images whose masks a denoiser with `masks` may see.
@@ -69,6 +71,7 @@ class ImageData:
             world=accelerator.num_processes,
             workers=self.workers,
             augment="mirror" if self.mirror else "none",
+            shard_window=self.shard_window,
         )
 
     def train_eval_loader(self, batch: int, accelerator: Accelerator) -> EvalLoader:

@@ -31,7 +31,8 @@ from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.augment import MIRROR, symmetry
 from mgcc_dist.data.datasets import SampleDataset
 from mgcc_dist.data.images import resize_image, resize_mask
-from mgcc_dist.data.loader import StreamItem, TrainLoader, check_stream, normalize
+from mgcc_dist.data.loader import TrainLoader, check_stream, normalize
+from mgcc_dist.data.order import StreamItem
 from mgcc_dist.data.records import RecordFolder, read_meta, write_index, write_records
 from mgcc_dist.data.sample import RecordInfo, Sample
 from mgcc_dist.data.shard_writer import is_complete, write_shards_distributed

@@ -89,6 +89,8 @@ def open_images(config: DataConfig, out: Path, accelerator: Accelerator) -> Imag
     accelerator.wait_for_everyone()
     cache = open_cache(config.cache, config.cache_gb)
     shards = ShardFolder.open(source, accelerator.is_local_main_process, cache)
+    if cache:
+        cache.require_room(config.shard_window)
     if accelerator.is_main_process and not config.split and not path.is_file():
         write_split(path, _make_split(shards.records))
     accelerator.wait_for_everyone()

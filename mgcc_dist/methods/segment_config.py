@@ -49,6 +49,9 @@ class DataConfig:
     """unlabeled images per rank and micro-step (paper: 4); 0 for method.name supervised"""
     workers: NonNegativeInt = neutral(2)
     """data loader processes per rank; does not change the result"""
+    shard_window: PositiveInt | None = None
+    """for data larger than `cache_gb`: read this many shards at a time, in random order, and shuffle images among them;
+    null shuffles all images"""
     cache: Folder | None = neutral(None)
     """folder on a disk of this node to which shards are copied before they are read, such as $SLURM_TMPDIR; null copies
     only shards at URLs, to $SLURM_TMPDIR or $TMPDIR"""

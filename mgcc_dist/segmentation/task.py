@@ -114,20 +114,24 @@ class SegmentationTask:
             fit=config.data.fit,
             synthetic=pairs,
             batch_synthetic=config.data.batch_synthetic if pairs else 0,
+            shard_window=config.data.shard_window,
         )
         batches = accelerator.num_processes * config.loop.accumulation
         steps = total_steps(config.loop, self.loader, batches)
         method.check_length(steps * batches * config.data.batch_labeled)
-        validation = self._evaluation(labeled_subset(data, split.validation, "validation"), accelerator)
+        by_shard = config.data.shard_window is not None
+        validation = self._evaluation(labeled_subset(data, split.validation, "validation", by_shard), accelerator)
         self.validation = CachedBatches(validation, accelerator.device)
         self.external = [
             (folder, CachedBatches(self._evaluation(folder, accelerator), accelerator.device))
             for folder in map(self._open, config.data.external)
         ]
+        if cache:
+            cache.require_room(config.data.shard_window)
         self.test: CachedBatches | None = None
         if split.test:
             self.counts["test"] = len(split.test)
-            test = self._evaluation(labeled_subset(data, split.test, "test"), accelerator)
+            test = self._evaluation(labeled_subset(data, split.test, "test", by_shard), accelerator)
             self.test = CachedBatches(test, accelerator.device)
         names = Counter(folder.dataset for folder, _ in self.external)
         if repeated := [name for name, times in names.items() if times > 1]:
