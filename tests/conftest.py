@@ -12,6 +12,8 @@ from mgcc_dist.data.readers.busi import busi
 from mgcc_dist.data.readers.phantoms import Phantoms
 from mgcc_dist.data.splits import make_split, write_split
 
+gc.disable()  # while modules are imported, which makes little garbage
+
 REPOSITORY = Path(__file__).parents[1]
 # With `-n` a second process starts a Slurm for these, none of which has jobs of several ranks: their ports would be the
 # same in both.
@@ -46,6 +48,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
+    gc.enable()
     gc.freeze()  # otherwise each full collection, of which pytest does five at the end, visits all that was imported
 
 

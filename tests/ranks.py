@@ -24,6 +24,7 @@ import psutil
 REPOSITORY = Path(__file__).parents[1]
 DEADLINE = 600  # seconds, enough for a busy machine
 PRELOADED = [
+    "gc_disabled",
     *("diffusers.schedulers", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d"),
     *("diffusers.pipelines.latent_diffusion", "scipy.spatial", "torch.utils.tensorboard", "matplotlib.figure"),
     *("mgcc_dist.assessment.stages", "mgcc_dist.diffusion.stages", "mgcc_dist.segmentation.task", "submitit"),
@@ -179,6 +180,7 @@ def _run_rank(words: list[str], environment: dict[str, str], stdout: Path, stder
     os.chdir(REPOSITORY)
     multiprocessing.set_start_method("fork", force=True)  # of DataLoader workers: it was inherited
     gc.freeze()  # otherwise each collection would touch, and so copy, the memory that was forked
+    gc.enable()
     import torch
 
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))

@@ -1,7 +1,9 @@
 """Errors that are meant for the user, exit codes, and the frame that every program runs in."""
 
+import atexit
 import difflib
 import errno
+import gc
 import logging
 import os
 import re
@@ -48,6 +50,7 @@ def run_program(program: str, main: Callable[[], None]) -> None:
     from mgcc_dist.common.launcher import stop_with_launcher
     from mgcc_dist.common.log import configure_logging  # which imports this module
 
+    _collect_garbage_less_often()
     stop_with_launcher()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda _, frame: _interrupt(program, frame))
@@ -72,6 +75,16 @@ def run_program(program: str, main: Callable[[], None]) -> None:
     except Exception as error:
         _explain_system_error(program, error)
         raise
+
+
+def _collect_garbage_less_often() -> None:
+    """Save the third of a short program's time that Python spends on full collections.
+
+    Importing torch creates most of a million objects. All of them are visited whenever there are a quarter more, and
+    again at exit. Young objects are collected as usual.
+    """
+    gc.set_threshold(*gc.get_threshold()[:2], 100)
+    atexit.register(gc.freeze)
 
 
 def _interrupt(program: str, frame: FrameType | None) -> None:
