@@ -30,7 +30,7 @@ class LdmConfig:
             raise ValueError(
                 f"data.image_size: {self.data.image_size} is not a multiple of {multiple}. The autoencoder divides the "
                 f"size by {self.autoencoder.downsampling} and the denoiser by {self.denoiser.size_divisor}: each level "
-                "of their `channels` halves it, except the first. Choose another size or fewer levels."
+                "of `channels` halves it, except the first; `patch` divides it. Choose another size or fewer levels."
             )
         check_objective(self.denoiser, self.sampling.sampler)
         if self.sampling.steps > self.denoiser.diffusion_steps:

@@ -14,6 +14,7 @@ from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.selection import drop_records
 from mgcc_dist.diffusion.autoencoder import load_pretrained
 from mgcc_dist.diffusion.images import ImageData
+from mgcc_dist.diffusion.pipeline import vae_folder
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def save_gallery(images: ImageData, vae: Path, samples: Path, path: Path, accele
 
 def curate_samples(config: CurateConfig, encoder: str | None, images: ImageData) -> None:
     """Write a proposal, and the page on which a person edits it, to `curation/`."""
-    extractor = features.load(encoder, Path(config.out) / "pipeline" / "vqvae", images.size)
+    extractor = features.load(encoder, vae_folder(Path(config.out) / "pipeline"), images.size)
     out = Path(config.out) / config.name
     proposal = curate.curate(config, extractor, images, out / "samples", out / "audit" / "audit.json", out / "curation")
     apply = f"apply --selection selection.json --samples {out / 'samples'} --out {out / 'curated'}"

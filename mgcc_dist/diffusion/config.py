@@ -189,10 +189,37 @@ class UNetDenoiserConfig(DenoiserConfig):
         return 2 ** (len(self.channels) - 1)
 
 
+@dataclass(frozen=True)
+class DiTDenoiserConfig(DenoiserConfig):
+    """diffusers' DiTTransformer2DModel, a diffusion transformer (Peebles & Xie 2023)."""
+
+    name: Literal["dit"] = "dit"
+    patch: PositiveInt = 2
+    """side of the patches of latents that become tokens; halving it makes four times as many (DiT: 2, 4 or 8)"""
+    layers: PositiveInt = 12
+    """transformer blocks (DiT-S and DiT-B: 12, DiT-L: 24, DiT-XL: 28)"""
+    heads: PositiveInt = 12
+    """attention heads (DiT-S: 6, DiT-B: 12, DiT-L and DiT-XL: 16)"""
+    head_channels: PositiveInt = 64
+    """channels per attention head (DiT: 64, DiT-XL: 72); times `heads`, it must be a multiple of 4"""
+
+    def __post_init__(self) -> None:
+        if self.heads * self.head_channels % 4:
+            raise ValueError(
+                f"denoiser.head_channels: {self.head_channels} times denoiser.heads ({self.heads}) must be a multiple "
+                "of 4"
+            )
+
+    @property
+    def size_divisor(self) -> int:
+        return self.patch
+
+
 AUTOENCODERS = Registry("autoencoder", AutoencoderConfig, default="kl")
 AUTOENCODERS.register(KLAutoencoderConfig, "mgcc_dist.diffusion.autoencoder:build_kl")
 DENOISERS = Registry("denoiser", DenoiserConfig, default="unet")
 DENOISERS.register(UNetDenoiserConfig, "mgcc_dist.diffusion.denoiser_unet:build")
+DENOISERS.register(DiTDenoiserConfig, "mgcc_dist.diffusion.denoiser_dit:build")
 
 
 @dataclass(frozen=True)

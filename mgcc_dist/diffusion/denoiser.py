@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from diffusers import UNet2DModel
+from diffusers import DiTTransformer2DModel, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,7 +31,7 @@ from mgcc_dist.diffusion.objective import Objective, build_objective
 from mgcc_dist.diffusion.weights import load_weights
 from mgcc_dist.train.schedules import Progress
 
-DIFFUSERS_MODELS = (UNet2DModel,)
+DIFFUSERS_MODELS = (UNet2DModel, DiTTransformer2DModel)
 """models of diffusers that `predict` can call"""
 
 
@@ -55,8 +55,10 @@ def build(config: DenoiserConfig, shape: tuple[int, int, int], classes: int) -> 
 def predict(denoiser: nn.Module, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
     """Return what a denoiser predicts, [B,C,h,w]; the arguments are those of `Denoiser`."""
     if isinstance(denoiser, DIFFUSERS_MODELS):
-        times = timestep.expand(len(latents))
-        return denoiser(condition.add_mask(latents), times, class_labels=condition.labels).sample
+        times, labels = timestep.expand(len(latents)), condition.labels
+        if labels is None and isinstance(denoiser, DiTTransformer2DModel):  # it has at least one class
+            labels = torch.zeros_like(times, dtype=torch.int64)
+        return denoiser(condition.add_mask(latents), times, class_labels=labels).sample
     return denoiser(latents, timestep, condition)
 
 

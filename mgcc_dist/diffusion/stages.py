@@ -191,9 +191,10 @@ def train_denoiser(
 def save_pipeline(config: DenoiserConfig, encoded: LatentData, out: Path, accelerator: Accelerator) -> None:
     """Save both networks to `pipeline/` in the layout of diffusers; their weights are links to those of the stages."""
     folder = out / "pipeline"
-    weights = {pipeline.VAE_WEIGHTS: out / VAE, pipeline.DENOISER_WEIGHTS: out / UNET}
+    layout = pipeline.planned_layout(config)
+    weights = {layout.vae_weights: out / VAE, layout.denoiser_weights: out / UNET}
     with raise_on_all_ranks():
-        source = {"autoencoder": encoded.autoencoder, "denoiser": sha256_of(weights[pipeline.DENOISER_WEIGHTS])}
+        source = {"autoencoder": encoded.autoencoder, "denoiser": sha256_of(out / UNET)}
         if accelerator.is_main_process and not pipeline.is_up_to_date(source, folder):
             vae = autoencoder.load_pretrained(out / "autoencoder" / "vae")
             unet = denoiser.load(config, encoded, out / "denoiser" / "last")

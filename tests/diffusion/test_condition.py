@@ -7,16 +7,11 @@ from tiny_ldm import DENOISER, SHAPE
 
 from mgcc_dist.diffusion import denoiser
 from mgcc_dist.diffusion.condition import Condition
-from mgcc_dist.diffusion.config import UNetDenoiserConfig
 from mgcc_dist.diffusion.denoiser import predict
 
 LABELS = torch.tensor([0, 1])
 MASK = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4)
 NULL = Condition(torch.tensor([3, 3]), torch.zeros(2, 1, 4, 4))
-
-
-class WithMask(UNetDenoiserConfig):
-    mask_channels = 1
 
 
 def same(one, other):
@@ -37,7 +32,7 @@ def test_null_condition_is_the_one_of_dropped_images():
 
 def test_unet_takes_the_mask_as_last_channel_and_tells_no_mask_from_an_empty_one():
     torch.manual_seed(0)
-    unet = denoiser.build(replace(WithMask(**vars(DENOISER)), classes=True), SHAPE, 3)
+    unet = denoiser.build(replace(DENOISER, classes=True, masks="all"), SHAPE, 3)
     z, t = torch.randn(2, *SHAPE), torch.tensor(5)
     with torch.no_grad():
         predicted = predict(unet, z, t, Condition(LABELS, MASK))

@@ -81,8 +81,8 @@ def test_trained_weights_are_linked_and_what_a_full_disk_left_is_removed(vae, un
     save_weights(vae.state_dict(), tmp_path / "vae.safetensors", {"step": 1})
     save_weights(unet.state_dict(), tmp_path / "unet.safetensors", {"step": 1})
     weights = {
-        pipeline.VAE_WEIGHTS: tmp_path / "vae.safetensors",
-        pipeline.DENOISER_WEIGHTS: tmp_path / "unet.safetensors",
+        pipeline.LDM.vae_weights: tmp_path / "vae.safetensors",
+        pipeline.LDM.denoiser_weights: tmp_path / "unet.safetensors",
     }
     pipeline.save(vae, unet, DENOISER, {}, {}, tmp_path / "p", weights)
     assert all((tmp_path / "p" / name).samefile(path) for name, path in weights.items())
@@ -150,7 +150,7 @@ def test_components_of_different_models_are_refused_by_name(pipeline_folder, vae
         pipeline.load(pipeline_folder)
 
 
-@pytest.mark.parametrize("name", pipeline.PIPELINE_FILES)
+@pytest.mark.parametrize("name", pipeline.LDM.files)
 def test_a_pipeline_whose_files_changed_is_not_taken_for_another_model(pipeline_folder, name):
     """Without this, a truncated file counts as other weights, and samples of it are written to another folder."""
     source = json.loads((pipeline_folder / "source.json").read_text())
@@ -199,6 +199,6 @@ def test_a_denoiser_of_a_plugin_is_saved_loaded_and_sampled(vae, tmp_path, monke
 
     del DENOISERS._components["linear"]
     with pytest.raises(
-        UserError, match=r"unet/config\.json: denoiser\.name: expected one of unet, got 'linear'\. .*--import"
+        UserError, match=r"unet/config\.json: denoiser\.name: expected one of unet, dit, got 'linear'\. .*--import"
     ):
         pipeline.load(tmp_path / "p")
