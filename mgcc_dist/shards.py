@@ -4,6 +4,7 @@ mgcc shards busi    --root Dataset_BUSI_with_GT --out out/busi
 mgcc shards busbra  --root BUSBRA --out out/busbra
 mgcc shards folder  --root my_images --out out/mine --size 256
 mgcc shards phantom --count 256 --out out/phantom
+mgcc shards index   shards_of_others
 mgcc shards split   --root out/mine --out mine.json --validation 0.3 --labeled 0.5 --seed 1
 
 docs/how-to/datasets.md lists the files that each command expects.
@@ -106,6 +107,32 @@ class PhantomConfig:
 
 
 @dataclass(frozen=True)
+class IndexConfig:
+    root: str = argument(positional=True)
+    """folder of WebDataset tars; or tars in one folder or at one URL, such as 'https://host/data/x-{000..123}.tar'"""
+    out: FolderPath | None = None
+    """folder to write index.json to; none: that of the tars"""
+    name: Name | None = None
+    """name of the dataset in results and reports; none takes the name of the folder of index.json"""
+    images: tuple[str, ...] = argument(("png", "jpg", "jpeg", "tif", "tiff"), nargs="+")
+    """extensions of images, all after the first dot of the name; the first that a record has is its image"""
+    masks: tuple[str, ...] = argument(("mask.png", "seg.png"), nargs="+")
+    """extensions of masks; records without one are unlabeled"""
+    classes: tuple[str, ...] = argument(("cls", "json"), nargs="+")
+    """extensions of files with the class: text, or json"""
+    class_key: str = "class"
+    """key of the class in json files"""
+    group_key: str = "group"
+    """key of what a grouped split keeps together, such as the patient, in json files"""
+    skip_bad: bool = flag()
+    """skip unusable records instead of stopping at the first"""
+    label_values: tuple[NonNegativeInt, ...] = argument((), nargs="+")
+    """values of the mask files that are lesion, for masks with several labels"""
+    bits: PixelBits | None = None
+    """bits that 16-bit images use; none takes the smallest of 8, 10, 12, 14 and 16 that fits all images"""
+
+
+@dataclass(frozen=True)
 class SplitConfig:
     root: Folder
     """shard folder, or its URL"""
@@ -186,6 +213,27 @@ def _convert(reader: Reader, out: Path, per_shard: int, size: int | None = None,
         logger.warning("shards: %s", note)
     if counts:
         print(counts)
+
+
+def write_index_file(config: IndexConfig) -> None:
+    from mgcc_dist.data.convert import summarize
+    from mgcc_dist.data.indexing import Layout, index_shards, list_shards
+
+    folder = config.out or Path(list_shards(config.root)[0])
+    name = config.name or re.sub(r"[^\w-]", "_", folder.resolve().name)
+    layout = Layout(
+        config.images,
+        config.masks,
+        config.classes,
+        config.class_key,
+        config.group_key,
+        config.label_values,
+        config.bits,
+    )
+    shards = index_shards(config.root, config.out, name, layout, config.skip_bad)
+    print(one_line(summarize(shards)))
+    if shards.index["skipped"]:
+        logger.warning("shards: %d records skipped", shards.index["skipped"])
 
 
 def write_split_file(config: SplitConfig) -> None:
@@ -319,6 +367,11 @@ PROGRAM = Program(
         {
             "phantom": Command(
                 PhantomConfig, draw_phantoms, "built-in synthetic images that look like breast ultrasound, with masks"
+            ),
+            "index": Command(
+                IndexConfig,
+                write_index_file,
+                "make the index.json of WebDataset tars that another program wrote",
             ),
             "split": Command(
                 SplitConfig,

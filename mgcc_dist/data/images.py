@@ -6,6 +6,7 @@ not black. The maximum is that of all images of a dataset, or of a single image 
 a phone's MPO file the first picture is read; other files with several images are rejected.
 """
 
+import io
 import re
 import sys
 from collections.abc import Iterable
@@ -44,15 +45,17 @@ def find_unreadable(path: Path) -> BadFile | None:
         return BadFile(path, f"can't be read ({error.strerror})")
 
 
-def read_grey(path: Path, bits: int | None = None) -> np.ndarray:
+def read_grey(path: Path, bits: int | None = None, content: bytes | None = None) -> np.ndarray:
     """Read an image file as uint8 [H,W]; `bits` is how many bits of 16-bit pixels are used (None: see `bits_used`).
+
+    `content` is that of the file, if it is not on the disk.
 
     Raises:
         BadFile: the file is not a readable image or has no sensible 8-bit grey representation, or its pixels have more
             bits.
     """
     try:
-        return _to_8_bits(_read_pixels(path), bits)
+        return to_8_bits(read_pixels(path, content), bits)
     except ValueError as error:
         raise BadFile(path, str(error)) from error
 
@@ -66,7 +69,7 @@ def bits_used(paths: Iterable[Path]) -> int | None:
     for path in paths:
         try:
             if _has_16_bits(path):
-                found.append(_smallest_bits(_read_pixels(path)))
+                found.append(smallest_bits(read_pixels(path)))
         except BadFile:  # reported when the image is read
             continue
     return max(found, default=None)
@@ -79,7 +82,7 @@ def grey_from_image(image: Image.Image) -> np.ndarray:
         UserError: it has 32-bit pixels that are not whole numbers from 0 to 65535.
     """
     try:
-        return _to_8_bits(_decode_pixels(image))
+        return to_8_bits(_decode_pixels(image))
     except ValueError as error:
         raise UserError(f"image: {error}") from error
 
@@ -96,9 +99,9 @@ def grey_from_array(pixels: np.ndarray) -> np.ndarray:
     if pixels.size == 0 or not (pixels.ndim == 2 or (pixels.ndim == 3 and shape[2] in (3, 4))):
         raise UserError(f"image: expected an array [H,W], [H,W,1], [H,W,3] or [H,W,4], got the shape {list(shape)}")
     if pixels.dtype == np.uint8:
-        return _to_8_bits(_decode_pixels(Image.fromarray(pixels)))
+        return to_8_bits(_decode_pixels(Image.fromarray(pixels)))
     if pixels.dtype == np.uint16 and pixels.ndim == 2:
-        return _to_8_bits(pixels)
+        return to_8_bits(pixels)
     raise UserError(
         f"image: expected pixels of uint8 (grey or colour) or uint16 (grey), got {pixels.dtype} of shape {list(shape)}"
         ". Scale them to 0 to 255 and convert them to uint8."
@@ -128,8 +131,8 @@ def resize_mask(mask: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.where(lesion, 255, 0).astype(np.uint8)
 
 
-def load_image(path: Path) -> tuple[Image.Image, Image.Image | None]:
-    """Load an image file with EXIF rotation applied; of 16-bit colour also an image with the low bytes.
+def load_image(path: Path, content: bytes | None = None) -> tuple[Image.Image, Image.Image | None]:
+    """Load an image file, or its `content`, with EXIF rotation applied; of 16-bit colour also one with the low bytes.
 
     Pillow keeps only the high bytes of 16-bit colour. The unpacker for the other byte order returns the low ones.
 
@@ -137,16 +140,17 @@ def load_image(path: Path) -> tuple[Image.Image, Image.Image | None]:
         BadFile: not a readable image, or a file with several.
     """
     low_bytes = None
-    if bad := find_unreadable(path):
+    if content is None and (bad := find_unreadable(path)):
         raise bad
+    source = path if content is None else io.BytesIO(content)
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             # Phones append other pictures (depth, preview) to the first one and call it JPEG.
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             other_order = _other_byte_order(image)
             upright = ImageOps.exif_transpose(image)
         if other_order and frames == 1:
-            with Image.open(path) as image:
+            with Image.open(path if content is None else io.BytesIO(content)) as image:
                 image.tile = other_order
                 low_bytes = ImageOps.exif_transpose(image)
     except Image.DecompressionBombError as error:
@@ -185,9 +189,9 @@ def _other_byte_order(image: ImageFile.ImageFile) -> list[Any]:
     return swapped
 
 
-def _read_pixels(path: Path) -> np.ndarray:
-    """Read uint8 or uint16, [H,W] grey or [H,W,3] colour, from a file."""
-    image, low_bytes = load_image(path)
+def read_pixels(path: Path, content: bytes | None = None) -> np.ndarray:
+    """Read uint8 or uint16, [H,W] grey or [H,W,3] colour, from a file or its content. Raises BadFile."""
+    image, low_bytes = load_image(path, content)
     try:
         if low_bytes is not None:
             return deep_colour(image, low_bytes)[:, :, :3]
@@ -224,12 +228,12 @@ def _has_16_bits(path: Path) -> bool:
         raise BadFile(path, f"not a readable image ({error})") from error
 
 
-def _smallest_bits(pixels: np.ndarray) -> int:
+def smallest_bits(pixels: np.ndarray) -> int:
     return next(bits for bits in (8, 10, 12, 14, 16) if int(pixels.max()) < 2**bits)
 
 
-def _to_8_bits(pixels: np.ndarray, bits: int | None = None) -> np.ndarray:
-    """Convert the result of `_read_pixels` to grey uint8 [H,W].
+def to_8_bits(pixels: np.ndarray, bits: int | None = None) -> np.ndarray:
+    """Convert the result of `read_pixels` to grey uint8 [H,W].
 
     Raises:
         ValueError: 16-bit pixels have more than `bits` bits.
@@ -238,7 +242,7 @@ def _to_8_bits(pixels: np.ndarray, bits: int | None = None) -> np.ndarray:
         return np.asarray(Image.fromarray(pixels).convert("L")) if pixels.ndim == 3 else pixels
     if pixels.ndim == 3:
         pixels = (pixels @ np.array([299, 587, 114], np.uint32) // 1000).astype(np.uint16)
-    bits = bits or _smallest_bits(pixels)
+    bits = bits or smallest_bits(pixels)
     if int(pixels.max()) >= 2**bits:
         raise ValueError(f"has pixels up to {int(pixels.max())}, more than {bits} bits hold")
     return (pixels >> (bits - 8)).astype(np.uint8)

@@ -37,13 +37,17 @@ class MaskFacts:
     from_opacity: bool = False
 
 
-def read_mask(path: Path, label_values: Collection[int] = ()) -> tuple[np.ndarray, MaskFacts]:
+def read_mask(
+    path: Path, label_values: Collection[int] = (), content: bytes | None = None
+) -> tuple[np.ndarray, MaskFacts]:
     """Read a mask as uint8 [H,W] of 0 and 255; with `label_values` exactly these grey values or indices are lesion.
+
+    `content` is that of the file, if it is not on the disk.
 
     Raises:
         BadFile: not a readable image, or more than two values and no `label_values`.
     """
-    image, low_bytes = load_image(path)
+    image, low_bytes = load_image(path, content)
     try:
         pixels = np.asarray(image) if low_bytes is None else deep_colour(image, low_bytes)
         values, from_opacity = _grey_values(image, pixels)

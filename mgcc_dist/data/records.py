@@ -22,6 +22,7 @@ from PIL import Image
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import check_versioned, read_versioned, replacing, sha256_of, write_json
+from mgcc_dist.data.foreign_records import decode_foreign
 from mgcc_dist.data.remote import PIPE, fetch_index, hash_file, is_url, join, shown
 from mgcc_dist.data.sample import RecordInfo, Sample, is_key
 from mgcc_dist.data.shard_cache import ShardCache, default_cache
@@ -230,6 +231,8 @@ class ShardFolder(RecordFolder[Sample]):
     FORMAT = FORMAT
 
     def decode(self, shard: "OpenShard", info: RecordInfo) -> Sample:
+        if info.files:
+            return decode_foreign(shard, info, self.dataset, self.index["read"])
         meta = read_meta(shard, info)
         image = _decode_png(shard.read_verified(f"{info.key}.png", meta.get("sha256")))
         mask = None
@@ -320,7 +323,12 @@ def _check_index(index: dict[str, Any]) -> None:
         raise TypeError(f"{wrong[0]!r} is not a text")
     if wrong := [record["key"] for record in records if not isinstance(record["labeled"], bool)]:
         raise TypeError(f"labeled of {wrong[0]!r} is not true or false")
-    for name, sha256 in (file for record in records for file in record.get("files", ())):
+    foreign = [record for record in records if "files" in record]
+    if foreign and not (isinstance(index["read"], dict) and len(foreign) == len(records)):
+        raise TypeError("read is missing")
+    if wrong := [record["key"] for record in foreign if len(record["files"]) != 1 + record["labeled"]]:
+        raise ValueError(f"files of {wrong[0]!r} are not an image and, if it is labeled, a mask")
+    for name, sha256 in (file for record in foreign for file in record["files"]):
         if not isinstance(name, str) or not isinstance(sha256, str):
             raise TypeError(f"{name!r}, {sha256!r} is not a name and a sha256")
     if repeated := [key for key, times in Counter(record["key"] for record in records).items() if times > 1]:
