@@ -52,11 +52,11 @@ def run(config: EvaluateConfig) -> None:
         config.seed,
     )
     scores = evaluation.run(inputs.postprocess)
-    if accelerator.is_main_process:
-        summary = write_evaluation(config, inputs, scores, accelerator)
-        print(main_table(summary))
-        logger.info("evaluate: %d images -> %s", len(scores.rows), config.out / "page.html")
-    accelerator.wait_for_everyone()
+    with raise_on_all_ranks():
+        if accelerator.is_main_process:
+            summary = write_evaluation(config, inputs, scores, accelerator)
+            print(main_table(summary))
+            logger.info("evaluate: %d images -> %s", len(scores.rows), config.out / "page.html")
 
 
 PROGRAM = Program(

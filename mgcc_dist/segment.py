@@ -24,7 +24,7 @@ def run(config: SegmentConfig) -> None:
     """Train and score one run, from shards to result.json; return at once if that exists."""
     from accelerate.utils import set_seed
 
-    from mgcc_dist.common.distributed import create_accelerator, describe
+    from mgcc_dist.common.distributed import create_accelerator, describe, raise_on_all_ranks
     from mgcc_dist.data.records import ShardFolder, index_file
     from mgcc_dist.data.shard_cache import open_cache
     from mgcc_dist.data.splits import locate_split, read_split
@@ -87,8 +87,9 @@ def run(config: SegmentConfig) -> None:
         "seconds": {"training": round(state.seconds, 1), "last_start": round(time.monotonic() - began, 1)},
     }
     write_result(folder, result, accelerator)
-    if accelerator.is_main_process:
-        track_images(config.loop.tracker, folder, state.step, {"best": folder / "best" / "gallery.png"})
+    with raise_on_all_ranks():
+        if accelerator.is_main_process:
+            track_images(config.loop.tracker, folder, state.step, {"best": folder / "best" / "gallery.png"})
     iou = best["summary"]["corrected"]["iou"]
     logger.info("segment: IoU %.2f %% at the best step -> %s", 100 * iou, folder / "result.json")
 

@@ -35,6 +35,7 @@ from mgcc_dist.assessment.constant_images import refuse_constant_images
 from mgcc_dist.assessment.features import FeatureExtractor
 from mgcc_dist.assessment.pair_audit import KINDS, PairSimilarity, values, with_contour
 from mgcc_dist.assessment.similarity import FeatureSimilarity, apply_alignment, describe_alignment, pixel_similarity
+from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import replacing, write_json
 from mgcc_dist.common.progress import ProgressBar
@@ -120,39 +121,39 @@ def audit(
                     row["near_copy"] = row["near_copy"] or match[kind].similarity > compared.threshold
     copies = [row["key"] for row in rows if row["near_copy"]]
     report |= {"near_copies": copies, "images": rows}
-    if accelerator.is_main_process:
-        read_square = partial(_read_square, size=images.size)
-        rule = describe_thresholds(report)
-        pairs = [
-            (apply_alignment(read_square(shards, i), alignment), read_square(real, train[j]), rows[i])
-            for i, j, alignment in pixels.closest()
-        ]
-        _save(draw_pairs(pairs, rule), folder / "closest.png")
-        if extractor:
+    with raise_on_all_ranks():
+        if accelerator.is_main_process:
+            read_square = partial(_read_square, size=images.size)
+            rule = describe_thresholds(report)
             pairs = [
-                (
-                    read_square(shards, i),
-                    symmetry(read_square(real, train[j]), symmetry_index),
-                    rows[i] | rows[i]["features"],
-                )
-                for i, j, symmetry_index in features.closest()
+                (apply_alignment(read_square(shards, i), alignment), read_square(real, train[j]), rows[i])
+                for i, j, alignment in pixels.closest()
             ]
-            _save(draw_pairs(pairs, rule), folder / "closest_features.png")
-        if has_pairs:
-            for kind in KINDS:
-                found = [(i, match[kind]) for i, match in enumerate(matches) if match]
-                found = sorted(found, key=lambda each: -each[1].similarity)[:SHOWN_PAIRS]
+            _save(draw_pairs(pairs, rule), folder / "closest.png")
+            if extractor:
                 pairs = [
                     (
-                        apply_alignment(with_contour(shards[i], images.size), match.alignment),
-                        with_contour(images.train[match.train_index], images.size),
-                        rows[i] | rows[i][kind],
+                        read_square(shards, i),
+                        symmetry(read_square(real, train[j]), symmetry_index),
+                        rows[i] | rows[i]["features"],
                     )
-                    for i, match in found
+                    for i, j, symmetry_index in features.closest()
                 ]
-                _save(draw_pairs(pairs, rule), folder / f"closest_{kind}.png")
-        write_json(folder / "audit.json", report)
-    accelerator.wait_for_everyone()
+                _save(draw_pairs(pairs, rule), folder / "closest_features.png")
+            if has_pairs:
+                for kind in KINDS:
+                    found = [(i, match[kind]) for i, match in enumerate(matches) if match]
+                    found = sorted(found, key=lambda each: -each[1].similarity)[:SHOWN_PAIRS]
+                    pairs = [
+                        (
+                            apply_alignment(with_contour(shards[i], images.size), match.alignment),
+                            with_contour(images.train[match.train_index], images.size),
+                            rows[i] | rows[i][kind],
+                        )
+                        for i, match in found
+                    ]
+                    _save(draw_pairs(pairs, rule), folder / f"closest_{kind}.png")
+            write_json(folder / "audit.json", report)
     return report
 
 

@@ -40,6 +40,7 @@ from tabulate import tabulate
 from mgcc_dist.assessment.config import QualityConfig
 from mgcc_dist.assessment.constant_images import refuse_constant_images
 from mgcc_dist.assessment.features import FeatureExtractor, load
+from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import write_json, write_text
 from mgcc_dist.data.records import ShardFolder
@@ -122,10 +123,10 @@ def evaluate(
         "neighbours": config.neighbours,
         **metrics_with_intervals(real, synthetic, groups, config.neighbours, config.halves),
     }
-    if accelerator.is_main_process:
-        write_json(folder / "quality.json", report)
-        write_text(folder / "quality.md", markdown_report(report))
-    accelerator.wait_for_everyone()
+    with raise_on_all_ranks():
+        if accelerator.is_main_process:
+            write_json(folder / "quality.json", report)
+            write_text(folder / "quality.md", markdown_report(report))
     return report
 
 

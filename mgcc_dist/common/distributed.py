@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 
 from mgcc_dist.common.environment import has_bf16
-from mgcc_dist.common.errors import SharedError, UserError
+from mgcc_dist.common.errors import SharedError, UserError, system_error
 
 PRECISIONS = ("no", "fp16", "bf16")
 
@@ -122,16 +122,22 @@ def release(accelerator: Accelerator) -> None:
 
 @contextmanager
 def raise_on_all_ranks() -> Iterator[None]:
-    """Raise a UserError of any rank on all ranks, at the end of the context. Collective.
+    """Raise a UserError of any rank, or its full disk, on all ranks at the end of the context. Collective.
 
     So no rank waits for one that has failed. Nothing inside the context may be collective.
     """
-    own_error: UserError | None = None
+    own_error: Exception | None = None
     try:
         yield
     except UserError as error:
         own_error = error
-    messages = [message for message in gather_object([str(own_error) if own_error else None]) if message]
+    except Exception as error:
+        if not system_error(error):
+            raise
+        own_error = error
+    messages = [
+        message for message in gather_object([own_error and (system_error(own_error) or str(own_error))]) if message
+    ]
     if messages:
         raise SharedError(messages[0]) from own_error
 

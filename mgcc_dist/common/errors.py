@@ -99,22 +99,27 @@ def _interrupt(program: str, frame: FrameType | None) -> None:
 
 def _explain_system_error(program: str, error: Exception) -> None:
     """Exit with one line if the user can do something about what the system, or another rank, did; else do nothing."""
-    if isinstance(error, OSError):
-        if error.errno in DISK_FULL:
-            remedy = "What was saved so far is kept. Free some space and rerun the same command to resume."
-            _exit(program, f"{error}. {remedy}")
-        if error.errno in REFUSED and error.filename:
-            _exit(program, f"{os.fsdecode(error.filename)}: can't be read or written ({error.strerror})")
-    elif (found := re.search(r"\(os error (\d+)\)", str(error))) and type(error).__name__ == "SafetensorError":
-        number = int(found[1])
-        _explain_system_error(program, OSError(number, os.strerror(number)))
-    elif is_lost_connection(error):
+    if message := system_error(error):
+        _exit(program, message)
+    if is_lost_connection(error):
         code = reported_exit_code()
         if code is None:
             logging.getLogger(__name__).debug("lost the connection to another rank", exc_info=True)
             reason = "another rank has ended (see its error; if there is none, it was killed)"
             print(f"{program} [rank {rank()}]: {reason}. Rerun the same command to resume.", file=sys.stderr)
         sys.exit(1 if code is None else code)
+
+
+def system_error(error: Exception) -> str:
+    """Return what a full disk, or a file that the system refuses, means for the user; "" for any other error."""
+    if isinstance(error, OSError):
+        if error.errno in DISK_FULL:
+            return f"{error}. What was saved so far is kept. Free some space and rerun the same command to resume."
+        if error.errno in REFUSED and error.filename:
+            return f"{os.fsdecode(error.filename)}: can't be read or written ({error.strerror})"
+    elif (found := re.search(r"\(os error (\d+)\)", str(error))) and type(error).__name__ == "SafetensorError":
+        return system_error(OSError(int(found[1]), os.strerror(int(found[1]))))
+    return ""
 
 
 def one_line(text: str) -> str:

@@ -71,8 +71,9 @@ def write_shards_distributed(
         UserError: `compute` raised it, or the disk is full. Written shards are kept, and a rerun resumes after them.
         SystemExit: with EXIT_STOPPED after a signal, once the shards in progress are written.
     """
-    if accelerator.is_main_process and not (folder / INDEX).is_file():
-        _explain_full_disk(folder, task, lambda: write_json(folder / REQUEST, request))
+    with raise_on_all_ranks():
+        if accelerator.is_main_process and not (folder / INDEX).is_file():
+            _explain_full_disk(folder, task, lambda: write_json(folder / REQUEST, request))
     # Only the main process looks at the disk, so that all ranks see the same list.
     missing = [number for number, (name, items) in enumerate(shards) if not _is_written(folder, name, len(items))]
     missing = broadcast_object_list([missing])[0]
@@ -110,13 +111,13 @@ def write_shards_distributed(
     if stopped:
         logger.info("%s: stopped by a signal. Rerun the same command to resume.", task)
         raise SystemExit(EXIT_STOPPED)
-    if accelerator.is_main_process:
-        _explain_full_disk(
-            folder, task, lambda: write_index([read_json(_entry_file(folder, name)) for name, _ in shards])
-        )
-        _explain_full_disk(folder, task, lambda: write_json(folder / REQUEST, request))
-        shutil.rmtree(folder / ENTRIES, ignore_errors=True)
-    accelerator.wait_for_everyone()
+    with raise_on_all_ranks():
+        if accelerator.is_main_process:
+            _explain_full_disk(
+                folder, task, lambda: write_index([read_json(_entry_file(folder, name)) for name, _ in shards])
+            )
+            _explain_full_disk(folder, task, lambda: write_json(folder / REQUEST, request))
+            shutil.rmtree(folder / ENTRIES, ignore_errors=True)
 
 
 def _wait_for(pending: "Future[None] | None", failure: UserError | None = None) -> None:

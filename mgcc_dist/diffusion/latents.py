@@ -26,6 +26,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.utils.data import Subset
 
+from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.finite import require_finite
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.augment import MIRROR, symmetry
@@ -194,11 +195,11 @@ def encode(
 
 def _rename_parts(folder: Path, accelerator: Accelerator) -> None:
     """Give the parts that version 0.1 wrote their present names. Collective."""
-    if accelerator.is_main_process:
-        for name, old in PARTS.items():
-            if (folder / old).is_dir() and not (folder / name).exists():
-                (folder / old).rename(folder / name)
-    accelerator.wait_for_everyone()
+    with raise_on_all_ranks():
+        if accelerator.is_main_process:
+            for name, old in PARTS.items():
+                if (folder / old).is_dir() and not (folder / name).exists():
+                    (folder / old).rename(folder / name)
 
 
 def _encode(

@@ -84,16 +84,16 @@ def locate_images(config: DataConfig, out: Path) -> tuple[Path | str, Path]:
 def open_images(config: DataConfig, out: Path, accelerator: Accelerator) -> ImageData:
     """Open the training and validation images; generate phantom images or a split if the config names none."""
     source, path = locate_images(config, out)
-    if accelerator.is_main_process and not config.shards:
-        write_shards(Phantoms(config.phantom, seed=0, size=config.image_size), out / "phantom")
-    accelerator.wait_for_everyone()
+    with raise_on_all_ranks():
+        if accelerator.is_main_process and not config.shards:
+            write_shards(Phantoms(config.phantom, seed=0, size=config.image_size), out / "phantom")
     cache = open_cache(config.cache, config.cache_gb)
     shards = ShardFolder.open(source, accelerator.is_local_main_process, cache)
     if cache:
         cache.require_room(config.shard_window)
-    if accelerator.is_main_process and not config.split and not path.is_file():
-        write_split(path, _make_split(shards.records))
-    accelerator.wait_for_everyone()
+    with raise_on_all_ranks():
+        if accelerator.is_main_process and not config.split and not path.is_file():
+            write_split(path, _make_split(shards.records))
     return ImageData(config, shards, read_split(path), [path, index_file(source)])
 
 
@@ -205,9 +205,9 @@ def save_pipeline(config: DenoiserConfig, encoded: LatentData, out: Path, accele
 def generate_samples(config: SamplingConfig, out: Path, accelerator: Accelerator) -> None:
     """Generate the synthetic images in `samples/`, of a named set in NAME/samples/."""
     folder = out / config.name / "samples"
-    if accelerator.is_main_process:
-        restore_dropped(folder)
-    accelerator.wait_for_everyone()
+    with raise_on_all_ranks():
+        if accelerator.is_main_process:
+            restore_dropped(folder)
     sampling.sample(config, out / "pipeline", folder, accelerator)
     logger.info("samples: %d synthetic images -> %s", config.count, folder)
 

@@ -44,9 +44,9 @@ def open_folder(folder: Path, request: dict[str, Any], accelerator: Accelerator)
     if is_finished(folder):  # which may be read-only
         return
     lock_folder(folder, accelerator)
-    if accelerator.is_main_process and not (folder / REQUEST).is_file():
-        write_json(folder / REQUEST, request)
-    accelerator.wait_for_everyone()
+    with raise_on_all_ranks():
+        if accelerator.is_main_process and not (folder / REQUEST).is_file():
+            write_json(folder / REQUEST, request)
 
 
 def _check_content(folder: Path, request: dict[str, Any]) -> None:

@@ -177,10 +177,11 @@ class SegmentationTask:
         network, _ = load_predictor(run, weights)
         network.to(accelerator.device)
         scored = self._scored(network, weights, self.data, self.validation, accelerator)
-        if accelerator.is_main_process:
-            gallery = run / weights / "gallery.png"
-            size, fit = self.config.data.image_size, self.config.data.fit
-            segmentation_gallery(network, self.data, scored["images"], size, gallery, fit=fit)
+        with raise_on_all_ranks():
+            if accelerator.is_main_process:
+                gallery = run / weights / "gallery.png"
+                size, fit = self.config.data.image_size, self.config.data.fit
+                segmentation_gallery(network, self.data, scored["images"], size, gallery, fit=fit)
         if self.test and weights == "best":
             scored["test"] = self._scored(network, weights, self.data, self.test, accelerator)
         if self.external:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from mgcc_dist.common.config import save
+from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.environment import describe_environment, source
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import InvalidJson, read_json, write_bytes, write_json, write_text
@@ -48,10 +49,11 @@ def open_run_folder(folder: Path, config: Any, accelerator: Accelerator, fixed_l
     longer = check_run_folder(folder, config, fixed_length)
     resumes = has_run(folder)
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process and longer:
-        _extend(folder, *longer)
-    elif accelerator.is_main_process and not resumes:  # the first config names the data whose hashes were saved
-        save(config, folder / "config.yaml")
+    with raise_on_all_ranks():
+        if accelerator.is_main_process and longer:
+            _extend(folder, *longer)
+        elif accelerator.is_main_process and not resumes:  # the first config names the data whose hashes were saved
+            save(config, folder / "config.yaml")
     _record_environment(folder, accelerator, resumes)
 
 
@@ -138,11 +140,11 @@ def write_result(folder: Path, result: dict[str, Any], accelerator: Accelerator)
 
     `environment` in it is that of the run's last start, with those before under `earlier`.
     """
-    if accelerator.is_main_process:
-        *earlier, last = _earlier_starts(folder / ENVIRONMENT) or [{}]
-        ranks = {"world_size": accelerator.num_processes, "precision": accelerator.mixed_precision}
-        write_json(folder / "result.json", result | ranks | {"environment": last | {"earlier": earlier}})
-    accelerator.wait_for_everyone()
+    with raise_on_all_ranks():
+        if accelerator.is_main_process:
+            *earlier, last = _earlier_starts(folder / ENVIRONMENT) or [{}]
+            ranks = {"world_size": accelerator.num_processes, "precision": accelerator.mixed_precision}
+            write_json(folder / "result.json", result | ranks | {"environment": last | {"earlier": earlier}})
 
 
 def _record_environment(folder: Path, accelerator: Accelerator, resumes: bool) -> None:

@@ -1,11 +1,13 @@
 """One rank of a process group reports an error; the others end with its exit code and print nothing."""
 
+from pathlib import Path
+
 import pytest
 import ranks
 from accelerate.state import AcceleratorState
 
-from mgcc_dist.common.distributed import create_accelerator
-from mgcc_dist.common.errors import EXIT_USER_ERROR, UserError, run_program
+from mgcc_dist.common.distributed import create_accelerator, raise_on_all_ranks
+from mgcc_dist.common.errors import EXIT_USER_ERROR, SharedError, UserError, run_program
 
 # FAILURE is what a rank does while the others wait for it in a collective, or do the same.
 PROGRAM = """
@@ -60,6 +62,21 @@ def test_one_rank_reports_what_is_wrong(failure, codes, lines):
     _, errors = started.communicate(timeout=ranks.DEADLINE)
     assert sorted(errors.splitlines()) == sorted(lines)
     assert tuple(process.exitcode for process in started.processes) == codes
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/dev/full", r"^\[Errno 28\] No space left on device\. What was saved so far is kept\. Free some space and"),
+        ("/dev/null/x", r"^/dev/null/x: can't be read or written \(Not a directory\)$"),
+    ],
+)
+def test_a_full_disk_or_refused_file_of_one_rank_is_raised_on_all(path, message):
+    """So that no rank waits in a collective for one that has ended."""
+    with pytest.raises(SharedError, match=message), raise_on_all_ranks():
+        Path(path).write_text("x")
+    with pytest.raises(AssertionError, match="a defect"), raise_on_all_ranks():
+        raise AssertionError("a defect")
 
 
 @pytest.mark.multiprocess

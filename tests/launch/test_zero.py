@@ -141,7 +141,7 @@ def launched(**settings):
     return SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, state=state, num_processes=2)
 
 
-LOADER = SimpleNamespace(batch_labeled=4, batch_unlabeled=4)
+LOADER = SimpleNamespace(batch=8)
 
 
 def test_sgd_with_offload_is_refused():
