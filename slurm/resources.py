@@ -12,10 +12,13 @@ from typing import Any
 import yaml
 
 from mgcc_dist.common.config import CONFIGS, read_yaml
-from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.errors import UserError, did_you_mean
 from mgcc_dist.common.presets import base_names
 
 SLURM_FOLDER = Path(__file__).parent
+ON_EVERY_NODE = 'srun --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES"'
+GPUS = re.compile(r"([\w.-]+:)?\d+")
+"""a count of GPUs, with or without a type"""
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,19 @@ class Resources:
     constraint: str | None = None
     exclude: str | None = None
     """nodes to exclude"""
+    nodelist: str | None = None
+    """nodes to use"""
+    licenses: str | None = None
+    """licenses to hold: "matlab:2" """
+    wckey: str | None = None
+    """workload characterization key; None: none is sent"""
+    gres: str | None = None
+    """generic resources per node, requested instead of `gpus`: "gpu:a100:2" """
     nodes: int = 1
     tasks_per_node: int = 1
     """ranks per node; use one per GPU"""
-    gpus: int = 0
-    """GPUs per node"""
+    gpus: int | str = 0
+    """GPUs per node, also of a type: "a100:2" """
     cpus: int = 2
     """CPUs per rank"""
     memory_gb: float | None = None
@@ -47,14 +58,28 @@ class Resources:
     """runs of a sweep that are packed into one task on one GPU, each a process; `cpus` and `memory_gb` are per run"""
     environment: dict[str, str] = field(default_factory=dict)
     """environment variables of the job, such as OMP_NUM_THREADS or Accelerate's"""
+    modules: list[str] = field(default_factory=list)
+    """environment modules to load, in this order; the job ends if one does not exist"""
     setup: list[str] = field(default_factory=list)
-    """shell lines before the run: module load ..."""
+    """shell lines before the run, on the first node"""
+    node_setup: list[str] = field(default_factory=list)
+    """shell lines before the run, once on every node, in a shell of their own; the job ends if they fail"""
+    scratch: str | None = None
+    """folder on the nodes' own disks, such as /local/$USER: every node gets a new folder in it, the job's TMPDIR,
+    which is removed after the job"""
+    srun_args: list[str] = field(default_factory=list)
+    """further options of srun, with the dashes: ["--mpi=none"]"""
     extra: dict[str, Any] = field(default_factory=dict)
     """further options of sbatch, without the dashes: {reservation: mri, exclusive: true}"""
 
     @property
     def minutes(self) -> int:
         return to_minutes(self.time)
+
+    @property
+    def gpu_count(self) -> int:
+        """GPUs per node, of any type."""
+        return self.gpus if isinstance(self.gpus, int) else int(self.gpus.rpartition(":")[2])
 
     def for_packed_runs(self, count: int) -> "Resources":
         """Return the resources of a task with `count` runs."""
@@ -63,20 +88,41 @@ class Resources:
 
     def executor_parameters(self) -> dict[str, Any]:
         """Return the parameters of submitit's SlurmExecutor."""
-        exports = [f"export {key}={shlex.quote(value)}" for key, value in sorted(self.environment.items())]
         return self._allocation() | {
+            "wckey": self.wckey,  # without one, submitit would send its own
             "signal_delay_s": self.signal_seconds,
             "array_parallelism": self.parallel,
-            "setup": [*exports, *self.setup] or None,
+            "setup": self._setup_lines() or None,
             # If a rank dies, stop the others, which would wait for it until the time limit.
             # Since Slurm 22.05, srun does not inherit --cpus-per-task.
-            "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={self.cpus}"],
+            "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={self.cpus}", *self.srun_args],
             "additional_parameters": self._additional(),
         }
 
+    def teardown_lines(self) -> list[str]:
+        """Return the shell lines that end the batch script, after the code of srun is known."""
+        return [f'{ON_EVERY_NODE} rm -rf "$TMPDIR"'] if self.scratch else []
+
+    def _setup_lines(self) -> list[str]:
+        """Return the shell lines that start the batch script."""
+        lines = [f"module load {shlex.quote(module)} || exit" for module in self.modules]
+        lines += [f"export {key}={shlex.quote(value)}" for key, value in sorted(self.environment.items())]
+        if self.scratch:
+            lines += [
+                f'export TMPDIR="{self.scratch}/mgcc-$SLURM_JOB_ID"',
+                f'{ON_EVERY_NODE} mkdir -p "$TMPDIR" || exit',
+            ]
+        if self.node_setup:
+            script = shlex.quote("\n".join(["set -e", *self.node_setup]))
+            lines.append(f"{ON_EVERY_NODE} bash -c {script} || exit")
+        return [*lines, *self.setup]
+
     def sbatch_options(self) -> list[str]:
         """Return the allocation as command-line options of sbatch."""
-        options = {key.replace("_", "-"): value for key, value in (self._allocation() | self._additional()).items()}
+        own = {"wckey": self.wckey} if self.wckey else {}
+        options = {
+            key.replace("_", "-"): value for key, value in (self._allocation() | own | self._additional()).items()
+        }
         return [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items()]
 
     def _allocation(self) -> dict[str, Any]:
@@ -86,9 +132,11 @@ class Resources:
             "qos": self.qos,
             "constraint": self.constraint,
             "exclude": self.exclude,
+            "nodelist": self.nodelist,
+            "gres": self.gres,
             "nodes": self.nodes,
             "ntasks_per_node": self.tasks_per_node,
-            "gpus_per_node": self.gpus or None,
+            "gpus_per_node": self.gpus if self.gpu_count and not self.gres else None,
             "cpus_per_task": self.cpus,
             "mem": f"{round(self.memory_gb * 1024)}M" if self.memory_gb else None,
             "time": self.minutes,
@@ -97,16 +145,18 @@ class Resources:
 
     def _additional(self) -> dict[str, Any]:
         # Slurm restarts a job whose node dies, and cancels a job whose dependency has failed.
-        return {"requeue": True, "kill-on-invalid-dep": "yes", **self.extra}
+        licenses = {"licenses": self.licenses} if self.licenses else {}
+        return {"requeue": True, "kill-on-invalid-dep": "yes", **licenses, **self.extra}
 
     def __str__(self) -> str:
         nodes = f"{self.nodes} node{'s' * (self.nodes > 1)}"
         ranks = f"{self.tasks_per_node} rank{'s' * (self.tasks_per_node > 1)}"
-        named = ("partition", "account", "qos", "constraint", "exclude")
+        named = ("partition", "account", "qos", "constraint", "exclude", "nodelist", "licenses")
+        gpus = f"{self.gpus} GPUs per node" if self.gpu_count else "no GPU"
         words = [
             f"{nodes} x {ranks}",
             f"{self.cpus} CPUs per rank",
-            f"{self.gpus} GPUs per node" if self.gpus else "no GPU",
+            f"gres {self.gres}" if self.gres else gpus,
         ]
         words += [f"{self.memory_gb:g} GB"] if self.memory_gb else []
         words += [self.time, *(f"{key} {value}" for key in named if (value := getattr(self, key)))]
@@ -116,6 +166,7 @@ class Resources:
 FIELDS = {field.name: field for field in dataclasses.fields(Resources)}
 ACCEPTED_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     str(int): ((int,), "an integer"),
+    str(int | str): ((int, str), "an integer"),
     str(str | None): ((str, type(None)), "a string"),
     str(float | None): ((int, float, type(None)), "a number"),
     str(dict[str, str]): ((dict,), "a mapping"),
@@ -135,11 +186,12 @@ def merge_resources(layers: Iterable[tuple[str, dict[str, Any]]]) -> Resources:
     for source, keys in layers:
         for key, value in keys.items():
             if key not in FIELDS:
-                raise UserError(f"{source}: unknown resource {key!r}. Known resources: {', '.join(FIELDS)}.")
+                known = f"Known resources: {', '.join(FIELDS)}."
+                raise UserError(f"{source}: unknown resource {key!r}.{did_you_mean(key, FIELDS)} {known}")
             _check(source, key, value)
             values[key] = values.get(key, {}) | value if isinstance(value, dict) else value
     merged = Resources(**values)
-    if merged.runs_per_gpu > 1 and (merged.nodes > 1 or merged.tasks_per_node > 1 or merged.gpus > 1):
+    if merged.runs_per_gpu > 1 and (merged.nodes > 1 or merged.tasks_per_node > 1 or merged.gpu_count > 1):
         source = next(source for source, keys in reversed(layers) if "runs_per_gpu" in keys)
         raise UserError(
             f"{source}: runs_per_gpu {merged.runs_per_gpu} needs one rank and at most one GPU, got {merged}"
@@ -205,6 +257,16 @@ def _check(source: str, key: str, value: Any) -> None:
         to_minutes(value)
         return
     types, description = ACCEPTED_TYPES[str(FIELDS[key].type)]
+    if key == "gpus" and isinstance(value, str) and not GPUS.fullmatch(value):
+        raise UserError(f'{source}: gpus must be a number, or a type and a number like "a100:2", got {value!r}')
+    if key == "scratch" and isinstance(value, str) and re.search(r'["`\s]|^[^/$]', value):
+        raise UserError(f"{source}: scratch must be an absolute path without quotes and spaces, got {value!r}")
+    if (
+        key == "srun_args"
+        and isinstance(value, list)
+        and (bad := [arg for arg in value if not str(arg).startswith("-")])
+    ):
+        raise UserError(f"{source}: srun_args must be options with their dashes, like --mpi=none, got {bad[0]!r}")
     if not isinstance(value, types) or isinstance(value, bool):
         raise UserError(f"{source}: {key} must be {description}, got {value!r}")
     minimum = 0 if key == "gpus" else 1

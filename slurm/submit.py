@@ -174,7 +174,7 @@ def batch_parameters(job: Job, logs: Path, dependency: str | None) -> dict[str, 
         raise UserError(f"out: submitit would replace {tag} in {logs}. Choose an output folder without {tag}.")
     retry = f"{shlex.quote(sys.executable)} -m mgcc_dist.slurm.retry $code {shlex.quote(str(logs))}"
     parameters = job.resources.executor_parameters()
-    parameters |= {"job_name": job.name, "teardown": ["code=$?", retry, "exit $code"]}
+    parameters |= {"job_name": job.name, "teardown": ["code=$?", *job.resources.teardown_lines(), retry, "exit $code"]}
     if dependency:
         parameters["dependency"] = dependency
     if "%" in str(logs):  # which Slurm expands in names of log files
@@ -361,11 +361,12 @@ def describe_outdated_folders(sweep: Sweep) -> list[str]:
 def _start_local_job(task: Task, registry: Registry, slot: int) -> Any:
     requested = task.resources
     executor = submitit.LocalExecutor(registry.logs)
-    gpus = tuple(range(slot * requested.gpus, (slot + 1) * requested.gpus))
+    count = requested.gpu_count
+    gpus = tuple(range(slot * count, (slot + 1) * count))
     executor.update_parameters(
         timeout_min=NO_TIME_LIMIT,
         tasks_per_node=requested.tasks_per_node,
-        gpus_per_node=requested.gpus,
+        gpus_per_node=count,
         visible_gpus=gpus,
     )
     # A terminal sends Ctrl-C to all processes. submitit's controller must ignore it: the ranks receive it themselves,

@@ -1,6 +1,7 @@
 """What a job's processes get from Slurm: CPUs, variables, logs in paths with `%`, and a limited number of starts."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 from jobs import have_ended, read_log, restarts, until, until_in_slurm
@@ -32,13 +33,19 @@ def write_task(folder, **resources):
     return Task("show", "show", ["-m", "show_step"], folder / "task", output, requested)
 
 
-def test_every_rank_gets_its_cpus_and_logs_into_a_folder_with_percent_signs(slurm_up, tmp_path):
+def test_every_rank_gets_its_cpus_and_scratch_and_logs_into_a_folder_with_percent_signs(slurm_up, tmp_path):
     folder = tmp_path / "10%_of 50%% %d"
     folder.mkdir()
     task = write_task(folder, cpus=2, tasks_per_node=2)
+    marker = folder.parent / "marker"
+    node_setup = [f"pwd > {marker}", f"echo $TMPDIR >> {marker}", "test -d $TMPDIR"]
+    scratch = tmp_path / "scratch"
+    task = replace(task, resources=replace(task.resources, node_setup=node_setup, scratch=str(scratch)))
     (job,) = submit.submit_job(Job("show", [task]), folder / "jobs", None)
     until(lambda: have_ended(job))
     assert task.output.is_file()
+    assert marker.read_text().splitlines()[1] == f"{scratch}/mgcc-{job}"
+    assert not list(scratch.iterdir())  # the job's folder is gone
     logs = [read_log(folder, job, str(rank)) for rank in range(2)]
     assert all("CPUs=4 Tasks=2" in log for log in logs), logs
 

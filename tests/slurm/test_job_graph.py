@@ -179,10 +179,17 @@ CLUSTER = {
     "constraint": "a100|h100",
     "exclude": "n[7-8]",
     "nodes": 2,
-    "gpus": 4,
+    "nodelist": "n[1-2]",
+    "licenses": "mri:1",
+    "wckey": "mgcc",
+    "gpus": "a100:4",
     "tasks_per_node": 4,
     "parallel": 5,
-    "setup": ["module load cuda"],
+    "modules": ["cuda/12.4"],
+    "setup": ["ulimit -n 4096"],
+    "node_setup": ["nvidia-smi -L", "echo it's node $SLURM_NODEID"],
+    "scratch": "/local/$USER",
+    "srun_args": ["--mpi=none"],
     "extra": {"reservation": "mri", "exclusive": True},
 }
 
@@ -194,13 +201,33 @@ def test_time_limits_are_parsed_like_slurm_s(time, minutes):
     assert resources.to_minutes(time) == minutes
 
 
+def test_gpus_of_a_type_are_counted():
+    merged = resources.merge_resources([("x", {"gpus": "a100:2"})])
+    assert merged.gpu_count == 2
+    assert "--gpus-per-node=a100:2" in merged.sbatch_options()
+    with pytest.raises(UserError, match="needs one rank and at most one GPU"):
+        resources.merge_resources([("x", {"gpus": "a100:2", "runs_per_gpu": 2})])
+
+
+def test_gres_replaces_gpus_and_no_wckey_is_sent_by_default(tmp_path):
+    run = tasks_of(write_sweep(tmp_path), gres="gpu:a100:1", gpus=1)[0]
+    script = submit.batch_script(Job("x", [run]), tmp_path / "jobs", None)
+    assert "#SBATCH --gres=gpu:a100:1" in script
+    assert "gpus-per-node" not in script
+    assert "wckey" not in script
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"gpu": 1}, r"x\.yaml: unknown resource 'gpu'\. Known resources: partition, account"),
+        ({"gpu": 1}, r"x\.yaml: unknown resource 'gpu'\. Did you mean gpus\? Known resources: partition, account"),
         ({"time": 3600}, "time must be a string in quotes"),
         ({"time": "soon"}, "'soon' is not a time limit"),
-        ({"gpus": "one"}, "gpus must be an integer, got 'one'"),
+        ({"gpus": "one"}, "gpus must be a number, or a type and a number like \"a100:2\", got 'one'"),
+        ({"gpus": 1.5}, "gpus must be an integer, got 1.5"),
+        ({"srun_args": ["mpi=none"]}, "srun_args must be options with their dashes, like --mpi=none, got 'mpi=none'"),
+        ({"scratch": "/local/a b"}, "scratch must be an absolute path without quotes and spaces, got '/local/a b'"),
+        ({"scratch": "local"}, "scratch must be an absolute path"),
         ({"nodes": 0}, "nodes must be at least 1, got 0"),
         ({"nodes": True}, "nodes must be an integer, got True"),
         ({"setup": "module load cuda"}, "setup must be a list"),
