@@ -31,6 +31,15 @@ class AuditConfig:
 
 
 @dataclass(frozen=True)
+class FilterConfig:
+    run: FileOrFolder | None = None
+    """with `denoiser.masks`: segmentation run on real images (its folder, or a model.safetensors) that drops pairs on
+    which it disagrees with the mask; the others are written to OUT/pairs. null: no filter"""
+    quantile: UnitInterval = 0.05
+    """share of the real validation images on which the run agrees less with the mask than it must on a pair"""
+
+
+@dataclass(frozen=True)
 class CurateConfig:
     out: Folder
     """output folder of a finished `mgcc ldm` run; page.html and proposal.json are written to OUT/curation/"""

@@ -85,6 +85,12 @@ def apply_selection(selection: Path, samples: Path, out: Path) -> int:
     return len(kept)
 
 
+def write_selected(shards: ShardFolder, keys: Collection[str], out: Path, **extra: Any) -> Path:
+    """Copy the records `keys` of samples to a folder next to `out` and return it; `extra` goes to index.json."""
+    carried = {key: shards.index[key] for key in ("request", "selection", "dropped") if key in shards.index}
+    return _write_subset(shards, lambda key: key in keys, out, **carried, **extra)
+
+
 def drop_records(folder: Path, keys: Collection[str]) -> None:
     """Rewrite the shard folder without the records `keys`, which index.json then lists as `dropped`.
 
@@ -118,6 +124,7 @@ def provenance(shards: ShardFolder) -> dict[str, Any]:
         "request": index.get("request"),
         "selection": index.get("selection"),
         "dropped": len(index.get("dropped", [])),
+        **({"filter": index["filter"]} if "filter" in index else {}),
         "index_sha256": shards.index_sha256,
     }
 
