@@ -10,6 +10,9 @@ The program runs these stages, and skips those that are done, i.e. have the same
 `autoencoder/` (a run folder), `latents/` (the encoded images), `denoiser/` (a run folder), `pipeline/` (loads in
 diffusers), `samples/` (a shard folder, for `mgcc segment --data.synthetic`), `audit/` (near-copies of training
 images), `quality/` (metrics against the validation images) and `gallery.png`. Rerun the same command to resume.
+
+With `--denoiser.masks labeled` the samples are pairs of image and mask, for `mgcc segment --data.synthetic_labeled`.
+`--filter.run` drops those on which a segmentation run disagrees with the mask; the others are in `pairs/`.
 """
 
 import logging
@@ -45,7 +48,7 @@ def run(config: LdmConfig) -> None:
             if accelerator.is_main_process:
                 check_stages(config.data, config.autoencoder, config.denoiser, config.sampling, out)
                 save(config, out / "config.yaml")
-        images()
+        images().masked(config.denoiser.masks)
         if config.until == "gallery":
             check_settings(config.quality, config.audit, images(), config.sampling.count)
     run_stages(stages, accelerator)
@@ -85,9 +88,15 @@ PROGRAM = Program(
         common=(
             *("out", "until", "data.shards", "data.split", "data.image_size", "autoencoder.batch"),
             *("autoencoder.loop.epochs", "autoencoder.loop.steps", "denoiser.batch"),
-            *("denoiser.classes", "denoiser.loop.epochs", "denoiser.loop.steps", "denoiser.objective"),
+            *(
+                "denoiser.classes",
+                "denoiser.masks",
+                "denoiser.loop.epochs",
+                "denoiser.loop.steps",
+                "denoiser.objective",
+            ),
             *("sampling.count", "sampling.sampler", "sampling.steps"),
-            *("quality.encoder", "audit.drop_copies"),
+            *("quality.encoder", "audit.drop_copies", "filter.run"),
         ),
     ),
     commands={

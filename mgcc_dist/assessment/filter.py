@@ -60,17 +60,15 @@ def filter_pairs(
     found = _agreements(predictor, shards, images.size, "segmenting samples", accelerator)
     with raise_on_all_ranks():
         thresholds = _thresholds([value for value in real if value], config.quantile)
-        rows = [
-            {
-                "key": record.key,
-                "class": record.category,
-                "agreement": round(agreement, 4),
-                "kept": agreement >= thresholds["lesion" if lesion else "normal"],
-            }
-            for record, (lesion, agreement) in zip(shards.records, found, strict=True)
-        ]
+        rows: list[dict[str, Any]] = []
+        for record, value in zip(shards.records, found, strict=True):
+            assert value is not None
+            accepted = value[1] >= thresholds["lesion" if value[0] else "normal"]
+            rows.append(
+                {"key": record.key, "class": record.category, "agreement": round(value[1], 4), "kept": accepted}
+            )
         kept = {row["key"] for row in rows if row["kept"]}
-        report = {
+        report: dict[str, Any] = {
             "run": {key: predictor.info.get(key) for key in ("weights_sha256", "method", "dataset", "split", "seed")},
             "notes": _notes(predictor, images),
             "quantile": config.quantile,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mgcc_dist.assessment.config import AuditConfig, QualityConfig
+from mgcc_dist.assessment.config import AuditConfig, FilterConfig, QualityConfig
 from mgcc_dist.common.options import neutral
 from mgcc_dist.common.value_types import Folder
 from mgcc_dist.diffusion.config import AutoencoderConfig, DataConfig, DenoiserConfig, SamplingConfig, check_objective
@@ -17,10 +17,11 @@ class LdmConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
     out: Folder = neutral("out/ldm")
     """output folder"""
     until: Literal["autoencoder", "denoiser", "samples", "gallery"] = neutral("gallery")
-    """last stage to run, for clusters that run the stages as separate jobs; `gallery` includes quality and audit"""
+    """last stage to run, for clusters that run the stages as separate jobs; `gallery` includes all the others"""
 
     def __post_init__(self) -> None:
         if self.autoencoder.loop.precision != self.denoiser.loop.precision:
@@ -38,8 +39,12 @@ class LdmConfig:
                 f"sampling.steps: {self.sampling.steps} is more than denoiser.diffusion_steps "
                 f"({self.denoiser.diffusion_steps}). Choose at most as many."
             )
-        if self.sampling.guidance != 1 and not self.denoiser.classes:
+        if self.sampling.guidance != 1 and not self.denoiser.classes and self.denoiser.masks == "none":
             raise ValueError(
-                f"sampling.guidance: {self.sampling.guidance:g} needs a denoiser with classes. "
-                "Set denoiser.classes true, or leave sampling.guidance at 1."
+                f"sampling.guidance: {self.sampling.guidance:g} needs a denoiser with classes or masks. "
+                "Set denoiser.classes true or denoiser.masks, or leave sampling.guidance at 1."
+            )
+        if self.filter.run and self.denoiser.masks == "none":
+            raise ValueError(
+                "filter.run: samples have no masks to filter by. Set denoiser.masks labeled, or filter.run null."
             )

@@ -9,12 +9,14 @@ from accelerate import Accelerator
 
 from mgcc_dist.assessment import audit, features, quality
 from mgcc_dist.assessment import stages as assessment
+from mgcc_dist.assessment.filter import filter_pairs
 from mgcc_dist.assessment.ldm_config import LdmConfig
 from mgcc_dist.common.stages import Stage
 from mgcc_dist.data.records import index_file
 from mgcc_dist.diffusion import pipeline, sampling
 from mgcc_dist.diffusion import stages as diffusion
 from mgcc_dist.diffusion.images import ImageData
+from mgcc_dist.train.initial_weights import find_weights
 
 
 def list_stages(config: LdmConfig, images: Callable[[], ImageData], accelerator: Accelerator) -> list[Stage]:
@@ -26,7 +28,10 @@ def list_stages(config: LdmConfig, images: Callable[[], ImageData], accelerator:
     shards, split = diffusion.locate_images(data, out)
     real = {"data": replace(data, shards=None, split=None), "shards": index_file(shards), "split": split}
     encoder_file = features.locate_encoder(encoder) if encoder else None
-    latents = cache(lambda: diffusion.encode_images(config.autoencoder, images(), out, accelerator))
+    masks = config.denoiser.masks
+    conditioned = {**real, "masks": masks} if masks != "none" else {}
+    run = config.filter.run
+    latents = cache(lambda: diffusion.encode_images(config.autoencoder, images(), out, accelerator, masks))
     extractor = cache(lambda: features.load(encoder, vae.parent, data.image_size))
 
     stages = [
@@ -37,7 +42,7 @@ def list_stages(config: LdmConfig, images: Callable[[], ImageData], accelerator:
             ("autoencoder/result.json", diffusion.VAE),
             lambda: diffusion.train_autoencoder(config.autoencoder, data, images(), out, accelerator),
         ),
-        Stage("latents", out, {**real, "vae": vae}, ("latents/train", "latents/val"), latents),
+        Stage("latents", out, {**real, "vae": vae, **conditioned}, ("latents/train", "latents/val"), latents),
         Stage(
             "denoiser",
             out,
@@ -59,9 +64,10 @@ def list_stages(config: LdmConfig, images: Callable[[], ImageData], accelerator:
                 "pipeline": [out / "pipeline" / name for name in files],
                 "sampling": config.sampling,
                 "precision": sampling.precision(config.sampling, accelerator),
+                **conditioned,
             },
             ("samples",),
-            lambda: diffusion.generate_samples(config.sampling, out, accelerator),
+            lambda: diffusion.generate_samples(config.sampling, masks, images, out, accelerator),
         ),
         Stage(
             "audit",
@@ -96,6 +102,17 @@ def list_stages(config: LdmConfig, images: Callable[[], ImageData], accelerator:
                 config.quality, extractor(), images(), samples, own / "quality", accelerator
             ),
             config.quality.enabled,
+        ),
+        Stage(
+            "filter",
+            own,
+            {
+                **{**real, "samples": samples, "run": find_weights(Path(run), "best") if run else None},
+                "quantile": config.filter.quantile,
+            },
+            ("filter/filter.json", "pairs"),
+            lambda: filter_pairs(config.filter, images(), samples, own / "filter", own / "pairs", accelerator),
+            run is not None,
         ),
         Stage(
             "gallery",

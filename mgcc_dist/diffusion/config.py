@@ -20,7 +20,7 @@ from mgcc_dist.train.config import LoopConfig
 
 STAGES = (
     *("autoencoder", "audit", "curation", "denoiser", "latents", "phantom", "pipeline", "quality", "samples"),
-    "stages",
+    *("filter", "pairs", "stages"),
 )
 """folders of OUT; no set of samples may have such a name"""
 Masks = Literal["none", "labeled", "all"]

@@ -1,7 +1,7 @@
 """What the stages of `mgcc ldm` run: training, encoding, sampling (common/stages.py). All functions are collective."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,11 @@ from mgcc_dist.data.shard_cache import open_cache
 from mgcc_dist.data.splits import Split, locate_split, make_split, read_split, write_split
 from mgcc_dist.diffusion import autoencoder, denoiser, latents, pipeline, sampling
 from mgcc_dist.diffusion.autoencoder import AutoencoderTask
-from mgcc_dist.diffusion.config import AutoencoderConfig, DataConfig, DenoiserConfig, SamplingConfig
+from mgcc_dist.diffusion.config import AutoencoderConfig, DataConfig, DenoiserConfig, Masks, SamplingConfig
 from mgcc_dist.diffusion.denoiser import DenoiserTask
 from mgcc_dist.diffusion.images import ImageData
 from mgcc_dist.diffusion.latents import LatentData
+from mgcc_dist.diffusion.warped_masks import WarpedMasks
 from mgcc_dist.diffusion.weights import load_initial_weights
 from mgcc_dist.train.checkpoints import save_weights
 from mgcc_dist.train.initial_weights import WEIGHTS, describe_initial_weights, existing_weights
@@ -162,10 +163,12 @@ def train_autoencoder(
     _write_result(task, latent_stats, state, images, loop.seed, folder, accelerator)
 
 
-def encode_images(config: AutoencoderConfig, images: ImageData, out: Path, accelerator: Accelerator) -> LatentData:
-    """Encode the images with `autoencoder/vae/` into `latents/`."""
+def encode_images(
+    config: AutoencoderConfig, images: ImageData, out: Path, accelerator: Accelerator, masks: Masks = "none"
+) -> LatentData:
+    """Encode the images with `autoencoder/vae/` into `latents/`, with the masks that a denoiser may see."""
     vae = autoencoder.load_pretrained((out / VAE).parent)
-    return latents.encode(vae, sha256_of(out / VAE), images, config.batch, out / "latents", accelerator)
+    return latents.encode(vae, sha256_of(out / VAE), images, config.batch, out / "latents", accelerator, masks)
 
 
 def train_denoiser(
@@ -202,13 +205,19 @@ def save_pipeline(config: DenoiserConfig, encoded: LatentData, out: Path, accele
             logger.info("pipeline: diffusers pipeline -> %s", folder)
 
 
-def generate_samples(config: SamplingConfig, out: Path, accelerator: Accelerator) -> None:
-    """Generate the synthetic images in `samples/`, of a named set in NAME/samples/."""
+def generate_samples(
+    config: SamplingConfig, masks: Masks, images: Callable[[], ImageData], out: Path, accelerator: Accelerator
+) -> None:
+    """Generate the synthetic images in `samples/`, of a named set in NAME/samples/.
+
+    A denoiser with masks gets those of training images, warped.
+    """
     folder = out / config.name / "samples"
     with raise_on_all_ranks():
         if accelerator.is_main_process:
             restore_dropped(folder)
-    sampling.sample(config, out / "pipeline", folder, accelerator)
+    warped = WarpedMasks(images().masked(masks), images().size) if masks != "none" else None
+    sampling.sample(config, out / "pipeline", folder, accelerator, warped)
     logger.info("samples: %d synthetic images -> %s", config.count, folder)
 
 

@@ -13,14 +13,13 @@ have empty masks, which stay empty.
 """
 
 import hashlib
-from collections.abc import Iterable
 
 import numpy as np
 from scipy.ndimage import map_coordinates
 
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.data.datasets import SampleDataset
 from mgcc_dist.data.images import resize_mask
-from mgcc_dist.data.sample import Sample
 from mgcc_dist.diffusion.noise import RngStream, generator_seed
 
 MAX_IOU = 0.8
@@ -45,10 +44,10 @@ class WarpedMasks:
         UserError: there are none.
     """
 
-    def __init__(self, samples: Iterable[Sample], size: int) -> None:
+    def __init__(self, samples: SampleDataset, size: int) -> None:
         self.size = size
         by_class: dict[str, list[np.ndarray]] = {}
-        for sample in samples:
+        for sample in (samples[i] for i in range(len(samples))):
             assert sample.mask is not None
             by_class.setdefault(sample.meta["class"], []).append(resize_mask(sample.mask, size, size) > 0)
         if not by_class:

@@ -205,7 +205,10 @@ def test_other_settings_in_the_same_folder_are_refused(finished, toy, words, mes
             "--preset demo --sampling.steps 1001",
             r"sampling\.steps: 1001 is more than denoiser\.diffusion_steps \(1000\)",
         ),
-        ("--preset demo --sampling.guidance 3", r"sampling\.guidance: 3 needs a denoiser with classes\. Set denoiser"),
+        (
+            "--preset demo --sampling.guidance 3",
+            r"sampling\.guidance: 3 needs a denoiser with classes or masks\. Set denoiser",
+        ),
         ("--preset demo --denoiser.attention [true]", r"denoiser\.attention: has 1 levels but denoiser\.channels has"),
         ("--preset demo --autoencoder.norm_groups 24", r"autoencoder\.channels: .* not a multiple of"),
         ("--preset demo --data.shards nowhere", "nowhere: does not exist"),
