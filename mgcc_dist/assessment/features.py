@@ -24,11 +24,10 @@ from mgcc_dist.data.datasets import SampleDataset
 from mgcc_dist.data.loader import EvalLoader
 from mgcc_dist.diffusion import autoencoder
 from mgcc_dist.diffusion.custom_autoencoder import CustomAutoencoder
-from mgcc_dist.inference.loading import load_network
-from mgcc_dist.models.pretrained import PretrainedEncoder
-from mgcc_dist.models.unet import Encoder
+from mgcc_dist.inference.encoders import load_encoder
 
 BATCH_SIZE = 16
+OPTION = "quality.encoder"
 
 
 @dataclass(frozen=True)
@@ -66,18 +65,18 @@ class FeatureExtractor:
             features = self.network(torch.zeros(2, 1, self.image_size, self.image_size))
         except (RuntimeError, torch.jit.Error) as error:
             reason = str(error).strip().splitlines()[-1]
-            raise UserError(f"quality.encoder: {self.info['file']} fails on images: {reason}") from error
+            raise UserError(f"{OPTION}: {self.info['file']} fails on images: {reason}") from error
         self._validated(features, 2)
 
     def _validated(self, features: Any, images: int) -> Tensor:
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != images:
             got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise UserError(
-                f"quality.encoder: {self.info['file']} returns {got} for {images} images. "
+                f"{OPTION}: {self.info['file']} returns {got} for {images} images. "
                 f"Use a network that returns features [{images}, D]"
             )
         if not features.isfinite().all():
-            raise UserError(f"quality.encoder: {self.info['file']} returns features that are not finite")
+            raise UserError(f"{OPTION}: {self.info['file']} returns features that are not finite")
         return features
 
 
@@ -94,39 +93,9 @@ def load(encoder: str | None, vae: Path, image_size: int) -> FeatureExtractor:
     if encoder is None:
         pooled = _GlobalAveragePool(_autoencoder_features(vae))
         return _extractor("autoencoder's encoder", vae / SAFETENSORS_WEIGHTS_NAME, pooled, image_size)
-    file = locate_encoder(encoder)
-    if file.suffix == ".safetensors":
-        network, trained_size = load_network(file)
-        segmentation_encoder = getattr(network, "encoder", None)
-        if not isinstance(segmentation_encoder, (Encoder, PretrainedEncoder)):
-            raise UserError(
-                f"quality.encoder: {file} holds a {type(network).__name__}, which has no U-Net encoder. "
-                "Choose a run of another network"
-            )
-        kind = "encoder of a segmentation run"
-        return _extractor(kind, file, _GlobalAveragePool(segmentation_encoder), trained_size)
-    try:
-        script = torch.jit.load(file, map_location="cpu").eval()
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"quality.encoder: {file}: is not a .safetensors or TorchScript file ({reason})") from error
-    return _extractor("TorchScript file", file, script, image_size)
-
-
-def locate_encoder(encoder: str) -> Path:
-    """Return the file that `quality.encoder` refers to.
-
-    Raises:
-        UserError: it does not exist.
-    """
-    path = Path(encoder)
-    file = path / "best" / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(
-            f"quality.encoder: {file}: does not exist. "
-            "Pass the folder of a finished segmentation run, a model.safetensors, or a TorchScript file"
-        )
-    return file
+    loaded = load_encoder(OPTION, encoder)
+    network = loaded.network if loaded.image_size is None else _GlobalAveragePool(loaded.network)
+    return _extractor(loaded.kind, loaded.file, network, loaded.image_size or image_size)
 
 
 class _GlobalAveragePool(nn.Module):

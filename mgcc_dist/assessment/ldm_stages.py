@@ -16,6 +16,7 @@ from mgcc_dist.data.records import index_file
 from mgcc_dist.diffusion import pipeline, sampling
 from mgcc_dist.diffusion import stages as diffusion
 from mgcc_dist.diffusion.images import ImageData
+from mgcc_dist.inference.encoders import load_feature_maps, locate_encoder
 from mgcc_dist.train.initial_weights import find_weights
 
 
@@ -27,7 +28,7 @@ def list_stages(config: LdmConfig, images: Callable[[], ImageData], accelerator:
     vae, unet, files = out / diffusion.VAE, out / diffusion.UNET, pipeline.files(config.denoiser)
     shards, split = diffusion.locate_images(data, out)
     real = {"data": replace(data, shards=None, split=None), "shards": index_file(shards), "split": split}
-    encoder_file = features.locate_encoder(encoder) if encoder else None
+    encoder_file = locate_encoder(features.OPTION, encoder) if encoder else None
     masks = config.denoiser.masks
     conditioned = {**real, "masks": masks} if masks != "none" else {}
     run = config.filter.run
@@ -40,7 +41,9 @@ def list_stages(config: LdmConfig, images: Callable[[], ImageData], accelerator:
             out,
             {**real, "autoencoder": config.autoencoder},
             ("autoencoder/result.json", diffusion.VAE),
-            lambda: diffusion.train_autoencoder(config.autoencoder, data, images(), out, accelerator),
+            lambda: diffusion.train_autoencoder(
+                config.autoencoder, data, images(), out, accelerator, load_feature_maps
+            ),
         ),
         Stage("latents", out, {**real, "vae": vae, **conditioned}, ("latents/train", "latents/val"), latents),
         Stage(

@@ -2,18 +2,18 @@
 
 The network is diffusers' `AutoencoderKL` with one image channel. The loss is the mean squared error of the
 reconstruction (Section IV-B.1) plus a small Kullback-Leibler term that keeps the latents close to N(0, 1) (the "VAE
-[45]" of the paper). After training the latents are normalized per channel: the mean and standard deviation over the
-training images are folded into the weights of the two 1x1 convolutions next to the latent, so the denoiser sees
-channels of mean 0 and variance 1. The paper does not mention this. Stable Diffusion [10], on which it builds, divides
-all channels by one number. That leaves the channel means in place, and they cause an error in the brightness of the
-samples.
+[45]" of the paper); reconstruction.py has optional terms. After training the latents are normalized per channel: the
+mean and standard deviation over the training images are folded into the weights of the two 1x1 convolutions next to the
+latent, so the denoiser sees channels of mean 0 and variance 1. The paper does not mention this. Stable Diffusion [10],
+on which it builds, divides all channels by one number. That leaves the channel means in place, and they cause an error
+in the brightness of the samples.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -25,20 +25,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mgcc_dist.common.config import Layer, resolve
+from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_object
 from mgcc_dist.common.migration import current
 from mgcc_dist.data.loader import Batch, ByteBatch
-from mgcc_dist.diffusion.config import AUTOENCODERS, AutoencoderConfig, KLAutoencoderConfig
+from mgcc_dist.diffusion.config import AUTOENCODERS, AutoencoderConfig, KLAutoencoderConfig, ReconstructionConfig
 from mgcc_dist.diffusion.custom_autoencoder import CONFIG, CustomAutoencoder
 from mgcc_dist.diffusion.images import ImageData
 from mgcc_dist.diffusion.noise import RngStream, make_generators
+from mgcc_dist.diffusion.reconstruction import Adversary, build_terms
 from mgcc_dist.diffusion.weights import load_weights
 from mgcc_dist.evaluation.spectra import GREY_LEVELS, radial_log_spectrum, spectral_distance, spectral_floor
 from mgcc_dist.train.schedules import Progress
 
 logger = logging.getLogger(__name__)
 Autoencoder: TypeAlias = AutoencoderKL | CustomAutoencoder
+LoadFeatures: TypeAlias = Callable[[str, str, int], nn.Module]
+"""loads the network of the feature term: option, its file or folder, size S of images [B,1,S,S] -> list of maps"""
 
 
 @dataclass(frozen=True)
@@ -128,19 +132,42 @@ class AutoencoderLoss(nn.Module):
     the image.
     """
 
-    def __init__(self, vae: Autoencoder, kl_weight: float) -> None:
+    def __init__(
+        self,
+        vae: Autoencoder,
+        kl_weight: float,
+        losses: ReconstructionConfig | None = None,
+        features: nn.Module | None = None,
+    ) -> None:
         super().__init__()
+        losses = losses or ReconstructionConfig()
         self.vae = vae
         self.kl_weight = kl_weight
+        self.terms = build_terms(losses, features)
+        self.adversary = Adversary(losses.adversarial) if losses.adversarial.weight else None
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Return the losses of `batch.images` [B,1,H,W] in [-1, 1]."""
         images = batch.images.to(self.vae.dtype)
         posterior = self.vae.encode(images).latent_dist
         latents = posterior.sample(make_generators(progress.seed, RngStream.POSTERIOR, batch.offsets.tolist()))
-        mse = F.mse_loss(self.vae.decode(latents).sample, images)
+        reconstruction = self.vae.decode(latents).sample
+        mse = F.mse_loss(reconstruction, images)
         kl = posterior.kl().mean() / images[0].numel()
-        return {"loss": mse + self.kl_weight * kl, "mse": mse, "kl": kl}
+        loss = mse + self.kl_weight * kl
+        values = {"mse": mse, "kl": kl}
+        for name, (weight, term) in self.terms.items():
+            values[name] = term(reconstruction, images)
+            loss = loss + weight * values[name]
+        if self.adversary:
+            values |= self.adversary(reconstruction, images, progress.step)
+            loss = loss + self.adversary.config.weight * values["adversarial"] + values["discriminator"]
+        return {"loss": loss, **values}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the autoencoder's parameters and, with an adversarial term, those of the discriminator."""
+        groups: list[dict[str, Any]] = [{"params": list(self.vae.parameters())}]
+        return [*groups, self.adversary.parameter_group()] if self.adversary else groups
 
 
 class AutoencoderTask:
@@ -150,8 +177,20 @@ class AutoencoderTask:
     best_metric = "mse"
     best_is_higher = False
 
-    def __init__(self, config: AutoencoderConfig, images: ImageData, accelerator: Accelerator) -> None:
-        self.module: nn.Module = AutoencoderLoss(build(config, images.size), config.kl_weight)
+    def __init__(
+        self,
+        config: AutoencoderConfig,
+        images: ImageData,
+        accelerator: Accelerator,
+        load_features: LoadFeatures | None = None,
+    ) -> None:
+        network, features = config.losses.network, None
+        if network:
+            assert load_features is not None, "losses.network needs a loader"
+            with raise_on_all_ranks():
+                features = load_features("autoencoder.losses.network", network, images.size)
+        vae = build(config, images.size)
+        self.module: nn.Module = AutoencoderLoss(vae, config.kl_weight, config.losses, features)
         self.loader = images.train_loader(config.batch, config.loop.seed, accelerator)
         self._val_loader = images.val_loader(config.batch, accelerator)
         self._val_groups = [images.shards.records[i].group for i in images.val.indices]

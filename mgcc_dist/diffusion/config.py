@@ -1,6 +1,6 @@
 """Config dataclasses of the latent diffusion model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from mgcc_dist.common.components import Registry
@@ -58,6 +58,50 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class AdversarialConfig:
+    """Discriminator of patches (PatchGAN)"""
+
+    weight: NonNegativeFloat = 0.0
+    """weight of the adversarial term, about 0.001; 0: no discriminator"""
+    start: NonNegativeInt = 0
+    """optimizer steps before the discriminator joins; give the reconstructions time to take shape"""
+    learning_rate_factor: PositiveFloat = 1.0
+    """learning rate of the discriminator, relative to that of the autoencoder"""
+    channels: PositiveInt = 64
+    """channels of the discriminator's first layer, a multiple of 8; later layers double them (Isola et al.: 64)"""
+    layers: PositiveInt = 3
+    """layers of the discriminator; more judge larger patches (Isola et al.: 3, patches of 70x70 pixels)"""
+
+    def __post_init__(self) -> None:
+        if self.channels % 8:
+            raise ValueError(f"adversarial.channels: {self.channels} is not a multiple of 8")
+
+
+@dataclass(frozen=True)
+class ReconstructionConfig:
+    """Terms of the loss next to the MSE, which has weight 1 (paper: none)"""
+
+    ssim: NonNegativeFloat = 0.0
+    """weight of 1 - SSIM"""
+    spectral: NonNegativeFloat = 0.0
+    """weight of the difference in dB of local power spectra, about 0.0003; keeps speckle"""
+    features: NonNegativeFloat = 0.0
+    """weight of the distance in features of `network`"""
+    network: FileOrFolder | None = data_input(None)
+    """network of the feature term: folder of a trained segmentation run, its model.safetensors, or a TorchScript file
+    that maps [B,1,S,S] in [-1,1] to a feature map [B,D,h,w] or a list of them (loading it executes code: only use files
+    that you trust)"""
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+
+    def __post_init__(self) -> None:
+        if bool(self.features) != (self.network is not None):
+            raise ValueError(
+                f"losses.features and losses.network: expected both or neither, got {self.features:g} and "
+                f"{self.network or 'null'}"
+            )
+
+
+@dataclass(frozen=True)
 class AutoencoderConfig:
     """Keys that all autoencoders have."""
 
@@ -73,6 +117,7 @@ class AutoencoderConfig:
     """images per rank and micro-step (paper: 4)"""
     init: FileOrFolder | None = data_input(None)
     """start from another autoencoder's weights: OUT/autoencoder of another run, or a model.safetensors"""
+    losses: ReconstructionConfig = field(default_factory=ReconstructionConfig)
 
     @property
     def downsampling(self) -> int:

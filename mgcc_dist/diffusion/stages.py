@@ -23,7 +23,7 @@ from mgcc_dist.data.selection import restore_dropped
 from mgcc_dist.data.shard_cache import open_cache
 from mgcc_dist.data.splits import Split, locate_split, make_split, read_split, write_split
 from mgcc_dist.diffusion import autoencoder, denoiser, latents, pipeline, sampling
-from mgcc_dist.diffusion.autoencoder import AutoencoderTask
+from mgcc_dist.diffusion.autoencoder import AutoencoderTask, LoadFeatures
 from mgcc_dist.diffusion.config import AutoencoderConfig, DataConfig, DenoiserConfig, Masks, SamplingConfig
 from mgcc_dist.diffusion.denoiser import DenoiserTask
 from mgcc_dist.diffusion.images import ImageData
@@ -131,15 +131,23 @@ def _fixed_length(config: AutoencoderConfig, out: Path) -> str:
 
 
 def train_autoencoder(
-    config: AutoencoderConfig, data: DataConfig, images: ImageData, out: Path, accelerator: Accelerator
+    config: AutoencoderConfig,
+    data: DataConfig,
+    images: ImageData,
+    out: Path,
+    accelerator: Accelerator,
+    load_features: LoadFeatures | None = None,
 ) -> None:
-    """Train the autoencoder in `autoencoder/` and save it, with normalized latents, in its `last/` and its `vae/`."""
+    """Train the autoencoder in `autoencoder/` and save it, with normalized latents, in its `last/` and its `vae/`.
+
+    `load_features` loads the network of the feature loss, if the config has one.
+    """
     folder, loop = out / "autoencoder", config.loop
     open_run_folder(folder, AutoencoderRun(data, config), accelerator, _fixed_length(config, out))
     if _is_finished(folder, images) and (out / VAE).is_file():
         return
     set_seed(loop.seed)
-    task = AutoencoderTask(config, images, accelerator)
+    task = AutoencoderTask(config, images, accelerator, load_features)
     load_initial_weights(task.module.get_submodule("vae"), config.init, folder)
     state = fit(task, loop, folder, accelerator, [*images.files, *existing_weights(config.init, "last")])
 

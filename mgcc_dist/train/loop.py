@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from inspect import signature
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -42,6 +42,14 @@ from mgcc_dist.train.trackers import check_tracker
 from mgcc_dist.train.weights import Weights, meta_copy, zero_stage
 
 logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class GroupsParameters(Protocol):
+    """A module of several networks that are not trained alike, such as a generator and its discriminator."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return groups for the optimizer. `lr_factor` scales `loop.learning_rate`; each is clipped by its own norm."""
 
 
 class Task(Protocol):
@@ -107,7 +115,13 @@ def fit(
         for network in task.module.children():
             network.compile(mode=config.compile)
     fused = accelerator.device.type == "cuda" and not zero_stage(accelerator)
-    module, optimizer = accelerator.prepare(task.module, _optimizer(task.module, config, fused))
+    optimizer = _optimizer(task.module, config, fused)
+    if config.clip_norm and len(optimizer.param_groups) > 1 and zero_stage(accelerator):
+        raise SharedError(
+            f"{task.name}: DeepSpeed would clip the gradients of a network and its discriminator by one norm. "
+            f"Set {task.name}.loop.clip_norm 0, or start without DeepSpeed."
+        )
+    module, optimizer = accelerator.prepare(task.module, optimizer)
     weights = Weights(task.module, optimizer, template, accelerator)
     ema = Ema(weights.shards, config.ema_decay) if config.ema_decay else None
     state = checkpoints.restore(folder, weights, ema, accelerator)
@@ -133,7 +147,7 @@ def fit(
             # --- one optimizer step
             rate = config.learning_rate * learning_rate_factor(config.schedule, state.step, total, warmup)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("lr_factor", 1)
             epoch, images = task.loader.epoch_of(state.offsets), task.loader.consumed(state.offsets)
             progress = Progress(state.step, total, epoch, images, config.seed)
             for micro in range(accumulation):
@@ -145,7 +159,7 @@ def fit(
                     losses = module(batch.to(accelerator.device), progress)
                     accelerator.backward(losses["loss"])
                     if config.clip_norm and accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(module.parameters(), config.clip_norm)
+                        _clip(module, optimizer, config.clip_norm, accelerator)
                     optimizer.step()
                     optimizer.zero_grad()
                 sums.add(losses)
@@ -263,12 +277,24 @@ def _accumulation(task: Task, config: LoopConfig, state: TrainState, folder: Pat
 
 
 def _optimizer(module: nn.Module, config: LoopConfig, fused: bool) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = module.parameter_groups() if isinstance(module, GroupsParameters) else [{"params": module.parameters()}]
+    for group in groups:
+        group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
     optimizer = OPTIMIZERS.load(config.optimizer)
     keys = component_keys(config.optimizer)
     if fused and "fused" in signature(optimizer).parameters:
         keys["fused"] = True
-    return optimizer(parameters, lr=config.learning_rate, **keys)
+    return optimizer(groups, lr=config.learning_rate, **keys)
+
+
+def _clip(module: nn.Module, optimizer: torch.optim.Optimizer, norm: float, accelerator: Accelerator) -> None:
+    groups = optimizer.param_groups
+    if len(groups) == 1:
+        accelerator.clip_grad_norm_(module.parameters(), norm)
+        return
+    accelerator.unscale_gradients()
+    for group in groups:
+        nn.utils.clip_grad_norm_(group["params"], norm)
 
 
 @contextmanager
