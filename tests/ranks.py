@@ -28,6 +28,7 @@ PRELOADED = [
     *("diffusers.schedulers", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d"),
     *("diffusers.pipelines.latent_diffusion", "scipy.spatial", "torch.utils.tensorboard", "matplotlib.figure"),
     *("mgcc_dist.assessment.stages", "mgcc_dist.diffusion.stages", "mgcc_dist.segmentation.task", "submitit"),
+    "monai.losses",
 ]
 
 

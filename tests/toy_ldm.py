@@ -9,6 +9,7 @@ autoencoder:
   norm_groups: 4
   batch: 2
   loop: {{{loop}, optimizer: {{name: adam, weight_decay: 0.0}}}}
+  losses: {{ssim: 0.1, spectral: 0.001, adversarial: {{weight: 0.01, start: 2, channels: 8, layers: 1}}}}
 denoiser:
   channels: [8, 8]
   attention: [false, true]

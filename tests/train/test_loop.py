@@ -10,10 +10,12 @@ import pytest
 import ranks
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from toy import CONFIG, Toy, ToyTask, run
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.train.config import LoopConfig
+from mgcc_dist.train import loop
+from mgcc_dist.train.config import LoopConfig, SGDConfig
 from mgcc_dist.train.loop import total_steps
 from mgcc_dist.train.metrics_logger import read_rows
 
@@ -46,6 +48,26 @@ def test_learning_rate_starts_at_its_peak_and_the_saved_weights_are_averaged(tmp
     task, _ = run(tmp_path)
     assert rows(tmp_path)[0]["learning_rate"] == pytest.approx(0.1 * (11 / 12) ** 0.9)
     assert load_file(tmp_path / "last" / "model.safetensors")["weight"] != task.module.weight
+
+
+def test_groups_of_parameters_have_their_own_rate_and_are_clipped_by_their_own_norm(tmp_path, monkeypatch):
+    class TwoNetworks(Toy):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Parameter(torch.zeros(()))
+
+        def forward(self, batch, progress):
+            return {"loss": -30 * self.weight - 40 * self.other}
+
+        def parameter_groups(self):
+            return [{"params": [self.weight]}, {"params": [self.other], "lr_factor": 0.1}]
+
+    config = replace(CONFIG, epochs=None, steps=1, clip_norm=1.0, ema_decay=0.0, optimizer=SGDConfig(weight_decay=0))
+    task, _ = run(tmp_path / "run", config, ToyTask(TwoNetworks()))
+    assert (task.module.weight.item(), task.module.other.item()) == pytest.approx((0.1, 0.01))
+    monkeypatch.setattr(loop, "zero_stage", lambda accelerator: 2)
+    with pytest.raises(UserError, match=r"one norm\. Set toy\.loop\.clip_norm 0, or start without DeepSpeed"):
+        run(tmp_path / "zero", config, ToyTask(TwoNetworks()))
 
 
 def test_accumulated_gradients_equal_those_of_one_large_batch(tmp_path):
