@@ -278,8 +278,7 @@ def _accumulation(task: Task, config: LoopConfig, state: TrainState, folder: Pat
 
 def _optimizer(module: nn.Module, config: LoopConfig, fused: bool) -> torch.optim.Optimizer:
     groups = module.parameter_groups() if isinstance(module, GroupsParameters) else [{"params": module.parameters()}]
-    for group in groups:
-        group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
+    groups = [group | {"params": [each for each in group["params"] if each.requires_grad]} for group in groups]
     optimizer = OPTIMIZERS.load(config.optimizer)
     keys = component_keys(config.optimizer)
     if fused and "fused" in signature(optimizer).parameters:
