@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load
-from tiny_ldm import AUTOENCODER, DENOISER, PROGRESS, SHAPE
+from tiny_ldm import AUTOENCODER, DENOISER, PROGRESS, SHAPE, latents_of
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of
@@ -59,6 +59,15 @@ def test_stored_posteriors_of_image_and_mirror_image_match_the_autoencoder(encod
             torch.testing.assert_close(latent.mean.float(), posterior.mean, rtol=1e-3, atol=1e-3)
             torch.testing.assert_close(latent.logvar.float(), posterior.logvar, rtol=1e-3, atol=1e-3)
     assert encoded.val[0].mean.shape == (1, *SHAPE)
+
+
+def test_stored_posteriors_are_sampled_in_float32_under_autocast_to_bf16():
+    """Autocast of the CPU refuses to concatenate float16."""
+    mean, logvar = torch.zeros(2, 1, *SHAPE, dtype=torch.float16)
+    batch = latents_of(torch.cat([mean, logvar], dim=1), [0])
+    with torch.autocast("cpu", torch.bfloat16):
+        sample = batch.sample([torch.Generator().manual_seed(3)])
+    torch.testing.assert_close(sample, torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(3)))
 
 
 def test_records_are_safetensors_files_that_webdataset_reads(encoded):
