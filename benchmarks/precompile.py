@@ -20,11 +20,12 @@ from unittest import mock
 
 import torch
 
+from mgcc_dist.bench.workloads import workloads
 from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.errors import reason_of
 from mgcc_dist.common.files import write_json
 from mgcc_dist.kernels import targets
-from mgcc_dist.kernels.bench.workloads import Workload, on_gpu
+from mgcc_dist.kernels.operation import Workload
 
 SIDE = 16
 
@@ -60,7 +61,8 @@ def main() -> None:
 
 def small_workloads(dtypes: list[torch.dtype]) -> list[Workload]:
     """Return the workloads of the kernel benchmark on planes of SIDE x SIDE, without those that then are the same."""
-    small = (replace(each, shape=(each.shape[0], SIDE, SIDE, *each.shape[3:])) for each in on_gpu(dtypes, quick=False))
+    listed = workloads("cuda", dtypes, quick=False)
+    small = (replace(each, shape=(each.shape[0], SIDE, SIDE, *each.shape[3:])) for each in listed)
     return list(dict.fromkeys(small))
 
 
@@ -88,7 +90,7 @@ def compile_workload(workload: Workload, target: str) -> dict[str, Any]:
         mock.patch.object(targets, "unsupported_device_reason", return_value=None),
     ):
         # Imports the kernels, which take both functions from `targets` by name.
-        from mgcc_dist.kernels.bench.variants import Runner, plain_and_fused
+        from mgcc_dist.bench.variants import Runner, plain_and_fused
 
         cpu = torch.device("cpu")
         variants, _ = plain_and_fused(workload, cpu, triton=True)

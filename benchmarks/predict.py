@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mgcc_dist.bench.timing import capture_graph, median_cuda_ms
 from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.files import write_json
 from mgcc_dist.data.geometry import fit_image
@@ -30,8 +31,7 @@ from mgcc_dist.data.images import read_grey
 from mgcc_dist.inference.folder import list_images
 from mgcc_dist.inference.loading import load_predictor
 from mgcc_dist.inference.predictor import NetworkInput, Predictor
-from mgcc_dist.kernels.bench.timing import capture_graph, median_cuda_ms
-from mgcc_dist.kernels.fuse import fuse
+from mgcc_dist.kernels.dispatcher import fuse
 from mgcc_dist.models.config import MGCCConfig
 from mgcc_dist.models.network import build_network
 

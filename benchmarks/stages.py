@@ -109,7 +109,7 @@ def kernels(operation: str) -> MakeCommand:
         if context.quick:
             options += ["--quick", *([] if context.cuda else ["--dtypes", "float32"])]
         return [
-            *("mgcc_dist.kernels.bench", *options, "--write-table", str(context.table)),
+            *("mgcc_dist.bench", *options, "--write-table", str(context.table)),
             *("--json", str(context.result(f"kernels_{operation}"))),
         ]
 

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from mgcc_dist.common.distributed import seed_step
 from mgcc_dist.data.loader import ByteBatch
-from mgcc_dist.kernels.fuse import KernelDispatcher, fuse
-from mgcc_dist.kernels.upconv import upsample_conv
+from mgcc_dist.kernels.dispatcher import KernelDispatcher, fuse
+from mgcc_dist.kernels.upconv.phases import upsample_conv
 from mgcc_dist.methods.config import MultiLevelCrossConsistencyConfig
 from mgcc_dist.methods.method import build
 from mgcc_dist.models import mgcc

@@ -1,7 +1,7 @@
 """Ahead-of-time compilation of the Triton kernels, without a GPU, and the ledger of their resource usage.
 
-`compile` is the command line. The specs are those of each kernel file's `compile_specs()`, compiled as Triton would
-compile them at launch. All tools that read the machine code are part of Triton's wheel. Register allocation changes
+`compile` is the command line. The specs are those of each operation's `compile_specs`, compiled as Triton would compile
+them at launch. All tools that read the machine code are part of Triton's wheel. Register allocation changes
 between Triton versions, so each version has its own ledger.
 """
 
@@ -9,8 +9,6 @@ import re
 import subprocess
 import tempfile
 from functools import cache
-from importlib import import_module
-from itertools import chain
 from json import dumps, loads
 from pathlib import Path
 
@@ -18,11 +16,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
-from mgcc_dist.kernels.compile_spec import CompileSpec
-from mgcc_dist.kernels.fuse import REGISTERED
-from mgcc_dist.kernels.targets import SHARED_BYTES, TARGETS
+from .compile_spec import CompileSpec
+from .operation import specs
+from .targets import SHARED_BYTES, TARGETS
 
-KERNEL_MODULES = ("upconv_kernel", "convmixer", "msag")
 LEDGER_DIR = Path(__file__).parent / "ledger"
 MAX_REGISTER_GROWTH = 1.1
 """a kernel may use this many times the registers of its ledger entry"""
@@ -38,9 +35,7 @@ Ledger = dict[str, dict[str, Entry]]
 @cache
 def all_specs(target: str) -> dict[str, CompileSpec]:
     """Return the specs of all kernels for `target`, those of plugins too, by name."""
-    listed = [import_module(f"mgcc_dist.kernels.{name}").compile_specs for name in KERNEL_MODULES]
-    listed += [plugin.compile_specs for plugin in REGISTERED.values()]
-    return {spec.name: spec for spec in chain.from_iterable(specs(target) for specs in listed)}
+    return {spec.name: spec for operation in specs().values() for spec in operation.compile_specs(target)}
 
 
 def build(spec: CompileSpec, target: str) -> Entry:

@@ -17,21 +17,20 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib import import_module
+from importlib.metadata import entry_points
 from multiprocessing import get_context
 from pathlib import Path
-
-from mgcc_dist.common.components import import_options, load_installed_plugins, take_imports
-from mgcc_dist.common.errors import run_program
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line first; torch and Triton, which take seconds to import, follow."""
     parser = _parser()
-    options = parser.parse_args(take_imports(sys.argv[1:] if argv is None else argv))
+    options = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1: the interpreter does not compile. Unset it.")
-    load_installed_plugins()
-    from mgcc_dist.kernels import aot
+    _import_plugins(options.imports)
+    from . import aot
 
     ledger_folder = options.ledger or aot.LEDGER_DIR
     jobs = [(name, target) for target in aot.TARGETS for name in aot.all_specs(target) if options.only in name]
@@ -43,11 +42,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except FileNotFoundError as error:
         if options.check:
             sys.exit(f"compile: {error}")
+        if not options.write:
+            print(f"compile: {error} Resource usage is printed without a comparison.", file=sys.stderr)
         ledger = {}
 
     start, entries, num_problems = time.monotonic(), aot.Ledger(), 0
     cache = options.cache or _default_cache(aot.triton.__version__)
-    context, settings = get_context("spawn"), (str(cache), import_options())
+    context, settings = get_context("spawn"), (str(cache), options.imports)
     with ProcessPoolExecutor(options.jobs, context, _start_process, settings) as pool:
         futures = {pool.submit(aot.build_by_name, *job): job for job in jobs}
         for done, future in enumerate(as_completed(futures), 1):
@@ -90,8 +91,17 @@ def _start_process(cache: str, imports: Sequence[str]) -> None:
     import triton
 
     triton.knobs.cache.dir = cache
-    take_imports(imports)
-    load_installed_plugins()
+    _import_plugins(imports)
+
+
+def _import_plugins(words: Sequence[str]) -> None:
+    """Import modules and files that register operations: those in `words`, and those of installed plugins."""
+    for word in words:
+        path = Path(word)
+        sys.path.append(str(path.resolve().parent if path.suffix == ".py" else Path.cwd()))
+        import_module(path.stem if path.suffix == ".py" else word)
+    for entry in entry_points(group="mgcc_dist.plugins"):
+        entry.load()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,7 +111,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--import", metavar="MODULE", help="import a module or file that registers kernels; repeatable")
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module or file that registers kernels; repeatable",
+    )
     parser.add_argument("--check", action="store_true", help="exit 1 if there is a problem")
     parser.add_argument("--write", action="store_true", help="save as triton-VERSION.json in the ledger folder")
     parser.add_argument("--ledger", type=Path, metavar="FOLDER", help="folder of ledgers (default: kernels/ledger)")
@@ -127,4 +144,7 @@ def _print_progress(done: int, total: int, start: float) -> None:
 
 
 if __name__ == "__main__":
-    run_program("compile", main)
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class CompileSpec:
-    """One specialization of a Triton kernel. Each kernel file lists its specs in `compile_specs()`."""
+    """One specialization of a Triton kernel. An operation lists its specs in `compile_specs`."""
 
     name: str
     """key in the ledger, such as "convmixer.forward bf16 16x16 B8 k7" """

@@ -1,11 +1,12 @@
 """The table of benchmark results, measured.json: where a fused implementation is at least as fast as the plain module.
 
-`bench --write-table` writes the table and `fuse(model, "auto")` reads it. Each row is one implementation of one
+`mgcc bench --write-table` writes the table and `fuse(model, "auto")` reads it. Each row is one implementation of one
 operation on one device, with `mode` (training includes forward and backward), the input's `dtype`, `layout`, `shape`
 and `batch`, and
 
     speedup   time of the plain module in its faster layout / time of the implementation, measured in alternation on
-              the same machine: the value that four rounds of five reach, by the least favourable timer
+              the same machine: the value that four rounds of five reach. On a GPU by the replay of CUDA graphs on cold
+              inputs, because a training step that keeps the GPU busy hides the launches of its kernels
 
 A GPU is identified by its name. A CPU is identified by architecture and vector instructions only, so its rows apply to
 all processors with these instructions: a speedup carries over between them, a time does not. `devices` records when,
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgcc_dist.kernels.autocast import compute_dtype
+from .autocast import compute_dtype
 
 CPU = f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
@@ -78,19 +79,3 @@ def dtype_name(x: Tensor) -> str:
 def layout_name(x: Tensor) -> str:
     """Return "channels_last" or "contiguous"."""
     return "channels_last" if x.is_contiguous(memory_format=torch.channels_last) else "contiguous"
-
-
-def shape_key(module: nn.Module, x: Tensor) -> tuple[int, ...]:
-    """Return C, H, W of the input and the module's sizes that affect the time.
-
-    upconv: output channels. convmixer: kernel size. mixer: kernel size and number of layers.
-    """
-    submodules: Any = module._modules
-    sizes = tuple(x.shape[1:])
-    if "conv" in submodules:
-        return (*sizes, submodules["conv"].out_channels)
-    if "depthwise" in submodules:
-        return (*sizes, submodules["depthwise"].kernel_size[0])
-    if "0" in submodules:
-        return (*sizes, submodules["0"].depthwise.kernel_size[0], len(submodules))
-    return sizes

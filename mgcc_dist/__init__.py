@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from mgcc_dist.inference.image_sampler import load_pipeline
     from mgcc_dist.inference.networks import build_network
     from mgcc_dist.inference.predictor import load
-    from mgcc_dist.kernels.fuse import fuse
+    from mgcc_dist.kernels.dispatcher import fuse
 
 _MODULES = {
     "UserError": "common.errors",
     "build_network": "inference.networks",
-    "fuse": "kernels.fuse",
+    "fuse": "kernels.dispatcher",
     "load": "inference.predictor",
     "load_pipeline": "inference.image_sampler",
 }

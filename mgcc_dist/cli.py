@@ -23,7 +23,7 @@ PROGRAMS = {
     "slurm": ("mgcc_dist.slurm.__main__", "run a sweep on a Slurm cluster, or on this machine"),
     "launch": ("mgcc_dist.accelerate_launch", "start segment or ldm with several processes, by a launch file's name"),
     "list": ("mgcc_dist.listing", "list methods, networks, data sets, presets, ... by name"),
-    "bench": ("mgcc_dist.kernels.bench.__main__", "benchmark the kernels on this device"),
+    "bench": ("mgcc_dist.bench.__main__", "benchmark the kernels on this device"),
 }
 
 

@@ -33,7 +33,8 @@ def pytest_xdist_make_scheduler(config, log):
             folder = file.rpartition("/")[0]
             if file in ON_SECOND_SLURM:
                 return "tests/slurm, second"
-            return folder if folder in ("tests/kernels", "tests/slurm") and file not in SHARING_NOTHING else file
+            shared = next((each for each in ("tests/kernels", "tests/slurm") if folder.startswith(each)), file)
+            return file if file in SHARING_NOTHING else shared
 
     return FolderOrFileScheduling(config, log)
 

@@ -11,7 +11,7 @@ LAYERS = [
     {"kernels"},
     {"common"},
     {"data", "models"},
-    {"train", "evaluation"},
+    {"train", "evaluation", "bench"},
     {"methods", "diffusion"},
     {"inference", "sweep"},
     {"assessment", "reporting", "segmentation"},

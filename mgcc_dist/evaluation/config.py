@@ -54,7 +54,7 @@ class EvaluateConfig:
     cache_gb: NonNegativeFloat = 0.0
     """limit of the size of --cache in GB, 0 for none"""
     kernels: Literal["auto", "torch", "triton"] = "auto"
-    """implementations of the fused layers; see mgcc_dist.kernels.fuse"""
+    """implementations of the fused layers; see mgcc_dist.kernels.dispatcher"""
     precision: Literal["auto", "no", "bf16"] = "no"
     """no: float32; auto: bf16 where supported"""
 

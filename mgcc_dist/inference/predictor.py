@@ -21,7 +21,7 @@ from mgcc_dist.data.geometry import Fit, fit_image, restore
 from mgcc_dist.data.images import grey_from_array, grey_from_image, read_grey
 from mgcc_dist.data.loader import normalize
 from mgcc_dist.inference.loading import load_network, run_info
-from mgcc_dist.kernels.fuse import Kernels, fuse
+from mgcc_dist.kernels.dispatcher import Kernels, fuse
 from mgcc_dist.train.initial_weights import find_weights
 
 ImageLike = str | Path | Image.Image | np.ndarray

@@ -1,7 +1,7 @@
 """Building blocks of the networks: convolution blocks, ConvMixer layer, multi-scale attention gate, perturbations.
 
 Tensors are [B,C,H,W]. Convolutions and norms are named attributes, so that a fused module can replace them with
-the same state_dict keys.
+the same state_dict keys. `fusible` names the operation of `mgcc_dist.kernels` that does so.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from mgcc_dist.kernels.operation import fusible
 
 
 class DoubleConv(nn.Module):
@@ -27,6 +29,7 @@ class DoubleConv(nn.Module):
         return F.relu(self.norm2(self.conv2(x)), inplace=True)
 
 
+@fusible("upconv")
 class UpConv(nn.Module):
     """Nearest x2 upsampling, 3x3 convolution, BN, ReLU: [B,in,H,W] -> [B,out,2H,2W]."""
 
@@ -40,6 +43,7 @@ class UpConv(nn.Module):
         return F.relu(self.norm(self.conv(x)), inplace=True)
 
 
+@fusible("convmixer")
 class ConvMixerLayer(nn.Module):
     """One ConvMixer layer (Eq. 3 and 4): depthwise convolution with a residual, then pointwise convolution.
 
@@ -58,6 +62,7 @@ class ConvMixerLayer(nn.Module):
         return self.pointwise_norm(F.gelu(self.pointwise(x)))  # Eq. 4
 
 
+@fusible("mixer")
 class ConvMixer(nn.Sequential):
     """A stack of equal ConvMixer layers. Keeps the shape [B,C,H,W]."""
 
@@ -93,6 +98,7 @@ class FusedCatReLU(torch.autograd.Function):
         return tuple(torch.ops.aten.threshold_backward(grad, y, 0) for grad, y in pairs)
 
 
+@fusible("msag")
 class MSAG(nn.Module):
     """Multi-scale attention gate on a skip connection (Eq. 5 and 6). Keeps the shape [B,C,H,W].
 

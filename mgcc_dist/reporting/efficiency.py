@@ -17,11 +17,11 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
+from mgcc_dist.bench.timing import capture_graph, median_cuda_ms
 from mgcc_dist.common.config import Layer, resolve
 from mgcc_dist.common.environment import processor
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.inference.networks import NetworkSection
-from mgcc_dist.kernels.bench.timing import capture_graph, median_cuda_ms
 from mgcc_dist.models.network import build_network
 from mgcc_dist.reporting.paper import PaperTable, load_paper_table
 from mgcc_dist.reporting.views import NO_VALUE, Cell, ReportSection, TableView

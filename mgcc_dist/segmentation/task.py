@@ -26,7 +26,7 @@ from mgcc_dist.evaluation.gallery import segmentation_gallery
 from mgcc_dist.evaluation.metrics import summarize
 from mgcc_dist.evaluation.scores import CachedBatches, score_images
 from mgcc_dist.inference.loading import header, load_predictor
-from mgcc_dist.kernels.fuse import fuse
+from mgcc_dist.kernels.dispatcher import fuse
 from mgcc_dist.methods.method import Method, build
 from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.models.config import EncoderDecoderConfig

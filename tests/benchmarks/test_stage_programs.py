@@ -20,7 +20,7 @@ from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_json
 from mgcc_dist.data.splits import locate_split
-from mgcc_dist.kernels.bench.workloads import Workload
+from mgcc_dist.kernels.operation import Workload
 from mgcc_dist.methods.segment_config import SegmentConfig
 
 SMALL = StepConfig(64, (8, 16), batch=4, steps=6, device="cpu", threads=1)

@@ -26,7 +26,7 @@ from benchmarks.step import (
 )
 from benchmarks.train_step import enabled
 from mgcc_dist.data.loader import ByteBatch
-from mgcc_dist.kernels.fuse import fuse
+from mgcc_dist.kernels.dispatcher import fuse
 from mgcc_dist.methods.config import MultiLevelCrossConsistencyConfig
 from mgcc_dist.methods.method import build
 from mgcc_dist.models.config import MGCCConfig

@@ -203,4 +203,4 @@ def test_commands_get_less_time_than_their_stage(tmp_path):
 
 def test_the_environment_stage_imports_the_modules_of_all_stages(tmp_path):
     context = Context(tmp_path, tmp_path, cuda=False, quick=False)
-    assert {"benchmarks.train_step", "mgcc_dist.kernels.bench"} <= set(modules(STAGES.values(), context))
+    assert {"benchmarks.train_step", "mgcc_dist.bench"} <= set(modules(STAGES.values(), context))
