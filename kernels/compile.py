@@ -21,6 +21,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,14 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not jobs:
         names = ", ".join(aot.all_specs(aot.TARGETS[0]))
         parser.error(f"--only: no kernel name contains {options.only!r}. Choose from {names}.")
-    try:
-        ledger = aot.read_ledger(ledger_folder)
-    except FileNotFoundError as error:
-        if options.check:
-            sys.exit(f"compile: {error}")
-        if not options.write:
-            print(f"compile: {error} Resource usage is printed without a comparison.", file=sys.stderr)
-        ledger = {}
+    ledger = read_ledger(ledger_folder, options.check, options.write)
 
     start, entries, num_problems = time.monotonic(), aot.Ledger(), 0
     cache = options.cache or _default_cache(aot.triton.__version__)
@@ -84,6 +78,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     not_written = "; ledger not written" if options.write and num_problems else ""
     print(f"compile: {len(jobs)} compiled, {num_problems} problems{not_written}")
     sys.exit(1 if num_problems and (options.check or options.write) else 0)
+
+
+def read_ledger(folder: Path, check: bool, write: bool) -> dict[str, Any]:
+    """Read the ledger of the installed Triton. Without one, say so, and exit if the kernels are to be checked."""
+    from . import aot
+
+    try:
+        return aot.read_ledger(folder)
+    except FileNotFoundError as error:
+        if check:
+            sys.exit(f"compile: {error}")
+        if not write:
+            print(f"compile: {error} Resource usage is printed without a comparison.", file=sys.stderr)
+        return {}
 
 
 def _start_process(cache: str, imports: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ the same state_dict keys. `fusible` names the operation of `mgcc_dist.kernels` t
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -126,9 +127,22 @@ class MSAG(nn.Module):
         return x + x * self.vote_norm(self.vote(multi_scale)).sigmoid()  # Eq. 6
 
 
+def _drawn(draw: Callable[[Sequence[int]], Tensor], shape: Sequence[int], x: Tensor) -> Tensor:
+    """Return random values of `shape` [..,C,H,W] that do not depend on the memory layout of x, for use with x.
+
+    On a GPU they are drawn in the order of the channels-last layout and stored in the layout of x, so that the kernels
+    that combine them with x read both in order. On a CPU they are drawn and stored in the contiguous layout.
+    """
+    if x.device.type == "cpu":
+        return draw(shape)
+    *batch, channels, height, width = shape
+    values = draw((*batch, height, width, channels)).movedim(-1, -3)
+    return values if x.is_contiguous(memory_format=torch.channels_last) else values.contiguous()
+
+
 def feature_noise(x: Tensor) -> Tensor:
     """F-Noise (Ouali et al. 2020): x * (1 + u), u ~ U(-0.3, 0.3) of shape [C,H,W], the same for the whole batch."""
-    noise = 0.6 * torch.rand(x.shape[1:], dtype=x.dtype, device=x.device) - 0.3
+    noise = 0.6 * _drawn(partial(torch.rand, dtype=x.dtype, device=x.device), x.shape[1:], x) - 0.3
     return x * (1 + noise)
 
 
@@ -146,7 +160,7 @@ def feature_dropout(x: Tensor) -> Tensor:
 
 def dropout(x: Tensor) -> Tensor:
     """Elementwise dropout with p = 0.3; kept elements are scaled by 1 / 0.7."""
-    kept = x.new_empty(x.shape).bernoulli_(0.7)  # unlike F.dropout, the same mask in channels-last layout
+    kept = _drawn(lambda shape: x.new_empty(shape).bernoulli_(0.7), x.shape, x)
     return x * kept / 0.7
 
 

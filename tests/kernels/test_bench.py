@@ -270,6 +270,27 @@ def test_cuda_graph_captures_twenty_calls_on_alternating_inputs_or_on_one(cold, 
     assert one_round() == [1 / 20] * 3
 
 
+def test_a_graph_is_captured_after_its_warm_up_on_a_side_stream(monkeypatch):
+    order = []
+
+    class Recorder(Stub):
+        def __init__(self, *words):
+            self.name = "side" if not words else words[0]
+
+        def wait_stream(self, other):
+            order.append(f"{self.name} waits for {other.name}")
+
+        def __enter__(self):
+            order.append(f"enter {getattr(self.name, 'name', self.name)}")
+
+    for name, stub in (("Stream", Recorder), ("stream", Recorder), ("CUDAGraph", Recorder)):
+        monkeypatch.setattr(torch.cuda, name, stub)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Recorder("main"))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: Recorder("graph"))
+    timing.capture_graph([lambda: order.append("call")], warm_up=1)
+    assert order == ["side waits for main", "enter side", "call", "main waits for side", "enter graph", "call"]
+
+
 def test_median_excludes_the_warm_up_calls(cuda_stubs, monkeypatch):
     intervals = iter([100.0, 100.0, 1.0, 2.0, 9.0])
     monkeypatch.setattr(Stub, "elapsed_time", lambda self, end: next(intervals))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,8 @@ import torch
 pytest.importorskip("triton")
 
 from mgcc_dist.kernels import aot, targets
+from mgcc_dist.kernels.compile import read_ledger
+from tests.conftest import REPOSITORY
 
 compiles = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter does not compile")
 has_ledger = pytest.mark.skipif(not aot.ledger_path().is_file(), reason=f"{aot.ledger_path().name} does not exist")
@@ -43,7 +46,15 @@ def test_kernel_compiles_with_the_usage_of_the_ledger(name, target, tmp_path, mo
 
 
 @compiles
-@pytest.mark.parametrize("kernel", ["forward", "forward first layer", "backward", "backward first layer"])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        *("forward", "forward first layer", "backward", "backward first layer", "norm forward", "norm backward"),
+        *(
+            f"{direction} stage {stage}" for direction in ("forward", "backward") for stage in (0, 1, 2)
+        ),  # SyncBatchNorm
+    ],
+)
 def test_triton_accepts_the_training_kernels_for_a_batch_of_one(kernel, tmp_path, monkeypatch):
     """Triton makes an integer argument of value 1 a compile-time constant, which its front end could reject."""
 
@@ -53,7 +64,8 @@ def test_triton_accepts_the_training_kernels_for_a_batch_of_one(kernel, tmp_path
     def stop(*_):
         raise Accepted
 
-    spec = aot.all_specs("sm_90")[f"convmixer.{kernel} bf16 16x16 B8 k7"]
+    name = f"convmixer.{kernel} bf16 16x16 B8"
+    spec = next(spec for each, spec in aot.all_specs("sm_90").items() if each in (name, f"{name} k7"))
     monkeypatch.setattr("triton.knobs.cache.dir", str(tmp_path))
     monkeypatch.setattr("triton.backends.nvidia.compiler.CUDABackend.make_ttgir", stop)  # follows the front end
     with pytest.raises(Accepted):
@@ -108,6 +120,23 @@ def test_ledger_is_read_back_and_a_missing_version_is_reported(tmp_path):
     aot.ledger_path(tmp_path / "ledger").rename(tmp_path / "ledger" / "triton-1.2.3.json")
     with pytest.raises(FileNotFoundError, match=r"no ledger for this version \(existing: 1\.2\.3\).*--write"):
         aot.read_ledger(tmp_path / "ledger")
+
+
+def test_compile_says_that_the_installed_triton_has_no_ledger(tmp_path, capsys):
+    assert read_ledger(tmp_path, check=False, write=False) == {}
+    assert "no ledger for this version (existing: none)" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="no ledger for this version"):
+        read_ledger(tmp_path, check=True, write=False)
+
+
+def test_pinned_and_oldest_tested_triton_have_a_ledger_of_the_same_kernels():
+    pins = dict(re.findall(r"^(\w+)==(.+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE))
+    ledgers = {path.stem: json.loads(path.read_text())["kernels"] for path in aot.LEDGER_DIR.glob("*.json")}
+    assert {"triton-3.6.0", f"triton-{pins['triton']}"} <= set(ledgers)
+    expected = {name: set(entries) for name, entries in ledgers["triton-3.6.0"].items()}
+    for ledger in ledgers.values():
+        assert {name: set(entries) for name, entries in ledger.items()} == expected
+        assert not any(entry["spills"] for entries in ledger.values() for entry in entries.values())
 
 
 @compiles

@@ -2,9 +2,19 @@
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
-from mgcc_dist.models.blocks import MSAG, ConvMixerLayer, FusedCatReLU, UpConv, dropout, feature_dropout, feature_noise
+from mgcc_dist.models.blocks import (
+    MSAG,
+    ConvMixerLayer,
+    FusedCatReLU,
+    UpConv,
+    _drawn,
+    dropout,
+    feature_dropout,
+    feature_noise,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +147,24 @@ def test_perturbation_does_not_depend_on_the_memory_layout(perturb):
 
     x = torch.rand(2, 4, 8, 8)
     torch.testing.assert_close(perturbed(x.to(memory_format=torch.channels_last)), perturbed(x))
+
+
+def test_masks_on_a_gpu_have_the_layout_of_the_maps_and_the_same_order_of_draws():
+    drawn = []
+
+    def draw(shape):
+        drawn.append(tuple(shape))
+        return torch.empty(shape, device="cuda")
+
+    with FakeTensorMode():
+        x = torch.empty(2, 3, 5, 4, device="cuda")
+        for map_, layout in (
+            (x, torch.contiguous_format),
+            (x.to(memory_format=torch.channels_last), torch.channels_last),
+        ):
+            assert _drawn(draw, x.shape, map_).is_contiguous(memory_format=layout)
+            assert _drawn(draw, x.shape[1:], map_)[None].is_contiguous(memory_format=layout)
+    assert drawn == 2 * [(2, 5, 4, 3), (5, 4, 3)]
 
 
 @pytest.mark.parametrize("perturb", [feature_noise, feature_dropout, dropout])

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from mgcc_dist.kernels import FusedConvMixer, FusedConvMixerLayer
 from mgcc_dist.kernels.convmixer import op, statistics
@@ -243,6 +244,27 @@ def test_merged_rank_statistics_equal_those_of_all_values():
     torch.testing.assert_close(merged, expected, rtol=1e-12, atol=1e-12)
 
 
+class NoHostValues(TorchFunctionMode):
+    """Fails where a value of the host is copied to the device, which synchronises and cannot be captured in a graph."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        assert function.__name__ not in ("new_tensor", "tensor", "as_tensor", "item", "tolist"), function.__name__
+        return function(*args, **(kwargs or {}))
+
+
+def test_statistics_across_ranks_do_not_synchronise_with_the_host(monkeypatch):
+    monkeypatch.setattr(statistics, "_resolve", lambda group: None)
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(dist, "all_gather", lambda gathered, local, group: [each.copy_(local) for each in gathered])
+    monkeypatch.setattr(dist, "all_reduce", lambda sums, group: sums.mul_(2))
+    stats, sums = torch.tensor([[1.0, 2.0], [3.0, 4.0], [0.0, 0.0]]), torch.tensor([[6.0, 9.0], [3.0, 12.0]])
+    with NoHostValues():
+        statistics.gather_statistics(stats, 5, "group")
+        statistics.average_sums(sums, 3, "group")
+    torch.testing.assert_close(stats, torch.tensor([[1.0, 2.0], [3.0, 4.0], [30 / 9, 40 / 9]]))
+    torch.testing.assert_close(sums, torch.tensor([[2.0, 3.0], [1.0, 4.0]]))
+
+
 def step_with_sync_batch_norm(rank, inputs_path):
     """Train one step on this rank's part of a batch, and save what it computed."""
     torch.set_num_threads(1)  # a forked process has none of its parent's threads
@@ -250,7 +272,7 @@ def step_with_sync_batch_norm(rank, inputs_path):
     inputs = torch.load(inputs_path, weights_only=True)
     stack = nn.Sequential(*(ConvMixerLayer(2, 5) for _ in range(2))).double().train()
     stack.load_state_dict(inputs["state"])
-    fused = convmixer.FusedConvMixer.from_module(nn.SyncBatchNorm.convert_sync_batchnorm(stack))
+    fused = FusedConvMixer.from_module(nn.SyncBatchNorm.convert_sync_batchnorm(stack))
     part = slice(0, 2) if rank == 0 else slice(2, 5)  # unequal sizes on purpose
     x = inputs["x"][part].requires_grad_()
     y = fused(x)

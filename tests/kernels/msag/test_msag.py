@@ -163,6 +163,46 @@ def test_kernels_write_every_element_and_are_bit_reproducible():
 
 
 @interpreted
+def test_backward_reads_the_slice_that_cat_returns_without_copying_it(monkeypatch):
+    strides = []
+    train_backward = op.train_backward
+
+    def record(dy, *others):
+        strides.append(dy.stride())
+        return train_backward(dy, *others)
+
+    monkeypatch.setattr(op, "train_backward", record)
+    gate, reference = gate_and_reference(16, torch.float32)
+    x = random_input((2, 16, 5, 3), torch.float32).to(memory_format=torch.channels_last)
+    grad_output = random_input((2, 48, 5, 3), torch.float32, seed=2).to(memory_format=torch.channels_last)
+
+    def gradients(module, x, dtype):
+        x = x.detach().to(dtype).requires_grad_()
+        joined = torch.cat((x, module(x), x), dim=1)
+        return torch.autograd.grad(joined, [x, module.vote.weight, module.ordinary.weight], grad_output.to(dtype))
+
+    ours = gradients(FusedMSAG.from_module(gate), x, torch.float32)
+    for fused, expected in zip(ours, gradients(reference, x, torch.float64), strict=True):
+        assert relative_error(fused, expected) < GRADIENT_TOLERANCE[torch.float32]
+    assert strides == [(5 * 3 * 48, 1, 3 * 48, 48)]
+
+
+@pytest.mark.parametrize(
+    ("strides", "stride"),
+    [
+        ((60, 1, 12, 4), 4),
+        ((150, 1, 30, 10), 10),
+        ((60, 15, 3, 1), None),
+        ((75, 1, 15, 4), None),
+        ((60, 1, 13, 4), None),
+    ],
+)
+def test_pixel_stride_is_that_of_evenly_spaced_pixels(strides, stride):
+    assert op.pixel_stride(torch.empty_strided((2, 4, 5, 3), strides)) == stride
+    assert op.pixel_stride(torch.empty(2, 4, 1, 1)) == 4
+
+
+@interpreted
 @torch.no_grad()
 def test_cached_weights_follow_changed_parameters_and_statistics():
     gate, _ = gate_and_reference(16, torch.float32)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mgcc_dist.kernels import FusedUpConv, reference
+from mgcc_dist.kernels.upconv import spec
 from mgcc_dist.kernels.upconv.phases import phase_weights, upsample_conv
 from mgcc_dist.kernels.upconv.spec import triton_unsupported_reason, unsupported_reason
 from mgcc_dist.models.blocks import UpConv
@@ -121,7 +122,7 @@ def test_triton_kernel_on_a_gpu_is_as_accurate_as_eager(dtype):
     assert (ours.double() - reference_output).norm() <= 1.5 * (expected_output.double() - reference_output).norm()
 
 
-def test_unsupported_reasons():
+def test_unsupported_reasons(monkeypatch):
     x = torch.randn(1, 4, 2, 2)
     module = block(4, 4)
     assert unsupported_reason(module, x) is None
@@ -129,5 +130,8 @@ def test_unsupported_reasons():
     with torch.no_grad():
         reason = triton_unsupported_reason(module, x.double())
         assert "float64" in reason or "device is cpu" in reason
+    monkeypatch.setattr(spec, "unsupported_device_reason", lambda device: None)
+    with torch.no_grad(), torch.device("meta"):
+        assert "32-bit offsets" in triton_unsupported_reason(block(64, 64), torch.empty(1, 64, 8192, 4096))
     module.conv = torch.nn.Conv2d(4, 4, 5, padding=2)
     assert "3x3" in unsupported_reason(module, x)
