@@ -1,0 +1,266 @@
+"""A model of one MGCC training step: bytes, operations and predicted milliseconds of every operation, by GPU.
+
+    python -m benchmarks.roofline_step                            # the table of settings
+    python -m benchmarks.roofline_step --ops 20 --gpu H100        # the longest operations of each setting
+    python -m benchmarks.roofline_step --out roofline.json --measured benchmarks/results
+
+The step is traced on fake tensors (no GPU, no memory), in bfloat16, with the paper's network, batch and size. Each ATen
+operation takes the larger of its bytes at the GPU's memory rate and its floating-point operations at the rate of its
+tensor cores, and at least the shortest time of a kernel. Modules with a fused implementation take the phases of their
+`OperationSpec` instead. Rates are the vendors' peaks times the shares below, which are assumptions; a measured number
+replaces none of them. With `--measured`, times of benchmarks.train_step on the same GPU are listed next to the
+predictions.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+from torch.utils.module_tracker import ModuleTracker
+
+from mgcc_dist.common.files import write_json
+from mgcc_dist.kernels.operation import Workload, find_operation, specs
+from mgcc_dist.methods.losses import consistency_loss, supervised_loss
+from mgcc_dist.models.config import MGCCConfig
+from mgcc_dist.models.network import build_network
+
+MIXED = "channels_last bf16 fused_sgd"
+IMAGES, SIZE = 8, 256  # 4 labeled and 4 unlabeled
+OPTIMIZER_PASSES = 5  # SGD with momentum: reads parameter, gradient and momentum, writes parameter and momentum
+VIEWS = {"view", "t", "transpose", "permute", "expand", "slice", "split", "detach", "unsqueeze", "squeeze", "select"}
+VIEWS |= {"as_strided", "alias", "_unsafe_view", "reshape", "empty", "empty_like", "new_empty", "split_with_sizes"}
+
+
+@dataclass(frozen=True)
+class GPU:
+    """Dense bfloat16 peak and memory rate of the data sheet."""
+
+    teraflops: float
+    terabytes: float
+
+
+GPUS = {
+    "A100": GPU(312, 2.04),
+    "H100": GPU(989, 3.35),
+    "H200": GPU(989, 4.8),
+    "B200": GPU(2250, 8.0),
+}
+LIBRARY_SHARE = 0.5
+"""of the peak, that cuDNN and cuBLAS reach in this network's convolutions"""
+KERNEL_SHARE = 0.4
+"""of the peak, that the Triton kernels reach"""
+MEMORY_SHARE = 0.76
+"""of the memory rate, that elementwise kernels reach (2.55 of 3.35 TB/s on an H100)"""
+SHORTEST_KERNEL = 2e-6
+"""seconds"""
+COMPILED_PASSES = 0.5
+"""share of the elementwise and norm passes that torch.compile leaves"""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of benchmarks.train_step that can be predicted."""
+
+    name: str
+    fused: tuple[str, ...] = ()
+    """operations that run as their spec says"""
+    compiled: bool = False
+
+
+SETTINGS = (
+    Setting(MIXED),
+    Setting(f"{MIXED} phase_upconv", ("upconv",)),
+    Setting(f"{MIXED} fused_kernels", ("upconv", "msag", "mixer")),
+    Setting(f"{MIXED} compile", compiled=True),
+    Setting(f"{MIXED} compile phase_upconv", ("upconv",), compiled=True),
+    Setting(f"{MIXED} compile fused_kernels", ("upconv", "msag", "mixer"), compiled=True),
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Operations of one kind, in one module or outside the fusible ones."""
+
+    operation: str
+    """of ATen, or of an `OperationSpec`"""
+    flops: float
+    bytes: float
+    calls: int = 1
+    triton: bool = False
+
+    def seconds(self, gpu: GPU, compiled: bool) -> float:
+        peak = gpu.teraflops * 1e12 * (KERNEL_SHARE if self.triton else LIBRARY_SHARE)
+        passes = COMPILED_PASSES if compiled and not self.flops else 1.0
+        moved = passes * self.bytes / (gpu.terabytes * 1e12 * MEMORY_SHARE)
+        return max(self.flops / peak, moved, SHORTEST_KERNEL * self.calls * passes)
+
+
+class Recorder(TorchDispatchMode):
+    """Records the cost of every ATen operation under the fusible module that runs it, forward or backward."""
+
+    def __init__(self, fusible: set[str]) -> None:
+        super().__init__()
+        self.tracker = ModuleTracker()
+        self.fusible = fusible
+        self.costs: dict[str, list[Cost]] = defaultdict(list)
+        """module ("" outside of fusible ones) -> costs"""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        name = function._schema.name.partition("::")[2]
+        if name not in VIEWS and "sym_" not in name:
+            owners = self.fusible & {parent.partition(".")[2] for parent in self.tracker.parents}
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+            moved = sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
+            count = flop_registry.get(function._overloadpacket)
+            flops = float(count(*args, **(kwargs or {}), out_val=result)) if count else 0.0
+            # A stack contains its layers, and the shortest name is the stack's.
+            self.costs[min(owners, key=len, default="")].append(Cost(name, flops, float(moved)))
+        return result
+
+
+@dataclass(frozen=True)
+class Part:
+    """A fusible module of the network, or all of the step outside of these."""
+
+    operation: str
+    """name of its `OperationSpec`; "" for the rest of the step"""
+    shape: tuple[int, ...]
+    """of a `Workload`"""
+    costs: list[Cost]
+
+
+def trace(images: int = IMAGES, size: int = SIZE, config: MGCCConfig | None = None) -> list[Part]:
+    """Return the costs of one step by part, as PyTorch runs it."""
+    with FakeTensorMode():
+        network = build_network(config or MGCCConfig()).train()
+        modules = {name: module for name, module in network.named_modules() if find_operation(module)[0]}
+        outer = {name for name in modules if not any(name.startswith(f"{other}.") for other in modules)}
+        shapes: dict[str, tuple[int, ...]] = {}
+
+        def remember(name: str) -> Any:
+            def hook(module: Any, inputs: Any) -> None:
+                shapes.setdefault(name, tuple(inputs[0].shape[1:]))
+
+            return hook
+
+        for name in outer:
+            # The first layer stands for a stack, whose `outputs` are called instead of its forward.
+            first = next((each for other, each in modules.items() if other.startswith(f"{name}.")), modules[name])
+            first.register_forward_pre_hook(remember(name))
+        recorder = Recorder(outer)
+        with recorder.tracker, recorder:
+            with torch.autocast("cpu", torch.bfloat16):
+                main, auxiliary = network(torch.empty(images, 1, size, size))
+            half, masks = images // 2, torch.empty(images // 2, 1, size, size)
+            supervised: Any = sum(supervised_loss(y[:half].float(), masks) for y in (main, *auxiliary))
+            unlabeled = [y[half:].float() for y in auxiliary]
+            (supervised + consistency_loss(main[half:].float(), unlabeled, False)).backward()
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+    rest = [*recorder.costs.pop(""), Cost("optimizer", 0.0, 4.0 * OPTIMIZER_PASSES * parameters)]
+    parts = [Part("", (), rest)]
+    for name, costs in recorder.costs.items():
+        spec, _ = find_operation(modules[name])
+        assert spec is not None
+        parts.append(Part(spec.name, (*shapes[name], *spec.sizes(modules[name])), costs))
+    return parts
+
+
+def costs_of(part: Part, setting: Setting, images: int = IMAGES) -> list[Cost]:
+    """Return the costs of a part under a setting: those of PyTorch, or the phases of its kernels."""
+    if part.operation not in setting.fused:
+        return part.costs
+    workload = Workload(part.operation, part.shape, images, torch.bfloat16, training=True)
+    if specs()[part.operation].implementations().get("torch"):  # training runs it in PyTorch: the norm's passes stay
+        kept = [replace(cost, flops=cost.flops * 16 / 36) for cost in part.costs if "upsample" not in cost.operation]
+        output = 4 * workload.pixels * part.shape[3] * workload.dtype.itemsize
+        return [*kept, *(Cost("interleave", 0.0, 2.0 * output) for _ in ("forward", "backward"))]
+    phases = [phase for each in ("forward", "backward") for phase in workload.phases(each)]
+    return [Cost(part.operation, flops, moved, triton=True) for flops, moved in phases]
+
+
+def predict(parts: list[Part], setting: Setting, gpu: GPU) -> tuple[float, dict[str, dict[str, float]]]:
+    """Return the milliseconds of a step, and by operation its milliseconds, TFLOP, GB and calls; the longest first."""
+    rows: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for part in parts:
+        for cost in costs_of(part, setting):
+            row = rows[f"{part.operation or 'rest'}: {cost.operation}"]
+            row["ms"] += 1e3 * cost.seconds(gpu, setting.compiled and not cost.triton)
+            row["tflop"] += cost.flops / 1e12
+            row["gigabytes"] += cost.bytes / 1e9
+            row["calls"] += cost.calls
+    ordered = sorted(rows.items(), key=lambda item: -item[1]["ms"])
+    rounded = {name: {key: round(value, 4) for key, value in row.items()} for name, row in ordered}
+    return sum(row["ms"] for row in rows.values()), rounded
+
+
+def measured_steps(folder: Path | None) -> dict[tuple[str, str], float]:
+    """Return measured milliseconds by GPU and setting, from results of benchmarks.train_step at the paper's size."""
+    found = {}
+    for path in sorted(folder.glob("*.json")) if folder else ():
+        content = json.loads(path.read_text(encoding="utf-8"))
+        name = next((name for name in GPUS if name in str(content.get("device"))), None)
+        case = content.get("case", {})
+        if name and (case.get("size"), case.get("batch")) == (SIZE, IMAGES // 2):
+            for setting, row in content["rows"].items():
+                if "steps_per_second" in row:
+                    found[name, setting] = 1e3 / row["steps_per_second"]
+    return found
+
+
+def table(parts: list[Part], measured: dict[tuple[str, str], float]) -> Iterator[str]:
+    """Yield the lines of a Markdown table: milliseconds per step, predicted and, where it exists, measured."""
+    yield f"| setting | {' | '.join(GPUS)} |"
+    yield f"| --- |{' ---: |' * len(GPUS)}"
+    for setting in SETTINGS:
+        cells = []
+        for name, gpu in GPUS.items():
+            found = measured.get((name, setting.name))
+            cells.append(f"{predict(parts, setting, gpu)[0]:.1f}" + (f" (measured {found:.1f})" if found else ""))
+        yield f"| `{setting.name}` | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--ops", type=int, default=0, metavar="N", help="also print the N longest operations per setting"
+    )
+    parser.add_argument("--gpu", choices=GPUS, default="H100", help="of --ops (default: H100)")
+    parser.add_argument("--measured", type=Path, metavar="FOLDER", help="folder with results of benchmarks.train_step")
+    parser.add_argument("--out", type=Path, help="JSON file to write: every operation of every setting and GPU")
+    options = parser.parse_args()
+    parts, measured = trace(), measured_steps(options.measured)
+    print("\n".join(table(parts, measured)))
+    print("milliseconds per step, predicted" + ("" if measured else "; none has been measured"))
+    for setting in SETTINGS if options.ops else ():
+        print(f"\n{setting.name}, {options.gpu}")
+        for name, row in list(predict(parts, setting, GPUS[options.gpu])[1].items())[: options.ops]:
+            numbers = (
+                f"{row['ms']:8.2f} ms {row['tflop']:7.3f} TFLOP {row['gigabytes']:7.2f} GB {row['calls']:6g} calls"
+            )
+            print(f"{name:48} {numbers}")
+    if options.out:
+        rows: dict[str, Any] = {}
+        for setting in SETTINGS:
+            for name, gpu in GPUS.items():
+                ms, operations = predict(parts, setting, gpu)
+                found = {"predicted_ms": round(ms, 2), "operations": operations}
+                if (name, setting.name) in measured:
+                    found["measured_ms"] = round(measured[name, setting.name], 2)
+                rows[f"{setting.name}, {name}"] = found
+        write_json(options.out, {"rows": rows})
+        print(f"roofline_step: {options.out}")
+
+
+if __name__ == "__main__":
+    main()
