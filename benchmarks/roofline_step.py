@@ -14,7 +14,7 @@ predictions.
 
 import argparse
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,6 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
-from torch.utils.module_tracker import ModuleTracker
 
 from mgcc_dist.common.files import write_json
 from mgcc_dist.kernels.operation import Workload, find_operation, specs
@@ -89,43 +88,36 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """Operations of one kind, in one module or outside the fusible ones."""
+    """One operation of ATen, or one phase of an `OperationSpec`."""
 
     operation: str
-    """of ATen, or of an `OperationSpec`"""
     flops: float
     bytes: float
-    calls: int = 1
     triton: bool = False
 
     def seconds(self, gpu: GPU, compiled: bool) -> float:
         peak = gpu.teraflops * 1e12 * (KERNEL_SHARE if self.triton else LIBRARY_SHARE)
         passes = COMPILED_PASSES if compiled and not self.flops else 1.0
         moved = passes * self.bytes / (gpu.terabytes * 1e12 * MEMORY_SHARE)
-        return max(self.flops / peak, moved, SHORTEST_KERNEL * self.calls * passes)
+        return max(self.flops / peak, moved, SHORTEST_KERNEL * passes)
 
 
 class Recorder(TorchDispatchMode):
-    """Records the cost of every ATen operation under the fusible module that runs it, forward or backward."""
+    """Counts the ATen operations that run inside, by their cost."""
 
-    def __init__(self, fusible: set[str]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.tracker = ModuleTracker()
-        self.fusible = fusible
-        self.costs: dict[str, list[Cost]] = defaultdict(list)
-        """module ("" outside of fusible ones) -> costs"""
+        self.costs: Counter[Cost] = Counter()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         name = function._schema.name.partition("::")[2]
-        if name not in VIEWS and "sym_" not in name:
-            owners = self.fusible & {parent.partition(".")[2] for parent in self.tracker.parents}
+        if name not in VIEWS and not name.startswith("sym_"):
             tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
             moved = sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
             count = flop_registry.get(function._overloadpacket)
             flops = float(count(*args, **(kwargs or {}), out_val=result)) if count else 0.0
-            # A stack contains its layers, and the shortest name is the stack's.
-            self.costs[min(owners, key=len, default="")].append(Cost(name, flops, float(moved)))
+            self.costs[Cost(name, flops, float(moved))] += 1
         return result
 
 
@@ -141,7 +133,7 @@ class Part:
 
 
 def trace(images: int = IMAGES, size: int = SIZE, config: MGCCConfig | None = None) -> list[Part]:
-    """Return the costs of one step by part, as PyTorch runs it."""
+    """Return the costs of one step by part, as PyTorch runs it; those of a fusible module are traced on their own."""
     with FakeTensorMode():
         network = build_network(config or MGCCConfig()).train()
         modules = {name: module for name, module in network.named_modules() if find_operation(module)[0]}
@@ -158,22 +150,28 @@ def trace(images: int = IMAGES, size: int = SIZE, config: MGCCConfig | None = No
             # The first layer stands for a stack, whose `outputs` are called instead of its forward.
             first = next((each for other, each in modules.items() if other.startswith(f"{name}.")), modules[name])
             first.register_forward_pre_hook(remember(name))
-        recorder = Recorder(outer)
-        with recorder.tracker, recorder:
+        with Recorder() as whole:
             with torch.autocast("cpu", torch.bfloat16):
                 main, auxiliary = network(torch.empty(images, 1, size, size))
             half, masks = images // 2, torch.empty(images // 2, 1, size, size)
             supervised: Any = sum(supervised_loss(y[:half].float(), masks) for y in (main, *auxiliary))
             unlabeled = [y[half:].float() for y in auxiliary]
             (supervised + consistency_loss(main[half:].float(), unlabeled, False)).backward()
+        parts, rest = [], whole.costs
+        for name in sorted(outer):
+            spec, _ = find_operation(modules[name])
+            assert spec is not None
+            x = torch.empty(images, *shapes[name], dtype=torch.bfloat16, requires_grad=True)
+            with Recorder() as own:
+                with torch.autocast("cpu", torch.bfloat16):
+                    y = modules[name](x)
+                y.backward(torch.empty_like(y))
+            rest = rest - own.costs
+            shape = (*shapes[name], *spec.sizes(modules[name]))
+            parts.append(Part(spec.name, shape, list(own.costs.elements())))
         parameters = sum(parameter.numel() for parameter in network.parameters())
-    rest = [*recorder.costs.pop(""), Cost("optimizer", 0.0, 4.0 * OPTIMIZER_PASSES * parameters)]
-    parts = [Part("", (), rest)]
-    for name, costs in recorder.costs.items():
-        spec, _ = find_operation(modules[name])
-        assert spec is not None
-        parts.append(Part(spec.name, (*shapes[name], *spec.sizes(modules[name])), costs))
-    return parts
+    optimizer = Cost("optimizer", 0.0, 4.0 * OPTIMIZER_PASSES * parameters)
+    return [*parts, Part("", (), [*rest.elements(), optimizer])]
 
 
 def costs_of(part: Part, setting: Setting, images: int = IMAGES) -> list[Cost]:
@@ -198,7 +196,7 @@ def predict(parts: list[Part], setting: Setting, gpu: GPU) -> tuple[float, dict[
             row["ms"] += 1e3 * cost.seconds(gpu, setting.compiled and not cost.triton)
             row["tflop"] += cost.flops / 1e12
             row["gigabytes"] += cost.bytes / 1e9
-            row["calls"] += cost.calls
+            row["calls"] += 1
     ordered = sorted(rows.items(), key=lambda item: -item[1]["ms"])
     rounded = {name: {key: round(value, 4) for key, value in row.items()} for name, row in ordered}
     return sum(row["ms"] for row in rows.values()), rounded

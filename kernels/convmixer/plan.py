@@ -43,7 +43,7 @@ def cbhw_shape(tensor: Tensor, is_cbhw: bool) -> tuple[int, int, int, int]:
     return (first, second, height, width) if is_cbhw else (second, first, height, width)
 
 
-STAGED_MAX_REGISTERS = {"sm_86": 128, "sm_89": 128, "sm_120": 168}
+STAGED_MAX_REGISTERS = {"sm_80": 128, "sm_86": 128, "sm_89": 128, "sm_120": 168}
 """maxnreg, for four or three programs per multiprocessor; by default ptxas uses 96 registers, for five, and spills"""
 
 

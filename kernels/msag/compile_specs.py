@@ -23,6 +23,7 @@ from .tiles import (
     evaluation_tiles,
     power_of_two_divisor,
     single_kernel_channels,
+    vote_gradient_tiles,
     vote_tiles,
     weight_tiles,
 )
@@ -142,7 +143,7 @@ def _backward(channels: int, target: str) -> list[CompileSpec]:
             ("branch gradient", branch_gradient),
         )
     ]
-    tiles = vote_tiles(channels, torch.bfloat16, target)
+    tiles = vote_gradient_tiles(channels, torch.bfloat16, target)
     blocks = shared | {"BM": tiles.pixels, "BN": tiles.block_n, "BK": tiles.block_k, "UPCAST": False}
     found.append(make_compile_spec("vote gradient", vote_gradient, channels, blocks, tiles.options()))
     tiles = convolution_tiles(channels, torch.bfloat16, target)

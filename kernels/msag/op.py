@@ -27,6 +27,7 @@ from .tiles import (
     evaluation_tiles,
     power_of_two_divisor,
     single_kernel_channels,
+    vote_gradient_tiles,
     vote_tiles,
     weight_tiles,
 )
@@ -243,7 +244,7 @@ def train_backward(
     dv = torch.empty_like(x)
     gate_gradient[grid](x, v, dy, vote_norm, vote_sums, dv, pixels, dy_stride, **elementwise)
 
-    tiles = vote_tiles(channels, x.dtype, device_target(x.device))
+    tiles = vote_gradient_tiles(channels, x.dtype, device_target(x.device))
     count = triton.cdiv(pixels, tiles.pixels)
     du = torch.empty_like(u)
     partial = x.new_empty(count, 2, 3 * channels, dtype=sums_dtype)

@@ -62,11 +62,18 @@ def evaluation_tiles(channels: int, dtype: torch.dtype, target: str) -> TileConf
 
 
 def vote_tiles(channels: int, dtype: torch.dtype, target: str) -> TileConfig:
-    """Return the blocks of the vote and its input gradient. The pixels of a tile are consecutive in memory."""
+    """Return the blocks of the vote. The pixels of a tile are consecutive in memory."""
     out = power_of_two_divisor(channels, 128)
     if target == "gfx942" and out == 128:  # a larger block_k or three stages spill
         return TileConfig(1, 128, out, channel_block(channels, dtype) // 2, num_warps=8, num_stages=2)
     return TileConfig(1, 128, out, channel_block(channels, dtype), num_warps=8, num_stages=3)
+
+
+def vote_gradient_tiles(channels: int, dtype: torch.dtype, target: str) -> TileConfig:
+    """Return the blocks of the vote's input gradient, which sums over C channels and not over 3C like the vote."""
+    tiles = vote_tiles(channels, dtype, target)
+    # Three stages spill there when compiled by Triton 3.6.
+    return tiles._replace(num_stages=2) if target in ("sm_80", "sm_86", "sm_89") and channels >= 256 else tiles
 
 
 def weight_tiles(channels: int, dtype: torch.dtype) -> TileConfig:
