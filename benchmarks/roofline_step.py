@@ -25,7 +25,6 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from mgcc_dist.common.files import write_json
 from mgcc_dist.kernels.operation import Workload, find_operation, specs
@@ -36,8 +35,10 @@ from mgcc_dist.models.network import build_network
 MIXED = "channels_last bf16 fused_sgd"
 IMAGES, SIZE = 8, 256  # 4 labeled and 4 unlabeled
 OPTIMIZER_PASSES = 5  # SGD with momentum: reads parameter, gradient and momentum, writes parameter and momentum
-VIEWS = {"view", "t", "transpose", "permute", "expand", "slice", "split", "detach", "unsqueeze", "squeeze", "select"}
-VIEWS |= {"as_strided", "alias", "_unsafe_view", "reshape", "empty", "empty_like", "new_empty", "split_with_sizes"}
+FREE = {"view", "t", "transpose", "permute", "expand", "slice", "split", "detach", "unsqueeze", "squeeze", "select"}
+FREE |= {"as_strided", "alias", "_unsafe_view", "reshape", "empty", "empty_like", "new_empty", "split_with_sizes"}
+FREE |= {"device", "is_same_size", "dim"}
+"""operations that launch no kernel"""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Cost:
 
 
 class Recorder(TorchDispatchMode):
-    """Counts the ATen operations that run inside, by their cost."""
+    """Counts the ATen operations that run inside, by their cost on a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,13 +113,31 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         name = function._schema.name.partition("::")[2]
-        if name not in VIEWS and not name.startswith("sym_"):
+        if name not in FREE and not name.startswith("sym_"):
             tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
-            moved = sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
-            count = flop_registry.get(function._overloadpacket)
-            flops = float(count(*args, **(kwargs or {}), out_val=result)) if count else 0.0
-            self.costs[Cost(name, flops, float(moved))] += 1
+            moved = float(sum({id(tensor): tensor.nbytes for tensor in tensors}.values()))
+            for cost in costs_of_call(name, args, result, moved):
+                self.costs[cost] += 1
         return result
+
+
+def costs_of_call(name: str, args: Any, result: Any, moved: float) -> list[Cost]:
+    """Return the cost of a call that reads and writes its tensors, `moved` bytes, once; more than one if it has more.
+
+    Convolutions add their bias, and sum its gradient, in kernels of their own. A norm reads its inputs twice.
+    """
+    if name == "convolution":
+        bias = [Cost("bias of a convolution", 0.0, 2.0 * result.nbytes)] if args[2] is not None else []
+        return [Cost(name, 2.0 * result.numel() * args[1][0].numel(), moved), *bias]
+    if name == "convolution_backward":
+        gradient, weight, mask = args[0], args[2], args[10]
+        bias = [Cost("bias of a convolution, backward", 0.0, float(gradient.nbytes))] if mask[2] else []
+        return [Cost(name, 2.0 * gradient.numel() * weight[0].numel() * (mask[0] + mask[1]), moved), *bias]
+    if name == "native_batch_norm":
+        return [Cost(name, 0.0, moved + args[0].nbytes)]
+    if name == "native_batch_norm_backward":
+        return [Cost(name, 0.0, moved + args[0].nbytes + args[1].nbytes)]
+    return [Cost(name, 0.0, moved)]
 
 
 @dataclass(frozen=True)
