@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +13,6 @@ pytest.importorskip("triton")
 
 from mgcc_dist.kernels import aot, targets
 from mgcc_dist.kernels.compile import read_ledger
-from tests.conftest import REPOSITORY
 
 compiles = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter does not compile")
 has_ledger = pytest.mark.skipif(not aot.ledger_path().is_file(), reason=f"{aot.ledger_path().name} does not exist")
@@ -127,16 +125,6 @@ def test_compile_says_that_the_installed_triton_has_no_ledger(tmp_path, capsys):
     assert "no ledger for this version (existing: none)" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="no ledger for this version"):
         read_ledger(tmp_path, check=True, write=False)
-
-
-def test_pinned_and_oldest_tested_triton_have_a_ledger_of_the_same_kernels():
-    pins = dict(re.findall(r"^(\w+)==(.+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE))
-    ledgers = {path.stem: json.loads(path.read_text())["kernels"] for path in aot.LEDGER_DIR.glob("*.json")}
-    assert {"triton-3.6.0", f"triton-{pins['triton']}"} <= set(ledgers)
-    expected = {name: set(entries) for name, entries in ledgers["triton-3.6.0"].items()}
-    for ledger in ledgers.values():
-        assert {name: set(entries) for name, entries in ledger.items()} == expected
-        assert not any(entry["spills"] for entries in ledger.values() for entry in entries.values())
 
 
 @compiles
