@@ -21,9 +21,10 @@ from mgcc_dist.models.network import build_network
 pytestmark = pytest.mark.filterwarnings("ignore:kernels=(auto|triton)")
 
 
-def network(widths=(4, 8), size=16, seed=0):
+def network(widths=(4, 8), size=16, seed=0, auxiliary=2):
     torch.manual_seed(seed)
-    config = MGCCConfig(in_channels=1, widths=widths, taps=(1, 2), gates=(True,) * 3, kernel_size=3)
+    taps = tuple(range(1, auxiliary + 1))
+    config = MGCCConfig(in_channels=1, widths=widths, taps=taps, gates=(True,) * (auxiliary + 1), kernel_size=3)
     model = build_network(config)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -73,7 +74,7 @@ def test_torch_implementations_train_like_the_plain_network_in_float64(without_p
 @pytest.mark.interpreted
 def test_triton_implementations_train_like_the_plain_network_in_float64(without_perturbation):
     # The mixer's kernels need 16x16 maps. With seed 0 a ReLU input is so close to 0 that plain float32 is off by 1e-3.
-    model, images = network(widths=(16, 16), size=32, seed=1)
+    model, images = network(widths=(16, 16), size=32, seed=1, auxiliary=1)
     fused = fuse(copy.deepcopy(model), "triton")
     x = torch.randn(2, 16, 16, 16)
     selected = {d.operation: d.select(x) for d in fused.train().modules() if isinstance(d, KernelDispatcher)}
@@ -107,13 +108,21 @@ def test_mixer_runs_as_one_stack_and_returns_every_layer_output(without_perturba
 
 @pytest.mark.interpreted
 def test_torch_compile_traces_triton_implementations_and_gradients_into_one_graph():
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mixer, self.gate, self.up = ConvMixer(2, 3, 1), MSAG(16), UpConv(16, 4)
+
+        def forward(self, x):
+            return self.mixer(x[:, :2]).square().sum() + self.up(self.gate(x[:, :, :3, :4])).square().sum()
+
     torch.manual_seed(0)
-    plain = nn.Sequential(ConvMixer(16, 3, 1), MSAG(16), UpConv(16, 16))
+    plain = Network()
     fused = fuse(copy.deepcopy(plain), "triton")
     fused.compile(backend="aot_eager", fullgraph=True)
     x = torch.randn(1, 16, 16, 16)
     for model in (plain, fused):
-        model(x).square().sum().backward()
+        model(x).backward()
     for ours, expected in zip(fused.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-3, atol=1e-2)
 
@@ -287,5 +296,5 @@ def test_phase_up_convolution_saves_less_for_backward(without_perturbation):
 
 @pytest.mark.interpreted
 def test_triton_implementations_save_less_for_backward(without_perturbation):
-    model, images = network(widths=(16, 16), size=32)
+    model, images = network(widths=(16, 16), size=32, auxiliary=1)
     assert bytes_saved_by_a_step(fuse(copy.deepcopy(model), "triton"), images) < bytes_saved_by_a_step(model, images)

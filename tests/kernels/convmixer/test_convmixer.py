@@ -63,8 +63,8 @@ def check_training_step(fused, reference, x, tolerance):
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize("size", [3, 9, 13])  # the other tests have 5 and 7
-def test_training_step_matches_the_plain_layers_for_small_and_large_kernels(size):
+@pytest.mark.parametrize("size", [9, 13])  # the other tests have 3, 5 and 7
+def test_training_step_matches_the_plain_layers_for_large_kernels(size):
     fused, reference = fused_and_reference(make_layers(2, size=size), torch.float32)
     check_training_step(fused, reference, torch.randn(3, 2, 16, 16), TOLERANCE[torch.float32])
 
@@ -77,9 +77,9 @@ def test_training_step_in_half_precision(dtype):
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize(("batch", "height", "width"), [(1, 16, 16), (5, 32, 16), (3, 32, 32), (40, 16, 16)])
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 16, 16), (5, 32, 16), (3, 32, 32), (33, 16, 16)])
 def test_training_step_of_resident_and_staged_kernels(batch, height, width):
-    fused, reference = fused_and_reference(make_layers(2), torch.float64)
+    fused, reference = fused_and_reference(make_layers(2, size=3), torch.float64)
     check_training_step(
         fused, reference, torch.randn(batch, 2, height, width, dtype=torch.float64), TOLERANCE[torch.float64]
     )

@@ -47,7 +47,7 @@ def relative_error(ours, theirs):
 @interpreted
 @pytest.mark.parametrize("implementation", EVALUATION_IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("shape", [(2, 16, 9, 17), (1, 32, 5, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 16, 9, 17), (2, 32, 5, 3)], ids=str)
 @torch.no_grad()
 def test_evaluation_matches_the_plain_module(implementation, dtype, shape):
     gate, reference = gate_and_reference(shape[1], dtype)
@@ -61,7 +61,7 @@ def test_evaluation_matches_the_plain_module(implementation, dtype, shape):
 @pytest.mark.parametrize(
     ("dtype", "shape"),
     [
-        *((dtype, (3, 16, 7, 19)) for dtype in TOLERANCE),
+        *((dtype, (2, 16, 5, 19)) for dtype in TOLERANCE),
         (torch.float32, (1, 48, 2, 5)),  # branches of three blocks each
         (torch.float32, (2, 16, 1, 1)),
     ],
