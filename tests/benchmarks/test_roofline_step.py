@@ -1,0 +1,62 @@
+"""The model of a training step counts what the step computes, and lists measured times next to its predictions."""
+
+import json
+
+import pytest
+
+from benchmarks.roofline_step import GPUS, MIXED, SETTINGS, costs_of, measured_steps, predict, table, trace
+from mgcc_dist.models.config import MGCCConfig
+
+PHASE = next(setting for setting in SETTINGS if setting.fused == ("upconv",))
+
+
+@pytest.fixture(scope="module")
+def parts():
+    config = MGCCConfig(in_channels=1, widths=(16, 32), taps=(1,), gates=(True, False), kernel_size=3)
+    return trace(images=2, size=32, config=config)
+
+
+def flops(costs, operation):
+    return sum(cost.flops for cost in costs if cost.operation == operation)
+
+
+def test_backward_of_convolutions_takes_twice_the_forward_except_for_the_first_layer(parts):
+    costs = [cost for part in parts for cost in part.costs]
+    forward, backward = flops(costs, "convolution"), flops(costs, "convolution_backward")
+    assert 2 * forward - backward == 2 * (2 * 32 * 32) * 16 * 1 * 9  # images have no gradient
+
+
+def test_parts_are_the_fusible_modules_and_the_rest(parts):
+    assert sorted(part.operation for part in parts) == ["", "mixer", "msag", "upconv", "upconv"]
+    (gate,) = [part for part in parts if part.operation == "msag"]
+    assert gate.shape == (16, 32, 32)
+    assert flops(gate.costs, "convolution") == 44 * 2 * 32 * 32 * 16**2
+    (mixer,) = [part for part in parts if part.operation == "mixer"]
+    assert mixer.shape == (32, 16, 16, 3, 1)
+    assert flops(mixer.costs, "convolution") == 2 * 2 * 16 * 16 * 32 * (3 * 3 + 32)
+
+
+def test_phase_convolutions_take_16_of_36_products_and_no_upsampling(parts):
+    part = next(part for part in parts if part.operation == "upconv")
+    ours = costs_of(part, PHASE)
+    assert flops(ours, "convolution") == pytest.approx(flops(part.costs, "convolution") * 16 / 36)
+    assert any("upsample" in cost.operation for cost in part.costs)
+    assert not any("upsample" in cost.operation for cost in ours)
+
+
+def test_time_is_the_larger_of_products_and_bytes_on_each_gpu(parts):
+    milliseconds, rows = predict(parts, SETTINGS[0], GPUS["H100"])
+    assert milliseconds == pytest.approx(sum(row["ms"] for row in rows.values()), rel=1e-2)
+    assert milliseconds > predict(parts, SETTINGS[0], GPUS["B200"])[0]
+
+
+def test_measured_times_stand_next_to_predictions(parts, tmp_path):
+    content = {"device": "NVIDIA H100 80GB HBM3", "case": {"size": 256, "batch": 4}}
+    rows = {MIXED: {"steps_per_second": 10.0}, "eager": {"not_run": "out of time"}}
+    (tmp_path / "train_step.json").write_text(json.dumps(content | {"rows": rows}))
+    (tmp_path / "other.json").write_text(json.dumps(content | {"case": {"size": 128, "batch": 4}, "rows": rows}))
+    measured = measured_steps(tmp_path)
+    assert measured == {("H100", MIXED): 100.0}
+    lines = list(table(parts, measured))
+    assert len(lines) == 2 + len(SETTINGS)
+    assert "(measured 100.0)" in lines[2]
