@@ -52,6 +52,8 @@ setup(
         "accelerate>=1.10",
         "diffusers>=0.35",
         "webdataset>=1.0",
+        "braceexpand>=0.1.7",  # webdataset brings it in any case
+        "fsspec>=2025.3",  # as torch does
         "jsonargparse>=4.40",
         "docstring-parser>=0.16",
         "safetensors>=0.5",
@@ -78,7 +80,7 @@ setup(
         "search": SEARCH,
         "trackers": TRACKERS,
         "augment": AUGMENT,
-        "s3": ["s3fs>=2025.3"],  # s3:// as data.shards; fsspec comes with torch
+        "s3": ["s3fs>=2025.3"],  # s3:// as data.shards
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": [
             *READERS,

@@ -1,4 +1,4 @@
-"""Convert image folders to WebDataset shards, and create split files for shard folders.
+"""Convert image folders to WebDataset shards, index shards of other programs, and create split files.
 
 mgcc shards busi    --root Dataset_BUSI_with_GT --out out/busi
 mgcc shards busbra  --root BUSBRA --out out/busbra

@@ -18,6 +18,7 @@ from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of, write_json
 from mgcc_dist.data.records import ShardFolder, write_index, write_shard
+from mgcc_dist.data.remote import fetch_index
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.selection import FORMAT, apply_selection
 from mgcc_dist.data.splits import make_split, read_split, write_split
@@ -28,6 +29,7 @@ from mgcc_dist.reporting.runs import find_runs, group_runs
 from mgcc_dist.segment import run
 from mgcc_dist.segmentation.task import SegmentationTask
 from mgcc_dist.train import run_folder
+from tests.data.http_folder import serving
 
 INPUTS = ("split.json", "data/index.json", "other/index.json")
 
@@ -413,3 +415,23 @@ def test_run_whose_split_or_data_changed_is_refused(data, tmp_path, phantom_shar
         (out / "result.json").unlink()
     with pytest.raises(UserError, match=rf"{changed}: changed since the run in .*/run started \(sha256 .* then, "):
         run(config)
+
+
+def test_run_reads_shards_at_a_url_and_is_the_same_run_on_local_ones(data, tmp_path, phantom_shards, caplog):
+    shutil.copytree(phantom_shards.folder, tmp_path / "data")
+    words = [*UNET, "--out", tmp_path / "run"]
+    fetch_index.cache_clear()
+    with serving(tmp_path / "data") as server:
+        remote = [*words, "--data.shards", server.url, "--data.cache", tmp_path / "node", "--loop.seed", 7]
+        run(configured(data, *remote, preset="unet_demo"))
+        inputs = json.loads((tmp_path / "run" / "result.json").read_text())["inputs"]
+        assert inputs[f"{server.url}/index.json"] == sha256_of(tmp_path / "data" / "index.json")
+        with caplog.at_level("INFO"):
+            run(configured(data, *words, "--loop.seed", 7, preset="unet_demo"))  # the same data here
+        assert "nothing to do" in caplog.text
+        write_json(tmp_path / "data" / "index.json", phantom_shards.index | {"note": "another version"})
+        fetch_index.cache_clear()
+        (tmp_path / "run" / "result.json").unlink()
+        with pytest.raises(UserError, match=rf"^{server.url}/index\.json: changed since the run in "):
+            run(configured(data, *remote, preset="unet_demo"))
+    assert len(list((tmp_path / "node").rglob("*.tar"))) == len(list(phantom_shards.folder.glob("*.tar")))

@@ -102,7 +102,7 @@ def list_shards(root: str) -> tuple[str, list[str]]:
     Raises:
         UserError: there are none, or they are in several folders.
     """
-    from braceexpand import braceexpand  # of webdataset
+    from braceexpand import braceexpand
 
     if root.startswith(PIPE):
         raise UserError(f"{root}: shards behind a command can't be listed. Make their index where they are.")

@@ -156,9 +156,11 @@ def open_cache(folder: str | None, gigabytes: float = 0) -> ShardCache | None:
     """Open the cache that `data.cache` and `data.cache_gb` name; None without a folder.
 
     Raises:
-        UserError: the folder can't be used, or names an environment variable that is not set.
+        UserError: the folder can't be used, names an environment variable that is not set, or is missing.
     """
     if folder is None:
+        if gigabytes:
+            raise UserError("data.cache_gb: limits data.cache, which is not set. Set data.cache to a folder.")
         return None
     expanded = os.path.expandvars(folder)
     if "$" in expanded:

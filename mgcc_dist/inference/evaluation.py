@@ -51,8 +51,12 @@ class Scores:
     """rows under each corruption, without surface distances"""
 
 
-def open_records(folders: Sequence[ShardFolder], keys: Sequence[str] | None, size: int | None) -> SampleDataset:
+def open_records(
+    folders: Sequence[ShardFolder], keys: Sequence[str] | None, size: int | None, by_shard: bool = False
+) -> SampleDataset:
     """Return the records to evaluate: `keys` of the only folder, or all of all folders; as squares of `size`, if given.
+
+    `by_shard` orders the keys as in the folder, which reads one shard after the other.
 
     Raises:
         UserError: a record has no mask, a key is missing, there is no record, or two folders have the same data set.
@@ -64,7 +68,7 @@ def open_records(folders: Sequence[ShardFolder], keys: Sequence[str] | None, siz
         )
     chosen = [Subset(folder, range(len(folder))) for folder in folders]
     if keys is not None:
-        chosen = [subset_by_keys(folders[0], keys)]
+        chosen = [subset_by_keys(folders[0], keys, by_shard)]
     for subset, folder in zip(chosen, folders, strict=False):
         records = [folder.records[index] for index in subset.indices]
         if not records:

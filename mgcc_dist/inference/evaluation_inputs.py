@@ -74,7 +74,7 @@ def open_inputs(config: EvaluateConfig, accelerator: Accelerator) -> Inputs:
     }
     return Inputs(
         Ensemble(predictors, "flips" in config.tta, "scales" in config.tta),
-        open_records(folders, keys, config.size),
+        open_records(folders, keys, config.size, by_shard=config.cache_gb > 0),
         postprocess,
         request,
         runs,

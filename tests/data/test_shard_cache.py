@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import os
+import signal
 import time
 
 import pytest
@@ -103,12 +104,26 @@ def test_failed_copies_leave_nothing_and_cut_ones_are_made_again(tmp_path):
     assert source.open(source.cache(tmp_path), 0) == source.contents[0]
 
 
-def test_scratch_of_a_killed_process_is_deleted(tmp_path):
+def copy_until_killed(folder):
+    def copy(path):
+        path.write_bytes(bytes(SIZE // 2))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    source = Source(2)
+    source.cache(folder, limit=SIZE).open(source.names[1], copy)
+
+
+def test_a_killed_process_leaves_neither_a_lock_nor_half_a_copy(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=copy_until_killed, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     source = Source(2)
     cache = source.cache(tmp_path, limit=SIZE)
-    (cache.folder / f".{source.names[1]}.tar.999999.tmp").write_bytes(bytes(SIZE))
-    (cache.folder / f"{source.names[1]}.lock").touch()
-    assert source.open(cache, 0) == source.contents[0]
+    assert len(list(cache.folder.glob(".*.tmp"))) == 1
+    assert source.open(cache, 0) == source.contents[0]  # there is room for one
+    assert not list(cache.folder.glob(".*.tmp"))
+    assert source.open(cache, 1) == source.contents[1]
 
 
 def copy_slowly(folder, log, number):
@@ -136,6 +151,8 @@ def test_one_process_copies_while_the_others_wait(tmp_path):
 
 def test_folder_may_be_named_by_an_environment_variable(tmp_path, monkeypatch):
     assert open_cache(None) is None
+    with pytest.raises(UserError, match=r"data\.cache_gb: limits data\.cache, which is not set"):
+        open_cache(None, 1)
     monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path / "job"))
     assert open_cache("$SLURM_TMPDIR/shards", 2.5).folder.parent == tmp_path / "job" / "shards"
     assert default_cache().folder.parent == tmp_path / "job"
