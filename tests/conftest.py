@@ -17,9 +17,12 @@ gc.disable()  # while modules are imported, which makes little garbage
 REPOSITORY = Path(__file__).parents[1]
 # With `-n` a second process starts a Slurm for these, none of which has jobs of several ranks: their ports would be the
 # same in both.
-ON_SECOND_SLURM = ("tests/slurm/test_kills.py", "tests/slurm/test_packing.py")
+ON_SECOND_SLURM = tuple(f"tests/slurm/test_{name}.py" for name in ("chain", "kills", "packing"))
 SHARING_NOTHING = ("tests/slurm/test_local.py", "tests/kernels/test_compile.py")
-LONGEST_FIRST = ("tests/slurm/", "tests/kernels/", "tests/benchmarks/", "tests/e2e/", "tests/docs/", "tests/launch/")
+LONGEST_FIRST = (
+    *("tests/slurm/", "tests/kernels/", "tests/benchmarks/", "tests/test_readme.py", "tests/docs/", "tests/e2e/"),
+    *("tests/methods/test_ranks.py", "tests/launch/", "tests/common/test_threads.py"),
+)
 
 
 @pytest.hookimpl(optionalhook=True)

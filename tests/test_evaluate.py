@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from predict_runs import SIZE, bytes_in, save_run
 from ranks import finish, torchrun
 from torch import nn
@@ -163,6 +164,17 @@ def test_images_of_one_pixel_are_drawn_without_contours(tmp_path):
     line, pixel = np.ones((1, 9)), np.ones((1, 1))
     draw_cases([Case("line", line, line, line), Case("pixel", pixel, pixel, pixel)], "", tmp_path / "gallery.png")
     assert (tmp_path / "gallery.png").stat().st_size > 1000
+
+
+def test_contours_surround_ground_truth_in_green_and_prediction_in_red(tmp_path):
+    image = np.full((40, 20), 128)
+    left, right = np.zeros((2, 40, 20))
+    left[10:30, 2:8] = right[10:30, 12:18] = 1
+    draw_cases([Case("case", image, left, right), Case("empty", image, 0 * left, 0 * left)], "", tmp_path / "two.png")
+    red, green, _ = np.asarray(Image.open(tmp_path / "two.png")).astype(int).transpose(2, 0, 1)
+    middle = red.shape[1] // 4
+    for contour, columns in ((green - red > 80, slice(0, middle)), (red - green > 80, slice(middle, 2 * middle))):
+        assert contour[:, columns].sum() == contour.sum() > 100
 
 
 def test_post_processing_is_chosen_on_val_and_applied_to_other_images(run, phantom_shards, tmp_path, dark, no_pictures):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from torch import nn
 
 from mgcc_dist.common.files import replacing
@@ -17,6 +18,9 @@ from mgcc_dist.data.records import ShardFolder
 
 TRUTH, PREDICTION = "#35c46a", "#ff5a4e"
 LEGEND = "ground truth green, prediction red"
+PANEL, TITLE, GAP = 220, 34, 5
+"""pixels: width of a panel and the most of its image's height; height of a title; border around a panel"""
+RESAMPLE = Image.Resampling.BILINEAR
 
 
 @dataclass(frozen=True)
@@ -31,24 +35,37 @@ class Case:
 
 def draw_cases(cases: Sequence[Case], caption: str, path: Path, columns: int | None = None) -> None:
     """Draw images with the contours of ground truth and prediction, `columns` in a row (None: all)."""
-    from matplotlib.figure import Figure  # half a second to import, and most processes draw nothing
-
     columns = columns or len(cases)
-    rows = -(-len(cases) // columns)
-    figure = Figure(figsize=(2.1 * columns, 2.3 * rows + 0.3), layout="constrained")
-    # Without ticks: their sizes would be computed although they are hidden, which takes half of the time.
-    panels = figure.subplots(rows, columns, squeeze=False, subplot_kw={"xticks": [], "yticks": []}).ravel()
-    for panel in panels:
-        panel.axis("off")
-    for panel, case in zip(panels, cases, strict=False):
-        panel.imshow(case.image, cmap="gray", vmin=0, vmax=255)
-        for values, color in ((case.truth, TRUTH), (case.predicted, PREDICTION)):
-            if (values > 0.5).any() and min(values.shape) > 1:  # contours need two pixels in each direction
-                panel.contour(values, levels=[0.5], colors=color, linewidths=1.4)
-        panel.set_title(case.title, fontsize=8)
-    figure.suptitle(caption, fontsize=8)
+    panels = [_panel(case) for case in cases]
+    width, height = PANEL + 2 * GAP, max(panel.height for panel in panels) + 2 * GAP
+    picture = Image.new("RGB", (columns * width, TITLE + -(-len(panels) // columns) * height), "white")
+    _write(picture, caption)
+    for index, panel in enumerate(panels):
+        row, column = divmod(index, columns)
+        picture.paste(panel, (column * width + GAP, TITLE + row * height + GAP))
     with replacing(path) as scratch:
-        figure.savefig(scratch, format="png", dpi=110)
+        picture.save(scratch, format="PNG")
+
+
+def _panel(case: Case) -> Image.Image:
+    """Draw a case below its title, with its longer side resized to `PANEL` pixels."""
+    height, width = (max(1, round(PANEL * side / max(case.image.shape))) for side in case.image.shape)
+    image = Image.fromarray(case.image.astype(np.float32)).resize((width, height), RESAMPLE).convert("RGB")
+    for values, color in ((case.truth, TRUTH), (case.predicted, PREDICTION)):
+        resized = Image.fromarray(values.astype(np.float32)).resize((width, height), RESAMPLE)
+        inside = Image.fromarray(np.where(np.asarray(resized) > 0.5, 255, 0).astype(np.uint8))
+        outer, inner = (inside.filter(each(3)) for each in (ImageFilter.MaxFilter, ImageFilter.MinFilter))
+        image.paste(color, mask=ImageChops.difference(outer, inner))
+    panel = Image.new("RGB", (PANEL, TITLE + height), "white")
+    panel.paste(image, ((PANEL - width) // 2, TITLE))
+    _write(panel, case.title)
+    return panel
+
+
+def _write(picture: Image.Image, text: str) -> None:
+    """Write up to two lines at the top of `picture`, centered."""
+    font = ImageFont.load_default(12)
+    ImageDraw.Draw(picture).multiline_text((picture.width // 2, 2), text, "black", font, "ma", align="center")
 
 
 @torch.no_grad()
@@ -78,4 +95,4 @@ def segmentation_gallery(
         predicted = network(batch.to(device).images).float().sigmoid()[0, 0].cpu().numpy()
         title = f"{score['key']}\nIoU {100 * score['lesion']['iou']:.0f} %"
         cases.append(Case(title, batch.images[0, 0].numpy(), batch.masks[0, 0].numpy(), predicted))
-    draw_cases(cases, f"validation images from worst to best: {LEGEND}", path)
+    draw_cases(cases, f"validation images from worst to best:\n{LEGEND}", path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ranks
 
-from mgcc_dist.common.threads import SPIN_COUNT, is_program
+from mgcc_dist.common.threads import SPIN_COUNT, configure_threads, is_program
 
 PROBE = Path(__file__).with_name("threads_probe.py")
 CORES = len(os.sched_getaffinity(0))
@@ -53,29 +53,36 @@ def test_two_ranks_divide_the_cores():
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
-    ("launcher", "variables", "threads"),
+    ("launcher", "variables"),
     [
-        ([], {"OMP_NUM_THREADS": "1"}, 1),
-        (ONE_PROCESS, {"OMP_NUM_THREADS": "1"}, 1),
-        ([*ONE_PROCESS, "--num_cpu_threads_per_process", "1"], {}, 1),
-        ([*ONE_PROCESS, "--num_cpu_threads_per_process", "3"], {}, 3),
-        (ranks.torchrun(2), {"OMP_NUM_THREADS": "3"}, 3),
+        ([], {"OMP_NUM_THREADS": "1"}),
+        (ONE_PROCESS, {"OMP_NUM_THREADS": "1"}),
+        ([*ONE_PROCESS, "--num_cpu_threads_per_process", "1"], {}),
     ],
 )
-def test_threads_that_the_user_set_are_kept(launcher, variables, threads):
-    shown = probe(launcher, **variables)
-    assert [each["OMP_NUM_THREADS"] for each in shown] == [str(threads)] * (
-        2 if "torch.distributed.run" in launcher else 1
-    )
+def test_one_thread_that_the_user_set_is_kept(launcher, variables):
+    [shown] = probe(launcher, **variables)
+    assert shown["OMP_NUM_THREADS"] == "1"
 
 
 @pytest.mark.parametrize(
-    ("variables", "spin_count"), [({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+    ("variables", "expected"),
+    [
+        ({"OMP_NUM_THREADS": "3", "LOCAL_WORLD_SIZE": "2"}, {"OMP_NUM_THREADS": "3", "GOMP_SPINCOUNT": SPIN_COUNT}),
+        ({"GOMP_SPINCOUNT": "77"}, {"GOMP_SPINCOUNT": "77"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+    ],
 )
-def test_a_wait_policy_that_the_user_set_is_kept(variables, spin_count):
-    [shown] = probe([], **variables)
-    assert shown["GOMP_SPINCOUNT"] == spin_count
-    assert shown["OMP_WAIT_POLICY"] == variables.get("OMP_WAIT_POLICY")
+def test_variables_that_the_user_set_are_kept(variables, expected, monkeypatch):
+    names = ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "SUBMITIT_LOCAL_NTASKS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is restored, also where it was not set
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    configure_threads()
+    shown = {name: os.environ[name] for name in names if name in os.environ}
+    assert shown == variables | expected
 
 
 @pytest.mark.parametrize(

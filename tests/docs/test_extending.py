@@ -72,8 +72,9 @@ def run(words, tree):
 def phantoms(tmp_path_factory):
     """A copy of the tree with the data that the recipes train on."""
     tree = tmp_path_factory.mktemp("recipes") / "tree"
+    being_written = shutil.ignore_patterns("*.pyc.*")  # bytecode, by another process
     for name in COPIED:
-        shutil.copytree(REPOSITORY / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(REPOSITORY / name, tree / name, symlinks=True, ignore=being_written)
     carry_out(sections()[PHANTOMS], tree)
     return tree
 
