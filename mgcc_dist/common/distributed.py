@@ -9,8 +9,8 @@ from datetime import timedelta
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, gather_object
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs, gather_object
 
 from mgcc_dist.common.environment import has_bf16
 from mgcc_dist.common.errors import SharedError, UserError, system_error
@@ -45,6 +45,8 @@ def create_accelerator(precision: str | None = None) -> Accelerator:
         if not variables:
             raise
         raise SharedError(f"{variables}: Accelerate refuses an environment variable ({error}). Correct it.") from error
+    if on_cpu and not single and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        _use_fsdp_on_cpu(accelerator)
     if accelerator.mixed_precision not in PRECISIONS:
         raise SharedError(
             f"the launcher's mixed_precision: expected one of {', '.join(PRECISIONS)}, got "
@@ -55,6 +57,13 @@ def create_accelerator(precision: str | None = None) -> Accelerator:
         for kind in ("fp16", "bf16"):
             settings[kind] = {**settings.get(kind, {}), "enabled": kind == precision}
     return accelerator
+
+
+def _use_fsdp_on_cpu(accelerator: Accelerator) -> None:
+    """Do what Accelerate does for GPUs; on CPUs it ignores a launch file with FSDP."""
+    accelerator.state.distributed_type = DistributedType.FSDP
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP  # as AcceleratorState does
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
 
 
 def set_distributed_environment() -> None:

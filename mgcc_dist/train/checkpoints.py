@@ -7,6 +7,7 @@ for use, not for resuming.
 """
 
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -20,13 +21,18 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed import checkpoint as distributed_checkpoint
 
 from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.errors import REFUSED, UserError, reason_of
-from mgcc_dist.common.files import InvalidJson, read_json, replacing, write_json
+from mgcc_dist.common.files import InvalidJson, read_json, read_object, replacing, write_json
 from mgcc_dist.data.loader import StreamOffsets
 from mgcc_dist.train.ema import Ema
+from mgcc_dist.train.fsdp import is_fsdp
 from mgcc_dist.train.weights import Weights, zero_stage
+from mgcc_dist.train.zero_resharding import load_resharded
+
+logger = logging.getLogger(__name__)
 
 HEADER = "mgcc_dist"  # one key, because safetensors writes several in no fixed order
 _DAMAGE = (
@@ -78,16 +84,19 @@ def save(
             if main:
                 shutil.rmtree(scratch, ignore_errors=True)
                 scratch.mkdir(parents=True)
-        # DeepSpeed's save_state is collective itself: a rank that fails in it can only exit, and its launcher ends the
+        # With shards, save_state is collective itself: a rank that fails in it can only exit, and its launcher ends the
         # others.
         with nullcontext() if weights.sharded else raise_on_all_ranks(), _explained(scratch):
             accelerator.save_state(str(scratch))
-            if ema and (main or weights.sharded):
+            if ema and is_fsdp(accelerator):
+                distributed_checkpoint.save(weights.as_distributed(ema.averages), checkpoint_id=scratch / "ema")
+            elif ema and (main or weights.sharded):
                 save_weights(_named(ema), scratch / _ema_file(weights, accelerator))
             if main:
                 of_run = {
                     "world_size": accelerator.num_processes,
                     "zero_stage": zero_stage(accelerator),
+                    "fsdp": is_fsdp(accelerator),
                     "ema_updates": ema.updates if ema else 0,
                     "shapes": weights.shapes,
                 }
@@ -108,7 +117,7 @@ def restore(folder: Path, weights: Weights, ema: Ema | None, accelerator: Accele
     """Load the newest checkpoint into the prepared model, optimizer and `ema`; return a fresh state if there is none.
 
     Raises:
-        UserError: the checkpoint is damaged, of another network, or sharded over another number of ranks.
+        UserError: the checkpoint is damaged, of another network, or sharded in another way.
     """
     saved_checkpoints = _complete(folder / "checkpoints")
     if not saved_checkpoints:
@@ -116,15 +125,19 @@ def restore(folder: Path, weights: Weights, ema: Ema | None, accelerator: Accele
     *earlier, path = saved_checkpoints
     try:
         saved = read_json(path / "state.json")
-        _check_shards(path, saved.pop("zero_stage"), saved.pop("world_size"), accelerator)
+        stage, ranks = saved.pop("zero_stage"), saved.pop("world_size")
+        _check_sharding(path, _sharding(stage, saved.pop("fsdp", False)), accelerator)
         _check_shapes(folder, path, saved.pop("shapes"), weights.shapes)
-        accelerator.load_state(str(path))
+        if stage and ranks != accelerator.num_processes:
+            logger.info("%s: saved by %d ranks, converting it for %d", path, ranks, accelerator.num_processes)
+            load_resharded(path, ema, accelerator)
+        else:
+            accelerator.load_state(str(path))
+            if ema:
+                _load_averages(path, ema, weights, accelerator)
         accelerator.step = 0  # Accelerate's count of micro-steps, which may differ on another number of ranks
         updates = saved.pop("ema_updates")
         if ema:
-            averages = load_file(path / _ema_file(weights, accelerator))
-            for name, average in _named(ema).items():
-                average.copy_(averages[name])
             ema.updates = updates
         offsets = StreamOffsets(**saved.pop("position"))
         return TrainState(**saved, offsets=offsets)
@@ -141,6 +154,14 @@ def restore(folder: Path, weights: Weights, ema: Ema | None, accelerator: Accele
 def has_checkpoint(folder: Path) -> bool:
     """Return whether the run in `folder` has a checkpoint to resume from."""
     return bool(_complete(folder / "checkpoints"))
+
+
+def saved_batches(folder: Path) -> int:
+    """Return the batches per optimizer step of the run in `folder`; 0 if it has no checkpoint, or a damaged one."""
+    try:
+        return read_object(_complete(folder / "checkpoints")[-1] / "state.json").get("batches", 0)
+    except (IndexError, UserError):  # which `restore` reports
+        return 0
 
 
 def save_weights(weights: dict[str, Tensor], path: Path, header: dict[str, Any] | None = None) -> None:
@@ -181,15 +202,25 @@ def _ema_file(weights: Weights, accelerator: Accelerator) -> str:
     return f"ema-{accelerator.process_index:05d}.safetensors" if weights.sharded else "ema.safetensors"
 
 
-def _check_shards(path: Path, stage: int, ranks: int, accelerator: Accelerator) -> None:
-    """Raise UserError if the checkpoint has DeepSpeed's shards, one per rank, and stage or ranks are others now."""
-    now = zero_stage(accelerator)
-    if (stage or now) and (stage, ranks) != (now, accelerator.num_processes):
-        saved = f"ZeRO-{stage} on {ranks} ranks" if stage else f"no ZeRO on {ranks} ranks"
-        here = f"ZeRO-{now}" if now else "no ZeRO"
+def _load_averages(path: Path, ema: Ema, weights: Weights, accelerator: Accelerator) -> None:
+    if is_fsdp(accelerator):
+        distributed_checkpoint.load(weights.as_distributed(ema.averages), checkpoint_id=path / "ema")
+        return
+    averages = load_file(path / _ema_file(weights, accelerator))
+    for name, average in _named(ema).items():
+        average.copy_(averages[name])
+
+
+def _sharding(stage: int, fsdp: bool) -> str:
+    return f"ZeRO-{stage}" if stage else "FSDP2" if fsdp else "full weights per rank"
+
+
+def _check_sharding(path: Path, saved: str, accelerator: Accelerator) -> None:
+    """Raise UserError if the checkpoint is sharded in another way than the weights here."""
+    now = _sharding(zero_stage(accelerator), is_fsdp(accelerator))
+    if saved != now:
         raise UserError(
-            f"{path}: was saved with {saved} and can't be loaded with {here} on {accelerator.num_processes}. "
-            f"Resume it on {ranks} ranks with the same launch file."
+            f"{path}: was saved with {saved} and can't be loaded with {now}. Resume it with the same launch file."
         )
 
 

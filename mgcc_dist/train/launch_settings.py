@@ -17,21 +17,25 @@ SECTIONS = {
 """sections of a DeepSpeed file that the training loop replaces, and the keys to set instead"""
 
 
-def apply_launch_settings(name: str, loader: TrainLoader, config: LoopConfig, accelerator: Accelerator) -> None:
+def apply_launch_settings(
+    name: str, loader: TrainLoader, config: LoopConfig, accelerator: Accelerator, accumulation: int | None = None
+) -> None:
     """Make Accelerate and DeepSpeed use the accumulation, clipping and batch size of the task `name`.
 
-    DeepSpeed's settings live as long as the process, so those of its file are remembered for the next task.
+    `accumulation` replaces that of the config, where another number of ranks keeps the global batch size. DeepSpeed's
+    settings live as long as the process, so those of its file are remembered for the next task.
 
     Raises:
         UserError: a launch file or an option of the launcher asks for something else, or DeepSpeed should offload an
             optimizer to the CPU that it can't, and that Accelerate would silently replace by Adam.
     """
     section = "loop" if name == "segment" else f"{name}.loop"
-    accumulation = launcher_option("gradient_accumulation_steps")
-    _require_equal(name, "gradient_accumulation_steps", accumulation, f"{section}.accumulation", config.accumulation)
+    asked = launcher_option("gradient_accumulation_steps")
+    _require_equal(name, "gradient_accumulation_steps", asked, f"{section}.accumulation", config.accumulation)
     clipping = launcher_option("gradient_clipping")
     _require_equal(name, "gradient_clipping", clipping, f"{section}.clip_norm", config.clip_norm)
-    accelerator.gradient_accumulation_steps = config.accumulation  # the launcher's 1 would replace it
+    accumulation = accumulation or config.accumulation
+    accelerator.gradient_accumulation_steps = accumulation  # the launcher's 1 would replace it
     if not zero_stage(accelerator):
         return
     plugin = accelerator.state.deepspeed_plugin
@@ -42,7 +46,7 @@ def apply_launch_settings(name: str, loader: TrainLoader, config: LoopConfig, ac
         "gradient_accumulation_steps": (f"{section}.accumulation", config.accumulation),
         "gradient_clipping": (f"{section}.clip_norm", config.clip_norm),
         "train_micro_batch_size_per_gpu": ("the batch size", batch),
-        "train_batch_size": ("the global batch size", batch * config.accumulation * accelerator.num_processes),
+        "train_batch_size": ("the global batch size", batch * accumulation * accelerator.num_processes),
     }
     for key, (here, value) in ours.items():
         _require_equal(name, key, file.get(key), here, value)
@@ -56,7 +60,7 @@ def apply_launch_settings(name: str, loader: TrainLoader, config: LoopConfig, ac
             f"{name}: {section}.optimizer is {config.optimizer.name}, but DeepSpeed can offload only Adam to the CPU. "
             "Use adam or adamw, or a launch file without offload."
         )
-    settings.update({key: value for key, (_, value) in ours.items()})
+    settings.update({key: value for key, (_, value) in ours.items()} | {"gradient_accumulation_steps": accumulation})
 
 
 def _require_equal(name: str, key: str, asked: Any, here: str, value: float) -> None:

@@ -34,6 +34,7 @@ from mgcc_dist.train import checkpoints
 from mgcc_dist.train.checkpoints import TrainState
 from mgcc_dist.train.config import OPTIMIZERS, LoopConfig
 from mgcc_dist.train.ema import Ema
+from mgcc_dist.train.fsdp import is_fsdp, register_methods, wrap_blocks
 from mgcc_dist.train.launch_settings import apply_launch_settings
 from mgcc_dist.train.metrics_logger import MetricsLogger
 from mgcc_dist.train.run_folder import check_inputs, hash_inputs
@@ -107,7 +108,9 @@ def fit(
     # --- numerics and launcher settings
     torch.backends.cudnn.allow_tf32 = config.tf32
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-    apply_launch_settings(task.name, task.loader, config, accelerator)
+    batches = checkpoints.saved_batches(folder) or accelerator.num_processes * config.accumulation
+    accumulation = _accumulation(task, config, batches, folder, accelerator)
+    apply_launch_settings(task.name, task.loader, config, accelerator, accumulation)
 
     # --- module, optimizer, EMA, and their state
     template = meta_copy(task.module)
@@ -121,7 +124,11 @@ def fit(
             f"{task.name}: DeepSpeed would clip the gradients of a network and its discriminator by one norm. "
             f"Set {task.name}.loop.clip_norm 0, or start without DeepSpeed."
         )
+    if is_fsdp(accelerator):
+        wrap_blocks(task.module, accelerator)
     module, optimizer = accelerator.prepare(task.module, optimizer)
+    if is_fsdp(accelerator):
+        register_methods(module)
     weights = Weights(task.module, optimizer, template, accelerator)
     ema = Ema(weights.shards, config.ema_decay) if config.ema_decay else None
     state = checkpoints.restore(folder, weights, ema, accelerator)
@@ -129,7 +136,7 @@ def fit(
         hashes = hash_inputs(inputs)
         check_inputs(folder, state.inputs, hashes)
         state.inputs |= hashes  # data that was moved or deleted keeps its earlier path too
-    accumulation = _accumulation(task, config, state, folder, accelerator)
+    state.batches = batches
     total = total_steps(config, task.loader, state.batches)
     warmup = config.warmup_steps or math.ceil(task.loader.batches_for(config.warmup_epochs) / state.batches)
     sums = _LossSums(state, accelerator)
@@ -251,27 +258,25 @@ class _LossSums:
         return self._accelerator.gather(torch.stack(list(self._sums.values()))[None]).tolist()
 
 
-def _accumulation(task: Task, config: LoopConfig, state: TrainState, folder: Path, accelerator: Accelerator) -> int:
+def _accumulation(task: Task, config: LoopConfig, batches: int, folder: Path, accelerator: Accelerator) -> int:
     """Return the micro-steps per optimizer step that keep the run's number of batches per step on these ranks.
 
     Raises:
         UserError: the batches can't be divided evenly over the ranks.
     """
     ranks = accelerator.num_processes
-    state.batches = state.batches or ranks * config.accumulation
-    accumulation, rest = divmod(state.batches, ranks)
+    accumulation, rest = divmod(batches, ranks)
     if rest:
-        fitting = [str(n) for n in range(1, state.batches + 1) if state.batches % n == 0]
+        fitting = [str(n) for n in range(1, batches + 1) if batches % n == 0]
         raise UserError(
-            f"{folder}: an optimizer step of this run has {state.batches} batches, which can't be divided evenly over "
+            f"{folder}: an optimizer step of this run has {batches} batches, which can't be divided evenly over "
             f"{ranks} ranks. Resume it on {' or '.join(fitting)}."
         )
     if accumulation != config.accumulation:
-        accelerator.gradient_accumulation_steps = accumulation
         batch = task.loader.batch
         logger.info(
             "%s: accumulating %d batches of %d per rank instead of %d, to keep the global batch size of %d on %d ranks",
-            *(task.name, accumulation, batch, config.accumulation, state.batches * batch, ranks),
+            *(task.name, accumulation, batch, config.accumulation, batches * batch, ranks),
         )
     return accumulation
 

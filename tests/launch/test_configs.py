@@ -30,6 +30,7 @@ WORLD_SIZE = Path(__file__).with_name("world_size.py")
         ("one_gpu", 1, 1, "no"),
         ("8gpu_ddp_bf16", 1, 8, "bf16"),
         ("4x8gpu_ddp_bf16", 4, 32, "bf16"),
+        ("8gpu_fsdp2", 1, 8, "bf16"),
         *((name, 1, 8, "no") for name in ZERO),  # bf16 is set in DeepSpeed's file
     ],
 )
@@ -38,7 +39,8 @@ def test_accelerate_reads_the_settings_in_the_file_name(name, machines, processe
     words = ["--config_file", str(CONFIGS / f"{name}.yaml"), "-m", "mgcc_dist.ldm"]
     read, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
     assert (read.num_machines, read.num_processes, read.mixed_precision) == (machines, processes, precision)
-    assert (read.multi_gpu, read.use_deepspeed) == (processes > 1 and name not in ZERO, name in ZERO)
+    assert (read.use_fsdp, read.use_deepspeed) == (name == "8gpu_fsdp2", name in ZERO)
+    assert read.multi_gpu == (processes > 1 and not read.use_fsdp and not read.use_deepspeed)
     assert not read.use_cpu
     assert read.deepspeed_config_file == ZERO.get(name)
 

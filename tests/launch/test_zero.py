@@ -1,10 +1,11 @@
-"""DeepSpeed's ZeRO as launch/ starts it: two real ranks, compared with one rank without it.
+"""DeepSpeed's ZeRO and FSDP2 as launch/ starts them: two real ranks, compared with one rank without shards.
 
 ZeRO-3 is started by `accelerate launch`, the others on forked ranks with the environment that it would set.
 """
 
 import importlib.util
 import json
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ import toy_ldm
 from accelerate import Accelerator
 from accelerate.commands import launch
 from accelerate.utils import DistributedType
-from accelerate.utils.launch import prepare_deepspeed_cmd_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from safetensors.torch import load_file
 
 from mgcc_dist.common.command_line import parse
@@ -46,7 +47,7 @@ def run(
     launcher: ranks.Launcher, out: Path, *words: str, program: Sequence[str | Path] = LDM, **variables: str
 ) -> subprocess.CompletedProcess:
     config = out.parent / "toy.yaml"
-    config.write_text(toy_ldm.config(steps=4, checkpoint_every=100, samples=2))
+    config.write_text(toy_ldm.config(steps=4, checkpoint_every=2, samples=2))
     return ranks.run(launcher, [*program, "--config", config, "--out", out, *NO_ASSESSMENT, *words], **variables)
 
 
@@ -66,9 +67,18 @@ def launched_environment(options: list[str]) -> dict[str, str]:
     received = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "deepspeed_launcher", received.append)
+        patch.setattr(launch, "multi_gpu_launcher", received.append)
         launch.launch_command(launch.launch_command_parser().parse_args(words))
-    _, environment = prepare_deepspeed_cmd_env(received[0])
-    return {key: value for key, value in environment.items() if key.startswith("ACCELERATE_")}
+    [read] = received
+    environment = prepare_deepspeed_cmd_env(read)[1] if read.use_deepspeed else prepare_multi_gpu_env(read)
+    return {key: value for key, value in environment.items() if key.startswith(("ACCELERATE_", "FSDP_"))}
+
+
+def fsdp_environment() -> dict[str, str]:
+    """The shipped file on two ranks, with a limit at which the toy's larger blocks are sharded each on their own."""
+    options = ["--config_file", str(LAUNCH / "accelerate" / "8gpu_fsdp2.yaml"), "--num_processes", "2"]
+    options += ["--mixed_precision", "no", "--fsdp_min_num_params", "1000"]
+    return launched_environment(options) | {"ACCELERATE_USE_CPU": "true"}
 
 
 @pytest.fixture(scope="module")
@@ -94,44 +104,63 @@ def two_ranks(request, tmp_path_factory):
     return stage, out, done.stderr
 
 
+def assert_same_exports(denoiser: Path, one_rank: Path) -> None:
+    for kind in ("best", "last"):
+        averages, expected = (load_file(f / kind / "model.safetensors") for f in (denoiser, one_rank))
+        assert averages.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(averages[name], tensor, rtol=1e-3, atol=1e-4, msg=f"{kind} {name}")
+
+
 @pytest.mark.parametrize("two_ranks", [1, 2, 3], indirect=True)
 def test_zero_on_two_ranks_exports_the_average_of_one_rank(two_ranks, one_rank):
     stage, out, log = two_ranks
     assert "world size 2 (DEEPSPEED), device cpu, precision no" in log
     assert f'"zero_stage": {stage}' in (next((out / "denoiser").glob("checkpoints/*/state.json"))).read_text()
-    for kind in ("best", "last"):
-        averages, expected = (load_file(f / kind / "model.safetensors") for f in (out / "denoiser", one_rank))
-        assert averages.keys() == expected.keys()
-        for name, tensor in expected.items():
-            torch.testing.assert_close(averages[name], tensor, rtol=1e-3, atol=1e-4, msg=f"{kind} {name}")
+    assert_same_exports(out / "denoiser", one_rank)
     ours, theirs = (json.loads((folder / "result.json").read_text()) for folder in (out / "denoiser", one_rank))
     assert ours["parameters"] == theirs["parameters"]
     assert ours["best"]["loss"] == pytest.approx(theirs["best"]["loss"], rel=1e-3)
 
 
-@pytest.mark.parametrize("two_ranks", [1], indirect=True)
-def test_zero_resumes_only_on_its_own_number_of_ranks(two_ranks):
-    """Nor without ZeRO. The error is one line, and no file changes."""
-    _, out, _ = two_ranks
-    (out / "denoiser" / "result.json").unlink()  # as if it had been stopped after its last checkpoint
-    before = {path: path.read_bytes() for path in (out / "denoiser" / "checkpoints").rglob("*") if path.is_file()}
-    done = run(ranks.forked(1), out, **launched_environment(zero_options(1, out.parent, count=1)))
-    assert done.returncode != 0
-    [line] = [line for line in done.stderr.splitlines() if line.startswith("ldm")]
-    assert line.endswith(
-        "was saved with ZeRO-1 on 2 ranks and can't be loaded with ZeRO-1 on 1. "
-        "Resume it on 2 ranks with the same launch file."
-    )
-    with pytest.raises(UserError, match=r"ZeRO-1 on 2 ranks and can't be loaded with no ZeRO on 1"):
-        run_here(
-            parse(
-                LdmConfig,
-                ["--config", str(out.parent / "toy.yaml"), "--out", str(out), *NO_ASSESSMENT],
-                CONFIGS / "ldm",
-                "demo",
-            )
-        )
-    assert before == {path: path.read_bytes() for path in before}
+def back_to_step_2(denoiser: Path) -> None:
+    """Leave what a run that was stopped after step 2 of 4 leaves."""
+    (denoiser / "result.json").unlink()
+    shutil.rmtree(denoiser / "last")
+    shutil.rmtree(denoiser / "checkpoints" / "step-00000004")
+
+
+@pytest.mark.parametrize("two_ranks", [1, 3], indirect=True)
+def test_zero_resumes_on_another_number_of_ranks(two_ranks, one_rank):
+    """Through DeepSpeed's universal checkpoint; without ZeRO it is refused."""
+    stage, out, _ = two_ranks
+    back_to_step_2(out / "denoiser")
+    done = run(ranks.forked(1), out, **launched_environment(zero_options(stage, out.parent, count=1)))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "saved by 2 ranks, converting it for 1" in done.stderr
+    assert "accumulating 2 batches of 2 per rank instead of 1" in done.stderr
+    assert_same_exports(out / "denoiser", one_rank)
+    assert not (out / "denoiser" / "checkpoints" / ".universal").exists()
+    (out / "denoiser" / "result.json").unlink()
+    words = ["--config", str(out.parent / "toy.yaml"), "--out", str(out), *NO_ASSESSMENT]
+    with pytest.raises(
+        UserError,
+        match=rf"was saved with ZeRO-{stage} and can't be loaded with full weights per rank\. Resume it with the same",
+    ):
+        run_here(parse(LdmConfig, words, CONFIGS / "ldm", "demo"))
+
+
+def test_fsdp2_on_two_ranks_trains_and_resumes_to_the_average_of_one_rank(tmp_path, one_rank):
+    out = tmp_path / "ldm"
+    done = run(ranks.forked(2), out, **fsdp_environment())
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "world size 2 (FSDP), device cpu" in done.stderr
+    assert_same_exports(out / "denoiser", one_rank)
+    back_to_step_2(out / "denoiser")
+    done = run(ranks.forked(2), out, **fsdp_environment())
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "from step 2 of 4" in done.stderr
+    assert_same_exports(out / "denoiser", one_rank)
 
 
 def launched(**settings):
