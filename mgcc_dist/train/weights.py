@@ -122,9 +122,10 @@ class Weights:
         return full
 
 
+@torch.no_grad()  # in which `to_local` returns the shard itself
 def _shards(module: nn.Module, optimizer: torch.optim.Optimizer, stage: int) -> list[Tensor]:
     if stage == 0:
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        return [each.detach().to_local() if isinstance(each, DTensor) else each for each in trained]
+        trained: list[Tensor] = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        return [each.to_local() if isinstance(each, DTensor) else each for each in trained]
     zero = optimizer.optimizer  # type: ignore[attr-defined]  # DeepSpeed's, in Accelerate's wrapper
     return zero.fp32_partitioned_groups_flat if stage == 3 else zero.single_partition_of_fp32_groups
