@@ -3,7 +3,7 @@
 import pytest
 import yaml
 from jobs import dispatch, have_ended, job_of, last_step, queue, restarts, until_in_slurm
-from sweep_files import SUPERVISED, write_ready_sweep, write_sweep
+from sweep_files import SUPERVISED, write_ready_sweep
 
 from mgcc_dist.common.files import read_json
 from mgcc_dist.sweep.expansion import read_sweep
@@ -11,21 +11,21 @@ from mgcc_dist.sweep.expansion import read_sweep
 pytestmark = pytest.mark.slurm
 
 
-def test_a_table_is_one_array_and_one_report_and_a_second_submission_starts_nothing(slurm_up, tmp_path):
-    sweep = write_sweep(tmp_path, seeds=[1, 2])
+def test_a_table_is_one_array_and_one_report_and_a_second_submission_starts_nothing(slurm_up, phantom_data, tmp_path):
+    sweep = write_ready_sweep(tmp_path, phantom_data, "tiny", steps=4, seeds=[1, 2], image_size=16)
     out = tmp_path / "tiny"
-    assert "7 tasks submitted in 4 jobs" in dispatch("submit", sweep)
+    assert "5 tasks submitted in 2 jobs" in dispatch("submit", sweep)
     jobs = read_json(out / "jobs.json")["jobs"]
     runs = [job for name, job in jobs.items() if name.startswith("phantom/")]
     assert {job.partition("_")[0] for job in runs} == {runs[0].partition("_")[0]}
     assert sorted(int(job.partition("_")[2]) for job in runs) == list(range(4))
 
-    assert "7 tasks: 7 done" in dispatch("status", sweep, "--watch", "--every", "0.5")
+    assert "5 tasks: 5 done" in dispatch("status", sweep, "--watch", "--every", "0.5")
     assert "4 of 4 runs are finished" in dispatch("logs", sweep, "report")
     page = (out / "report.html").read_text()
     assert page.count("±") >= 2
 
-    assert "nothing to submit; 7 tasks: 7 done" in dispatch("submit", sweep)
+    assert "nothing to submit; 5 tasks: 5 done" in dispatch("submit", sweep)
     assert read_json(out / "jobs.json")["jobs"] == jobs
     until_in_slurm(lambda: have_ended(*jobs.values()))
     assert "at the best step" in dispatch("logs", sweep, "phantom/mgcc/seed_2")
