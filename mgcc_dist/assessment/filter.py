@@ -69,9 +69,9 @@ def filter_pairs(
             )
         kept = {row["key"] for row in rows if row["kept"]}
         report: dict[str, Any] = {
+            "request": {"samples": shards.index.get("request"), "quantile": config.quantile},
             "run": {key: predictor.info.get(key) for key in ("weights_sha256", "method", "dataset", "split", "seed")},
             "notes": _notes(predictor, images),
-            "quantile": config.quantile,
             "thresholds": thresholds,
             "pairs": len(rows),
             "dropped": len(rows) - len(kept),
@@ -85,7 +85,7 @@ def filter_pairs(
             )
         if accelerator.is_main_process:
             _draw_dropped(predictor, shards, rows, images.size, folder / "dropped.png")
-            facts = {key: report[key] for key in ("run", "quantile", "dropped")}
+            facts = {"run": report["run"], "quantile": config.quantile, "dropped": report["dropped"]}
             scratch = write_selected(shards, kept, pairs, filter=facts)
             shutil.rmtree(pairs, ignore_errors=True)
             scratch.rename(pairs)

@@ -89,8 +89,9 @@ class LatentBatch:
 
     def sample(self, generators: list[torch.Generator]) -> Tensor:
         """Sample z ~ q(z|x), float32 [B,C,h,w], with one generator per image."""
-        moments = torch.cat([self.mean.float(), self.logvar.float()], dim=1)  # CPU autocast has no float16
-        return DiagonalGaussianDistribution(moments).sample(generators)
+        return DiagonalGaussianDistribution(torch.cat([self.mean.float(), self.logvar.float()], dim=1)).sample(
+            generators
+        )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "LatentBatch":
         mean, logvar, classes, mask = map(change, (self.mean, self.logvar, self.classes, self.mask))

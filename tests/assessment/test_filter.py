@@ -80,6 +80,7 @@ def test_pairs_that_agree_less_than_real_images_are_dropped_and_counted(images, 
     assert report["thresholds"]["normal"] == pytest.approx(np.quantile([1, 1 - 1 / 256, 1 - 4 / 256], 0.34), abs=1e-4)
     assert report["classes"]["benign"] == {"pairs": 3, "dropped": 1, "median_agreement": round(dice[1], 4)}
     assert (report["pairs"], report["dropped"]) == (5, 2)
+    assert report["request"] == {"samples": {"seed": 0}, "quantile": 0.34}
     assert pair_filter.describe(report) == "benign 1 of 3, normal 1 of 2"
     assert "trained on split other" in report["notes"][0]
     assert json.loads((tmp_path / "filter" / "filter.json").read_text()) == report

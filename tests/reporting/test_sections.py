@@ -201,20 +201,25 @@ def test_synthetic_images_are_matched_to_runs_by_what_was_asked_for(tmp_path):
         "near_copies": ["s-3"],
         "synthetic": {"images": 8, "median": 0.3, "highest": 0.6},
     }
-    for kind, content in (("quality", quality), ("audit", audit)):
+    classes = {"benign": {"pairs": 5, "dropped": 2}, "normal": {"pairs": 3, "dropped": 1}}
+    dropped = {"request": {"samples": request}, "pairs": 8, "dropped": 3, "classes": classes}
+    for kind, content in (("quality", quality), ("audit", audit), ("filter", dropped)):
         (tmp_path / "ldm" / kind).mkdir(parents=True)
         (tmp_path / "ldm" / kind / f"{kind}.json").write_text(json.dumps(content))
     for name, asked in (("ours", request | {"count": 4}), ("other", request | {"seed": 1})):
         make(tmp_path / name, "mgcc", "busi_test_1", [image("a", 0.5)], synthetic={"request": asked})
-    section = synthetic.section(find_runs([tmp_path / "ours", tmp_path / "other"]), [tmp_path])
-    assert section.notes == ["No quality.json or audit.json was found for the synthetic images of other."]
+    make(tmp_path / "pairs", "mgcc", "busi_test_1", [image("a", 0.5)], synthetic_labeled={"request": request})
+    section = synthetic.section(find_runs([tmp_path / name for name in ("ours", "other", "pairs")]), [tmp_path])
+    missing, filtered = section.notes
+    assert missing == "No quality.json or audit.json was found for the synthetic images of other."
+    assert filtered.endswith("mask of 3 of 8 pairs, which were dropped (benign 2 of 5, normal 1 of 3).")
     measured, audited = section.tables
     ((name, _),) = measured.column_groups
     by_metric = dict(measured.rows)
     assert [(cell.text, cell.note) for cell in by_metric["FID ↓"]] == [("0.25", "0.2 to 0.3"), ("0.125", "0.2 to 0.3")]
     assert [cell.text for cell in by_metric["spectral distance (dB) ↓"]] == [NO_VALUE, NO_VALUE]
-    assert [by_metric[row][0].text for row in ("images", "features", "runs")] == ["4", "MGCC", "ours"]
-    assert audited.runs == {name: "ours"}
+    assert [by_metric[row][0].text for row in ("images", "features", "runs")] == ["4", "MGCC", "ours, pairs"]
+    assert audited.runs == {name: "ours, pairs"}
     ((_, cells),) = audited.rows
     assert [cell.text for cell in cells] == ["8", "1", "0.50", "0.30", "0.60", "–"]  # noqa: RUF001
     assert cells[1].note == "12.5 %"

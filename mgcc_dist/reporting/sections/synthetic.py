@@ -32,6 +32,7 @@ class SampleSet:
     """holds quality/ and audit/"""
     quality: dict[str, Any] | None
     audit: dict[str, Any] | None
+    filter: dict[str, Any] | None
     users: list[Run]
 
 
@@ -44,6 +45,7 @@ def section(found: RunCollection, folders: Sequence[Path]) -> ReportSection | No
     notes = [f"No quality.json or audit.json was found for the synthetic images of {format_names(unknown)}."] * bool(
         unknown
     )
+    notes += [_filter_note(each.name, each.filter) for each in sets if each.filter]
     pictures = [
         Picture(
             embed_png(path),
@@ -96,7 +98,8 @@ def find_sample_sets(collection: RunCollection, folders: Sequence[Path]) -> list
             continue
         request = _identify(((quality or audit or {})["request"]).get("samples"))
         users = [run for run in runs if request in _requests(run)]
-        sets.append(SampleSet(name, folder, quality, audit, users))
+        filtered = _read(folder / "filter" / "filter.json", ("pairs", "dropped", "classes"), collection)
+        sets.append(SampleSet(name, folder, quality, audit, filtered, users))
     return sets
 
 
@@ -109,6 +112,15 @@ def _read(path: Path, keys: Sequence[str], collection: RunCollection) -> dict[st
         return None
     complete = isinstance(content.get("request"), dict) and all(key in content for key in keys)
     return content if complete else None
+
+
+def _filter_note(name: str, report: dict[str, Any]) -> str:
+    dropped, pairs = report["dropped"], report["pairs"]
+    classes = ", ".join(f"{key} {each['dropped']} of {each['pairs']}" for key, each in report["classes"].items())
+    return (
+        f"{name}: a segmentation run on real images disagreed with the mask of {dropped} of {pairs} pairs, which were "
+        f"dropped ({classes})."
+    )
 
 
 def _requests(run: Run) -> list[str]:
