@@ -35,7 +35,7 @@ class FilterConfig:
     run: FileOrFolder | None = None
     """with `denoiser.masks`: segmentation run on real images (its folder, or a model.safetensors) that drops pairs on
     which it disagrees with the mask; the others are written to OUT/pairs. null: no filter"""
-    quantile: UnitInterval = 0.05
+    quantile: UnitInterval = 0.2
     """share of the real validation images on which the run agrees less with the mask than it must on a pair"""
 
 

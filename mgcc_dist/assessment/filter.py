@@ -2,8 +2,9 @@
 
 The network segments every sample. With a lesion in the mask, its agreement is the Dice of prediction and mask; without
 one, it is the share of the image in which it predicts no lesion. The thresholds are the same values on real images: the
-quantile of the agreement on the validation images with, and without, a lesion. A network that is wrong about some real
-images is wrong about synthetic ones, too, so a pair is dropped only if it agrees less than on nearly all real images.
+quantile of the agreement on the validation images with, and without, a lesion. A lesion that is missed completely is
+dropped in any case: a network may miss more real lesions than the quantile. A network that is wrong about some real
+images is wrong about synthetic ones, too, so it does not have to agree with pairs more than with most real images.
 
 `filter/filter.json` has the thresholds, the counts per class and the agreement of each pair, and `filter/dropped.png`
 shows dropped ones. The pairs that are kept are in the shard folder `pairs/`; the samples stay as they are.
@@ -63,7 +64,7 @@ def filter_pairs(
         rows: list[dict[str, Any]] = []
         for record, value in zip(shards.records, found, strict=True):
             assert value is not None
-            accepted = value[1] >= thresholds["lesion" if value[0] else "normal"]
+            accepted = value[1] > 0 and value[1] >= thresholds["lesion" if value[0] else "normal"]
             rows.append(
                 {"key": record.key, "class": record.category, "agreement": round(value[1], 4), "kept": accepted}
             )

@@ -91,14 +91,19 @@ def test_pairs_that_agree_less_than_real_images_are_dropped_and_counted(images, 
     assert provenance(kept)["filter"]["dropped"] == 2
     assert shards.folder.joinpath("index.json").read_bytes() == before, "the samples stay as they are"
 
-    run(images, shards, tmp_path, 0.0)
+    run(images, shards, tmp_path, 0.2)
     assert len(ShardFolder.open(tmp_path / "pairs")) == 3, "the filter of other settings replaces the pairs"
 
 
-def test_samples_without_masks_or_without_any_agreement_are_refused(images, predictor, tmp_path):
+def test_samples_without_masks_or_without_any_agreement_are_refused(images, predictor, tmp_path, monkeypatch):
     unlabeled = folder_of(tmp_path / "u", [Sample("a", square(4, 8), None, {})], request={})
     with pytest.raises(UserError, match=r"filter\.run: .* holds images without masks"):
         run(images, unlabeled, tmp_path, 0.5)
     wrong = folder_of(tmp_path / "w", [Sample("a", square(8, 8), square(0, 8), {})], request={})
     with pytest.raises(UserError, match=r"filter\.quantile: 0\.5 would drop all 1 pairs"):
+        run(images, wrong, tmp_path, 0.5)
+    monkeypatch.setattr(pair_filter, "_thresholds", lambda *words: {"lesion": 0.0, "normal": 0.0})
+    with pytest.raises(
+        UserError, match=r"would drop all 1 pairs"
+    ):  # the network misses this lesion, and many real ones
         run(images, wrong, tmp_path, 0.5)
