@@ -179,6 +179,6 @@ def _draw_dropped(
     for i, sample, predicted in zip(order, samples, _predict(predictor, samples), strict=True):
         assert sample.mask is not None
         state = "kept" if rows[i]["kept"] else "dropped"
-        title = f"{sample.key.removeprefix('synthetic-')} {rows[i]['class']}\n{rows[i]['agreement']:.2f}, {state}"
+        title = f"{sample.key.removeprefix('synthetic-')} {rows[i]['class']}\n{rows[i]['agreement']:.3f}, {state}"
         cases.append(Case(title, sample.image, (sample.mask > 0).astype(float), predicted.astype(float)))
     draw_cases(cases, "pairs of the lowest agreement: mask green, prediction red", path, columns=6)

@@ -277,8 +277,9 @@ class SamplingConfig:
     steps: PositiveInt = 100
     """denoiser evaluations per image (paper: 100, with ddim); 20 to 25 for dpm_solver++"""
     guidance: NonNegativeFloat = 1.0
-    """with `denoiser.classes`: scale of classifier-free guidance; 1 samples the learned class distributions, 0 ignores
-    the classes; other values double the sampling time"""
+    """with `denoiser.classes` or `denoiser.masks`: scale of classifier-free guidance; 1 samples the learned
+    distributions, 0 ignores class and mask, 3 makes lesions fit their masks better; values other than 0 and 1 double
+    the sampling time"""
     seed: NonNegativeInt = 0
     """seed of the initial noise"""
     name: Name = ""
