@@ -58,8 +58,10 @@ demo-busi: $(READY)
 	$(MGCC) report $(BUSI_OUT) --out $(BUSI_OUT)/report.html
 
 # Tests start ranks of their own, one thread each; more threads than cores would only slow them down. Without cached
-# bytecode every process would compile the package again; loading pytest's plugins compiles all of hypothesis.
+# bytecode every process would compile the package again, and in a new clone the first ones at the same time; loading
+# pytest's plugins compiles all of hypothesis.
 test: $(READY)
+	env -u PYTHONDONTWRITEBYTECODE $(RUN) compileall -q benchmarks kernels mgcc_dist slurm
 	env -u PYTHONDONTWRITEBYTECODE PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 OMP_NUM_THREADS=1 $(RUN) pytest -p xdist \
 	    -n $(TEST_PROCESSES) --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
 
