@@ -84,7 +84,7 @@ class ReconstructionConfig:
     ssim: NonNegativeFloat = 0.0
     """weight of 1 - SSIM"""
     spectral: NonNegativeFloat = 0.0
-    """weight of the difference in dB of local power spectra, about 0.0003; keeps speckle"""
+    """weight of the difference in dB of local power spectra, about 0.002; keeps speckle"""
     features: NonNegativeFloat = 0.0
     """weight of the distance in features of `network`"""
     network: FileOrFolder | None = data_input(None)
