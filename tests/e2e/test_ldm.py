@@ -209,6 +209,11 @@ def test_other_settings_in_the_same_folder_are_refused(finished, toy, words, mes
             "--preset demo --sampling.guidance 3",
             r"sampling\.guidance: 3 needs a denoiser with classes or masks\. Set denoiser",
         ),
+        (
+            "--preset demo --denoiser.objective flow --sampling.sampler ddim",
+            r"sampling\.sampler: ddim can't sample a flow\. Choose euler or dpm_solver\+\+\.",
+        ),
+        ("--preset demo --denoiser dit --denoiser.patch 5", r"64 is not a multiple of 20\. .* `patch` divides it"),
         ("--preset demo --denoiser.attention [true]", r"denoiser\.attention: has 1 levels but denoiser\.channels has"),
         ("--preset demo --autoencoder.norm_groups 24", r"autoencoder\.channels: .* not a multiple of"),
         ("--preset demo --data.shards nowhere", "nowhere: does not exist"),
