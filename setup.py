@@ -19,6 +19,7 @@ AUGMENT = ["kornia>=0.9"]  # data.augment: ultrasound
 ENCODERS = ["transformers>=4.56", "huggingface_hub>=0.34"]  # network.encoder
 TRACKERS = ["mlflow-skinny>=3.1", "alembic>=1.13", "sqlalchemy>=2", "wandb>=0.19"]  # loop.tracker
 SEARCH = ["optuna>=4.2"]  # `search:` in a sweep
+CLINIC = ["pydicom>=3.0", "highdicom>=0.27", "nibabel>=5.3"]  # DICOM in, NIfTI and DICOM-SEG out
 
 setup(
     name="mgcc-dist",
@@ -59,6 +60,7 @@ setup(
         "safetensors>=0.5",
         "monai>=1.4",
         "scipy>=1.11",
+        "contourpy>=1.2",
         "tabulate>=0.9",
         "tensorboard>=2.16",
         "tqdm>=4.66",
@@ -81,6 +83,7 @@ setup(
         "trackers": TRACKERS,
         "augment": AUGMENT,
         "s3": ["s3fs>=2025.3"],  # s3:// as data.shards
+        "clinic": CLINIC,
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": [
             *READERS,
@@ -88,6 +91,7 @@ setup(
             *ENCODERS,
             *SEARCH,
             *TRACKERS,
+            *CLINIC,
             "hypothesis>=6.100",
             "mypy>=1.15",
             "packaging>=24",

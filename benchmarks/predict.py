@@ -28,9 +28,9 @@ from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.files import write_json
 from mgcc_dist.data.geometry import fit_image
 from mgcc_dist.data.images import read_grey
-from mgcc_dist.inference.folder import list_images
 from mgcc_dist.inference.loading import load_predictor
 from mgcc_dist.inference.predictor import NetworkInput, Predictor
+from mgcc_dist.inference.sources import list_sources
 from mgcc_dist.kernels.dispatcher import fuse
 from mgcc_dist.models.config import MGCCConfig
 from mgcc_dist.models.network import build_network
@@ -40,9 +40,9 @@ Pass = Callable[[list[NetworkInput]], list[np.ndarray]]
 
 def read_inputs(folder: Path, count: int, size: int) -> list[NetworkInput]:
     """Read `count` images spread evenly over the folder, without mask files."""
-    files = [file for file in list_images(folder, folder.parent / "nowhere") if "_mask" not in file.stem]
-    chosen = files[:: max(1, len(files) // count)][:count]
-    images = [read_grey(folder / file) for file in chosen]
+    sources = [source for source in list_sources([folder], folder.parent / "nowhere") if "_mask" not in source.file]
+    chosen = sources[:: max(1, len(sources) // count)][:count]
+    images = [read_grey(source.path) for source in chosen]
     return [NetworkInput(image, fit_image(image, size, "stretch")) for image in images]
 
 

@@ -30,7 +30,10 @@ EXIT_STOPPED = 75
 """Exit code of a run that saved itself after a signal (EX_TEMPFAIL); rerun the same command to resume."""
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C, where nothing had to be saved."""
-EXTRAS = {"submitit": "slurm", "kornia": "augment", "optuna": "search", "transformers": "encoders"}
+EXTRAS = {
+    **{"submitit": "slurm", "kornia": "augment", "optuna": "search", "transformers": "encoders"},
+    **{"pydicom": "clinic", "highdicom": "clinic", "nibabel": "clinic"},
+}
 """optional packages that a program may need, and the extra that installs them"""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: a quota, or `ulimit -f`
 REFUSED = (

@@ -10,6 +10,7 @@ Each fit maps a box of the image to a box of the square. Both boxes are centred,
 square. To keep them centred in whole pixels, a side of a box may be one pixel longer or shorter than its exact length.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.data.images import resize_image, resize_mask
+from mgcc_dist.data.images import STRIP_PIXELS, resize_image, resize_mask
 from mgcc_dist.data.sample import Sample
 
 Fit = Literal["stretch", "letterbox", "crop", "released"]
@@ -87,9 +88,28 @@ def restore(square: Tensor, shape: tuple[int, int], fit: Fit) -> Tensor:
     """
     seen, shown = boxes(shape, square.shape[0], fit)
     rows, columns = seen
-    size = (rows.stop - rows.start, columns.stop - columns.start)
-    values = F.interpolate(square[shown][None, None], size, mode="bilinear", antialias=True)[0, 0]
+    values = _resize(square[shown], rows.stop - rows.start, columns.stop - columns.start)
     return F.pad(values, (columns.start, shape[1] - columns.stop, rows.start, shape[0] - rows.stop))
+
+
+def restore_strips(square: Tensor, shape: tuple[int, int], fit: Fit) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+    """Yield `restore` of a large image in strips of columns: their box in the image, and their values.
+
+    What was not seen is left out. Columns are independent once the square has the image's width.
+    """
+    seen, shown = boxes(shape, square.shape[0], fit)
+    rows, columns = seen
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    wide = _resize(square[shown], shown[0].stop - shown[0].start, width)
+    step = max(1, STRIP_PIXELS // height)
+    for start in range(0, width, step):
+        stop = min(start + step, width)
+        box = (rows, slice(columns.start + start, columns.start + stop))
+        yield box, _resize(wide[:, start:stop], height, stop - start)
+
+
+def _resize(values: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(values[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
 
 
 def _interpolate(pixels: np.ndarray, size: int, mode: Literal["bilinear", "nearest"]) -> np.ndarray:

@@ -23,6 +23,9 @@ SUFFIXES = (
     *(".dib", ".pbm", ".pgm", ".ppm", ".pnm", ".tga"),
 )
 
+STRIP_PIXELS = 2**22
+"""pixels that are converted at once"""
+
 
 class BadFile(UserError):
     """An image or mask file that cannot be used, and why."""
@@ -148,11 +151,11 @@ def load_image(path: Path, content: bytes | None = None) -> tuple[Image.Image, I
             # Phones append other pictures (depth, preview) to the first one and call it JPEG.
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             other_order = _other_byte_order(image)
-            upright = ImageOps.exif_transpose(image)
+            _rotate(image)
         if other_order and frames == 1:
-            with Image.open(path if content is None else io.BytesIO(content)) as image:
-                image.tile = other_order
-                low_bytes = ImageOps.exif_transpose(image)
+            with Image.open(path if content is None else io.BytesIO(content)) as low_bytes:
+                low_bytes.tile = other_order
+                _rotate(low_bytes)
     except Image.DecompressionBombError as error:
         raise BadFile(path, f"is too large (more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels)") from error
     except UnidentifiedImageError as error:
@@ -161,12 +164,18 @@ def load_image(path: Path, content: bytes | None = None) -> tuple[Image.Image, I
         raise BadFile(path, f"not a readable image ({error})") from error
     if frames > 1:
         raise BadFile(path, f"contains {frames} images. Save each to its own file.")
-    return upright, low_bytes
+    return image, low_bytes
 
 
 def deep_colour(high_bytes: Image.Image, low_bytes: Image.Image) -> np.ndarray:
     """Combine the result of `load_image` to uint16 [H,W,3] or, with transparency, [H,W,4]."""
     return np.asarray(high_bytes).astype(np.uint16) * 256 + np.asarray(low_bytes)
+
+
+def _rotate(image: Image.Image) -> None:
+    """Decode an image and apply its EXIF rotation, without the copy of an image that has none."""
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
 
 
 def _other_byte_order(image: ImageFile.ImageFile) -> list[Any]:
@@ -190,7 +199,7 @@ def _other_byte_order(image: ImageFile.ImageFile) -> list[Any]:
 
 
 def read_pixels(path: Path, content: bytes | None = None) -> np.ndarray:
-    """Read uint8 or uint16, [H,W] grey or [H,W,3] colour, from a file or its content. Raises BadFile."""
+    """Read grey uint8 or uint16 [H,W], or 16-bit colour [H,W,3], from a file or its content. Raises BadFile."""
     image, low_bytes = load_image(path, content)
     try:
         if low_bytes is not None:
@@ -201,22 +210,35 @@ def read_pixels(path: Path, content: bytes | None = None) -> np.ndarray:
 
 
 def _decode_pixels(image: Image.Image) -> np.ndarray:
-    """Convert to uint8 [H,W] grey, uint8 [H,W,3] colour (transparency composited onto black) or uint16 [H,W].
+    """Convert to grey [H,W] of uint8 (transparency composited onto black) or uint16.
 
     Raises:
         ValueError: 32-bit pixels that do not fit 16 bits.
     """
-    if image.mode in ("1", "L"):
-        return np.asarray(image.convert("L"))
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if image.mode == "L":
+        return np.asarray(image)
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16, copy=False)
+    if image.mode in ("I", "F"):
         pixels = np.asarray(image)
         if pixels.min() < 0 or pixels.max() > 65535 or (pixels != np.floor(pixels)).any():
             raise ValueError("has 32-bit pixels. Save it with 8 or 16 bits.")
         return pixels.astype(np.uint16)
+    grey = Image.new("L", image.size)
+    height = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, height):  # a large image is not held in memory as RGBA too
+        strip = image.crop((0, top, image.width, min(top + height, image.height)))
+        grey.paste(_as_grey(strip), (0, top))
+    return np.asarray(grey)
+
+
+def _as_grey(image: Image.Image) -> Image.Image:
+    if image.mode in ("1", "L"):
+        return image.convert("L")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return np.asarray(image.convert("RGB"))
+    return image.convert("RGB").convert("L")
 
 
 def _has_16_bits(path: Path) -> bool:
@@ -239,7 +261,7 @@ def to_8_bits(pixels: np.ndarray, bits: int | None = None) -> np.ndarray:
         ValueError: 16-bit pixels have more than `bits` bits.
     """
     if pixels.dtype == np.uint8:
-        return np.asarray(Image.fromarray(pixels).convert("L")) if pixels.ndim == 3 else pixels
+        return pixels
     if pixels.ndim == 3:
         pixels = (pixels @ np.array([299, 587, 114], np.uint32) // 1000).astype(np.uint16)
     bits = bits or smallest_bits(pixels)

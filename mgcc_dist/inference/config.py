@@ -3,20 +3,32 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mgcc_dist.common.options import flag
-from mgcc_dist.common.value_types import FolderPath, NonNegativeInt, PositiveInt
+from mgcc_dist.common.options import argument, flag
+from mgcc_dist.common.value_types import FileOrFolder, FolderPath, NonNegativeInt, PositiveFloat, PositiveInt
+
+MaskFormat = Literal["png", "nifti", "dicom-seg"]
 
 
 @dataclass(frozen=True)
 class PredictConfig:
     run: FolderPath
     """folder of a segmentation run"""
-    images: FolderPath
-    """folder of images, with any subfolders"""
-    out: FolderPath
+    images: tuple[FileOrFolder, ...] = argument(nargs="+")
+    """images, DICOM files, or folders of them with any subfolders; - reads a list of paths from standard input"""
+    out: FolderPath = argument()
     """output folder; new, or of the same prediction"""
     weights: Literal["best", "last"] = "best"
     """best: highest validation score; last: last step"""
+    masks: tuple[MaskFormat, ...] = argument(("png",), nargs="+")
+    """formats of the masks; dicom-seg only for DICOM"""
+    contours: bool = flag()
+    """also write contours, areas and diameters of each lesion as JSON"""
+    probabilities: bool = flag()
+    """also write probability maps, 16-bit PNG; 65535 is 1"""
+    spacing: tuple[PositiveFloat, ...] = argument((), nargs="+")
+    """mm per pixel of images that do not say it: one number, or one for x and one for y"""
+    keep_identifiers: bool = flag()
+    """name outputs of DICOM files after their paths, and copy the patient into dicom-seg"""
     batch: PositiveInt = 8
     """images per forward pass, as memory allows"""
     workers: NonNegativeInt = 2

@@ -5,17 +5,20 @@ is replaced or deleted. Any other file, such as a mask corrected by hand, is kep
 """
 
 import json
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import read_json, sha256_of, write_bytes, write_json, write_text
+from mgcc_dist.common.files import read_json, remove_scratch, sha256_of, write_bytes, write_json, write_text
 from mgcc_dist.common.lock import LOCK, lock
 
-MASKS, OVERLAYS, PREDICTIONS, SKIPPED, CONTENTS = "masks", "overlays", "predictions.csv", "skipped.csv", "predict.json"
+MASKS, OVERLAYS, PROBABILITIES, CONTOURS = FOLDERS = "masks", "overlays", "probabilities", "contours"
+PREDICTIONS, SKIPPED, CONTENTS = "predictions.csv", "skipped.csv", "predict.json"
 WRITTEN, IMAGES = "written.jsonl", "images.jsonl"
 SCRATCH = re.compile(r"\..+\.\d+\.tmp")
 """what a kill may leave of a file that was being written"""
@@ -72,6 +75,7 @@ class OutputFolder:
                     f"{self.path / table}: was changed, or not written by this version of `mgcc predict`. "
                     "Move it elsewhere and rerun, or choose another --out."
                 )
+        remove_scratch(self.path)
         expected = set(names)
         for name in self._files():
             if name not in expected:
@@ -79,17 +83,35 @@ class OutputFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file, unless a file of that name exists that this program did not write: then keep that one."""
-        path, digest = self.path / name, sha256(content).hexdigest()
+        digest = sha256(content).hexdigest()
+        if self._register(name, digest):
+            write_bytes(self.path / name, content)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Yield a scratch path for a file that is written in parts; at the end it counts as in `write`."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            yield scratch
+            if scratch.is_file() and self._register(name, sha256_of(scratch)):
+                scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def _register(self, name: str, digest: str) -> bool:
+        """Return whether a file of this content is to be written, and list it as this program's."""
+        path = self.path / name
         unchanged = path.is_file() and sha256_of(path) == digest
         if path.exists() and not unchanged and not self._is_own(name):
             self.kept.append(name)
-            return
+            return False
         # The line first: a file without one would count as somebody else's if the process is killed in between.
         with (self.path / WRITTEN).open("a") as file:
             file.write(_line(name, digest))
         self._written.setdefault(name, set()).add(digest)
-        if not unchanged:
-            write_bytes(path, content)
+        return not unchanged
 
     def finish(self, images: dict[str, str]) -> None:
         """Leave one line per file in the list, and one per image, sha256 by file, in that of the images."""
@@ -103,7 +125,7 @@ class OutputFolder:
 
     def _files(self) -> list[str]:
         """The outputs that exist, of this program or of somebody else, without predict.json."""
-        files = [path for folder in (MASKS, OVERLAYS) for path in (self.path / folder).rglob("*") if path.is_file()]
+        files = [path for folder in FOLDERS for path in (self.path / folder).rglob("*") if path.is_file()]
         files = [path for path in files if not SCRATCH.fullmatch(path.name)]
         files += [path for name in (PREDICTIONS, SKIPPED) if (path := self.path / name).exists()]
         return sorted(path.relative_to(self.path).as_posix() for path in files)

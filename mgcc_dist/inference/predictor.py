@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Self, overload
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from mgcc_dist.common.environment import has_bf16
 from mgcc_dist.common.errors import UserError
@@ -116,26 +116,34 @@ class Predictor:
         """The input for a grey image uint8 [H,W]."""
         return NetworkInput(grey, fit_image(grey, self.image_size, self.fit))
 
-    @torch.inference_mode()
     def probabilities(self, inputs: Sequence[NetworkInput], names: Sequence[object] | None = None) -> list[np.ndarray]:
         """Lesion probability, float32 [H,W] in [0,1], of each input at its own size; all inputs in one forward pass.
 
         Raises:
             UserError: the network's output is not finite; the message has the image's name or its index.
         """
-        if not inputs:
+        squares = self.squares([each.square for each in inputs], names)
+        return [
+            restore(square, (each.image.shape[0], each.image.shape[1]), self.fit).cpu().numpy()
+            for each, square in zip(inputs, squares, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def squares(self, squares: Sequence[np.ndarray], names: Sequence[object] | None = None) -> list[Tensor]:
+        """Lesion probability, float32 [S,S] in [0,1], of each square uint8 [S,S]; all squares in one forward pass.
+
+        Raises:
+            UserError: the network's output is not finite; the message has the image's name or its index.
+        """
+        if not squares:
             return []
         device, dtype = self.device, self.dtype
-        squares = torch.from_numpy(np.stack([each.square for each in inputs]))[:, None]  # [B,1,S,S]
+        images = torch.from_numpy(np.stack(squares))[:, None]  # [B,1,S,S]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = self.network(normalize(squares.to(device)).contiguous(memory_format=torch.channels_last))
-        items = names or [f"image {index}" for index in range(len(inputs))]
+            logits = self.network(normalize(images.to(device)).contiguous(memory_format=torch.channels_last))
+        items = names or [f"image {index}" for index in range(len(squares))]
         require_finite(logits, "network", items, "Use --precision no, or another run's weights.")
-        probabilities = logits.float().sigmoid()
-        return [
-            restore(probability[0], (each.image.shape[0], each.image.shape[1]), self.fit).cpu().numpy()
-            for each, probability in zip(inputs, probabilities, strict=True)
-        ]
+        return list(logits.float().sigmoid()[:, 0])
 
     @property
     def dtype(self) -> torch.dtype:

@@ -13,7 +13,7 @@ from mgcc_dist.data.file_listing import readable_name, walk_files
 from mgcc_dist.data.images import read_grey
 from mgcc_dist.data.readers.busi import busi
 from mgcc_dist.data.readers.folder import folder
-from mgcc_dist.inference.folder import list_images
+from mgcc_dist.inference.sources import list_sources
 
 IGNORED = (".ipynb_checkpoints", "@eaDir", ".hidden", ".Trash-1000", "$RECYCLE.BIN", "#recycle", "__MACOSX", "Trash")
 FOLDERS = st.lists(st.sampled_from(["benign", "left", "Été", *IGNORED]), max_size=3)
@@ -42,7 +42,7 @@ def test_shards_and_predict_list_the_same_images(tmp_path):
         write_image(tmp_path / "images" / name)
     (tmp_path / "images" / "linked").symlink_to(tmp_path / "images" / "more")
     expected = ["a.png", "linked/b.png", "more/b.png"]
-    assert [path.as_posix() for path in list_images(tmp_path / "images", tmp_path / "out")] == expected
+    assert [source.file for source in list_sources([tmp_path / "images"], tmp_path / "out")] == expected
     reader = folder(tmp_path)
     listed = [item.image for item in reader.items] + [bad.path for bad in reader.bad_files]
     assert sorted(path.relative_to(tmp_path / "images").as_posix() for path in listed) == expected

@@ -1,0 +1,244 @@
+"""Write what `mgcc predict` found: masks, overlays, probability maps and contours of a frame, and rows of the table."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from mgcc_dist.data.dicom import Region
+from mgcc_dist.data.geometry import Fit, restore_strips
+from mgcc_dist.data.images import resize_image
+from mgcc_dist.inference.config import MaskFormat
+from mgcc_dist.inference.dicom_seg import write_segmentation
+from mgcc_dist.inference.lesions import Lesion, describe, find_lesions
+from mgcc_dist.inference.nifti import NiftiWriter
+from mgcc_dist.inference.output_folder import CONTOURS, MASKS, OVERLAYS, PROBABILITIES, OutputFolder
+from mgcc_dist.inference.overlay import overlay
+from mgcc_dist.inference.predictor import THRESHOLD
+from mgcc_dist.inference.reading import Frame
+from mgcc_dist.inference.sources import Source
+
+CODEC = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names need not be UTF-8
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is written for each image."""
+
+    masks: tuple[MaskFormat, ...] = ("png",)
+    contours: bool = False
+    probabilities: bool = False
+    keep_identifiers: bool = False
+
+    def names(self, source: Source) -> list[str]:
+        """The files of a source."""
+        per_frame = [(OVERLAYS, ".png")]
+        per_frame += [(MASKS, ".png")] * ("png" in self.formats(source))
+        per_frame += [(PROBABILITIES, ".png")] * self.probabilities + [(CONTOURS, ".json")] * self.contours
+        frames = [source.name(index) for index in range(source.frames)]
+        names = [f"{folder}/{name}{suffix}" for folder, suffix in per_frame for name in frames]
+        return names + [mask_name(source, 0, kind) for kind in self.formats(source) if kind != "png"]
+
+    def formats(self, source: Source) -> list[MaskFormat]:
+        """The formats of a source's masks: dicom-seg refers to a DICOM file."""
+        kinds = dict.fromkeys(self.masks)
+        formats: list[MaskFormat] = [kind for kind in kinds if kind != "dicom-seg" or source.dicom]
+        return formats or ["png"]
+
+
+def mask_name(source: Source, frame: int, kind: MaskFormat) -> str:
+    """The mask's file: PNG is one file per frame, the others are one per image or cine."""
+    suffix = {"nifti": ".nii.gz", "dicom-seg": ".dcm"}.get(kind)
+    return f"{MASKS}/{source.stem}{suffix}" if suffix else f"{MASKS}/{source.name(frame)}.png"
+
+
+@dataclass
+class RegionResult:
+    """The part of a mask in one region."""
+
+    area: int
+    """pixels"""
+    confidence: float
+    lesions: list[Lesion]
+
+
+class SourceWriter:
+    """Writes the files of one image or cine, frame by frame, in order."""
+
+    def __init__(
+        self, out: OutputFolder, source: Source, number: int, frame: Frame, options: OutputOptions, weights: str
+    ) -> None:
+        self.out, self.source, self.options = out, source, options
+        self.formats = options.formats(source)
+        self._number, self._weights = number, weights
+        self._shape = frame.shape
+        spacings = {region.spacing for region in frame.regions}
+        self._spacing = spacings.pop() if len(spacings) == 1 else None
+        self._files = ExitStack()
+        self._written = 0
+        self._nifti: NiftiWriter | None = None
+        self._volume: np.memmap | None = None
+        self._segmentation: Path | None = None
+
+    def __enter__(self) -> Self:
+        if "nifti" in self.formats:
+            scratch = self._files.enter_context(self.out.writing(mask_name(self.source, 0, "nifti")))
+            self._nifti = self._files.enter_context(
+                NiftiWriter(scratch, self._shape, self.source.frames, self._spacing)
+            )
+        if "dicom-seg" in self.formats:
+            self._segmentation = self._files.enter_context(self.out.writing(mask_name(self.source, 0, "dicom-seg")))
+            # On disk, so that a long cine needs no memory.
+            volume = self._segmentation.with_name(f".volume{self._segmentation.name}")
+            self._files.callback(volume.unlink, missing_ok=True)
+            self._volume = np.memmap(volume, np.uint8, "w+", shape=(self.source.frames, *self._shape))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        with self._files:
+            if kind is None:
+                self._skip_to(self.source.frames)
+                if self._segmentation and self.source.dicom and self._volume is not None:
+                    write_segmentation(
+                        *(self._segmentation, self._volume, self.source.dicom, self._spacing, self._weights),
+                        number=self._number,
+                        keep_identifiers=self.options.keep_identifiers,
+                    )
+            elif self._segmentation:
+                self._segmentation.unlink(missing_ok=True)
+
+    def write(self, frame: Frame, squares: Sequence[Tensor], fit: Fit) -> list[dict[str, Any]]:
+        """Write the files of one frame; returns its rows of predictions.csv, one per region."""
+        self._skip_to(frame.index)
+        name = self.source.name(frame.index)
+        mask = np.zeros(frame.shape, np.uint8)
+        probability = np.zeros(frame.shape, np.uint16) if self.options.probabilities else None
+        results = []
+        for square, region in zip(squares, frame.regions, strict=True):
+            view = mask[region.rows, region.columns]
+            part = np.zeros_like(view) if len(squares) > 1 else view  # regions may overlap
+            values = None if probability is None else probability[region.rows, region.columns]
+            results.append(restore_region(square, region, part, values, fit, self.options.contours))
+            np.maximum(view, part, out=view)
+        if "png" in self.formats:
+            self.out.write(mask_name(self.source, frame.index, "png"), png(mask))
+        small = resize_image(mask, frame.picture.shape[1], frame.picture.shape[0])
+        self.out.write(f"{OVERLAYS}/{name}.png", png(overlay(frame.picture, small > 127)))
+        if probability is not None:
+            self.out.write(f"{PROBABILITIES}/{name}.png", png(probability))
+        if self.options.contours:
+            self.out.write(f"{CONTOURS}/{name}.json", self._contours(frame, results))
+        if self._nifti:
+            self._nifti.write(mask)
+        if self._volume is not None:
+            self._volume[frame.index] = mask > 0
+        self._written = frame.index + 1
+        return [self._row(frame, number, result) for number, result in enumerate(results)]
+
+    def _skip_to(self, index: int) -> None:
+        """Leave frames that could not be read empty."""
+        while self._written < index:
+            if self._nifti:
+                self._nifti.write(np.zeros(self._shape, np.uint8))
+            self._written += 1
+
+    def _row(self, frame: Frame, number: int, result: RegionResult) -> dict[str, Any]:
+        region = frame.regions[number]
+        rows, columns, spacing = region
+        size = (rows.stop - rows.start) * (columns.stop - columns.start)
+        first = result.lesions[0] if result.lesions else None
+        longest, across = (f"{first.longest:.3f}", f"{first.perpendicular:.3f}") if first else ("0", "0")
+        return {
+            "file": self.source.file,
+            "mask": mask_name(self.source, frame.index, self.formats[0]),
+            "width": frame.shape[1],
+            "height": frame.shape[0],
+            "area_pixels": result.area,
+            "area_fraction": f"{result.area / size:.6f}",
+            "confidence": f"{result.confidence:.4f}",
+            "lesion": "yes" if result.area else "no",
+            "frame": frame.index + 1,
+            "region": number + 1,
+            "spacing_x_mm": f"{spacing[0]:g}" if spacing else "",
+            "spacing_y_mm": f"{spacing[1]:g}" if spacing else "",
+            "area_mm2": f"{result.area * spacing[0] * spacing[1]:.3f}" if spacing else "",
+            "longest_diameter_mm": longest if spacing else "",
+            "perpendicular_diameter_mm": across if spacing else "",
+            "longest_diameter_pixels": "" if spacing else longest,
+            "perpendicular_diameter_pixels": "" if spacing else across,
+        }
+
+    def _contours(self, frame: Frame, results: Sequence[RegionResult]) -> bytes:
+        regions = [
+            {
+                "region": number,
+                "box": [region.columns.start, region.rows.start, region.columns.stop, region.rows.stop],
+                "spacing_mm": list(region.spacing) if region.spacing else None,
+                "lesions": [describe(lesion, region.spacing) for lesion in result.lesions],
+            }
+            for number, (region, result) in enumerate(zip(frame.regions, results, strict=True), start=1)
+        ]
+        content = {
+            "file": self.source.file,
+            "frame": frame.index + 1,
+            "width": frame.shape[1],
+            "height": frame.shape[0],
+            "regions": regions,
+        }
+        return (json.dumps(content) + "\n").encode()
+
+
+def restore_region(
+    square: Tensor,
+    region: Region,
+    mask: np.ndarray,
+    probability: np.ndarray | None,
+    fit: Fit,
+    measure_all: bool = True,
+) -> RegionResult:
+    """Set `mask` uint8 [H,W] of a region to 255 on the lesion, and fill `probability` uint16 [H,W], if it is given.
+
+    Works in strips, so that the probability of a large image is never in memory as float. Without `measure_all` only
+    the largest one is measured.
+    """
+    inside, highest = 0.0, 0.0
+    for box, strip in restore_strips(square.cpu(), (mask.shape[0], mask.shape[1]), fit):
+        values = strip.numpy()
+        lesion = values > THRESHOLD
+        mask[box][lesion] = 255
+        inside += float(values[lesion].sum(dtype=np.float64))
+        highest = max(highest, float(values.max()))
+        if probability is not None:
+            probability[box] = np.rint(values * np.float32(65535)).astype(np.uint16)
+    area = int(np.count_nonzero(mask))
+    corner = (region.columns.start, region.rows.start)
+    lesions = find_lesions(mask, region.spacing, corner, None if measure_all else 1) if area else []
+    return RegionResult(area, inside / area if area else 1 - highest, lesions)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, format="PNG")
+    return content.getvalue()
+
+
+def table(rows: Sequence[dict[str, Any]]) -> bytes:
+    """CSV with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode(**CODEC)
+
+
+def files_of(content: bytes) -> set[str]:
+    """The column `file` of a table."""
+    return {row.get("file", "") for row in csv.DictReader(io.StringIO(content.decode(**CODEC)))}
