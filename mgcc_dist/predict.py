@@ -1,18 +1,20 @@
-"""Segment a folder of images: lesion masks, overlays and a table. For research use only.
+"""Segment images or DICOM cines: lesion masks, overlays and a table. For research use only.
 
     mgcc predict --run out/runs/mgcc_1 --images DIR --out out/masks
+    mgcc predict --run out/runs/mgcc_1 --images cine.dcm --out out/cine --masks dicom-seg
 
 Works in one process and needs no launcher. Under torchrun, which takes --run for its own --run-path, put `--` before
 the options: `torchrun -m mgcc_dist.predict -- --run out/runs/mgcc_1 ...`.
 
-Reads every PNG, JPEG, BMP and TIFF in --images and its subfolders, of any size, depth and colour. Writes under the same
-names, in the same subfolders:
+Reads PNG, JPEG, BMP and TIFF of any size, depth and colour, and DICOM (extra `clinic`) of one or many frames, of which
+it segments the two-dimensional ultrasound regions. Writes under the images' names, in the same subfolders; NAME of a
+DICOM file is its SOP Instance UID, and of each frame of a cine NAME/0001, NAME/0002, ...:
 
-    OUT/masks/NAME.png       0 and 255, at the image's size (after the camera's EXIF rotation)
+    OUT/masks/NAME.png       0 and 255, at the image's size (after the camera's EXIF rotation); or NAME.nii.gz, NAME.dcm
     OUT/overlays/NAME.png    the image in grey, with the contour of the mask
-    OUT/predictions.csv      file, mask, width, height, area_pixels, area_fraction, confidence, lesion (yes or no)
+    OUT/predictions.csv      file, mask, size, area, confidence, lesion (yes or no), diameters; in mm where known
     OUT/skipped.csv          file, problem; only with --skip-bad, if any file could not be read
-    OUT/predict.json         the images and the weights
+    OUT/predict.json         the images, weights and options
     OUT/images.jsonl         sha256 of each image
     OUT/written.jsonl        sha256 of each of these files
 
@@ -31,13 +33,13 @@ from mgcc_dist.inference.config import PredictConfig
 
 
 def run(config: PredictConfig) -> None:
-    """Segment a folder of images."""
+    """Segment images."""
     from mgcc_dist.inference.folder import predict_folder
 
     predict_folder(config)
 
 
-PROGRAM = Program("predict", __doc__, Command(PredictConfig, run, "segment a folder of images", __doc__))
+PROGRAM = Program("predict", __doc__, Command(PredictConfig, run, "segment images and DICOM cines", __doc__))
 main = PROGRAM.main
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from predict_runs import SIZE, bytes_in, files_in, noise, predict, read_csv, save_run
-from torch import nn
+from predict_runs import SIZE, Threshold, bytes_in, files_in, noise, predict, read_csv, save_run
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.dicom import Region
@@ -33,18 +32,6 @@ def images(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     return folder
-
-
-class Threshold(nn.Module):
-    """Stand-in for a trained network: everything brighter than middle grey is a lesion."""
-
-    def __init__(self, gain=20.0, bias=0.0):
-        super().__init__()
-        self.gain, self.bias = nn.Parameter(torch.tensor(gain)), bias
-
-    def forward(self, x):
-        assert x.shape[1:] == (1, SIZE, SIZE)
-        return self.gain * x + self.bias
 
 
 @pytest.fixture

@@ -110,23 +110,21 @@ def read_header(path: Path) -> DicomHeader:
         NoImage: the file is DICOM but not an image.
         BadFile: the file is damaged, or of a kind that can't be read; the message says which.
     """
-    dataset = _read_dataset(path, HEADER_TAGS)
-    if str(dataset.get("SOPClassUID", "")) in SEGMENTATIONS:
-        raise NoImage(path, "is a DICOM segmentation, not an image")
-    if "Rows" not in dataset or "Columns" not in dataset:
-        raise NoImage(path, "is DICOM but not an image (no Rows and Columns)")
-    syntax = _transfer_syntax(dataset)
-    problem = _unsupported_syntax(syntax)
-    if problem:
-        raise BadFile(path, problem)
     try:
         with _quiet():
-            header = _header(path, dataset, syntax)
+            dataset = _read_dataset(path, HEADER_TAGS)
+            if str(dataset.get("SOPClassUID", "")) in SEGMENTATIONS:
+                raise NoImage(path, "is a DICOM segmentation, not an image")
+            if "Rows" not in dataset or "Columns" not in dataset:
+                raise NoImage(path, "is DICOM but not an image (no Rows and Columns)")
+            syntax = _transfer_syntax(dataset)
+            if problem := _unsupported_syntax(syntax):
+                raise BadFile(path, problem)
+            return _header(path, dataset, syntax)
     except BadFile:
         raise
     except Exception as error:  # values of any type and length
         raise BadFile(path, "not a readable DICOM image (its header is damaged)") from error
-    return header
 
 
 def read_frames(header: DicomHeader, indices: Sequence[int]) -> Iterator[np.ndarray | BadFile]:
@@ -333,7 +331,8 @@ def _unsupported_syntax(syntax: str) -> str:
     from pydicom.uid import UID
 
     uid = UID(syntax)
-    name = uid.name if uid.name != syntax else f"the private or unknown transfer syntax {syntax[:64]}"
+    shown = syntax if re.fullmatch(r"[0-9.]{1,64}", syntax) else "(invalid)"
+    name = uid.name if uid.name != syntax else f"the private or unknown transfer syntax {shown}"
     if re.search("MPEG|HEVC|SMPTE", name):
         return f"is video ({name}). Export it as single frames, or as an uncompressed cine."
     try:

@@ -80,8 +80,9 @@ def predict_folder(config: PredictConfig) -> None:
             "predictions.csv describes the network's masks.",
             *(len(out.kept), list_names(out.kept)),
         )
-    lesions = sum(row["lesion"] == "yes" for row in rows)
-    logger.info("predict: %d images, %d with a lesion -> %s", len(rows), lesions, config.out / PREDICTIONS)
+    lesions = {(row["file"], row["frame"]) for row in rows if row["lesion"] == "yes"}
+    images = {(row["file"], row["frame"]) for row in rows}
+    logger.info("predict: %d images, %d with a lesion -> %s", len(images), len(lesions), config.out / PREDICTIONS)
 
 
 def _predict(

@@ -162,7 +162,8 @@ class OutputFolder:
             raise UserError(f"{path}: damaged. Pass --overwrite to replace these predictions.") from error
         if earlier != self.contents:
             raise UserError(
-                f"--out {self.path}: holds predictions of other images or weights (see its {CONTENTS}). "
+                f"--out {self.path}: holds predictions of other images or weights, or with other options "
+                f"(see its {CONTENTS}). "
                 "Choose another --out, or pass --overwrite to replace them."
             )
 
