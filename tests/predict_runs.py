@@ -41,7 +41,8 @@ class Threshold(nn.Module):
 
 def predict(run, images, *options, workers=0):
     out = run.parent / "out"
-    main(["--run", str(run), "--images", str(images), "--out", str(out), "--workers", str(workers), *options])
+    inputs = map(str, images if isinstance(images, list) else [images])
+    main(["--run", str(run), "--images", *inputs, "--out", str(out), "--workers", str(workers), *options])
     return out
 
 

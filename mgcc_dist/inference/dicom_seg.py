@@ -44,6 +44,27 @@ def write_segmentation(
     Raises:
         UserError: the image has no UIDs to refer to.
     """
+    logging.getLogger("highdicom").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they quote the header
+            _segmentation(masks, image, spacing, weights_sha256, number, keep_identifiers).save_as(path)
+    except UserError:
+        raise
+    except Exception as error:  # headers that break the rules of their kind of object
+        raise UserError(
+            f"{image.path}: DICOM-SEG can't refer to this file ({type(error).__name__}). Choose --masks png or nifti."
+        ) from error
+
+
+def _segmentation(
+    masks: np.ndarray,
+    image: DicomHeader,
+    spacing: Spacing | None,
+    weights_sha256: str,
+    number: int,
+    keep_identifiers: bool,
+) -> Any:
     from highdicom import AlgorithmIdentificationSequence
     from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
     from pydicom.sr.codedict import codes
@@ -61,25 +82,21 @@ def write_segmentation(
         algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
     )
-    logging.getLogger("highdicom").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        segmentation = Segmentation(
-            source_images=[source],
-            pixel_array=masks,
-            segmentation_type=SegmentationTypeValues.BINARY,
-            segment_descriptions=[lesion],
-            series_instance_uid=generate_uid(entropy_srcs=[str(source.SeriesInstanceUID), weights_sha256]),
-            series_number=1,
-            sop_instance_uid=generate_uid(),
-            instance_number=number,
-            manufacturer="mgcc-dist",
-            manufacturer_model_name="mgcc-dist",
-            software_versions=mgcc_dist.__version__,
-            device_serial_number=weights_sha256[:16],
-            content_description="Lesion, for research use only",
-        )
-        segmentation.save_as(path)
+    return Segmentation(
+        source_images=[source],
+        pixel_array=masks,
+        segmentation_type=SegmentationTypeValues.BINARY,
+        segment_descriptions=[lesion],
+        series_instance_uid=generate_uid(entropy_srcs=[str(source.SeriesInstanceUID), weights_sha256]),
+        series_number=1,
+        sop_instance_uid=generate_uid(),
+        instance_number=number,
+        manufacturer="mgcc-dist",
+        manufacturer_model_name="mgcc-dist",
+        software_versions=mgcc_dist.__version__,
+        device_serial_number=weights_sha256[:16],
+        content_description="Lesion, for research use only",
+    )
 
 
 def _source(image: DicomHeader, spacing: Spacing | None, keep_identifiers: bool) -> Any:
@@ -105,10 +122,9 @@ def _source(image: DicomHeader, spacing: Spacing | None, keep_identifiers: bool)
     source.FrameOfReferenceUID = generate_uid(entropy_srcs=[str(source.SOPInstanceUID), "image plane"])
     x, y = spacing or (1.0, 1.0)
     axes = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
-    if image.frames == 1:
-        source.ImagePositionPatient, source.ImageOrientationPatient = [0.0, 0.0, 0.0], axes
-        source.PixelSpacing, source.SliceThickness = [y, x], 1.0
-        return source
+    # For images of single-frame objects, and for those of multi-frame objects, also with one frame.
+    source.ImagePositionPatient, source.ImageOrientationPatient = [0.0, 0.0, 0.0], axes
+    source.PixelSpacing, source.SliceThickness = [y, x], 1.0
     source.NumberOfFrames = image.frames
     shared = Dataset()
     shared.PlaneOrientationSequence = PlaneOrientationSequence("PATIENT", axes)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from importlib import import_module
 from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mgcc_dist.inference.sources import Source, describe_inputs, list_sources, r
 logger = logging.getLogger("mgcc_dist.predict")
 
 Row = dict[str, Any]
+PACKAGES = {"nifti": "nibabel", "dicom-seg": "highdicom"}
 
 
 def predict_folder(config: PredictConfig) -> None:
@@ -32,6 +34,9 @@ def predict_folder(config: PredictConfig) -> None:
         UserError: `run` holds no trained network, `images` no image or an unreadable one, or `out` other files.
     """
     spacing = _spacing(config)
+    for kind, package in PACKAGES.items():
+        if kind in config.masks:
+            import_module(package)  # missing ones are named before anything is predicted
     predictor = load(config.run, config.weights, precision=config.precision, kernels=config.kernels)
     paths = read_inputs(config.images)
     sources = list_sources(paths, config.out, config.keep_identifiers)

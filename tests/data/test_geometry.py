@@ -80,20 +80,20 @@ def test_boxes_are_centred_and_not_empty_for_any_proportions(height, width, size
     assert np.abs(fit_image(pixels, size, fit)[:, ::-1].astype(int) - mirrored).max() <= 1
 
 
-@pytest.mark.parametrize("shape", [(50, 80), (80, 50), (33, 33)])
 @pytest.mark.parametrize("fit", ["stretch", "letterbox", "crop"])
 @pytest.mark.parametrize("shape", [(50, 70), (70, 13), (20, 17), (32, 40)])
-def test_strips_of_an_image_are_the_same_bits_as_the_complete_one(monkeypatch, shape, fit):
-    monkeypatch.setattr("mgcc_dist.data.geometry.STRIP_PIXELS", 500)
+def test_strips_of_an_image_are_the_same_as_the_complete_one(monkeypatch, shape, fit):
+    monkeypatch.setattr("mgcc_dist.data.geometry.STRIP_PIXELS", 100)
     square = torch.rand(32, 32, generator=torch.Generator().manual_seed(0))
     image = torch.zeros(shape)
     strips = list(restore_strips(square, shape, fit))
-    assert len(strips) > 1 or shape == (20, 17)
+    assert len(strips) > 1
     for box, values in strips:
         image[box] = values
-    assert torch.equal(image, restore(square, shape, fit))
+    torch.testing.assert_close(image, restore(square, shape, fit), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(50, 80), (80, 50), (33, 33)])
 def test_stretch_is_a_plain_resize(shape):
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     mask = np.where(pixels > 99, 255, 0).astype(np.uint8)

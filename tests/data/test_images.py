@@ -48,6 +48,15 @@ def test_transparency_is_composited_onto_black(tmp_path):
     np.testing.assert_array_equal(read_grey(save(tmp_path / "x.png", pixels)), [[200, 0]])
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_strips_of_a_large_image_are_the_same_as_the_complete_one(tmp_path, monkeypatch, mode):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 30, 4), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(tmp_path / "a.png")
+    complete = read_grey(tmp_path / "a.png")
+    monkeypatch.setattr("mgcc_dist.data.images.STRIP_PIXELS", 200)
+    np.testing.assert_array_equal(read_grey(tmp_path / "a.png"), complete)
+
+
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize(("bits", "top"), [(8, 255), (12, 4095), (16, 65535)])
 def test_12_and_16_bit_pixels_are_scaled_to_the_8_bit_range(tmp_path, suffix, bits, top):
