@@ -109,6 +109,9 @@ def restore_strips(square: Tensor, shape: tuple[int, int], fit: Fit) -> Iterator
 
 
 def _resize(values: Tensor, height: int, width: int) -> Tensor:
+    if width == 1:  # PyTorch 2.13 resizes a single column wrongly
+        column = F.interpolate(values[None, None], (values.shape[0], 1), mode="bilinear", antialias=True)[0, 0]
+        return _resize(column.repeat(1, 2), height, 2)[:, :1]
     return F.interpolate(values[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
 
 

@@ -82,7 +82,7 @@ def test_boxes_are_centred_and_not_empty_for_any_proportions(height, width, size
 
 @pytest.mark.parametrize("fit", ["stretch", "letterbox", "crop"])
 @pytest.mark.parametrize("shape", [(50, 70), (70, 13), (20, 17), (32, 40)])
-def test_strips_of_an_image_are_the_same_as_the_complete_one(monkeypatch, shape, fit):
+def test_strips_of_an_image_are_the_same_bits_as_the_complete_one(monkeypatch, shape, fit):
     monkeypatch.setattr("mgcc_dist.data.geometry.STRIP_PIXELS", 100)
     square = torch.rand(32, 32, generator=torch.Generator().manual_seed(0))
     image = torch.zeros(shape)
@@ -90,7 +90,13 @@ def test_strips_of_an_image_are_the_same_as_the_complete_one(monkeypatch, shape,
     assert len(strips) > 1
     for box, values in strips:
         image[box] = values
-    torch.testing.assert_close(image, restore(square, shape, fit), rtol=0, atol=1e-6)
+    assert torch.equal(image, restore(square, shape, fit))
+
+
+def test_an_image_of_one_column_has_the_values_of_its_rows():
+    square = torch.arange(4.0).repeat_interleave(8)[:, None].expand(32, 32)
+    column = restore(square, (8, 1), "stretch")[:, 0]
+    assert column.tolist() == pytest.approx(torch.arange(4.0).repeat_interleave(2).tolist(), abs=0.2)
 
 
 @pytest.mark.parametrize("shape", [(50, 80), (80, 50), (33, 33)])
