@@ -12,7 +12,7 @@ from PIL import Image
 from predict_runs import SIZE, Threshold, bytes_in, files_in, noise, predict, read_csv, save_run
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.data.dicom import Region
+from mgcc_dist.data.dicom_regions import Region
 from mgcc_dist.inference import predictor
 from mgcc_dist.inference.loading import load_predictor
 from mgcc_dist.inference.overlay import overlay

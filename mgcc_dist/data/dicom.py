@@ -14,12 +14,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from mgcc_dist.common.errors import reason_of
+from mgcc_dist.data.dicom_regions import Region, find_regions
 from mgcc_dist.data.images import BadFile, find_unreadable
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -30,7 +31,6 @@ MAX_INFLATED = 2**30  # bytes of a deflated file
 DEEP_JPEG = "1.2.840.10008.1.2.4.51"  # JPEG of 12 bits, which Pillow only reads up to 8 bits
 DEFLATED = "1.2.840.10008.1.2.1.99"
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
-TWO_DIMENSIONAL, TISSUE, CENTIMETRES = 1, 1, 3  # Region Spatial Format, Region Data Type, Physical Units
 HEADER_TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
     *("PhotometricInterpretation", "BitsAllocated", "BitsStored", "PixelRepresentation", "PixelSpacing"),
@@ -51,17 +51,6 @@ PLUGINS = {  # the package that decodes a syntax, where pydicom with Pillow and 
 
 Offsets = tuple[list[int], list[int]]
 """of the compressed frames in the pixel data, and their lengths"""
-Spacing = tuple[float, float]
-"""millimetres per pixel, along x (columns) and y (rows)"""
-
-
-class Region(NamedTuple):
-    """A part of an image that shows tissue."""
-
-    rows: slice
-    columns: slice
-    spacing: Spacing | None
-    """None if unknown"""
 
 
 class NoImage(BadFile):
@@ -121,7 +110,7 @@ def read_header(path: Path) -> DicomHeader:
             if problem := _unsupported_syntax(syntax):
                 raise BadFile(path, problem)
             return _header(path, dataset, syntax)
-    except BadFile:
+    except (BadFile, ModuleNotFoundError):
         raise
     except Exception as error:  # values of any type and length
         raise BadFile(path, "not a readable DICOM image (its header is damaged)") from error
@@ -253,7 +242,7 @@ def _header(path: Path, dataset: Any, syntax: str) -> DicomHeader:
         signed=bool(int(dataset.get("PixelRepresentation", 0))),
         window=_window(dataset) if bits > 8 else None,
         rescale=(float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))),
-        regions=_regions(dataset, height, width),
+        regions=find_regions(dataset, height, width),
     )
 
 
@@ -263,58 +252,6 @@ def _window(dataset: Any) -> tuple[float, float] | None:
         return None
     first = [float(np.atleast_1d(value)[0]) for value in (center, width)]
     return (first[0], first[1]) if first[1] > 1 else None
-
-
-def _regions(dataset: Any, height: int, width: int) -> tuple[Region, ...]:
-    """Return the two-dimensional regions without those inside another one, such as the box of a colour Doppler."""
-    found: dict[int, list[Region]] = {}
-    for item in dataset.get("SequenceOfUltrasoundRegions") or ():
-        if int(item.get("RegionSpatialFormat", 0)) != TWO_DIMENSIONAL:
-            continue
-        top, bottom, left, right = (
-            int(item.get(f"RegionLocation{name}", -1)) for name in ("MinY0", "MaxY1", "MinX0", "MaxX1")
-        )
-        rows, columns = _range(top, bottom, height), _range(left, right, width)
-        if rows and columns:
-            kind = int(item.get("RegionDataType", TISSUE))
-            found.setdefault(kind, []).append(Region(rows, columns, _region_spacing(item)))
-    chosen = found.get(TISSUE) or [each for kind in found.values() for each in kind]
-    regions = list(dict.fromkeys(map(_hashable, chosen)))
-    outermost = [each for each in regions if not any(other != each and _contains(other, each) for other in regions)]
-    if outermost:
-        return tuple(Region(slice(*top), slice(*left), spacing) for top, left, spacing in outermost)
-    spacing = dataset.get("PixelSpacing")  # between rows, then between columns
-    sides = [float(side) for side in spacing] if spacing is not None and len(spacing) == 2 else []
-    plausible = len(sides) == 2 and all(0 < side < np.inf for side in sides)
-    return (Region(slice(0, height), slice(0, width), (sides[1], sides[0]) if plausible else None),)
-
-
-Box = tuple[tuple[int, int], tuple[int, int], Spacing | None]
-
-
-def _hashable(region: Region) -> Box:
-    return (region.rows.start, region.rows.stop), (region.columns.start, region.columns.stop), region.spacing
-
-
-def _contains(outer: Box, inner: Box) -> bool:
-    """Of two equal boxes with different spacing, neither contains the other."""
-    inside = all(o[0] <= i[0] and i[1] <= o[1] for o, i in zip(outer[:2], inner[:2], strict=True))
-    return inside and outer[:2] != inner[:2]
-
-
-def _range(first: int, last: int, length: int) -> slice | None:
-    """Return the pixels from `first` to `last`, both included, that lie in the image."""
-    start, stop = max(first, 0), min(last + 1, length)
-    return slice(start, stop) if first >= 0 and stop > start else None
-
-
-def _region_spacing(item: Any) -> Spacing | None:
-    """Return millimetres per pixel, if both axes are in centimetres."""
-    units = [item.get(f"PhysicalUnits{axis}Direction") for axis in "XY"]
-    deltas = [abs(float(item.get(f"PhysicalDelta{axis}", 0))) * 10 for axis in "XY"]
-    if units == [CENTIMETRES, CENTIMETRES] and all(0 < delta < np.inf for delta in deltas):
-        return deltas[0], deltas[1]
-    return None
 
 
 def _transfer_syntax(dataset: Any) -> str:

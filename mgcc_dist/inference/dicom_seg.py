@@ -14,7 +14,8 @@ import numpy as np
 
 import mgcc_dist
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.data.dicom import DicomHeader, Spacing, read_references
+from mgcc_dist.data.dicom import DicomHeader, read_references
+from mgcc_dist.data.dicom_regions import Spacing
 
 IDENTIFIERS = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
@@ -49,7 +50,7 @@ def write_segmentation(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they quote the header
             _segmentation(masks, image, spacing, weights_sha256, number, keep_identifiers).save_as(path)
-    except UserError:
+    except (UserError, ModuleNotFoundError):
         raise
     except Exception as error:  # headers that break the rules of their kind of object
         raise UserError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.progress import ProgressBar
-from mgcc_dist.data.dicom import Spacing
+from mgcc_dist.data.dicom_regions import Spacing
 from mgcc_dist.data.images import bits_used
 from mgcc_dist.data.workers import load_in_order
 from mgcc_dist.inference.config import PredictConfig

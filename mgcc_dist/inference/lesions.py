@@ -15,7 +15,7 @@ from scipy.ndimage import find_objects, label
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist, squareform
 
-from mgcc_dist.data.dicom import Spacing
+from mgcc_dist.data.dicom_regions import Spacing
 
 MAX_PIXELS = 2**22
 """contours of larger masks are drawn on every second, third, ... pixel"""

@@ -7,7 +7,7 @@ from typing import Self
 
 import numpy as np
 
-from mgcc_dist.data.dicom import Spacing
+from mgcc_dist.data.dicom_regions import Spacing
 
 
 class NiftiWriter:

@@ -10,7 +10,8 @@ from itertools import groupby
 import numpy as np
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.data.dicom import Region, Spacing, read_frames
+from mgcc_dist.data.dicom import read_frames
+from mgcc_dist.data.dicom_regions import Region, Spacing
 from mgcc_dist.data.geometry import Fit, fit_image
 from mgcc_dist.data.images import BadFile, read_grey, resize_image
 from mgcc_dist.inference.sources import Source

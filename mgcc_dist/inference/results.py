@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from mgcc_dist.data.dicom import Region
+from mgcc_dist.data.dicom_regions import Region
 from mgcc_dist.data.geometry import Fit, restore_strips
 from mgcc_dist.data.images import resize_image
 from mgcc_dist.inference.config import MaskFormat

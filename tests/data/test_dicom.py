@@ -1,6 +1,7 @@
 """DICOM images: every photometric interpretation, regions, frames, compressed and damaged files."""
 
 import io
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -161,6 +162,13 @@ def test_what_cannot_be_read_is_named_with_what_to_do(path, changes, problem):
         dataset.file_meta.TransferSyntaxUID = syntax
     dataset.save_as(path, implicit_vr=False, little_endian=True)
     with pytest.raises(BadFile, match=problem):
+        read_header(path)
+
+
+def test_without_pydicom_the_missing_package_is_named_not_the_file(path, monkeypatch):
+    save(ultrasound(RAMP), path)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(ModuleNotFoundError, match="pydicom"):
         read_header(path)
 
 
