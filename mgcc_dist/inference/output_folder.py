@@ -95,7 +95,9 @@ class OutputFolder:
         scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             yield scratch
-            if scratch.is_file() and self._register(name, sha256_of(scratch)):
+            if self._register(name, sha256_of(scratch)):
+                with scratch.open("rb+") as file:
+                    os.fsync(file.fileno())
                 scratch.replace(path)
         finally:
             scratch.unlink(missing_ok=True)

@@ -103,17 +103,17 @@ class SourceWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if kind is not None:
+            self._files.__exit__(kind, error, trace)  # removes the incomplete files
+            return
         with self._files:
-            if kind is None:
-                self._skip_to(self.source.frames)
-                if self._segmentation and self.source.dicom and self._volume is not None:
-                    write_segmentation(
-                        *(self._segmentation, self._volume, self.source.dicom, self._spacing, self._weights),
-                        number=self._number,
-                        keep_identifiers=self.options.keep_identifiers,
-                    )
-            elif self._segmentation:
-                self._segmentation.unlink(missing_ok=True)
+            self._skip_to(self.source.frames)
+            if self._segmentation and self.source.dicom and self._volume is not None:
+                write_segmentation(
+                    *(self._segmentation, self._volume, self.source.dicom, self._spacing, self._weights),
+                    number=self._number,
+                    keep_identifiers=self.options.keep_identifiers,
+                )
 
     def write(self, frame: Frame, squares: Sequence[Tensor], fit: Fit) -> list[dict[str, Any]]:
         """Write the files of one frame; returns its rows of predictions.csv, one per region."""
