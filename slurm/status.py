@@ -14,12 +14,15 @@ from mgcc_dist.common.files import read_json, write_json
 from mgcc_dist.slurm import cluster
 from mgcc_dist.slurm.job_graph import Task
 from mgcc_dist.sweep.schema import slug
+from mgcc_dist.train.heartbeat import describe_ranks, read_states
 
 STATES = ("done", "running", "pending", "failed", "missing")
 WAITING_STATES = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING")
 """Slurm's states of jobs that have not started"""
 TAIL_BYTES = 4096
 """read from the end of a log or metrics file"""
+NO_ANSWER, NO_PROGRESS = 300.0, 1800.0
+"""seconds after which a run counts as stalled: no rank writes its heartbeat, or one stays in the same phase"""
 COLUMNS = ("run", "state", "step", "epoch", "remaining", "node", "job", "reason")
 
 
@@ -53,7 +56,7 @@ class TaskStatus:
     """one of STATES"""
     job: str = ""
     reason: str = ""
-    """why the task is pending, or how it failed"""
+    """why the task is pending, how it failed, or that it is stalled"""
     node: str = ""
     step: int | None = None
     epoch: float | None = None
@@ -90,7 +93,20 @@ def _task_status(
         return TaskStatus(task, "failed", job, reason=final_states.get(job, "").split(" ")[0].lower())
     if entry.state in WAITING_STATES:
         return TaskStatus(task, "pending", job, reason=entry.reason)
-    return TaskStatus(task, "running", job, node=entry.node, **read_progress(task))
+    reason = stalled(task.output.parent)
+    return TaskStatus(task, "running", job, reason, entry.node, **read_progress(task))
+
+
+def stalled(run: Path) -> str:
+    """Return which rank of a run no longer moves, as `stalled: rank 1 ...`; "" if all do, or there is one rank."""
+    states = read_states(run)
+    if not states:
+        return ""
+    now, last = time.time(), max(state.written for state in states)
+    if now - last > NO_ANSWER:
+        return f"stalled: no rank has answered for {format_duration(now - last)}"
+    slow = now - min(state.since for state in states) > NO_PROGRESS
+    return f"stalled: {describe_ranks(states, own=-1)}" if slow else ""
 
 
 def read_progress(task: Task) -> dict[str, Any]:

@@ -16,6 +16,9 @@ from mgcc_dist.common.environment import has_bf16
 from mgcc_dist.common.errors import SharedError, UserError, system_error
 
 PRECISIONS = ("no", "fp16", "bf16")
+TIMEOUT = timedelta(hours=2)
+"""of collectives outside training; longer than anything that one rank does while the others wait, such as verifying all
+shards"""
 
 
 def create_accelerator(precision: str | None = None) -> Accelerator:
@@ -32,8 +35,7 @@ def create_accelerator(precision: str | None = None) -> Accelerator:
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     single = int(os.environ.get("WORLD_SIZE", 1)) == 1  # with a backend Accelerate would expect a process group
     backend = "gloo" if on_cpu and not single else None
-    # Longer than anything that one rank does while the others wait, such as verifying all shards.
-    process_group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(hours=2))
+    process_group = InitProcessGroupKwargs(backend=backend, timeout=TIMEOUT)
     try:
         accelerator = Accelerator(
             cpu=on_cpu and not deepspeed,

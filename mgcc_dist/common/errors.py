@@ -13,7 +13,14 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import NoReturn
 
-from mgcc_dist.common.rank_errors import claim_report, is_lost_connection, rank, reported_exit_code, wrong_variable
+from mgcc_dist.common.rank_errors import (
+    claim_report,
+    is_lost_connection,
+    is_timeout,
+    rank,
+    reported_exit_code,
+    wrong_variable,
+)
 
 
 class UserError(Exception):
@@ -111,6 +118,10 @@ def _explain_system_error(program: str, error: Exception) -> None:
             reason = "another rank has ended (see its error; if there is none, it was killed)"
             print(f"{program} [rank {rank()}]: {reason}. Rerun the same command to resume.", file=sys.stderr)
         sys.exit(1 if code is None else code)
+    elif is_timeout(error):
+        reason = "another rank did not answer in time (the log names it)"
+        print(f"{program} [rank {rank()}]: {reason}. Rerun the same command to resume.", file=sys.stderr)
+        sys.exit(1)
 
 
 def system_error(error: Exception) -> str:

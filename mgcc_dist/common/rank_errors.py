@@ -17,6 +17,7 @@ LOST_CONNECTION = (
     *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused"),  # gloo
     "remote process exited",  # NCCL
 )
+TIMED_OUT = ("Timed out waiting", "Timeout waiting", "Watchdog caught collective operation timeout")  # gloo; NCCL
 _FAILED = "mgcc_dist/failed"
 
 
@@ -69,6 +70,11 @@ def reported_exit_code() -> int | None:
 def is_lost_connection(error: BaseException) -> bool:
     """Return whether a collective failed because another rank ended."""
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_CONNECTION)
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Return whether a collective failed because another rank did not take part in time."""
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in TIMED_OUT)
 
 
 def _connect() -> Any:

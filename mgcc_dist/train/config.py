@@ -96,6 +96,8 @@ class LoopConfig:
     """optimizer steps between checkpoints; one is also saved after a signal and after the last step"""
     keep_checkpoints: PositiveInt = neutral(2)
     """number of checkpoints to keep"""
+    timeout_minutes: PositiveFloat = neutral(30.0)
+    """longest time that ranks wait for one that hangs, before the run ends and names it"""
 
     @property
     def fixed_length(self) -> str:

@@ -35,6 +35,7 @@ from mgcc_dist.train.checkpoints import TrainState
 from mgcc_dist.train.config import OPTIMIZERS, LoopConfig
 from mgcc_dist.train.ema import Ema
 from mgcc_dist.train.fsdp import is_fsdp, register_methods, wrap_blocks
+from mgcc_dist.train.heartbeat import Heartbeat
 from mgcc_dist.train.launch_settings import apply_launch_settings
 from mgcc_dist.train.metrics_logger import MetricsLogger
 from mgcc_dist.train.run_folder import check_inputs, hash_inputs
@@ -146,6 +147,7 @@ def fit(
     clock = time.monotonic() - state.seconds
 
     with (
+        Heartbeat(folder, state.step, config.timeout_minutes, accelerator) as heartbeat,
         StopSignal() as stop,
         closing(task.loader.batches(state.offsets)) as batches,
         MetricsLogger(task.name, folder, state.step, total, accelerator, config.tracker) as metrics,
@@ -158,7 +160,9 @@ def fit(
             epoch, images = task.loader.epoch_of(state.offsets), task.loader.consumed(state.offsets)
             progress = Progress(state.step, total, epoch, images, config.seed)
             for micro in range(accumulation):
+                heartbeat.at(state.step, "waiting for a batch")
                 batch, state.offsets = next(batches)
+                heartbeat.at(state.step, "training")
                 seed_step(config.seed, state.step, micro * accelerator.num_processes + accelerator.process_index)
                 if config.compile != "no":  # a second of imports
                     torch.compiler.cudagraph_mark_step_begin()  # the outputs of the previous step have been read
@@ -186,6 +190,7 @@ def fit(
                 metrics.write("train", state.step, epoch, row | {"learning_rate": rate}, seconds=seconds)
             if last or int(epoch / config.validate_every) > int(progress.epoch / config.validate_every):
                 _require_finite_weights(task.name, state.step, weights)
+                heartbeat.at(state.step, "validating")
                 with _full_module(weights, ema) as module_to_save:
                     scores = _validate(task, module_to_save, accelerator)
                     metrics.write("validation", state.step, epoch, scores)
@@ -201,6 +206,7 @@ def fit(
                 for sums_of_rank in state.loss_sums:
                     _require_finite(task.name, state.step, sums_of_rank)
                 _require_finite_weights(task.name, state.step, weights)
+                heartbeat.at(state.step, "saving a checkpoint")
                 checkpoints.save(folder, state, weights, ema, accelerator, config.keep_checkpoints)
             if stopped:
                 break

@@ -100,3 +100,27 @@ def test_a_disk_that_fills_up_during_a_checkpoint_keeps_the_previous_one(tmp_pat
     assert task.steps_seen[0] == kept[-1]
     run(tmp_path / "one_rank", replace(CONFIG, accumulation=2, **steps), ToyTask(Toy(size)))
     assert_same_run(folder, tmp_path / "one_rank")
+
+
+def test_a_rank_that_hangs_is_named_and_ends_the_run(tmp_path):
+    """Rank 1 takes six seconds for a batch, the others wait for three."""
+    done = on_two_ranks(tmp_path, slow=6, timeout_minutes=0.05)
+    assert done.returncode == 1
+    log = done.stderr
+    assert re.search(
+        r"\[rank 0\] WARNING no progress: rank 1 \(process \d+ on .*\) has been in step \d, waiting for a batch for "
+        r"0:00:0\d\. The run ends after loop\.timeout_minutes \(0\.05\)\.",
+        log,
+    ), log
+    assert re.search(r"\[rank 0\] ERROR rank 1 \(process \d+ on .*\) has been in step \d, waiting for a batch", log), (
+        log
+    )
+    assert "another rank did not answer in time (the log names it). Rerun the same command to resume." in log
+    run(tmp_path, replace(CONFIG, accumulation=2))
+
+
+def test_a_rank_that_dies_is_named_and_ends_the_run(tmp_path):
+    done = on_two_ranks(tmp_path, killed_at=4)
+    assert done.returncode != 0
+    assert re.search(r"\[rank 0\] ERROR rank 1 \(process \d+ on .*\) has ended, last seen in step \d", done.stderr)
+    assert [line for line in errors(done) if "another rank has ended" in line], done.stderr

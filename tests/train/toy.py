@@ -1,6 +1,7 @@
 """A toy task for the training loop, and a program that tests start on several ranks, or kill: toy.py FOLDER OPTIONS.
 
-OPTIONS is JSON: keys of LoopConfig, `size`, `stop_at`, `nan_at` with the rank `nan_on`, and `seen`, a folder.
+OPTIONS is JSON: keys of LoopConfig, `size`, `stop_at`, `nan_at` with the rank `nan_on`, `seen`, a folder, and for
+rank 1 `slow` (seconds that its eighth image takes) and `killed_at` (the step after which it dies).
 """
 
 import json
@@ -8,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -29,12 +31,17 @@ CONFIG = LoopConfig(epochs=2, learning_rate=0.1, ema_decay=0.9, log_every=2, che
 
 
 class Numbers:
-    """12 flat grey images of 8x8."""
+    """12 flat grey images of 8x8. Reading the eighth time takes `slow` seconds."""
+
+    def __init__(self, slow=0.0):
+        self.slow, self.reads = slow, 0
 
     def __len__(self):
         return 12
 
     def __getitem__(self, i):
+        self.reads += 1
+        time.sleep(self.slow if self.reads == 8 else 0)
         return Sample(f"n{i}", np.full((8, 8), 20 * i, np.uint8), None, {})
 
 
@@ -64,18 +71,20 @@ class ToyTask:
     best_metric = "error"
     best_is_higher = False
 
-    def __init__(self, module=None, batch=2, rank=0, world=1, stop_at=None):
+    def __init__(self, module=None, batch=2, rank=0, world=1, stop_at=None, slow=0.0, killed_at=None):
         self.module = module or Toy()
         self.loader = ImageTrainLoader(
-            None, Numbers(), 0, batch, 8, seed=0, rank=rank, world=world, workers=0, augment="none"
+            None, Numbers(slow), 0, batch, 8, seed=0, rank=rank, world=world, workers=0, augment="none"
         )
-        self.stop_at = stop_at
+        self.stop_at, self.killed_at = stop_at, killed_at
         self.steps_seen = []
 
     def after_step(self, progress):
         self.steps_seen.append(progress.step)
         if progress.step + 1 == self.stop_at:
             os.kill(os.getpid(), signal.SIGUSR2)
+        if progress.step + 1 == self.killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def validate(self, module, accelerator):
         return {"error": module.weight.abs().mean().item()}
@@ -103,7 +112,9 @@ def main():
     rank, world = accelerator.process_index, accelerator.num_processes
     logger.info("world size %d", world)
     nan_at = options.get("nan_at") if rank == options.get("nan_on") else None
-    task = ToyTask(Toy(options.get("size", ()), nan_at), rank=rank, world=world, stop_at=options.get("stop_at"))
+    harm = {key: options[key] for key in ("slow", "killed_at") if key in options and rank == 1}
+    module = Toy(options.get("size", ()), nan_at)
+    task = ToyTask(module, rank=rank, world=world, stop_at=options.get("stop_at"), **harm)
     try:
         fit(task, config, folder, accelerator)
     finally:
