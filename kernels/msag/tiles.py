@@ -73,7 +73,9 @@ def vote_gradient_tiles(channels: int, dtype: torch.dtype, target: str) -> TileC
     """Return the blocks of the vote's input gradient, which sums over C channels and not over 3C like the vote."""
     tiles = vote_tiles(channels, dtype, target)
     # Three stages spill there when compiled by Triton 3.6.
-    return tiles._replace(num_stages=2) if target in ("sm_80", "sm_86", "sm_89") and channels >= 256 else tiles
+    return (
+        tiles._replace(num_stages=2) if target in ("sm_80", "sm_86", "sm_89", "sm_120") and channels >= 256 else tiles
+    )
 
 
 def weight_tiles(channels: int, dtype: torch.dtype) -> TileConfig:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ pytest.importorskip("triton")
 
 from mgcc_dist.kernels import aot, targets
 from mgcc_dist.kernels.compile import read_ledger
+from tests.conftest import REPOSITORY
 
 compiles = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter does not compile")
 has_ledger = pytest.mark.skipif(not aot.ledger_path().is_file(), reason=f"{aot.ledger_path().name} does not exist")
@@ -78,10 +80,12 @@ def test_spills_are_counted_in_the_machine_code():
     assert "spills: expected 0" in "".join(aot.problems(large_tile, "sm_80", entry, None))
 
 
-@has_ledger
-def test_ledger_has_every_spec_of_every_target_without_spills():
-    ledger = aot.read_ledger()
-    expected = {(name, target) for target in targets.TARGETS for name in aot.all_specs(target)}
+@pytest.mark.parametrize("pinned", [True, False])
+def test_pinned_triton_and_3_6_have_a_ledger_of_every_kernel_without_spills(pinned):
+    pins = dict(re.findall(r"^(\w+)==(.+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE))
+    triton = pins["triton"] if pinned else "3.6.0"
+    ledger = json.loads((aot.LEDGER_DIR / f"triton-{triton}.json").read_text())["kernels"]
+    expected = {(name, target) for target in targets.supported_targets(triton) for name in aot.all_specs(target)}
     assert {(name, target) for name, entries in ledger.items() for target in entries} == expected
     for name, target in expected:
         assert aot.problems(aot.all_specs(target)[name], target, ledger[name][target], None) == []
