@@ -33,8 +33,8 @@ class AuditConfig:
 @dataclass(frozen=True)
 class FilterConfig:
     run: FileOrFolder | None = None
-    """with `denoiser.masks`: segmentation run on real images (its folder, or a model.safetensors) that drops pairs on
-    which it disagrees with the mask; the others are written to OUT/pairs. null: no filter"""
+    """drop pairs on which this segmentation run on real images disagrees with the mask, and write the others to
+    OUT/pairs; its folder or a model.safetensors, for `denoiser.masks`"""
     quantile: UnitInterval = 0.2
     """share of the real validation images on which the run agrees less with the mask than it must on a pair"""
 

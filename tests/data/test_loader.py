@@ -120,7 +120,9 @@ def test_labeled_synthetic_images_come_in_order_next_to_unchanged_real_ones(worl
                 for row in range(real, batch.labeled):
                     mask = (batch.images[row] > 0).float()  # of InMemoryDataset, under the same symmetry
                     torch.testing.assert_close(batch.masks[row], mask, rtol=0, atol=0)
-                    assert seen.setdefault(int(batch.offsets[row]), batch.keys[row]) == batch.keys[row]
+                    offset = int(batch.offsets[row])
+                    assert offset not in seen, "two ranks or steps have the same offset"
+                    seen[offset] = batch.keys[row]
             after = end
         start = after if length else start
     assert sorted(seen) == list(range(len(seen))), "offsets are skipped"

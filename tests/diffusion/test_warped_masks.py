@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.sample import Sample
+from mgcc_dist.diffusion import warped_masks
 from mgcc_dist.diffusion.warped_masks import AREA_FACTOR, MAX_IOU, WarpedMasks
 
 SIZE = 48
@@ -57,6 +58,13 @@ def test_sizes_are_those_of_the_class_and_normal_images_stay_empty():
     assert np.median(drawn["malignant"]) == pytest.approx((large[0] > 0).sum(), rel=0.25)
     assert not any(drawn["normal"])
     assert len({warped.draw("malignant", 0, i).tobytes() for i in range(20)}) == 20, "each index has its own mask"
+
+
+def test_masks_are_drawn_again_until_they_differ_enough(monkeypatch):
+    monkeypatch.setattr(warped_masks, "MAX_IOU", 0.3)
+    small = [sample("benign", ellipse((20, 18), (5, 6))), sample("benign", ellipse((26, 30), (6, 5)))]
+    warped = WarpedMasks(small, SIZE)
+    assert max(warped.overlap(warped.draw("benign", 0, i) > 0) for i in range(10)) <= 0.3
 
 
 def test_masks_that_leave_no_other_one_are_refused():
