@@ -88,6 +88,7 @@ def test_every_file_is_tested():
         "one_gpu",
         "8gpu_ddp_bf16",
         "4x8gpu_ddp_bf16",
+        "8gpu_fsdp2",
         *ZERO,
     }
     assert {f"launch/deepspeed/{path.name}" for path in (LAUNCH / "deepspeed").iterdir()} == set(ZERO.values())
