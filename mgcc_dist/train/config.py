@@ -96,6 +96,8 @@ class LoopConfig:
     """optimizer steps between checkpoints; one is also saved after a signal and after the last step"""
     keep_checkpoints: PositiveInt = neutral(2)
     """number of checkpoints to keep"""
+    profile: PositiveInt | None = neutral(None)
+    """trace five steps from this one on with torch.profiler, on rank 0, to `profile/` in the run folder"""
     timeout_minutes: PositiveFloat = neutral(30.0)
     """longest time that ranks wait for one that hangs, before the run ends and names it"""
 

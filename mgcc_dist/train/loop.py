@@ -38,6 +38,7 @@ from mgcc_dist.train.fsdp import is_fsdp, register_methods, wrap_blocks
 from mgcc_dist.train.heartbeat import Heartbeat
 from mgcc_dist.train.launch_settings import apply_launch_settings
 from mgcc_dist.train.metrics_logger import MetricsLogger
+from mgcc_dist.train.profiling import StepProfiler
 from mgcc_dist.train.run_folder import check_inputs, hash_inputs
 from mgcc_dist.train.schedules import Progress, learning_rate_factor
 from mgcc_dist.train.trackers import check_tracker
@@ -144,6 +145,7 @@ def fit(
     trained = sum(parameter.numel() for parameter in template.parameters() if parameter.requires_grad)
     length = f"from step {state.step} of {total}" if state.step else f"{total} steps"
     logger.info("%s: %s parameters, %s -> %s", task.name, f"{trained:,}", length, folder)
+    profiler = StepProfiler(config.profile, folder, task.module, accelerator, name_modules=config.compile == "no")
     clock = time.monotonic() - state.seconds
 
     with (
@@ -154,6 +156,7 @@ def fit(
     ):
         while state.step < total:
             # --- one optimizer step
+            profiler.before_step(state.step + 1)
             rate = config.learning_rate * learning_rate_factor(config.schedule, state.step, total, warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_factor", 1)
@@ -179,9 +182,10 @@ def fit(
             if ema:
                 ema.update()
             metrics.advance()
+            last = state.step == total
+            profiler.after_step(state.step, last)
 
             # --- log, validate
-            last = state.step == total
             epoch = task.loader.epoch_of(state.offsets)
             if state.step % config.log_every == 0 or last:
                 row = sums.mean_and_reset()

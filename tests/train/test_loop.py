@@ -1,5 +1,6 @@
 """The training loop on a toy task: its steps, resuming, and a kill while it saves."""
 
+import gzip
 import json
 import shutil
 import time
@@ -42,6 +43,26 @@ def test_a_run_writes_rows_checkpoints_best_and_last(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000009", "step-00000012"]
     assert (tmp_path / "best" / "model.safetensors").is_file()
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_five_steps_are_traced_with_the_names_of_modules(tmp_path):
+    class Named(Toy):
+        def __init__(self):
+            super().__init__()
+            self.decoder = nn.Sequential(nn.Identity())
+
+        def forward(self, batch, progress):
+            return super().forward(replace(batch, images=self.decoder(batch.images)), progress)
+
+    task, _ = run(tmp_path, replace(CONFIG, profile=3), ToyTask(Named()))
+    trace = json.loads(gzip.decompress((tmp_path / "profile" / "step_3.json.gz").read_bytes()))
+    names = [event.get("name") for event in trace["traceEvents"] if event.get("cat") == "user_annotation"]
+    assert names.count("decoder") == names.count("decoder.0") == 5
+    assert "aten::mean" in (tmp_path / "profile" / "step_3.txt").read_text()
+    assert sorted(path.name for path in (tmp_path / "profile").iterdir()) == ["step_3.json.gz", "step_3.txt"]
+    plain, _ = run(tmp_path / "plain", CONFIG, ToyTask(Named()))
+    assert plain.module.weight == task.module.weight
+    assert not (tmp_path / "plain" / "profile").exists()
 
 
 def test_learning_rate_starts_at_its_peak_and_the_saved_weights_are_averaged(tmp_path):
