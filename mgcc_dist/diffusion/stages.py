@@ -149,7 +149,8 @@ def train_autoencoder(
     set_seed(loop.seed)
     task = AutoencoderTask(config, images, accelerator, load_features)
     load_initial_weights(task.module.get_submodule("vae"), config.init, folder)
-    state = fit(task, loop, folder, accelerator, [*images.files, *existing_weights(config.init, "last")])
+    weights = [*existing_weights(config.init, "last"), *existing_weights(config.losses.network, "best")]
+    state = fit(task, loop, folder, accelerator, [*images.files, *weights])
 
     vae = autoencoder.load(config, images.size, folder / "last").to(accelerator.device)
     loader = images.train_eval_loader(config.batch, accelerator)
@@ -168,7 +169,8 @@ def train_autoencoder(
             vae.save_config(folder / "vae")
             link(last, out / VAE)
     latent_stats = {"latent_mean": mean.tolist(), "latent_std": std.tolist()}
-    _write_result(task, latent_stats, state, images, loop.seed, folder, accelerator)
+    init = describe_initial_weights(state.inputs) if config.init else None
+    _write_result(task, {"init": init, **latent_stats}, state, images, loop.seed, folder, accelerator)
 
 
 def encode_images(
@@ -196,7 +198,8 @@ def train_denoiser(
     task = DenoiserTask(config, encoded, accelerator)
     load_initial_weights(task.module.get_submodule("unet"), config.init, folder)
     state = fit(task, loop, folder, accelerator, [*images.files, *existing_weights(config.init, "last")])
-    _write_result(task, {}, state, images, loop.seed, folder, accelerator)
+    init = describe_initial_weights(state.inputs) if config.init else None
+    _write_result(task, {"init": init}, state, images, loop.seed, folder, accelerator)
 
 
 def save_pipeline(config: DenoiserConfig, encoded: LatentData, out: Path, accelerator: Accelerator) -> None:
@@ -257,7 +260,6 @@ def _write_result(
         "program": "ldm",
         "stage": task.name,
         **images.info,
-        "init": describe_initial_weights(state.inputs),
         "inputs": state.inputs,
         "seed": seed,
         "parameters": count_parameters(task.module),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_ldm import AUTOENCODER, DENOISER, LOOP
+from torch import nn
 
 from mgcc_dist.common.distributed import create_accelerator
 from mgcc_dist.common.errors import UserError
@@ -15,8 +16,9 @@ from mgcc_dist.data.phantom import draw
 from mgcc_dist.data.records import write_index, write_shard
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.splits import make_split, read_split, write_split
-from mgcc_dist.diffusion.config import DataConfig
+from mgcc_dist.diffusion.config import DataConfig, ReconstructionConfig
 from mgcc_dist.diffusion.stages import encode_images, open_images, train_autoencoder, train_denoiser
+from mgcc_dist.inference.encoders import load_feature_maps
 from mgcc_dist.train.config import LoopConfig
 from mgcc_dist.train.saved_run import read_result
 
@@ -102,3 +104,25 @@ def test_stages_are_extended_and_start_from_weights(tmp_path, phantom_shards):
     wider = replace(autoencoder, channels=(4, 8, 8), init=str(tmp_path / "autoencoder"))
     with pytest.raises(UserError, match=r"does not match the configured architecture\. "):
         train_autoencoder(wider, data, images, tmp_path / "third", accelerator)
+
+
+def test_a_feature_network_that_changed_since_the_run_started_is_refused(tmp_path, phantom_shards):
+    path = tmp_path / "network.pt"
+    torch.jit.script(nn.Conv2d(1, 2, 3)).save(path)
+    data = DataConfig(shards=str(phantom_shards.folder), image_size=16, workers=0)
+    losses = ReconstructionConfig(features=0.1, network=str(path))
+    loop = replace(LOOP, steps=1, schedule="constant")
+    accelerator = create_accelerator()
+    images = open_images(data, tmp_path, accelerator)
+
+    def train(steps):
+        config = replace(AUTOENCODER, batch=4, losses=losses, loop=replace(loop, steps=steps))
+        train_autoencoder(config, data, images, tmp_path, accelerator, load_feature_maps)
+        return read_result(tmp_path / "autoencoder")
+
+    result = train(1)
+    assert result["inputs"][str(path)] == sha256_of(path)
+    assert result["init"] is None
+    torch.jit.script(nn.Conv2d(1, 2, 3)).save(path)
+    with pytest.raises(UserError, match=r"network\.pt: changed since the run in .*/autoencoder started"):
+        train(2)
