@@ -10,6 +10,10 @@ Several runs are an ensemble: their mean probability is scored. Writes
     OUT/summary.json    means with 95 % intervals; by class, lesion size, data set and device; calibration; AURC
     OUT/gallery.png     chosen cases with the contours of ground truth and prediction
 
+--uncertainty decoders, tta or ensemble adds a score per image, how well several masks of it agree, and a risk-coverage
+curve by that score. --fit-temperature fits a temperature to the validation images and stores it next to the weights;
+--calibrated applies it.
+
 Intervals resample patients (groups of the records), so they hold for other patients, not for other seeds. Choose
 post-processing on validation images and apply it to others: --postprocess choose, then --postprocess OUT. A finished
 evaluation is never replaced; the same command again has nothing to do. With several processes:
@@ -50,6 +54,9 @@ def run(config: EvaluateConfig) -> None:
         config.size is None,
         CONDITIONS if config.corruptions else (),
         config.seed,
+        inputs.members,
+        inputs.temperature,
+        config.fit_temperature,
     )
     scores = evaluation.run(inputs.postprocess)
     with raise_on_all_ranks():

@@ -107,10 +107,13 @@ def summarize_subsets(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def summarize_trust(rows: Sequence[Row], bins: Sequence[Array]) -> dict[str, Any]:
-    """Summarize calibration and the use of confidence for sorting (calibration.py)."""
+    """Summarize calibration, and the use of confidence and of the score (if there is one) for sorting."""
     risks = [1 - row["dice"] for row in rows]
     confidences = [row["confidence"] for row in rows]
-    return {"reliability": reliability(bins), "risk_coverage": risk_coverage(confidences, risks)}
+    trust = {"reliability": reliability(bins), "risk_coverage": risk_coverage(confidences, risks)}
+    if "score" in rows[0]:
+        trust["risk_coverage_by_score"] = risk_coverage([row["score"] for row in rows], risks)
+    return trust
 
 
 def _split_by(rows: Sequence[Row], column: str) -> Iterator[tuple[str, list[Row]]]:

@@ -4,7 +4,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mgcc_dist.common.options import argument, flag
-from mgcc_dist.common.value_types import FileOrFolder, FolderPath, NonNegativeInt, PositiveFloat, PositiveInt
+from mgcc_dist.common.value_types import (
+    FileOrFolder,
+    FolderPath,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    UnitInterval,
+)
 
 MaskFormat = Literal["png", "nifti", "dicom-seg"]
 
@@ -27,6 +34,17 @@ class PredictConfig:
     """also write probability maps, 16-bit PNG; 65535 is 1"""
     spacing: tuple[PositiveFloat, ...] = argument((), nargs="+")
     """mm per pixel of images that do not say it: one number, or one for x and one for y"""
+    uncertainty: Literal["decoders", "tta", "ensemble"] | None = None
+    """score each image by how well the masks of the network's decoders, of mirrored images, or of several runs agree;
+    decoders are in the run's checkpoint, so they need --weights last"""
+    members: tuple[FolderPath, ...] = argument((), nargs="+")
+    """further runs of --uncertainty ensemble; masks are those of --run"""
+    reject_below: UnitInterval | None = None
+    """score below which an image is marked for review by a person; see mgcc evaluate --uncertainty"""
+    uncertainty_maps: bool = flag()
+    """also write maps of the disagreement, 16-bit PNG; 65535 is 1 bit"""
+    calibrated: bool = flag()
+    """apply the temperature of mgcc evaluate --fit-temperature to probabilities; masks do not change"""
     keep_identifiers: bool = flag()
     """name outputs of DICOM files after their paths, and copy the patient into dicom-seg"""
     batch: PositiveInt = 8

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
@@ -22,8 +22,10 @@ from mgcc_dist.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from mgcc_dist.evaluation.metrics import score_image
 from mgcc_dist.evaluation.postprocess import Postprocess, choose, setting_scores
 from mgcc_dist.evaluation.surface import surface_scores
+from mgcc_dist.evaluation.temperature import calibrate, logit_histogram
 from mgcc_dist.inference.ensemble import Ensemble
 from mgcc_dist.inference.predictor import THRESHOLD
+from mgcc_dist.inference.uncertainty import Members
 
 Row = dict[str, Any]
 NAMES = {"f1": "dice", "asd": "assd", "asd_penalized": "assd_penalized"}
@@ -49,6 +51,18 @@ class Scores:
     """what was done to the masks"""
     corrupted: dict[Condition, list[Row]] = field(default_factory=dict)
     """rows under each corruption, without surface distances"""
+    histograms: list[Array] = field(default_factory=list)
+    """`logit_histogram` of each image, if a temperature is to be fitted"""
+
+
+class _Scored(NamedTuple):
+    """One scored image."""
+
+    row: Row
+    bins: Array
+    data_index: int
+    corrupted: list[Row]
+    histogram: Array | None
 
 
 def open_records(
@@ -92,6 +106,9 @@ class Evaluation:
         in_mm: whether images have the proportions of the stored ones, so that distances in mm can be computed.
         conditions: corruptions under which all images are scored too.
         seed: of the corruptions.
+        members: whose agreement is the column `score`.
+        temperature: of the probabilities; masks do not depend on it.
+        logits: whether to return histograms of the logits.
     """
 
     def __init__(
@@ -105,6 +122,9 @@ class Evaluation:
         in_mm: bool = True,
         conditions: Sequence[Condition] = (),
         seed: int = 0,
+        members: Members | None = None,
+        temperature: float = 1.0,
+        logits: bool = False,
     ) -> None:
         self.ensemble = ensemble
         self.data = data
@@ -114,6 +134,9 @@ class Evaluation:
         self.in_mm = in_mm
         self.conditions = conditions
         self.seed = seed
+        self.members = members
+        self.temperature = temperature
+        self.logits = logits
         indices = range(accelerator.process_index, len(data), accelerator.num_processes)
         self.batches = [indices[start : start + batch] for start in range(0, len(indices), batch)]
         self.images = len(indices)
@@ -132,13 +155,16 @@ class Evaluation:
                 postprocess = choose(gather_object(settings))
             with raise_on_all_ranks():
                 scored = list(self._score(postprocess, bar))
-        everything = sorted(gather_object(scored), key=lambda each: (each[0]["dataset"], each[0]["key"]))
+        everything: list[_Scored] = sorted(
+            gather_object(scored), key=lambda each: (each.row["dataset"], each.row["key"])
+        )
         return Scores(
-            [row for row, *_ in everything],
-            [bins for _, bins, *_ in everything],
-            [index for *_, index, _ in everything],
+            [each.row for each in everything],
+            [each.bins for each in everything],
+            [each.data_index for each in everything],
             postprocess,
-            {condition: [rows[i] for *_, rows in everything] for i, condition in enumerate(self.conditions)},
+            {condition: [each.corrupted[i] for each in everything] for i, condition in enumerate(self.conditions)},
+            [each.histogram for each in everything if each.histogram is not None],
         )
 
     def _setting_scores(self, bar: ProgressBar) -> Iterator[list[float]]:
@@ -147,21 +173,27 @@ class Evaluation:
                 yield setting_scores(probability > THRESHOLD, truth_of(sample))
                 bar.update()
 
-    def _score(self, postprocess: Postprocess, bar: ProgressBar) -> Iterator[tuple[Row, Array, int, list[Row]]]:
-        """Yield each image's row, reliability bins, index, and rows under the corruptions."""
+    def _score(self, postprocess: Postprocess, bar: ProgressBar) -> Iterator[_Scored]:
         for indices, samples in zip(self.batches, self._load(), strict=True):
             scored = []
             for index, sample, probability in zip(indices, samples, self._predict(samples), strict=True):
-                mask = postprocess(probability > THRESHOLD)
+                truth, mask = truth_of(sample), postprocess(probability > THRESHOLD)
+                histogram = logit_histogram(probability, truth) if self.logits else None
+                probability = calibrate(probability, self.temperature)
                 row = image_row(sample, probability, mask) | surface_row(sample, mask, self.tolerance, self.in_mm)
-                scored.append((row, reliability_bins(probability, truth_of(sample)), index, list[Row]()))
+                scored.append(_Scored(row, reliability_bins(probability, truth), index, [], histogram))
                 bar.update()
+            if self.members:
+                scores = self.members.scores([sample.image for sample in samples], _names(samples))
+                for each, score in zip(scored, scores, strict=True):
+                    each.row["score"] = score
             for name, strength in self.conditions:
                 keys = [f"{sample.meta['dataset']}/{sample.key}" for sample in samples]
                 change = partial(corrupt, keys=keys, name=name, strength=strength, seed=self.seed)
                 probabilities = self._predict(samples, change)
-                for sample, probability, (*_, rows) in zip(samples, probabilities, scored, strict=True):
-                    rows.append(image_row(sample, probability, postprocess(probability > THRESHOLD)))
+                for sample, probability, each in zip(samples, probabilities, scored, strict=True):
+                    mask = postprocess(probability > THRESHOLD)
+                    each.corrupted.append(image_row(sample, calibrate(probability, self.temperature), mask))
                     bar.update()
             yield from scored
 
@@ -172,8 +204,11 @@ class Evaluation:
     def _predict(
         self, samples: Sequence[Sample], change: Callable[[np.ndarray], np.ndarray] | None = None
     ) -> list[np.ndarray]:
-        names = [repr(sample.key) for sample in samples]
-        return self.ensemble.probabilities([sample.image for sample in samples], names, change)
+        return self.ensemble.probabilities([sample.image for sample in samples], _names(samples), change)
+
+
+def _names(samples: Sequence[Sample]) -> list[str]:
+    return [repr(sample.key) for sample in samples]
 
 
 def truth_of(sample: Sample) -> np.ndarray:

@@ -15,9 +15,11 @@ from mgcc_dist.data.shard_cache import open_cache
 from mgcc_dist.data.splits import SUBSETS, Split, locate_split, read_split
 from mgcc_dist.evaluation.config import EvaluateConfig
 from mgcc_dist.evaluation.postprocess import Postprocess, parse
+from mgcc_dist.evaluation.temperature import read_temperature
 from mgcc_dist.inference.ensemble import Ensemble
 from mgcc_dist.inference.evaluation import open_records
-from mgcc_dist.inference.predictor import load
+from mgcc_dist.inference.predictor import Predictor, load
+from mgcc_dist.inference.uncertainty import Members, open_members
 
 FORMAT = "mgcc-dist evaluation"
 VERSION = 1
@@ -34,6 +36,9 @@ class Inputs:
     """everything that the scores depend on"""
     runs: list[dict[str, Any]]
     """`run_info` of each run"""
+    members: Members | None
+    """whose agreement is the score of an image"""
+    temperature: float
     notes: list[str]
     """what a reader of the scores must know about the images"""
 
@@ -55,6 +60,8 @@ def open_inputs(config: EvaluateConfig, accelerator: Accelerator) -> Inputs:
     hashes = [predictor.info["weights_sha256"] for predictor in predictors]
     if repeated := [run for run, sha256 in zip(config.runs, hashes, strict=True) if hashes.count(sha256) > 1]:
         raise UserError(f"--runs: {' and '.join(map(str, repeated))} have the same weights. Name each run once.")
+    members = open_members(config.uncertainty, predictors, config.members, config.weights)
+    temperature = _read_temperature(config, predictors)
     cache = open_cache(config.cache, config.cache_gb)
     folders = [ShardFolder.open(folder, accelerator.is_local_main_process, cache) for folder in config.shards]
     split, keys = _read_subset(config)
@@ -71,6 +78,10 @@ def open_inputs(config: EvaluateConfig, accelerator: Accelerator) -> Inputs:
         "tolerance": config.tolerance,
         "size": config.size,
         "precision": config.precision,
+        "uncertainty": config.uncertainty,
+        "members": [each.info["weights_sha256"] for each in members.predictors] if members and config.members else None,
+        "fit_temperature": config.fit_temperature or None,
+        "temperature": temperature if config.calibrated else None,
     }
     return Inputs(
         Ensemble(predictors, "flips" in config.tta, "scales" in config.tta),
@@ -78,6 +89,8 @@ def open_inputs(config: EvaluateConfig, accelerator: Accelerator) -> Inputs:
         postprocess,
         request,
         runs,
+        members,
+        temperature,
         _notes(config, runs, [folder.dataset for folder in folders], split),
     )
 
@@ -102,6 +115,24 @@ def _read_subset(config: EvaluateConfig) -> tuple[Split | None, Sequence[str] | 
     if not keys:
         raise UserError(f"--split {config.split}: has no {subset} images. Choose another --subset.")
     return split, keys
+
+
+def _read_temperature(config: EvaluateConfig, predictors: Sequence[Predictor]) -> float:
+    """Return the temperature that `--calibrated` applies; 1 without it.
+
+    Raises:
+        UserError: it does not exist or fit the options, or one can't be fitted on these images.
+    """
+    option = "--fit-temperature" if config.fit_temperature else "--calibrated"
+    if not config.fit_temperature and not config.calibrated:
+        return 1.0
+    if len(predictors) > 1 or config.tta:
+        raise UserError(f"{option}: a temperature belongs to one network. Name one run and leave out --tta.")
+    if config.fit_temperature and config.calibrated:
+        raise UserError("--calibrated: fit the temperature first, then apply it. Leave out one of the two options.")
+    if config.fit_temperature and config.evaluated != "validation":
+        raise UserError("--fit-temperature: needs the validation images. Pass --split and leave out --subset.")
+    return read_temperature(predictors[0].info) if config.calibrated else 1.0
 
 
 def _read_postprocess(setting: str) -> Postprocess | None:

@@ -14,12 +14,14 @@ from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.dicom_regions import Spacing
 from mgcc_dist.data.images import bits_used
 from mgcc_dist.data.workers import load_in_order
+from mgcc_dist.evaluation.temperature import read_temperature
 from mgcc_dist.inference.config import PredictConfig
 from mgcc_dist.inference.output_folder import PREDICTIONS, SKIPPED, OutputFolder, list_names
 from mgcc_dist.inference.predictor import Predictor, load
 from mgcc_dist.inference.reading import BadFrame, Frame, FrameReader
 from mgcc_dist.inference.results import OutputOptions, SourceWriter, files_of, table
 from mgcc_dist.inference.sources import Source, describe_inputs, list_sources, read_inputs
+from mgcc_dist.inference.uncertainty import Members, open_members
 
 logger = logging.getLogger("mgcc_dist.predict")
 
@@ -38,14 +40,24 @@ def predict_folder(config: PredictConfig) -> None:
         if kind in config.masks:
             import_module(package)  # missing ones are named before anything is predicted
     predictor = load(config.run, config.weights, precision=config.precision, kernels=config.kernels)
+    members = _open_members(config, predictor)
+    temperature = read_temperature(predictor.info) if config.calibrated else 1.0
     paths = read_inputs(config.images)
     sources = list_sources(paths, config.out, config.keep_identifiers)
-    options = OutputOptions(config.masks, config.contours, config.probabilities, config.keep_identifiers)
+    options = OutputOptions(
+        config.masks,
+        config.contours,
+        config.probabilities,
+        config.keep_identifiers,
+        config.uncertainty_maps,
+        config.reject_below,
+        temperature,
+    )
     if "dicom-seg" in config.masks and not any(source.dicom for source in sources):
         raise UserError(
             "--masks dicom-seg: refers to the DICOM file of an image, and none is DICOM. Choose png or nifti."
         )
-    out = OutputFolder(config.out, _contents(config, predictor, paths, sources))
+    out = OutputFolder(config.out, _contents(config, predictor, members, temperature, paths, sources))
     out.open(config.overwrite)
     hashes = {source.file: source.sha256() for source in sources}
     if out.is_finished(hashes) and _listed(config.out) == hashes.keys():
@@ -61,13 +73,13 @@ def predict_folder(config: PredictConfig) -> None:
     reader = FrameReader(sources, chunks, predictor.image_size, predictor.fit, bits, spacing, config.skip_bad)
     rows: list[Row] = []
     skipped: list[Row] = []
-    predicted = _predict(reader, predictor, config.workers, skipped)
-    for index, group in groupby(predicted, key=lambda pair: pair[0].source):
+    predicted = _predict(reader, predictor, members, config.workers, skipped)
+    for index, group in groupby(predicted, key=lambda each: each[0].source):
         first = next(group)
         weights = predictor.info["weights_sha256"]
         with SourceWriter(out, sources[index], index + 1, first[0], options, weights) as writer:
-            for frame, squares in chain([first], group):
-                rows += writer.write(frame, squares, predictor.fit)
+            for frame, squares, of_members in chain([first], group):
+                rows += writer.write(frame, squares, predictor.fit, of_members)
     if not rows:
         raise UserError(
             f"--images {' '.join(config.images)}: none of {len(sources)} images can be read. "
@@ -88,19 +100,28 @@ def predict_folder(config: PredictConfig) -> None:
     lesions = {(row["file"], row["frame"]) for row in rows if row["lesion"] == "yes"}
     images = {(row["file"], row["frame"]) for row in rows}
     logger.info("predict: %d images, %d with a lesion -> %s", len(images), len(lesions), config.out / PREDICTIONS)
+    if config.reject_below is not None:
+        review = {(row["file"], row["frame"]) for row in rows if row["review"] == "yes"}
+        logger.info("predict: %d of %d images are for review by a person (column review)", len(review), len(images))
 
 
 def _predict(
-    reader: FrameReader, predictor: Predictor, workers: int, skipped: list[Row]
-) -> Iterator[tuple[Frame, list[Tensor]]]:
-    """Yield each frame with the probability [S,S] of its regions; add those that can't be read to `skipped`."""
+    reader: FrameReader, predictor: Predictor, members: Members | None, workers: int, skipped: list[Row]
+) -> Iterator[tuple[Frame, list[Tensor], list[Tensor]]]:
+    """Yield each frame with the probability [S,S] of its regions, and those of the members [M,S,S], if there are any.
+
+    Frames that can't be read are added to `skipped`.
+    """
     with ProgressBar(sum(map(len, reader.chunks)), "predict", "images") as bar:
         for read in load_in_order(reader, range(len(reader.chunks)), workers):
             frames = [frame for frame in read if isinstance(frame, Frame)]
             names = [_name(reader.sources[frame.source], frame.index) for frame in frames for _ in frame.regions]
-            squares = iter(predictor.squares([square for frame in frames for square in frame.squares], names))
+            inputs = [square for frame in frames for square in frame.squares]
+            squares = iter(predictor.squares(inputs, names))
+            of_members = iter(members.squares(inputs, names) if members else ())
             for frame in frames:
-                yield frame, list(islice(squares, len(frame.regions)))
+                count = len(frame.regions)
+                yield frame, list(islice(squares, count)), list(islice(of_members, count))
             for bad in (frame for frame in read if isinstance(frame, BadFrame)):
                 skipped.append({"file": reader.sources[bad.source].file, "problem": bad.problem})
             bar.update(len(read))
@@ -121,7 +142,26 @@ def _spacing(config: PredictConfig) -> Spacing | None:
     return (config.spacing[0], config.spacing[-1]) if config.spacing else None
 
 
-def _contents(config: PredictConfig, predictor: Predictor, paths: list[Path], sources: list[Source]) -> dict[str, Any]:
+def _open_members(config: PredictConfig, predictor: Predictor) -> Members | None:
+    """Load the members of `--uncertainty`.
+
+    Raises:
+        UserError: they do not exist or fit the run, or an option needs --uncertainty.
+    """
+    for option, value in {"reject-below": config.reject_below, "uncertainty-maps": config.uncertainty_maps}.items():
+        if value not in (None, False) and config.uncertainty is None:
+            raise UserError(f"--{option}: needs a score. Pass --uncertainty decoders, tta or ensemble, too.")
+    return open_members(config.uncertainty, [predictor], config.members, config.weights)
+
+
+def _contents(
+    config: PredictConfig,
+    predictor: Predictor,
+    members: Members | None,
+    temperature: float,
+    paths: list[Path],
+    sources: list[Source],
+) -> dict[str, Any]:
     """What makes two predictions the same: predict.json. Options that write more are named if they are set."""
     private = any(source.dicom for source in sources) and not config.keep_identifiers
     chosen = {
@@ -130,12 +170,17 @@ def _contents(config: PredictConfig, predictor: Predictor, paths: list[Path], so
         "probabilities": config.probabilities,
         "spacing": list(config.spacing),
         "keep_identifiers": config.keep_identifiers,
+        "uncertainty": config.uncertainty,
+        "members": [each.info["weights_sha256"] for each in members.predictors] if members and config.members else [],
+        "uncertainty_maps": config.uncertainty_maps,
+        "reject_below": config.reject_below,
+        "temperature": temperature if config.calibrated else None,
     }
     return {
         "images": describe_inputs(paths, private),
         "weights": str(Path(predictor.info["weights"]).resolve()),
         "weights_sha256": predictor.info["weights_sha256"],
-    } | {name: value for name, value in chosen.items() if value}
+    } | {name: value for name, value in chosen.items() if value is not None and value is not False and value != []}
 
 
 def _listed(out: Path) -> set[str]:

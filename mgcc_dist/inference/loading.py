@@ -15,7 +15,7 @@ from mgcc_dist.common.files import sha256_of
 from mgcc_dist.common.migration import current, with_version
 from mgcc_dist.data.geometry import Fit
 from mgcc_dist.methods.config import MethodConfig
-from mgcc_dist.methods.method import build
+from mgcc_dist.methods.method import Method, build
 from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.train.checkpoints import HEADER
 from mgcc_dist.train.initial_weights import find_weights
@@ -53,13 +53,26 @@ def load_network(path: Path) -> tuple[nn.Module, int]:
         UserError: the file does not hold a network of this package.
     """
     content, state = read_weights(path)
-    trained = resolve(Trained, [Layer({key: content[key] for key in ("method", "network")}, str(path))])
     try:
-        predictor = build(trained.method, trained.network).predictor()
+        predictor = build_method(path).predictor()
         predictor.load_state_dict(state)
         return predictor.eval(), content["image_size"]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _no_network(path, error) from error
+
+
+def build_method(path: Path) -> Method:
+    """Build the method that the header of the weights file `path` names, with freshly initialised networks.
+
+    Raises:
+        UserError: the file does not hold a network of this package.
+    """
+    try:
+        content = _header(path)
+    except (SafetensorError, ValueError) as error:
+        raise _no_network(path, error) from error
+    trained = resolve(Trained, [Layer({key: content[key] for key in ("method", "network")}, str(path))])
+    return build(trained.method, trained.network)
 
 
 def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

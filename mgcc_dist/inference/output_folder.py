@@ -17,7 +17,8 @@ from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_json, remove_scratch, sha256_of, write_bytes, write_json, write_text
 from mgcc_dist.common.lock import LOCK, lock
 
-MASKS, OVERLAYS, PROBABILITIES, CONTOURS = FOLDERS = "masks", "overlays", "probabilities", "contours"
+FOLDERS = ("masks", "overlays", "probabilities", "contours", "uncertainty")
+MASKS, OVERLAYS, PROBABILITIES, CONTOURS, UNCERTAINTY = FOLDERS
 PREDICTIONS, SKIPPED, CONTENTS = "predictions.csv", "skipped.csv", "predict.json"
 WRITTEN, IMAGES = "written.jsonl", "images.jsonl"
 SCRATCH = re.compile(r"\..+\.\d+\.tmp")

@@ -16,15 +16,17 @@ from torch import Tensor
 from mgcc_dist.data.dicom_regions import Region
 from mgcc_dist.data.geometry import Fit, restore_strips
 from mgcc_dist.data.images import resize_image
+from mgcc_dist.evaluation.temperature import calibrate
 from mgcc_dist.inference.config import MaskFormat
 from mgcc_dist.inference.dicom_seg import write_segmentation
 from mgcc_dist.inference.lesions import Lesion, describe, find_lesions
 from mgcc_dist.inference.nifti import NiftiWriter
-from mgcc_dist.inference.output_folder import CONTOURS, MASKS, OVERLAYS, PROBABILITIES, OutputFolder
+from mgcc_dist.inference.output_folder import CONTOURS, MASKS, OVERLAYS, PROBABILITIES, UNCERTAINTY, OutputFolder
 from mgcc_dist.inference.overlay import overlay
 from mgcc_dist.inference.predictor import THRESHOLD
 from mgcc_dist.inference.reading import Frame
 from mgcc_dist.inference.sources import Source
+from mgcc_dist.inference.uncertainty import agreement, disagreement
 
 CODEC = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names need not be UTF-8
 
@@ -37,12 +39,17 @@ class OutputOptions:
     contours: bool = False
     probabilities: bool = False
     keep_identifiers: bool = False
+    uncertainty_maps: bool = False
+    reject_below: float | None = None
+    temperature: float = 1.0
+    """of confidence and probability maps"""
 
     def names(self, source: Source) -> list[str]:
         """The files of a source."""
         per_frame = [(OVERLAYS, ".png")]
         per_frame += [(MASKS, ".png")] * ("png" in self.formats(source))
         per_frame += [(PROBABILITIES, ".png")] * self.probabilities + [(CONTOURS, ".json")] * self.contours
+        per_frame += [(UNCERTAINTY, ".png")] * self.uncertainty_maps
         frames = [source.name(index) for index in range(source.frames)]
         names = [f"{folder}/{name}{suffix}" for folder, suffix in per_frame for name in frames]
         return names + [mask_name(source, 0, kind) for kind in self.formats(source) if kind != "png"]
@@ -68,6 +75,8 @@ class RegionResult:
     """pixels"""
     confidence: float
     lesions: list[Lesion]
+    score: float | None = None
+    """agreement of the members, with --uncertainty"""
 
 
 class SourceWriter:
@@ -115,8 +124,15 @@ class SourceWriter:
                     keep_identifiers=self.options.keep_identifiers,
                 )
 
-    def write(self, frame: Frame, squares: Sequence[Tensor], fit: Fit) -> list[dict[str, Any]]:
-        """Write the files of one frame; returns its rows of predictions.csv, one per region."""
+    def write(
+        self, frame: Frame, squares: Sequence[Tensor], fit: Fit, members: Sequence[Tensor] = ()
+    ) -> list[dict[str, Any]]:
+        """Write the files of one frame; returns its rows of predictions.csv, one per region.
+
+        Args:
+            squares: the probability [S,S] of each region.
+            members: with --uncertainty, the members' probabilities [M,S,S] of each region.
+        """
         self._skip_to(frame.index)
         name = self.source.name(frame.index)
         mask = np.zeros(frame.shape, np.uint8)
@@ -126,7 +142,7 @@ class SourceWriter:
             view = mask[region.rows, region.columns]
             part = np.zeros_like(view) if len(squares) > 1 else view  # regions may overlap
             values = None if probability is None else probability[region.rows, region.columns]
-            results.append(restore_region(square, region, part, values, fit, self.options.contours))
+            results.append(self._restore(square, region, part, values, fit))
             np.maximum(view, part, out=view)
         if "png" in self.formats:
             self.out.write(mask_name(self.source, frame.index, "png"), png(mask))
@@ -134,6 +150,10 @@ class SourceWriter:
         self.out.write(f"{OVERLAYS}/{name}.png", png(overlay(frame.picture, small > 127)))
         if probability is not None:
             self.out.write(f"{PROBABILITIES}/{name}.png", png(probability))
+        for result, region_members in zip(results, members, strict=False):
+            result.score = agreement(region_members)
+        if self.options.uncertainty_maps:
+            self.out.write(f"{UNCERTAINTY}/{name}.png", png(disagreement_map(frame, members, fit)))
         if self.options.contours:
             self.out.write(f"{CONTOURS}/{name}.json", self._contours(frame, results))
         if self._nifti:
@@ -142,6 +162,11 @@ class SourceWriter:
             self._volume[frame.index] = mask > 0
         self._written = frame.index + 1
         return [self._row(frame, number, result) for number, result in enumerate(results)]
+
+    def _restore(
+        self, square: Tensor, region: Region, mask: np.ndarray, probability: np.ndarray | None, fit: Fit
+    ) -> RegionResult:
+        return restore_region(square, region, mask, probability, fit, self.options.contours, self.options.temperature)
 
     def _skip_to(self, index: int) -> None:
         """Leave frames that could not be read empty."""
@@ -174,6 +199,17 @@ class SourceWriter:
             "perpendicular_diameter_mm": across if spacing else "",
             "longest_diameter_pixels": "" if spacing else longest,
             "perpendicular_diameter_pixels": "" if spacing else across,
+            **self._review(result),
+        }
+
+    def _review(self, result: RegionResult) -> dict[str, str]:
+        """The columns of --uncertainty."""
+        if result.score is None:
+            return {}
+        limit = self.options.reject_below
+        return {
+            "score": f"{result.score:.4f}",
+            "review": "" if limit is None else "yes" if result.score < limit else "no",
         }
 
     def _contours(self, frame: Frame, results: Sequence[RegionResult]) -> bytes:
@@ -203,17 +239,19 @@ def restore_region(
     probability: np.ndarray | None,
     fit: Fit,
     measure_all: bool = True,
+    temperature: float = 1.0,
 ) -> RegionResult:
     """Set `mask` uint8 [H,W] of a region to 255 on the lesion, and fill `probability` uint16 [H,W], if it is given.
 
     Works in strips, so that the probability of a large image is never in memory as float. Without `measure_all` only
-    the largest one is measured.
+    the largest one is measured. The mask does not depend on `temperature`.
     """
     inside, highest = 0.0, 0.0
     for box, strip in restore_strips(square.cpu(), (mask.shape[0], mask.shape[1]), fit):
         values = strip.numpy()
         lesion = values > THRESHOLD
         mask[box][lesion] = 255
+        values = calibrate(values, temperature)
         inside += float(values[lesion].sum(dtype=np.float64))
         highest = max(highest, float(values.max()))
         if probability is not None:
@@ -222,6 +260,20 @@ def restore_region(
     corner = (region.columns.start, region.rows.start)
     lesions = find_lesions(mask, region.spacing, corner, None if measure_all else 1) if area else []
     return RegionResult(area, inside / area if area else 1 - highest, lesions)
+
+
+def disagreement_map(frame: Frame, members: Sequence[Tensor], fit: Fit) -> np.ndarray:
+    """Return the `disagreement` of the members at the frame's size, uint16 [H,W], 65535 for 1 bit; 0 outside regions.
+
+    Where regions overlap, it is the largest.
+    """
+    pixels = np.zeros(frame.shape, np.uint16)
+    for region_members, region in zip(members, frame.regions, strict=True):
+        view = pixels[region.rows, region.columns]
+        for box, strip in restore_strips(disagreement(region_members), (view.shape[0], view.shape[1]), fit):
+            values = np.rint(strip.numpy().clip(0, 1) * np.float32(65535)).astype(np.uint16)
+            np.maximum(view[box], values, out=view[box])
+    return pixels
 
 
 def png(pixels: np.ndarray) -> bytes:

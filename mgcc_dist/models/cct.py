@@ -19,7 +19,7 @@ PERTURBATIONS = (feature_noise, dropout, feature_dropout)
 class CCTInference(nn.Module):
     """The inference part of CCT, a U-Net: images [B,in_channels or 1,H,W] -> logits [B,1,H,W]."""
 
-    def __init__(self, encoder: nn.Module, main: Decoder) -> None:
+    def __init__(self, encoder: nn.Module, main: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
         self.main = main
@@ -64,3 +64,6 @@ class CCT(Network):
     def inference_module(self) -> CCTInference:
         """Return the network without auxiliary decoders; it shares its modules with this one."""
         return CCTInference(self.encoder, self.main)
+
+    def decoders(self) -> list[nn.Module]:
+        return [self.inference_module(), *(CCTInference(self.encoder, decoder) for decoder in self.auxiliary)]

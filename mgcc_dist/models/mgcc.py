@@ -26,7 +26,7 @@ PERTURBATIONS = (feature_dropout, dropout, feature_noise)
 class MGCCInference(nn.Module):
     """The inference part of MGCC: images [B,in_channels or 1,H,W] -> logits [B,1,H,W] of the main decoder."""
 
-    def __init__(self, encoder: nn.Module, mixer: ConvMixer, main: Decoder) -> None:
+    def __init__(self, encoder: nn.Module, mixer: nn.Module, main: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
         self.mixer = mixer
@@ -81,3 +81,11 @@ class MGCC(Network):
     def inference_module(self) -> MGCCInference:
         """Return the network without auxiliary decoders; it shares its modules with this one."""
         return MGCCInference(self.encoder, self.mixer, self.main)
+
+    def decoders(self) -> list[nn.Module]:
+        layers = list(self.mixer)
+        auxiliary = zip(self.auxiliary, self.depths, strict=True)
+        return [
+            self.inference_module(),
+            *(MGCCInference(self.encoder, nn.Sequential(*layers[:depth]), decoder) for decoder, depth in auxiliary),
+        ]

@@ -20,6 +20,13 @@ class Network(nn.Module):
         """Return the part that is needed at inference, which shares its modules with this one; by default all."""
         return self
 
+    def decoders(self) -> list[nn.Module]:
+        """Return `inference_module` and, where the network has auxiliary decoders, the same for each of them.
+
+        Auxiliary decoders see features without the perturbations of training.
+        """
+        return [self.inference_module()]
+
 
 class EncoderDecoder(Network, ABC):
     """A network whose forward is `decode(encode(x))`; its config has `has_encoder_features`."""

@@ -2,7 +2,9 @@
 
 import csv
 import io
+import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,13 @@ from mgcc_dist.evaluation.cases import choose_cases
 from mgcc_dist.evaluation.config import EvaluateConfig
 from mgcc_dist.evaluation.gallery import LEGEND, Case, draw_cases
 from mgcc_dist.evaluation.summary import add_sizes, summarize, summarize_subsets, summarize_trust
+from mgcc_dist.evaluation.temperature import fit_temperature, write_temperature
 from mgcc_dist.inference.evaluation import Row, Scores, truth_of
 from mgcc_dist.inference.evaluation_inputs import FORMAT, SUMMARY, VERSION, Inputs
 from mgcc_dist.inference.predictor import THRESHOLD
 from mgcc_dist.reporting.evaluation_page import OVERLAP, protocol_table, render_evaluation
+
+logger = logging.getLogger("mgcc_dist.evaluate")
 
 REQUEST, IMAGES, GALLERY, PAGE = "evaluate.json", "images.csv", "gallery.png", "page.html"
 FILES = (REQUEST, IMAGES, GALLERY, PAGE, SUMMARY, LOCK)
@@ -87,6 +92,7 @@ def write_evaluation(
         "overall": summarize(scores.rows),
         "subsets": summarize_subsets(scores.rows),
         **summarize_trust(scores.rows, scores.bins),
+        **_store_temperature(config, inputs, scores),
         "corruptions": [
             {"name": name, "strength": strength, **summarize(rows)}
             for (name, strength), rows in scores.corrupted.items()
@@ -99,6 +105,23 @@ def write_evaluation(
     write_text(folder / PAGE, render_evaluation(summary, scores.rows, folder / GALLERY))
     write_json(folder / SUMMARY, summary)
     return summary
+
+
+def _store_temperature(config: EvaluateConfig, inputs: Inputs, scores: Scores) -> dict[str, Any]:
+    """Fit a temperature and write it next to the run's weights, if that is asked for; returns it for the summary."""
+    if not config.fit_temperature:
+        return {}
+    (run,) = inputs.runs
+    fitted = fit_temperature(scores.histograms)
+    try:
+        path = write_temperature(fitted, Path(run["weights"]), run["weights_sha256"], str(config.split))
+    except OSError as error:
+        raise UserError(f"--fit-temperature: {run['weights']}: can't write next to it ({error})") from error
+    logger.info(
+        "evaluate: temperature %.3f, ECE %.4f before and %.4f after -> %s",
+        *(fitted.temperature, fitted.ece.before, fitted.ece.after, path),
+    )
+    return {"temperature": asdict(fitted)}
 
 
 def _csv(rows: Sequence[Row]) -> str:

@@ -55,6 +55,11 @@ def plot_trust(summary: dict[str, Any]) -> Chart:
         )
         risk = np.array(curve["risk"])
         right.plot(100 * np.arange(1, len(risk) + 1) / len(risk), 100 * risk, color=COLOURS[1])
+        if by_score := summary.get("risk_coverage_by_score"):
+            right.plot(
+                100 * np.arange(1, len(risk) + 1) / len(risk), 100 * np.array(by_score["risk"]), color=COLOURS[0]
+            )
+            right.legend(["by confidence", "by score"])
         right.axhline(100 * curve["aurc_random"], color=INK, linestyle=":", linewidth=1)
         right.set(title=f"Risk-coverage, AURC {100 * curve['aurc']:.1f}", xlabel="most confident images kept, %")
         right.set(ylabel="mean of 100 - Dice", ylim=(0, None))

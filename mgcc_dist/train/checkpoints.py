@@ -156,6 +156,11 @@ def has_checkpoint(folder: Path) -> bool:
     return bool(_complete(folder / "checkpoints"))
 
 
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the folder of the newest checkpoint of the run in `folder`; None if it has none."""
+    return max(_complete(folder / "checkpoints"), default=None)
+
+
 def saved_batches(folder: Path) -> int:
     """Return the batches per optimizer step of the run in `folder`; 0 if it has no checkpoint, or a damaged one."""
     try:
