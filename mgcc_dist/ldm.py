@@ -50,7 +50,7 @@ def run(config: LdmConfig) -> None:
                 save(config, out / "config.yaml")
         images().masked(config.denoiser.masks)
         if config.until == "gallery":
-            check_settings(config.quality, config.audit, images(), config.sampling.count)
+            check_settings(config.quality, config.audit, config.filter, images(), config.sampling.count)
     run_stages(stages, accelerator)
 
 

@@ -73,15 +73,22 @@ def test_each_setting_of_the_paper_uses_its_images(data):
     assert counts_of(supervised) == {"labeled": 16, "unlabeled": 0, "validation": 8}
 
 
+def copied(folder, samples, dataset="synthetic", **extra):
+    folder.mkdir()
+    write_index(folder, dataset, [write_shard(folder / "s.tar", samples)], **extra)
+    return folder
+
+
 def test_run_trains_on_synthetic_images_with_masks(data, tmp_path, phantom_shards):
+    folder = copied(tmp_path / "pairs", list(phantom_shards))
     words = ["--loop.epochs", "null", "--loop.steps", "2", "--out", tmp_path / "run"]
-    pairs = ["--data.synthetic_labeled", phantom_shards.folder, "--data.batch_synthetic", "3"]
+    pairs = ["--data.synthetic_labeled", folder, "--data.batch_synthetic", "3"]
     run(configured(data, *words, *pairs))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     images = {"labeled": 8, "validation": 8, "training": 8, "unlabeled": 8, "synthetic_labeled": 24}
     assert result["images"] == images
     assert result["synthetic_labeled"]["images"] == 24
-    assert str(phantom_shards.folder / "index.json") in result["inputs"]
+    assert str(folder / "index.json") in result["inputs"]
     with pytest.raises(UserError, match=r"a run with data\.batch_synthetic = 3, not 4"):
         run(configured(data, *words))
     with pytest.raises(UserError, match=r"data\.synthetic_labeled: 5 of 5 records of .* have no mask"):
@@ -200,11 +207,29 @@ def test_run_on_curated_samples_records_their_selection(data, tmp_path):
     assert result["synthetic"]["selection"] == {"sha256": sha256, "accepted": 2, "of": 5}
 
 
-def test_external_data_sets_of_one_name_are_refused(data):
+@pytest.mark.parametrize("key", ["synthetic", "synthetic_labeled", "similar", "external"])
+def test_the_images_of_the_run_are_refused_as_another_data_set(data, phantom_shards, key):
+    """Else training would see the validation images, with their masks."""
+    folder = str(phantom_shards.folder)
+    value = json.dumps([folder]) if key in ("similar", "external") else folder
+    with pytest.raises(UserError, match=rf"data\.{key}: .* holds the same images as data\.shards"):
+        counts_of(configured(data, f"--data.{key}", value))
+
+
+def test_synthetic_images_are_not_taken_for_real_ones(data, tmp_path, phantom_shards, caplog):
+    folder = copied(tmp_path / "pairs", list(phantom_shards), request={"count": 24})
+    with pytest.raises(UserError, match=r"data\.external: .* holds samples of `mgcc ldm`, .* Pass real images"):
+        counts_of(configured(data, "--data.external", json.dumps([str(folder)])))
+    counts_of(configured(data, "--data.shards", folder))
+    assert "holds samples of `mgcc ldm`, so validation does not see real images" in caplog.text
+
+
+def test_external_data_sets_of_one_name_are_refused(data, tmp_path, phantom_shards):
+    folder = copied(tmp_path / "other", [phantom_shards[0]], "phantom")
     with pytest.raises(
         UserError, match=r"data\.external: 2 shard folders are called 'phantom', and results are by name"
     ):
-        counts_of(configured(data, "--data.external", json.dumps([data[0][1]] * 2)))
+        counts_of(configured(data, "--data.external", json.dumps([str(folder)] * 2)))
 
 
 def test_external_data_set_without_masks_is_refused(data):

@@ -40,6 +40,27 @@ BATCH = 16
 SHOWN = 18
 
 
+def check_config(config: FilterConfig, images: ImageData) -> None:
+    """Check the settings before training.
+
+    Raises:
+        UserError: the run can't be loaded, or no validation image has a mask.
+    """
+    if not config.run:
+        return
+    load(config.run, "best", "cpu", precision="no")
+    records = images.shards.records
+    if not any(records[index].labeled for index in images.val.indices):
+        raise _no_lesion()
+
+
+def _no_lesion() -> UserError:
+    return UserError(
+        "filter.run: no validation image has a mask with a lesion, so the threshold can't be chosen. Choose a split "
+        "with labeled validation images, or set filter.run null."
+    )
+
+
 def filter_pairs(
     config: FilterConfig, images: ImageData, samples: Path, folder: Path, pairs: Path, accelerator: Accelerator
 ) -> dict[str, Any]:
@@ -140,10 +161,7 @@ def _thresholds(real: Sequence[tuple[bool, float]], quantile: float) -> dict[str
     lesion = [value for has_lesion, value in real if has_lesion]
     normal = [value for has_lesion, value in real if not has_lesion]
     if not lesion:
-        raise UserError(
-            "filter.run: no validation image has a mask with a lesion, so the threshold can't be chosen. Choose a "
-            "split with labeled validation images, or set filter.run null."
-        )
+        raise _no_lesion()
     return {
         "lesion": round(float(np.quantile(lesion, quantile)), 4),
         "normal": round(float(np.quantile(normal, quantile)), 4) if normal else 1.0,
@@ -158,9 +176,14 @@ def _summarize(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def _notes(predictor: Predictor, images: ImageData) -> list[str]:
-    """Say what makes the thresholds too high: a run that was trained on validation images."""
+    """Say what makes the thresholds wrong: a run that was trained on validation images, or on other images."""
     info = predictor.info
-    if info.get("dataset") != images.info["dataset"] or info.get("split") in (None, images.info["split"]):
+    if info.get("dataset") not in (None, images.info["dataset"]):
+        return [
+            f"the run was trained on {info['dataset']}, and this model on {images.info['dataset']}. If it fails on "
+            "these images, the thresholds are too low and the filter keeps wrong pairs."
+        ]
+    if info.get("dataset") is None or info.get("split") in (None, images.info["split"]):
         return []
     return [
         f"the run was trained on split {info['split']}, and this model on split {images.info['split']}. If it has seen "

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from mgcc_dist.assessment import audit, curate, features, gallery, quality
-from mgcc_dist.assessment.config import AuditConfig, CurateConfig, QualityConfig
+from mgcc_dist.assessment import audit, curate, features, filter, gallery, quality
+from mgcc_dist.assessment.config import AuditConfig, CurateConfig, FilterConfig, QualityConfig
 from mgcc_dist.assessment.features import FeatureExtractor
 from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.files import read_object
@@ -19,14 +19,17 @@ from mgcc_dist.diffusion.pipeline import vae_folder
 logger = logging.getLogger(__name__)
 
 
-def check_settings(of_quality: QualityConfig, of_audit: AuditConfig, images: ImageData, samples: int) -> None:
-    """Check the settings of quality and audit before training.
+def check_settings(
+    of_quality: QualityConfig, of_audit: AuditConfig, of_filter: FilterConfig, images: ImageData, samples: int
+) -> None:
+    """Check the settings of quality, audit and filter before training.
 
     Raises:
-        UserError: there are too few images, or the encoder can't be used.
+        UserError: there are too few images, or the encoder or the run of the filter can't be used.
     """
     quality.check_config(of_quality, images, samples)
     audit.check_config(of_audit, images)
+    filter.check_config(of_filter, images)
 
 
 def evaluate_quality(

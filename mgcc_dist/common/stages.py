@@ -79,13 +79,10 @@ def is_done(stage: Stage) -> bool:
     Raises:
         UserError: an output was changed since the stage wrote it.
     """
-    try:
-        saved = read_object(stage.fingerprint) if stage.fingerprint.is_file() else {}
-    except InvalidJson:  # damaged: the stage writes it again
-        return False
+    saved = _read_fingerprint(stage.fingerprint)
     inputs = resolve(stage.inputs)
     if saved.get("inputs") != inputs:
-        if changed := [key for key in inputs if saved and saved.get("inputs", {}).get(key) != inputs[key]]:
+        if changed := [key for key in inputs if saved and saved["inputs"].get(key) != inputs[key]]:
             logger.debug("%s: runs again, because its input %s changed", stage.name, ", ".join(changed))
         return False
     contents = {name: _content_of_output(stage.folder / name) for name in stage.outputs}
@@ -98,6 +95,15 @@ def is_done(stage: Stage) -> bool:
                 "move it elsewhere and rerun the same command to write it again."
             )
     return True
+
+
+def _read_fingerprint(path: Path) -> dict[str, Any]:
+    """Return the content of a fingerprint; {} if it does not exist or is damaged, so that the stage writes it again."""
+    try:
+        saved = read_object(path) if path.is_file() else {}
+    except InvalidJson:
+        return {}
+    return saved if all(isinstance(saved.get(key), dict) for key in ("inputs", "outputs")) else {}
 
 
 def resolve(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Types of configuration values, and their names in help and errors: "positive integer", "one of half, all"."""
 
+import math
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -67,6 +68,8 @@ def _builtin(value: Any) -> Any:
     """Convert jsonargparse's restricted numbers to plain ones, which YAML and checkpoints (weights_only) accept."""
     if isinstance(value, (tuple, list)):
         return tuple(map(_builtin, value))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise TypeError(f"{value} is not a finite number")
     for kind in (bool, int, float):
         if isinstance(value, kind):
             return kind(value)

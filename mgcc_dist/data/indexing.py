@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlunsplit
 
 import numpy as np
 
@@ -20,8 +20,8 @@ from mgcc_dist.common.files import create_folder, sha256_of, write_text
 from mgcc_dist.common.progress import track
 from mgcc_dist.data.images import BadFile, read_pixels, smallest_bits, to_8_bits
 from mgcc_dist.data.masks import read_mask
-from mgcc_dist.data.records import INDEX, LOCATION, ShardFolder, read_index, write_index
-from mgcc_dist.data.remote import PIPE, fetch, is_url, join, shown
+from mgcc_dist.data.records import INDEX, LOCATION, ShardFolder, is_file_name, read_index, write_index
+from mgcc_dist.data.remote import PIPE, fetch, is_url, join, shown, split_url
 from mgcc_dist.data.sample import is_key
 
 logger = logging.getLogger(__name__)
@@ -86,14 +86,22 @@ def index_shards(root: str, out: Path | None, name: str, layout: Layout, skip_ba
     listing = json.dumps([shard["records"] for shard in shards], sort_keys=True)
     made = {"reader": KIND, "contents_sha256": hashlib.sha256(listing.encode()).hexdigest(), **read}
     if (folder / INDEX).exists():
-        if read_index(folder).get("made") != made:
-            raise UserError(f"{folder / INDEX}: already exists, of other records. Choose another --out.")
+        old = read_index(folder)
+        if old.get("made") != made or [_content(shard) for shard in old["shards"]] != [*map(_content, shards)]:
+            raise UserError(
+                f"{folder / INDEX}: already exists, of other shards or with other options. Move it elsewhere, or "
+                "choose another --out."
+            )
     else:
         create_folder(folder)
         if is_url(location) or Path(location).resolve() != folder.resolve():
             write_text(folder / LOCATION, (location if is_url(location) else str(Path(location).resolve())) + "\n")
         write_index(folder, name, shards, made=made, read=read, skipped=len(findings.skipped))
     return ShardFolder.open(folder, verify=False)
+
+
+def _content(shard: Mapping[str, Any]) -> tuple[str, str]:
+    return shard["name"], shard["sha256"]
 
 
 def list_shards(root: str) -> tuple[str, list[str]]:
@@ -110,12 +118,16 @@ def list_shards(root: str) -> tuple[str, list[str]]:
         names = sorted(path.name for path in Path(root).glob("*.tar"))
         if not names:
             raise UserError(f"{root}: has no .tar files. Pass the folder of the shards.")
+        if wrong := [name for name in names if not is_file_name(name)]:
+            raise UserError(f"{root}: {wrong[0]!r} can't be the name of a shard. Rename it without a backslash.")
         return root, names
     try:
         paths = list(braceexpand(root))
     except ValueError as error:
         raise UserError(f"{root}: has unbalanced braces. Write it as x-{{000..123}}.tar.") from error
     found = [_split_name(path) for path in paths]
+    if root == paths[0] and not is_url(root) and not Path(root).exists():
+        raise UserError(f"{root}: does not exist. Pass a folder, or shards as x-{{000..123}}.tar.")
     if others := [name for _, name in found if not name.endswith(".tar")]:
         raise UserError(f"{root}: {others[0]!r} is not a .tar file. Pass a folder, or shards as x-{{000..123}}.tar.")
     if len({location for location, _ in found}) > 1:
@@ -127,7 +139,7 @@ def _split_name(path: str) -> tuple[str, str]:
     """Split a path or URL into a location and the name of a file there."""
     if not is_url(path):
         return str(Path(path).parent), Path(path).name
-    parts = urlsplit(path)
+    parts = split_url(path)
     folder, _, name = parts.path.rpartition("/")
     return urlunsplit(parts._replace(path=folder)), name
 
@@ -157,9 +169,10 @@ def _index_records(
                         raise UserError(f"{shard}: {bad}. Correct it, or pass --skip-bad.") from bad
                     findings.skipped.append(key)
                     logger.warning("shards: skipped: %s: %s", shard, bad)
-    except (tarfile.TarError, OSError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{shard}: is not an uncompressed tar file ({reason}). Only those can be indexed.") from error
+    except OSError as error:
+        raise UserError(f"{shard}: can't be read ({error.strerror or error}). Check the path.") from error
+    except tarfile.TarError as error:
+        raise UserError(f"{shard}: is not an uncompressed tar file ({error}). Only those can be indexed.") from error
 
 
 def _group(tar: tarfile.TarFile) -> Mapping[str, dict[str, tarfile.TarInfo]]:
@@ -212,6 +225,9 @@ def _index_record(
     if label and label != "json":
         category = contents[label].decode("utf-8", "replace").strip()
     group = facts.get(layout.group_key)
+    for what, value in (("class", category), ("group", group)):
+        if isinstance(value, (dict, list)) or not str(value).isprintable():
+            raise BadFile(Path(files[label or "json"].name), f"its {what} is {value!r}, not a word or number")
     yield {
         "key": key,
         "class": "unknown" if category in (None, "") else str(category),

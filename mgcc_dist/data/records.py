@@ -261,7 +261,7 @@ def read_index(source: Path | str, kind: str = FORMAT) -> dict[str, Any]:
     shards = index.get("shards")
     for shard in shards if isinstance(shards, list) else ():
         name = shard.get("name") if isinstance(shard, dict) else None
-        if not _is_file_name(name):
+        if not is_file_name(name):
             raise UserError(f"{path}: {name!r} is not a plain file name, so it could be outside the folder. {REMEDY}")
     return index
 
@@ -298,15 +298,17 @@ def _location(source: Path | str) -> str:
     """Return where the shards are: next to index.json, or where location.txt says.
 
     Raises:
-        UserError: location.txt names a command.
+        UserError: location.txt names a command, or no folder.
     """
     path = Path(source) / LOCATION
     if (is_url(source)) or not path.is_file():
         return str(source)
-    location = path.read_text(encoding="utf-8").strip()
+    location = path.read_text(encoding="utf-8", errors="replace").strip()
+    if not is_url(location) and not (location and Path(source, location).is_dir()):
+        raise UserError(f"{path}: {location!r} is not a folder or URL. Write there where the shards of {INDEX} are.")
     if location.startswith(PIPE):  # it would run a command that whoever wrote the file chose
         raise UserError(f"{path}: names a command ({PIPE}), and these are taken from data.shards only. Pass it there.")
-    return location
+    return location if is_url(location) else str(Path(source, location))
 
 
 def _check_index(index: dict[str, Any]) -> None:
@@ -342,7 +344,7 @@ def _check_index(index: dict[str, Any]) -> None:
         raise ValueError(f"{wrong[0]} does not match the list of records")
 
 
-def _is_file_name(name: object) -> bool:
+def is_file_name(name: object) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
 
 

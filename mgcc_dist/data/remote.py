@@ -18,17 +18,18 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeGuard
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
-from mgcc_dist.common.errors import DISK_FULL, UserError
+from mgcc_dist.common.errors import DISK_FULL, UserError, reason_of
 from mgcc_dist.common.files import sha256_of
 
 logger = logging.getLogger(__name__)
 
+HTTP = ("http", "https")
 PIPE = "pipe:"
 PLACEHOLDER = "{}"
 ATTEMPTS = 5
@@ -48,7 +49,7 @@ def join(location: str, name: str) -> str:
     """Return the URL, or the path, of the file `name` at a location.
 
     Raises:
-        UserError: the command of a pipe does not say where the name belongs.
+        UserError: it is not a URL that can be read, or the command of a pipe does not say where the name belongs.
     """
     if location.startswith(PIPE):
         if PLACEHOLDER not in location:
@@ -59,8 +60,28 @@ def join(location: str, name: str) -> str:
         return location.replace(PLACEHOLDER, shlex.quote(name))
     if not is_url(location):
         return str(Path(location) / name)
-    parts = urlsplit(location)
+    parts = split_url(location)
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}"))
+
+
+def split_url(url: str) -> SplitResult:
+    """Split a URL into its parts.
+
+    Raises:
+        UserError: it has no host where one is needed, or a host or port that can't exist.
+    """
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in HTTP:
+            if not parts.hostname:
+                raise ValueError("no host given")  # reported like the errors of urlsplit
+            if re.search(r"\s", parts.netloc):
+                raise ValueError("its host has a space")
+            _ = parts.port  # raises ValueError
+    except ValueError as error:
+        public = re.sub(r"//[^/@]*@", "//", url.partition("?")[0])  # as `shown`, which needs a valid URL
+        raise UserError(f"{public}: is not a valid URL ({error}). Write it as https://host/folder.") from error
+    return parts
 
 
 def shown(url: str) -> str:
@@ -181,12 +202,30 @@ def _open(url: str) -> tuple[Callable[[], bytes], Callable[[], None], int | None
         return (lambda: file.read(CHUNK)), file.close, None
     if url.startswith(PIPE):
         return _open_pipe(url)
-    if urlsplit(url).scheme.lower() in ("http", "https"):
-        answer = urllib.request.urlopen(url, timeout=TIMEOUT)
+    if (parts := urlsplit(url)).scheme in HTTP:
+        path = quote(parts.path, safe="/%:@!$&'()*+,;=~")  # spaces and letters outside ASCII; the rest may be quoted
+        answer = urllib.request.urlopen(urlunsplit(parts._replace(path=path)), timeout=TIMEOUT)
         length = answer.headers.get("Content-Length", "")
         return (lambda: answer.read1(CHUNK)), answer.close, int(length) if length.isdecimal() else None
-    stream = _open_by_fsspec(url)
-    return (lambda: stream.read(CHUNK)), stream.close, getattr(stream, "size", None)
+    with _errors_of_fsspec(url):
+        stream = _open_by_fsspec(url)
+
+    def read() -> bytes:
+        with _errors_of_fsspec(url):
+            return stream.read(CHUNK)
+
+    return read, stream.close, getattr(stream, "size", None)
+
+
+@contextmanager
+def _errors_of_fsspec(url: str) -> Iterator[None]:
+    """Raise errors that only the package behind a URL knows, such as botocore's, as OSError."""
+    try:
+        yield
+    except (OSError, UserError):
+        raise
+    except Exception as error:
+        raise ConnectionError(f"{type(error).__name__}: {reason_of(error)}") from error
 
 
 def _open_pipe(url: str) -> tuple[Callable[[], bytes], Callable[[], None], None]:

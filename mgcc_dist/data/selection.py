@@ -4,6 +4,7 @@
 keys and rejected keys. Keys it does not name are left out too.
 """
 
+import logging
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_versioned, sha256_of
 from mgcc_dist.data.records import REQUEST, ShardFolder, copy_records, write_index
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "mgcc-dist selection"
 VERSION = 1
@@ -60,7 +63,7 @@ def apply_selection(selection: Path, samples: Path, out: Path) -> int:
     """
     chosen, shards = read_selection(selection), ShardFolder.open(samples)
     request = shards.index.get("request")
-    if not isinstance(request, dict):
+    if request is None or not is_synthetic(shards):
         raise UserError(f"{samples}: holds no samples of `mgcc ldm`. Pass its samples, such as OUT/samples.")
     now, then = request.get("count"), chosen.samples.get("count")
     extended = isinstance(now, int) and isinstance(then, int) and now > then  # the images it was made from are there
@@ -114,6 +117,19 @@ def restore_dropped(folder: Path) -> None:
     """Bring back the shard folder that a killed `drop_records` had set aside, if it does not exist."""
     if not folder.exists() and _set_aside(folder).is_dir():
         _set_aside(folder).rename(folder)
+
+
+def is_synthetic(shards: ShardFolder) -> bool:
+    """Return whether `mgcc ldm` sampled the images."""
+    return isinstance(shards.index.get("request"), dict)
+
+
+def warn_if_synthetic(shards: ShardFolder) -> None:
+    """Warn that scores on the validation part of samples are not those of real images."""
+    if is_synthetic(shards):
+        logger.warning(
+            "data.shards: %s holds samples of `mgcc ldm`, so validation does not see real images.", shards.folder
+        )
 
 
 def provenance(shards: ShardFolder) -> dict[str, Any]:

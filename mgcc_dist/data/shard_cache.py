@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from mgcc_dist.common.errors import DISK_FULL, UserError
 from mgcc_dist.common.files import replacing
+from mgcc_dist.data.remote import is_url
 
 ROOM = "room.lock"
 """held while a process deletes copies and reserves the space for a new one"""
@@ -37,10 +38,16 @@ class ShardCache:
         self.limit = limit
         self._sizes: dict[str, int] = {}
         self._open: dict[str, IO[bytes]] = {}
+        self._create()
+
+    def _create(self) -> None:
+        """Create the folder, also if temporary files were deleted while the run has it open."""
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"data.cache: {folder} can't be created ({error.strerror}). Choose another one.") from error
+            raise UserError(
+                f"data.cache: {self.folder.parent} can't be created ({error.strerror}). Choose another one."
+            ) from error
         if self.folder.stat().st_uid != os.getuid():
             raise UserError(f"data.cache: {self.folder} belongs to another user. Choose another one.")
 
@@ -73,10 +80,17 @@ class ShardCache:
         if sha256 not in self._open:
             if not self.holds_all:
                 self._close_all()
-            while not (file := self._open_copy(sha256)):
-                with _locked(self.folder / f"{sha256}.lock"):
-                    if not self._path(sha256).exists():
-                        self._make(sha256, copy)
+            self._create()
+            try:
+                while not (file := self._open_copy(sha256)):
+                    with _locked(self.folder / f"{sha256}.lock"):
+                        if not self._path(sha256).exists():
+                            self._make(sha256, copy)
+            except OSError as error:
+                raise UserError(
+                    f"data.cache: {self.folder} can't be used ({error.strerror}). Let this user write there, or choose "
+                    "another one."
+                ) from error
             self._open[sha256] = file
         return self._open[sha256]
 
@@ -162,6 +176,8 @@ def open_cache(folder: str | None, gigabytes: float = 0) -> ShardCache | None:
         if gigabytes:
             raise UserError("data.cache_gb: limits data.cache, which is not set. Set data.cache to a folder.")
         return None
+    if is_url(folder):
+        raise UserError(f"data.cache: {folder} is a URL. Choose a folder on a disk of this node.")
     expanded = os.path.expandvars(folder)
     if "$" in expanded:
         raise UserError(f"data.cache: {folder} names an environment variable that is not set here. Choose a folder.")

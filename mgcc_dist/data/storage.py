@@ -13,7 +13,7 @@ from mgcc_dist.common.files import sha256_of
 from mgcc_dist.data.remote import fetch, is_url, join, shown
 from mgcc_dist.data.shard_cache import ShardCache
 
-REMEDY = "Move the folder elsewhere and create it again."
+REMEDY = "Restore it, or move the folder elsewhere and create it again."
 
 
 class CorruptRecord(Exception):

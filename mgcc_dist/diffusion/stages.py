@@ -19,7 +19,7 @@ from mgcc_dist.data.convert import write_shards
 from mgcc_dist.data.readers.phantoms import Phantoms
 from mgcc_dist.data.records import ShardFolder, index_file
 from mgcc_dist.data.sample import RecordInfo
-from mgcc_dist.data.selection import restore_dropped
+from mgcc_dist.data.selection import restore_dropped, warn_if_synthetic
 from mgcc_dist.data.shard_cache import open_cache
 from mgcc_dist.data.splits import Split, locate_split, make_split, read_split, write_split
 from mgcc_dist.diffusion import autoencoder, denoiser, latents, pipeline, sampling
@@ -90,6 +90,7 @@ def open_images(config: DataConfig, out: Path, accelerator: Accelerator) -> Imag
             write_shards(Phantoms(config.phantom, seed=0, size=config.image_size), out / "phantom")
     cache = open_cache(config.cache, config.cache_gb)
     shards = ShardFolder.open(source, accelerator.is_local_main_process, cache)
+    warn_if_synthetic(shards)
     if cache:
         cache.require_room(config.shard_window)
     with raise_on_all_ranks():

@@ -77,6 +77,7 @@ class SegmentationTask:
             # Convolutions are faster in this layout: 12 % on two CPU cores.
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.data = data
+        selection.warn_if_synthetic(data)
         self.verify = accelerator.is_local_main_process  # one rank per node verifies checksums
         labeled, rest = split.labeled, split.unlabeled
         if config.data.labels == "all":
@@ -124,7 +125,7 @@ class SegmentationTask:
         self.validation = CachedBatches(validation, accelerator.device)
         self.external = [
             (folder, CachedBatches(self._evaluation(folder, accelerator), accelerator.device))
-            for folder in map(self._open, config.data.external)
+            for folder in (self._open_other(folder, "external") for folder in config.data.external)
         ]
         if cache:
             cache.require_room(config.data.shard_window)
@@ -144,6 +145,11 @@ class SegmentationTask:
                 raise UserError(
                     f"data.external: {len(unmasked)} records of {folder.folder} have no mask, the first is "
                     f"{unmasked[0]!r}. Only labeled images can be scored."
+                )
+            if selection.is_synthetic(folder):
+                raise UserError(
+                    f"data.external: {folder.folder} holds samples of `mgcc ldm`, and scores on them say nothing about "
+                    "real images. Pass real images; to train on the samples, pass them as data.synthetic_labeled."
                 )
 
     def parameters(self) -> dict[str, int]:
@@ -215,16 +221,16 @@ class SegmentationTask:
                     f"data.synthetic: {config.synthetic} does not exist. Create it with `mgcc ldm`, or pass "
                     "--data.synthetic null to train without synthetic images."
                 )
-            sources["synthetic"] = self._open(config.synthetic)
+            sources["synthetic"] = self._open_other(config.synthetic, "synthetic")
         if config.similar:
-            sources["similar"] = ConcatDataset([self._open(folder) for folder in config.similar])
+            sources["similar"] = ConcatDataset([self._open_other(folder, "similar") for folder in config.similar])
         return sources
 
     def _pairs(self) -> ShardFolder | None:
         """Open the synthetic images with masks, if the config asks for any."""
         if not self.config.data.synthetic_labeled:
             return None
-        pairs = self._open(self.config.data.synthetic_labeled)
+        pairs = self._open_other(self.config.data.synthetic_labeled, "synthetic_labeled")
         if unmasked := [record.key for record in pairs.records if not record.labeled]:
             raise UserError(
                 f"data.synthetic_labeled: {len(unmasked)} of {len(pairs)} records of {pairs.folder} have no mask, the "
@@ -235,6 +241,20 @@ class SegmentationTask:
 
     def _open(self, folder: str) -> ShardFolder:
         return ShardFolder.open(folder, self.verify, self.cache)
+
+    def _open_other(self, folder: str, key: str) -> ShardFolder:
+        """Open the folder of another data set than data.shards.
+
+        Raises:
+            UserError: it holds the same images, those of the validation part among them.
+        """
+        other = self._open(folder)
+        if other.content_sha256 == self.data.content_sha256:
+            raise UserError(
+                f"data.{key}: {other.folder} holds the same images as data.shards, so training and validation would "
+                "share images. Pass another data set."
+            )
+        return other
 
     def _evaluation(self, source: SampleDataset, accelerator: Accelerator) -> EvalLoader:
         data = self.config.data

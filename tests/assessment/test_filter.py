@@ -95,6 +95,22 @@ def test_pairs_that_agree_less_than_real_images_are_dropped_and_counted(images, 
     assert len(ShardFolder.open(tmp_path / "pairs")) == 3, "the filter of other settings replaces the pairs"
 
 
+def test_split_without_masks_for_the_threshold_is_refused_before_training(images, predictor):
+    pair_filter.check_config(FilterConfig(run="somewhere"), images)
+    unlabeled = Split("s", ("l1",), (), ("t",))
+    with pytest.raises(UserError, match=r"filter\.run: no validation image has a mask with a lesion"):
+        pair_filter.check_config(
+            FilterConfig(run="somewhere"), ImageData(DataConfig(image_size=SIZE), images.shards, unlabeled)
+        )
+
+
+def test_run_of_another_data_set_is_noted(images, predictor, tmp_path):
+    samples = [Sample("good", square(4, 8), square(4, 8), {"class": "benign"})]
+    predictor.info["dataset"] = "TN3K"
+    report = run(images, folder_of(tmp_path / "samples", samples, request={}), tmp_path, 0)
+    assert "trained on TN3K, and this model on toy" in report["notes"][0]
+
+
 def test_samples_without_masks_or_without_any_agreement_are_refused(images, predictor, tmp_path, monkeypatch):
     unlabeled = folder_of(tmp_path / "u", [Sample("a", square(4, 8), None, {})], request={})
     with pytest.raises(UserError, match=r"filter\.run: .* holds images without masks"):

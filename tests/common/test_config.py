@@ -82,6 +82,7 @@ def test_a_wrong_setting_is_one_line_that_names_its_key(words, named):
         ("lop: {epochs: 1}", "lop: unknown key."),
         ("loop: 3", "loop: expected a mapping of keys, got 3"),
         ("loop: {epochs: abc}", "loop.epochs: expected a positive number or none, got 'abc'"),
+        ("loop: {clip_norm: .inf}", "loop.clip_norm: expected a number from 0, got 'Infinity'"),
         (
             "network: {name: unett}",
             "network.name: expected one of unet, cmunet, mgcc, cct, swin_unet, got 'unett'.",

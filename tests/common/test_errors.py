@@ -74,7 +74,7 @@ def test_a_full_disk_that_safetensors_reports_is_one_line(monkeypatch, capfd):
     )
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EIO, errno.ENAMETOOLONG])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EEXIST, errno.EIO, errno.ENAMETOOLONG])
 def test_a_file_that_the_system_refuses_is_one_line_with_its_name(number, monkeypatch, capfd):
     code, line = run_failing(OSError(number, os.strerror(number), "out/a.json"), "0", monkeypatch, capfd)
     assert (code, line) == (EXIT_USER_ERROR, f"segment: out/a.json: can't be read or written ({os.strerror(number)})\n")

@@ -27,6 +27,10 @@ def stage(folder: Path, settings: Settings, name: str = "double") -> Stage:
     return Stage(name, folder, {"settings": settings, "text": folder / "in.txt"}, (f"{name}/out.txt",), run)
 
 
+def edit(path: Path, **changes: object) -> None:
+    write_json(path, json.loads(path.read_text()) | changes)
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
     (tmp_path / "in.txt").write_text("a")
@@ -49,8 +53,10 @@ def test_a_finished_stage_is_done_and_not_run_again(folder, caplog):
         lambda folder: (folder / "double" / "out.txt").unlink(),
         lambda folder: (folder / "stages" / "double.json").unlink(),
         lambda folder: (folder / "stages" / "double.json").write_text("{"),
+        lambda folder: edit(folder / "stages" / "double.json", outputs=["double/out.txt"]),
+        lambda folder: edit(folder / "stages" / "double.json", inputs=None),
     ],
-    ids=["input", "output", "fingerprint", "damaged fingerprint"],
+    ids=["input", "output", "fingerprint", "damaged fingerprint", "edited outputs", "edited inputs"],
 )
 def test_a_stage_runs_again_after_its_input_output_or_fingerprint_changed(folder, change):
     change(folder)

@@ -102,6 +102,8 @@ def test_shards_at_a_url_get_an_index_elsewhere(folder, tmp_path):
         ({"a.png": encoded(GREY), "a.mask.png": encoded(MASK[:3])}, r"a\.mask\.png: is 8x3 but its image is 8x6"),
         ({"a.mask.png": encoded(MASK)}, r"a\.mask\.png: has no image"),
         ({"a.png": encoded(GREY), "a.json": b"{"}, r"a\.json: is not JSON"),
+        ({"a.png": encoded(GREY), "a.json": b'{"label": ["x"]}'}, r"a\.json: its class is \['x'\], not a word"),
+        ({"a.png": encoded(GREY), "a.cls": b"x\ny"}, r"a\.cls: its class is 'x\\ny', not a word"),
         (
             {"a.png": encoded(GREY), "a.mask.png": encoded(MASK * (1 + GREY // 200))},
             r"a\.mask\.png: has 3 values, not two",
@@ -122,7 +124,9 @@ def test_wrong_roots_are_named(folder, tmp_path):
         (folder / "x-{000..", "unbalanced braces"),
         (folder / "x-{000..001}.zip", "is not a .tar file"),
         (f"{tmp_path}/{{a,b}}/x.tar", "several folders"),
-        (folder / "x-{000..002}.tar", r"x-002\.tar: .*No such file"),
+        (folder / "x-{000..002}.tar", r"x-002\.tar: can't be read \(No such file"),
+        (tmp_path / "nowhere", "nowhere: does not exist"),
+        ("http://[::1/x.tar", "is not a valid URL"),
         ("pipe:cat x.tar", "behind a command can't be listed"),
     ):
         with pytest.raises(UserError, match=message):
@@ -136,12 +140,18 @@ def test_wrong_roots_are_named(folder, tmp_path):
 
 def test_changed_files_and_other_layouts_are_refused(folder):
     index_shards(str(folder), None, "others", LAYOUT)
-    with pytest.raises(UserError, match="already exists, of other records"):
+    with pytest.raises(UserError, match="already exists, of other shards or with other options"):
         index_shards(str(folder), None, "others", replace(LAYOUT, class_key="class"))
     content = (folder / "x-001.tar").read_bytes()
     (folder / "x-001.tar").write_bytes(content.replace(encoded(GREY)[-30:-20], bytes(10)))
     with pytest.raises(UserError, match=r"the sha256 of c\.png does not match"):
         ShardFolder.open(folder, verify=False)[2]
+    (folder / "x-001.tar").write_bytes(content + bytes(512))  # other bytes, the same records
+    with pytest.raises(UserError, match="already exists, of other shards"):
+        index_shards(str(folder), None, "others", LAYOUT)
+    (folder / "x\\2.tar").write_bytes(content)
+    with pytest.raises(UserError, match=r"can't be the name of a shard"):
+        index_shards(str(folder), None, "others", LAYOUT)
 
 
 def test_members_are_never_written_to_their_paths(tmp_path):

@@ -193,7 +193,9 @@ def test_edited_index_is_rejected_before_it_is_used(folder, change, problem):
     index = json.loads((folder / "index.json").read_text())
     change(index)
     (folder / "index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match=rf"index\.json: damaged \(.*{problem}.*\)\. Move the folder elsewhere"):
+    with pytest.raises(
+        UserError, match=rf"index\.json: damaged \(.*{problem}.*\)\. Restore it, or move the folder elsewhere"
+    ):
         ShardFolder.open(folder, verify=False)
 
 
@@ -204,7 +206,7 @@ def test_index_that_names_a_file_outside_the_folder_is_rejected(folder, name):
     (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(UserError) as raised:
         ShardFolder.open(folder)
-    line = f"{folder}/index.json: {name!r} is not a plain file name, so it could be outside the folder. Move the"
+    line = f"{folder}/index.json: {name!r} is not a plain file name, so it could be outside the folder. Restore it"
     assert str(raised.value).startswith(line)
 
 

@@ -146,6 +146,12 @@ def test_location_file_may_name_a_url_but_no_command(server, folder, tmp_path):
     (index_only / "location.txt").write_text(server.url + "\n")
     shards = ShardFolder.open(index_only, cache=ShardCache(tmp_path / "cache"))
     assert shards[0].key == shards.keys()[0]
+    for text in ("", "nowhere", "\ufffe\n\n"):
+        (index_only / "location.txt").write_text(text, encoding="utf-16")
+        with pytest.raises(UserError, match=r"location\.txt: .* is not a folder or URL"):
+            ShardFolder.open(index_only)
+    (index_only / "location.txt").write_text(f"../{folder.name}")  # relative to the file
+    assert len(ShardFolder.open(index_only)) == len(shards)
     (index_only / "location.txt").write_text(f"pipe:touch {tmp_path}/ran; cat {{}}")
     with pytest.raises(UserError, match=r"location\.txt: names a command"):
         ShardFolder.open(index_only)
@@ -172,6 +178,42 @@ def test_passwords_and_signatures_are_not_in_messages(tmp_path):
     assert url == "https://user:secret@host/data/a%20b.tar?signature=abc"
     assert shown(url) == "https://host/data/a%20b.tar"
     assert shown(str(tmp_path)) == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://[::1/x", "Invalid IPv6 URL"),
+        ("http://host:port/x", "Port could not be cast"),
+        ("https:///x", "no host given"),
+        ("http://a b/x?signature=abc", "its host has a space"),
+    ],
+)
+def test_urls_that_can_not_exist_are_refused_at_once(url, reason):
+    with pytest.raises(UserError, match=reason) as error:
+        ShardFolder.open(url)
+    assert str(error.value).startswith(f"{url.partition('?')[0]}: is not a valid URL (")
+
+
+def test_urls_may_have_spaces_and_letters_outside_ascii(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "web" / "brüste 1")
+    with serving(tmp_path / "web") as server:
+        for name in ("brüste 1", "br%C3%BCste%201"):
+            shards = ShardFolder.open(f"{server.url}/{name}", cache=ShardCache(tmp_path / name))
+            assert shards[0].key == shards.keys()[0]
+
+
+def test_errors_of_packages_behind_a_url_are_one_line(monkeypatch):
+    class NoCredentialsError(Exception):
+        """Not an OSError, as those of botocore."""
+
+    def fail(*_, **__):
+        raise NoCredentialsError("Unable to locate\ncredentials")
+
+    monkeypatch.setattr(remote, "DELAY", 0.0)
+    monkeypatch.setattr(fsspec, "open", fail)
+    with pytest.raises(UserError, match="the last error: NoCredentialsError: Unable to locate credentials"):
+        ShardFolder.open("s3://bucket")
 
 
 def test_fetch_copies_local_files(folder, tmp_path):

@@ -1,8 +1,10 @@
 """The node-local cache: one copy per node, bounded, and no copy in use is deleted."""
 
+import errno
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 
@@ -162,6 +164,23 @@ def test_folder_may_be_named_by_an_environment_variable(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"data\.cache: .*file can't be created"):
         open_cache(str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"data\.cache: https://host/data is a URL\. Choose a folder"):
+        open_cache("https://host/data")
+
+
+def test_a_deleted_folder_is_created_again_and_an_unusable_one_is_named(tmp_path, monkeypatch):
+    """As where old temporary files are deleted under a long run. The shard is not to blame."""
+    source = Source(2)
+    cache = source.cache(tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache")
+    assert source.open(cache, 0) == source.contents[0]
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("mgcc_dist.data.shard_cache.replacing", refuse)
+    with pytest.raises(UserError, match=r"^data\.cache: .*mgcc-shards-\d+ can't be used \(Permission denied\)\. "):
+        source.open(cache, 1)
 
 
 def test_cache_of_another_user_is_refused(tmp_path, monkeypatch):

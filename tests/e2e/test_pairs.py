@@ -24,6 +24,9 @@ def test_pairs_are_sampled_audited_filtered_and_trained_on(tmp_path, caplog):
     torch.set_num_threads(1)
     run = save_run(tmp_path / "real_run")
     words = ["--config", str(path), "--out", str(out), "--denoiser.masks", "labeled", "--filter.quantile", "0"]
+    with pytest.raises(UserError, match=r"toy\.yaml: does not hold a segmentation network"):
+        run_ldm(parse(LdmConfig, [*words, "--filter.run", str(path)], CONFIGS / "ldm", "demo"))
+    assert not (out / "autoencoder").exists(), "noticed before training"
     config = parse(LdmConfig, [*words, "--filter.run", str(run)], CONFIGS / "ldm", "demo")
     run_ldm(config)
 
