@@ -13,6 +13,7 @@ DICOM file is its SOP Instance UID, and of each frame of a cine NAME/0001, NAME/
     OUT/masks/NAME.png       0 and 255, at the image's size (after the camera's EXIF rotation); or NAME.nii.gz, NAME.dcm
     OUT/overlays/NAME.png    the image in grey, with the contour of the mask
     OUT/predictions.csv      file, mask, size, area, confidence, lesion (yes or no), diameters; in mm where known
+                             with --uncertainty also score and review
     OUT/skipped.csv          file, problem; only with --skip-bad, if any file could not be read
     OUT/predict.json         the images, weights and options
     OUT/images.jsonl         sha256 of each image
@@ -20,11 +21,13 @@ DICOM file is its SOP Instance UID, and of each frame of a cine NAME/0001, NAME/
 
 The network's probability is resized bilinearly to the image's size and thresholded at 0.5. `confidence` is the mean
 probability inside the mask, or for an empty mask 1 - the highest probability of the image. It is for sorting and not
-calibrated. Convolutions run in bfloat16 where the device supports it, which moves single pixels of a contour;
-`--precision no` keeps float32. predictions.csv is written last: a folder without it is
-incomplete, and the same command completes it. If all images are in it, and none was changed, there is nothing to do. A
-file in OUT that was changed since, such as a mask corrected by hand, is never replaced or deleted: it is kept and
-named. `--overwrite` predicts all images again, and refuses if any file in OUT was changed.
+calibrated without --calibrated. --uncertainty adds a score from 0 to 1, how well the masks of the network's decoders,
+of mirrored views or of several runs agree; --reject-below marks images of a lower score for review by a person.
+Convolutions run in bfloat16 where the device supports it, which moves single pixels of a contour; `--precision no`
+keeps float32. predictions.csv is written last: a folder without it is incomplete, and the same command completes it. If
+all images are in it, and none was changed, there is nothing to do. A file in OUT that was changed since, such as a mask
+corrected by hand, is never replaced or deleted: it is kept and named. `--overwrite` predicts all images again, and
+refuses if any file in OUT was changed.
 """
 
 from mgcc_dist.common.errors import run_program

@@ -196,6 +196,35 @@ def test_post_processing_is_chosen_on_val_and_applied_to_other_images(run, phant
     assert table(tmp_path / "test") == table(tmp_path / "words")
 
 
+def test_a_temperature_is_fitted_on_val_and_moves_no_mask(phantom_shards, tmp_path, dark, no_pictures):
+    run = save_run(tmp_path / "run")
+    keys = phantom_shards.keys()
+    write_split(tmp_path / "split.json", Split("halves", tuple(keys[:2]), (), tuple(keys[2:])))
+    val = ["--split", str(tmp_path / "split.json")]
+    with pytest.raises(UserError, match=r"--fit-temperature: needs the validation images"):
+        evaluate(run, phantom_shards.folder, tmp_path / "refused", "--fit-temperature")
+    fitted = evaluate(run, phantom_shards.folder, tmp_path / "fit", *val, "--fit-temperature")
+    stored = json.loads((run / "best" / "calibration.json").read_text())
+    assert stored["weights_sha256"] == fitted["runs"][0]["weights_sha256"]
+    assert {key: stored[key] for key in fitted["temperature"]} == fitted["temperature"]
+    after = evaluate(run, phantom_shards.folder, tmp_path / "after", *val, "--calibrated")
+    for summary, which in ((fitted, "before"), (after, "after")):
+        assert summary["reliability"]["ece"] == pytest.approx(stored["ece"][which], abs=0.01)
+    assert stored["nll"]["after"] < stored["nll"]["before"]
+    for first, second in zip(table(tmp_path / "fit"), table(tmp_path / "after"), strict=True):
+        assert (first["iou"], first["predicted_area"]) == (second["iou"], second["predicted_area"])
+        assert first["brier"] != second["brier"]
+
+
+def test_images_are_ranked_by_the_agreement_of_members(run, phantom_shards, tmp_path, dark):
+    """On the page, too. Every member of a network that looks at single pixels says the same."""
+    summary = evaluate(run, phantom_shards.folder, tmp_path / "out", "--uncertainty", "tta")
+    assert {float(row["score"]) for row in table(tmp_path / "out")} == {1.0}
+    curve = summary["risk_coverage_by_score"]
+    assert curve["aurc"] == pytest.approx(curve["aurc_random"])
+    assert "agreement of the members of <code>--uncertainty tta</code>" in (tmp_path / "out" / "page.html").read_text()
+
+
 def test_notes_name_runs_whose_training_images_are_evaluated(run, phantom_shards, tmp_path, dark, monkeypatch):
     keys = phantom_shards.keys()
     write_split(tmp_path / "split.json", Split("halves", tuple(keys[:12]), (), tuple(keys[12:])))

@@ -19,6 +19,7 @@ from mgcc_dist.inference.overlay import overlay
 from mgcc_dist.inference.predictor import NetworkInput, Predictor
 from mgcc_dist.inference.results import restore_region
 from mgcc_dist.inference.sources import output_names
+from mgcc_dist.inference.uncertainty import Members, agreement, disagreement
 from mgcc_dist.predict import main
 
 
@@ -284,3 +285,42 @@ def test_command_reports_an_error_in_one_line(tmp_path):
 def test_help_says_what_the_confidence_is(capsys):
     main(["--help"])
     assert "probability inside the mask, or for an empty mask 1 - the highest" in capsys.readouterr().out
+
+
+def test_uncertainty_marks_images_for_review_and_changes_no_mask(run, images):
+    other = save_run(run.parent / "other", seed=1)
+    for width in (32, 40, 61):
+        Image.fromarray(noise(width, 32)).save(images / f"{width}.png")
+    plain = bytes_in(predict(run, images, "--precision", "no") / "masks")
+    predictors = [predictor.load(each, "best", "cpu", "no") for each in (run, other)]
+    members = Members(predictors).squares([predictors[0].prepare(noise(width, 32)).square for width in (32, 40, 61)])
+    scores = list(map(agreement, members))
+    limit = sorted(scores)[1]
+    options = ("--uncertainty", "ensemble", "--members", str(other), "--reject-below", str(limit), "--uncertainty-maps")
+    with pytest.raises(UserError, match="with other options"):
+        predict(run, images, "--precision", "no", *options)
+    out = predict(run, images, "--precision", "no", "--overwrite", *options)
+    rows = read_csv(out / "predictions.csv")
+    assert [row["score"] for row in rows] == [f"{score:.4f}" for score in scores]
+    assert [row["review"] for row in rows] == ["yes" if score < limit else "no" for score in scores]
+    assert bytes_in(out / "masks") == plain
+    pixels = np.asarray(Image.open(out / "uncertainty" / "32.png"))
+    assert pixels.dtype == np.uint16
+    np.testing.assert_allclose(pixels / 65535, disagreement(members[0]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--reject-below", "0.5"), "--reject-below: needs a score"),
+        (("--uncertainty-maps",), "--uncertainty-maps: needs a score"),
+        (("--uncertainty", "ensemble"), "needs two or more runs"),
+        (("--uncertainty", "decoders"), "was trained by supervised, which has no auxiliary decoders"),
+        (("--calibrated",), r"calibration\.json does not exist"),
+    ],
+)
+def test_uncertainty_that_cannot_be_computed_is_refused(run, images, options, message):
+    Image.fromarray(noise(32, 32)).save(images / "a.png")
+    with pytest.raises(UserError, match=message):
+        predict(run, images, *options)
+    assert not (run.parent / "out").exists()
