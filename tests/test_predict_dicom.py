@@ -3,18 +3,27 @@
 import io
 import json
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import highdicom
 import nibabel
 import numpy as np
 import pydicom
 import pytest
+import torch
 from dicom_files import region, save, ultrasound
 from PIL import Image
 from predict_runs import SIZE, Threshold, files_in, noise, predict, read_csv, save_run
 
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.data.dicom_regions import Region
 from mgcc_dist.inference import predictor, reading
+from mgcc_dist.inference.nifti import NiftiWriter
+from mgcc_dist.inference.output_folder import OutputFolder
+from mgcc_dist.inference.reading import Frame
+from mgcc_dist.inference.results import OutputOptions, SourceWriter
+from mgcc_dist.inference.sources import Source, output_names
 
 IDENTIFIERS = (b"DOE", b"JANE", b"4711", b"19700102", b"Jane_Doe")
 
@@ -86,6 +95,7 @@ def test_identifiers_are_kept_if_asked_for(run, images):
     save(cine(1), images / "IM1")
     out = predict(run, images, "--masks", "dicom-seg", "--keep-identifiers")
     assert [row["mask"] for row in read_csv(out / "predictions.csv")] == ["masks/IM1.dcm"] * 2
+    assert output_names([Path("1.2.840")])[Path("1.2.840")] == "1.2.840"
     assert pydicom.dcmread(out / "masks" / "IM1.dcm").PatientName == "DOE^JANE"
 
 
@@ -125,10 +135,74 @@ def test_files_and_a_list_on_standard_input(run, images, monkeypatch):
     assert files_in(out / "masks") == ["a.png", "b/a.png", "b/c.png"]
     row = read_csv(out / "predictions.csv")[0]
     assert float(row["area_mm2"]) == int(row["area_pixels"]) / 4
-    listed = "\n".join(str(images / name) for name in ("a.png", "b/c.png")).encode()
+    (images / "notes.txt").write_text("neither an image nor DICOM")
+    listed = "\n".join(str(images / name) for name in ("a.png", "b/c.png", "notes.txt", "gone.dcm")).encode()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listed)))
-    predict(run, "-", "--overwrite")
+    predict(run, "-", "--overwrite", "--skip-bad")
     assert files_in(out / "masks") == ["a.png", "b/c.png"]
+    ((name, problem),) = [row.values() for row in read_csv(out / "skipped.csv")]
+    assert name.startswith("sha256-")
+    assert problem == "does not exist"
+
+
+def test_relative_paths_stay_in_the_output_folder(run, images, monkeypatch):
+    for name in ("a/1.png", "b/2.png"):
+        (images / name).parent.mkdir(parents=True)
+        Image.fromarray(noise(SIZE, SIZE)).save(images / name)
+    monkeypatch.chdir(images / "a")
+    out = predict(run, [Path("1.png"), Path("../b/2.png")])
+    assert files_in(out / "masks") == ["a/1.png", "b/2.png"]
+
+
+def test_an_image_that_dicom_seg_cannot_refer_to_is_skipped(run, images):
+    save(cine(1), images / "a.dcm")
+    unreferenced = cine(1)
+    del unreferenced.SeriesInstanceUID
+    save(unreferenced, images / "b.dcm")
+    out = predict(run, images, "--masks", "dicom-seg", "--skip-bad")
+    assert len(files_in(out / "masks")) == 1
+    assert "has no SeriesInstanceUID" in read_csv(out / "skipped.csv")[0]["problem"]
+
+
+def test_a_folder_of_damaged_dicom_is_not_named(run, images):
+    images.mkdir()
+    (images / "a.dcm").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="none of 1 images can be read"):
+        predict(run, images, "--skip-bad")
+    assert "Jane" not in (run.parent / "out" / "predict.json").read_text()
+
+
+def writer(out, frames=1, **options):
+    """A writer of a DICOM source of 4x6 pixels with two regions that overlap, and its first frame."""
+    image = SimpleNamespace(frames=frames)
+    regions = (Region(slice(0, 4), slice(0, 4), None), Region(slice(0, 4), slice(2, 6), None))
+    frame = Frame(0, 0, (4, 6), regions, (), np.zeros((4, 6), np.uint8))
+    out.mkdir(exist_ok=True)
+    source = Source(Path("a.dcm"), "a", "a", image)
+    return SourceWriter(OutputFolder(out, {}), source, 1, frame, OutputOptions(**options), ""), frame
+
+
+def test_where_regions_overlap_the_higher_probability_counts(tmp_path):
+    files, frame = writer(tmp_path / "out", probabilities=True)
+    with files:
+        files.write(frame, [torch.ones(4, 4), torch.zeros(4, 4)], "stretch")
+    for kind, highest in (("masks", 255), ("probabilities", 65535)):
+        pixels = np.asarray(Image.open(tmp_path / "out" / kind / "a.png"))
+        np.testing.assert_array_equal(pixels, [[highest] * 4 + [0] * 2] * 4)
+
+
+def test_a_cine_that_the_disk_cannot_hold_is_an_error_and_leaves_nothing(small_disk):
+    """Writing to a memory map on a full disk would kill the process."""
+    small_disk.resize("100k")
+    files, _ = writer(small_disk.folder, frames=30_000, masks=("nifti", "dicom-seg"))
+    with pytest.raises(OSError, match="No space left"), files:
+        pass
+    assert files_in(small_disk.folder) == []
+
+
+def test_nifti_refuses_what_its_header_cannot_say(tmp_path):
+    with pytest.raises(UserError, match="--masks nifti: holds at most 32767 pixels per side and frames"):
+        NiftiWriter(tmp_path / "a.nii.gz", (1, 2**15), 1, None)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +211,7 @@ def test_files_and_a_list_on_standard_input(run, images, monkeypatch):
         ("clip.mp4", [], r"clip\.mp4: is a video\. Save its frames as images first"),
         ("notes.txt", [], r"notes\.txt: neither an image .* nor DICOM"),
         ("a.png", ["--masks", "dicom-seg"], r"--masks dicom-seg: refers to the DICOM file"),
+        ("a.png", ["--spacing", "1e-30"], r"--spacing 1e-30: is not from 1e-05 to 1000 mm per pixel"),
         ("a.png", ["--spacing", "1", "2", "3"], r"--spacing: got 3 numbers\. Give one, or one for x"),
     ],
 )

@@ -136,6 +136,21 @@ def test_corrected_mask_is_kept_and_named_while_a_prediction_is_completed(run, i
     assert [row["file"] for row in read_csv(out / "predictions.csv")] == ["a.png", "b.png", "d.png"]
 
 
+def test_outputs_of_an_image_that_can_no_longer_be_read_are_deleted_unless_they_were_corrected(run, images, capsys):
+    for name in ("a.png", "b.png", "c.png"):
+        Image.fromarray(noise(20, 20)).save(images / name)
+    out = predict(run, images)
+    (out / "masks" / "b.png").write_bytes(b"corrected by hand")
+    for name in ("a.png", "b.png"):
+        (images / name).write_bytes(b"damaged")
+    (out / "masks" / "c.png").write_bytes(b"")  # what a loss of power may leave
+    predict(run, images, "--skip-bad")
+    assert files_in(out / "masks") == ["b.png", "c.png"]
+    assert files_in(out / "overlays") == ["c.png"]
+    assert (out / "masks" / "c.png").stat().st_size
+    assert "kept 1 files that were changed, or not written by `mgcc predict`: masks/b.png." in capsys.readouterr().err
+
+
 def test_changed_table_is_not_replaced_when_images_are_added(run, images):
     Image.fromarray(noise(20, 20)).save(images / "a.png")
     out = predict(run, images)

@@ -13,7 +13,7 @@ from mgcc_dist.common.errors import DISK_FULL, UserError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
     """Yield a scratch path next to `path`. Sync it and rename it to `path` at the end; remove it on an exception.
 
     The file gets the permissions of any new file (umask), also if safetensors writes it, whose own are only the user's.
@@ -25,8 +25,9 @@ def replacing(path: Path) -> Iterator[Path]:
         mode = scratch.stat().st_mode
         yield scratch
         scratch.chmod(mode)
-        with scratch.open("rb+") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with scratch.open("rb+") as file:
+                os.fsync(file.fileno())
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)

@@ -20,19 +20,23 @@ import numpy as np
 from PIL import Image
 
 from mgcc_dist.common.errors import reason_of
-from mgcc_dist.data.dicom_regions import Region, find_regions
+from mgcc_dist.data.dicom_regions import Region, find_regions, value_of
 from mgcc_dist.data.images import BadFile, find_unreadable
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 MAX_PIXELS = 2**27  # of a frame
+MAX_FRAMES = 2**17  # an hour at 36 frames per second
+FRAGMENT_BYTES = 8  # a compressed frame has at least one fragment, which begins with a tag and a length
 MAX_INFLATED = 2**30  # bytes of a deflated file
 DEEP_JPEG = "1.2.840.10008.1.2.4.51"  # JPEG of 12 bits, which Pillow only reads up to 8 bits
 DEFLATED = "1.2.840.10008.1.2.1.99"
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+REFERENCED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 HEADER_TAGS = (
-    *("SOPClassUID", "SOPInstanceUID", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
+    *REFERENCED,
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
     *("PhotometricInterpretation", "BitsAllocated", "BitsStored", "PixelRepresentation", "PixelSpacing"),
     *("SequenceOfUltrasoundRegions", "WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept"),
 )
@@ -79,6 +83,8 @@ class DicomHeader:
     """slope and intercept"""
     regions: tuple[Region, ...]
     """the two-dimensional regions; the complete image if the header has none"""
+    missing_uid: str
+    """name of the first UID that an object which refers to the image needs, and that it lacks; \"\" if it has all"""
 
 
 def is_dicom(path: Path) -> bool:
@@ -86,6 +92,8 @@ def is_dicom(path: Path) -> bool:
     if path.suffix.lower() in DICOM_SUFFIXES:
         return True
     try:
+        if not path.is_file():  # opening a pipe would wait for its writer
+            return False
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
@@ -128,12 +136,29 @@ def read_frames(header: DicomHeader, indices: Sequence[int]) -> Iterator[np.ndar
                 frame = _read_frame(header, index, offsets)
         except BadFile as bad:
             yield bad
+        except OSError as error:  # its text quotes the path
+            yield find_unreadable(header.path) or BadFile(header.path, f"can't be read ({error.strerror})")
         except Exception as error:  # decoders raise many types for damaged files
             which = f" of frame {index + 1}" if header.frames > 1 else ""
             more = f". `pip install '{PLUGINS[DEEP_JPEG]}'` adds a decoder" if header.syntax == DEEP_JPEG else ""
             yield BadFile(header.path, f"the pixels{which} can't be decoded ({reason_of(error)}){more}")
         else:
             yield frame
+
+
+def read_single_frame(path: Path) -> tuple[np.ndarray, tuple[Region, ...]]:
+    """Read an image uint8 [H,W] and its regions.
+
+    Raises:
+        BadFile: it can't be read, or is a cine.
+    """
+    header = read_header(path)
+    if header.frames > 1:
+        raise BadFile(path, f"is a cine of {header.frames} frames. Segment it with `mgcc predict`.")
+    (image,) = read_frames(header, [0])
+    if isinstance(image, BadFile):
+        raise image
+    return image, header.regions
 
 
 def read_references(path: Path) -> Any:
@@ -214,12 +239,15 @@ def _read_dataset(path: Path, tags: tuple[str, ...] = ()) -> Any:
 def _header(path: Path, dataset: Any, syntax: str) -> DicomHeader:
     height, width = int(dataset.Rows), int(dataset.Columns)
     frames = int(dataset.get("NumberOfFrames") or 1)
-    samples, photometric = int(dataset.get("SamplesPerPixel", 1)), str(dataset.get("PhotometricInterpretation", ""))
-    bits, allocated = int(dataset.get("BitsStored", 8)), int(dataset.get("BitsAllocated", 8))
+    samples = int(value_of(dataset, "SamplesPerPixel", 1))
+    photometric = str(value_of(dataset, "PhotometricInterpretation", ""))
+    bits, allocated = (int(value_of(dataset, name, 8)) for name in ("BitsStored", "BitsAllocated"))
     if height < 1 or width < 1 or frames < 1:
         raise BadFile(path, f"has no pixels ({width}x{height}, {frames} frames)")
     if height * width > MAX_PIXELS:
         raise BadFile(path, f"is too large ({width}x{height}, more than {MAX_PIXELS} pixels)")
+    if frames > MAX_FRAMES or (syntax != DEFLATED and frames * FRAGMENT_BYTES > path.stat().st_size):
+        raise BadFile(path, f"says that it has {frames} frames, which is too many for its size or for this program")
     expected = 3 if photometric in COLOUR else 1
     if photometric not in (*GREY, *COLOUR, "PALETTE COLOR") or samples != expected:
         known = re.fullmatch(r"[A-Z0-9_ ]{1,16}", photometric)
@@ -239,10 +267,11 @@ def _header(path: Path, dataset: Any, syntax: str) -> DicomHeader:
         shape=(height, width),
         photometric=photometric,
         bits=bits,
-        signed=bool(int(dataset.get("PixelRepresentation", 0))),
+        signed=bool(int(value_of(dataset, "PixelRepresentation", 0))),
         window=_window(dataset) if bits > 8 else None,
-        rescale=(float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))),
+        rescale=(float(value_of(dataset, "RescaleSlope", 1)), float(value_of(dataset, "RescaleIntercept", 0))),
         regions=find_regions(dataset, height, width),
+        missing_uid=next((name for name in REFERENCED if not dataset.get(name)), ""),
     )
 
 

@@ -1,11 +1,14 @@
 """The two-dimensional regions of a DICOM image, and its pixel size (Sequence of Ultrasound Regions, Pixel Spacing)."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 Spacing = tuple[float, float]
 """millimetres per pixel, along x (columns) and y (rows)"""
+PLAUSIBLE = (1e-5, 1e3)
+"""least and most millimetres that a pixel can measure"""
 TWO_DIMENSIONAL, TISSUE, CENTIMETRES = 1, 1, 3  # Region Spatial Format, Region Data Type, Physical Units
 
 
@@ -25,14 +28,14 @@ def find_regions(dataset: Any, height: int, width: int) -> tuple[Region, ...]:
     """Return the two-dimensional regions without those inside another one, such as the box of a colour Doppler."""
     found: dict[int, list[Region]] = {}
     for item in dataset.get("SequenceOfUltrasoundRegions") or ():
-        if int(item.get("RegionSpatialFormat", 0)) != TWO_DIMENSIONAL:
+        if int(value_of(item, "RegionSpatialFormat", 0)) != TWO_DIMENSIONAL:
             continue
         top, bottom, left, right = (
-            int(item.get(f"RegionLocation{name}", -1)) for name in ("MinY0", "MaxY1", "MinX0", "MaxX1")
+            int(value_of(item, f"RegionLocation{name}", -1)) for name in ("MinY0", "MaxY1", "MinX0", "MaxX1")
         )
         rows, columns = _range(top, bottom, height), _range(left, right, width)
         if rows and columns:
-            kind = int(item.get("RegionDataType", TISSUE))
+            kind = int(value_of(item, "RegionDataType", TISSUE))
             found.setdefault(kind, []).append(Region(rows, columns, _region_spacing(item)))
     chosen = found.get(TISSUE) or [each for kind in found.values() for each in kind]
     regions = list(dict.fromkeys(map(_hashable, chosen)))
@@ -40,9 +43,20 @@ def find_regions(dataset: Any, height: int, width: int) -> tuple[Region, ...]:
     if outermost:
         return tuple(Region(slice(*top), slice(*left), spacing) for top, left, spacing in outermost)
     spacing = dataset.get("PixelSpacing")  # between rows, then between columns
-    sides = [float(side) for side in spacing] if spacing is not None and len(spacing) == 2 else []
-    plausible = len(sides) == 2 and all(0 < side < np.inf for side in sides)
-    return (Region(slice(0, height), slice(0, width), (sides[1], sides[0]) if plausible else None),)
+    sides = [float(side) for side in np.atleast_1d(spacing)] if spacing is not None else []
+    known = len(sides) == 2 and is_plausible(sides)
+    return (Region(slice(0, height), slice(0, width), (sides[1], sides[0]) if known else None),)
+
+
+def is_plausible(spacing: Iterable[float]) -> bool:
+    """Return whether these can be millimetres per pixel."""
+    return all(PLAUSIBLE[0] <= side <= PLAUSIBLE[1] for side in spacing)
+
+
+def value_of(dataset: Any, name: str, default: Any) -> Any:
+    """Return an attribute; `default` if it is missing or empty."""
+    value = dataset.get(name)
+    return default if value is None or value == "" else value
 
 
 def _hashable(region: Region) -> Box:
@@ -64,7 +78,7 @@ def _range(first: int, last: int, length: int) -> slice | None:
 def _region_spacing(item: Any) -> Spacing | None:
     """Return millimetres per pixel, if both axes are in centimetres."""
     units = [item.get(f"PhysicalUnits{axis}Direction") for axis in "XY"]
-    deltas = [abs(float(item.get(f"PhysicalDelta{axis}", 0))) * 10 for axis in "XY"]
-    if units == [CENTIMETRES, CENTIMETRES] and all(0 < delta < np.inf for delta in deltas):
+    deltas = [abs(float(value_of(item, f"PhysicalDelta{axis}", 0))) * 10 for axis in "XY"]
+    if units == [CENTIMETRES, CENTIMETRES] and is_plausible(deltas):
         return deltas[0], deltas[1]
     return None

@@ -14,7 +14,7 @@ import numpy as np
 
 import mgcc_dist
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.data.dicom import DicomHeader, read_references
+from mgcc_dist.data.dicom import REFERENCED, DicomHeader, read_references
 from mgcc_dist.data.dicom_regions import Spacing
 
 IDENTIFIERS = (
@@ -22,7 +22,7 @@ IDENTIFIERS = (
     *("StudyTime", "ReferringPhysicianName", "SpecificCharacterSet"),
 )
 LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
-REFERENCES = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "Modality")
+REFERENCES = (*REFERENCED, "Rows", "Columns", "Modality")
 
 
 def write_segmentation(
@@ -43,14 +43,14 @@ def write_segmentation(
         keep_identifiers: copy the patient and the study.
 
     Raises:
-        UserError: the image has no UIDs to refer to.
+        UserError: the image's header breaks the rules of its kind of object.
     """
     logging.getLogger("highdicom").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they quote the header
             _segmentation(masks, image, spacing, weights_sha256, number, keep_identifiers).save_as(path)
-    except (UserError, ModuleNotFoundError):
+    except (UserError, ModuleNotFoundError, OSError):  # OSError: a full disk
         raise
     except Exception as error:  # headers that break the rules of their kind of object
         raise UserError(
@@ -107,11 +107,6 @@ def _source(image: DicomHeader, spacing: Spacing | None, keep_identifiers: bool)
     from pydicom.uid import generate_uid
 
     original = read_references(image.path)
-    missing = [name for name in REFERENCES[:4] if not original.get(name)]
-    if missing:
-        raise UserError(
-            f"{image.path}: has no {missing[0]}, which --masks dicom-seg refers to. Choose --masks png or nifti."
-        )
     source = Dataset()
     for name in (*REFERENCES, *LOSSY, *(IDENTIFIERS if keep_identifiers else ())):
         if name in original:

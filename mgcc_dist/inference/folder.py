@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.progress import ProgressBar
-from mgcc_dist.data.dicom_regions import Spacing
+from mgcc_dist.data.dicom_regions import PLAUSIBLE, Spacing, is_plausible
 from mgcc_dist.data.images import bits_used
 from mgcc_dist.data.workers import load_in_order
 from mgcc_dist.evaluation.temperature import read_temperature
@@ -20,7 +21,7 @@ from mgcc_dist.inference.output_folder import PREDICTIONS, SKIPPED, OutputFolder
 from mgcc_dist.inference.predictor import Predictor, load
 from mgcc_dist.inference.reading import BadFrame, Frame, FrameReader
 from mgcc_dist.inference.results import OutputOptions, SourceWriter, files_of, table
-from mgcc_dist.inference.sources import Source, describe_inputs, list_sources, read_inputs
+from mgcc_dist.inference.sources import STDIN, Source, describe_inputs, list_sources, read_inputs
 from mgcc_dist.inference.uncertainty import Members, open_members
 
 logger = logging.getLogger("mgcc_dist.predict")
@@ -43,7 +44,7 @@ def predict_folder(config: PredictConfig) -> None:
     members = _open_members(config, predictor)
     temperature = read_temperature(predictor.info) if config.calibrated else 1.0
     paths = read_inputs(config.images)
-    sources = list_sources(paths, config.out, config.keep_identifiers)
+    sources = list_sources(paths, config.out, config.keep_identifiers, from_list=config.images == (STDIN,))
     options = OutputOptions(
         config.masks,
         config.contours,
@@ -57,6 +58,8 @@ def predict_folder(config: PredictConfig) -> None:
         raise UserError(
             "--masks dicom-seg: refers to the DICOM file of an image, and none is DICOM. Choose png or nifti."
         )
+    if "dicom-seg" in config.masks:
+        sources = [_refuse_without_uids(source) for source in sources]
     out = OutputFolder(config.out, _contents(config, predictor, members, temperature, paths, sources))
     out.open(config.overwrite)
     hashes = {source.file: source.sha256() for source in sources}
@@ -86,6 +89,7 @@ def predict_folder(config: PredictConfig) -> None:
             f"The first error is {skipped[0]['file']}: {skipped[0]['problem']}"
         )
 
+    out.sync()
     if skipped:
         out.write(SKIPPED, table(skipped))
         logger.warning("predict: skipped %d files, see %s", len(skipped), config.out / SKIPPED)
@@ -131,14 +135,25 @@ def _name(source: Source, frame: int) -> str:
     return repr(source.file) + (f" frame {frame + 1}" if source.frames > 1 else "")
 
 
+def _refuse_without_uids(source: Source) -> Source:
+    """Make a DICOM image that a segmentation can't refer to an unreadable one."""
+    if not source.dicom or not source.dicom.missing_uid:
+        return source
+    problem = f"has no {source.dicom.missing_uid}, which --masks dicom-seg refers to. Choose --masks png or nifti."
+    return replace(source, dicom=None, problem=problem)
+
+
 def _spacing(config: PredictConfig) -> Spacing | None:
     """mm per pixel along x and y.
 
     Raises:
-        UserError: more than two numbers.
+        UserError: more than two numbers, or ones that no pixel measures.
     """
     if len(config.spacing) > 2:
         raise UserError(f"--spacing: got {len(config.spacing)} numbers. Give one, or one for x and one for y.")
+    if not is_plausible(config.spacing):
+        limits = "from {:g} to {:g}".format(*PLAUSIBLE)
+        raise UserError(f"--spacing {' '.join(map(str, config.spacing))}: is not {limits} mm per pixel")
     return (config.spacing[0], config.spacing[-1]) if config.spacing else None
 
 
@@ -163,7 +178,7 @@ def _contents(
     sources: list[Source],
 ) -> dict[str, Any]:
     """What makes two predictions the same: predict.json. Options that write more are named if they are set."""
-    private = any(source.dicom for source in sources) and not config.keep_identifiers
+    private = any(source.private for source in sources)
     chosen = {
         "masks": sorted(config.masks) if config.masks != ("png",) else None,
         "contours": config.contours,

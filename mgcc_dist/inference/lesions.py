@@ -89,8 +89,8 @@ def _contours(part: np.ndarray) -> list[np.ndarray]:
 
 def _measure(area: int, contours: tuple[np.ndarray, ...], spacing: Spacing | None) -> Lesion:
     scale = np.array(spacing or (1.0, 1.0))
-    points = np.concatenate(contours) * scale
-    hull = points[ConvexHull(points).vertices]  # counterclockwise
+    points = np.concatenate(contours)
+    hull = points[ConvexHull(points).vertices] * scale  # counterclockwise
     distances = squareform(pdist(hull))
     first, second = np.unravel_index(distances.argmax(), distances.shape)
     longest = float(distances[first, second])

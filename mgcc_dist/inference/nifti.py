@@ -7,7 +7,10 @@ from typing import Self
 
 import numpy as np
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.dicom_regions import Spacing
+
+MAX_SIDE = 2**15 - 1
 
 
 class NiftiWriter:
@@ -15,11 +18,16 @@ class NiftiWriter:
 
     Columns run to the left and rows to the back of NIfTI's axes, as ITK and 3D Slicer read a plain image. Frames are
     1 mm apart. Without a spacing a pixel counts as 1 mm, and the header gives no unit.
+
+    Raises:
+        UserError: a side is longer than the format allows.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int], frames: int, spacing: Spacing | None) -> None:
         from nibabel.nifti1 import Nifti1Header
 
+        if max(*shape, frames) > MAX_SIDE:
+            raise UserError(f"--masks nifti: holds at most {MAX_SIDE} pixels per side and frames. Choose --masks png.")
         header = Nifti1Header()
         header.set_data_shape((shape[1], shape[0], frames))
         header.set_data_dtype(np.uint8)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import read_json, remove_scratch, sha256_of, write_bytes, write_json, write_text
+from mgcc_dist.common.files import read_json, remove_scratch, replacing, sha256_of, write_json, write_text
 from mgcc_dist.common.lock import LOCK, lock
 
 FOLDERS = ("masks", "overlays", "probabilities", "contours", "uncertainty")
@@ -34,6 +34,8 @@ class OutputFolder:
         self.kept: list[str] = []
         """files that were not replaced, because this program did not write their content"""
         self._written = _read_hashes(path / WRITTEN)
+        self._predicted: set[str] = set()
+        self._unsynced: list[str] = []
 
     def open(self, overwrite: bool) -> None:
         """Create the folder, or check that it holds earlier predictions; with `overwrite`, delete them.
@@ -83,10 +85,23 @@ class OutputFolder:
                 self._delete(name)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file, unless a file of that name exists that this program did not write: then keep that one."""
+        """Write a file, unless a file of that name exists that this program did not write: then keep that one.
+
+        It is not flushed to disk before `sync`, because waiting for each of the files of a cine takes longer than the
+        rest.
+        """
         digest = sha256(content).hexdigest()
         if self._register(name, digest):
-            write_bytes(self.path / name, content)
+            with replacing(self.path / name, sync=False) as scratch:
+                scratch.write_bytes(content)
+            self._unsynced.append(name)
+
+    def sync(self) -> None:
+        """Flush to disk what was written; before the tables, which say that it is there."""
+        for name in self._unsynced:
+            with (self.path / name).open("rb") as file:
+                os.fsync(file.fileno())
+        self._unsynced = []
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -97,15 +112,15 @@ class OutputFolder:
         try:
             yield scratch
             if self._register(name, sha256_of(scratch)):
-                with scratch.open("rb+") as file:
-                    os.fsync(file.fileno())
                 scratch.replace(path)
+                self._unsynced.append(name)
         finally:
             scratch.unlink(missing_ok=True)
 
     def _register(self, name: str, digest: str) -> bool:
         """Return whether a file of this content is to be written, and list it as this program's."""
         path = self.path / name
+        self._predicted.add(name)
         unchanged = path.is_file() and sha256_of(path) == digest
         if path.exists() and not unchanged and not self._is_own(name):
             self.kept.append(name)
@@ -117,14 +132,22 @@ class OutputFolder:
         return not unchanged
 
     def finish(self, images: dict[str, str]) -> None:
-        """Leave one line per file in the list, and one per image, sha256 by file, in that of the images."""
+        """Leave one line per file in the list, and one per image, sha256 by file, in that of the images.
+
+        Outputs of images that could be read in an earlier run, and not in this one, are deleted.
+        """
+        self.sync()
+        for name in self._files():
+            if name not in self._predicted and name not in self.kept:
+                self._delete(name)
         write_text(self.path / IMAGES, "".join(_line(file, sha256) for file, sha256 in images.items()))
         lines = [_line(name, sha256_of(self.path / name)) for name in self._files() if self._is_own(name)]
         write_text(self.path / WRITTEN, "".join(lines))
 
     def _is_own(self, name: str) -> bool:
-        path = self.path / name
-        return path.is_file() and sha256_of(path) in self._written.get(name, ())
+        path, digests = self.path / name, self._written.get(name)
+        # An empty file is what a loss of power may leave of one that was not flushed yet.
+        return digests is not None and path.is_file() and (path.stat().st_size == 0 or sha256_of(path) in digests)
 
     def _files(self) -> list[str]:
         """The outputs that exist, of this program or of somebody else, without predict.json."""

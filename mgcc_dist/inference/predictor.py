@@ -4,7 +4,7 @@ The network sees each image as the square it was trained on (`data.fit`). Its pr
 image's own size and thresholded at 0.5. For research use only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, overload
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from mgcc_dist.common.environment import has_bf16
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.finite import require_finite
+from mgcc_dist.data.dicom import is_dicom, read_single_frame
+from mgcc_dist.data.dicom_regions import Region
 from mgcc_dist.data.geometry import Fit, fit_image, restore
-from mgcc_dist.data.images import grey_from_array, grey_from_image, read_grey
+from mgcc_dist.data.images import SUFFIXES, grey_from_array, grey_from_image, read_grey
 from mgcc_dist.data.loader import normalize
 from mgcc_dist.inference.loading import load_network, run_info
 from mgcc_dist.kernels.dispatcher import Kernels, fuse
@@ -100,7 +102,8 @@ class Predictor:
 
         Args:
             image: a file, a PIL image, or an array of uint8 or uint16 pixels [H,W], [H,W,1], [H,W,3] or [H,W,4]; or a
-                batch: a list or tuple of these, of any sizes, or one array [B,H,W,C].
+                batch: a list or tuple of these, of any sizes, or one array [B,H,W,C]. Of DICOM of one frame the
+                two-dimensional regions are segmented.
 
         Returns:
             A `Prediction` at the image's own size; a list of them for a batch.
@@ -152,10 +155,11 @@ class Predictor:
         return torch.bfloat16 if bf16 else torch.float32
 
     def _predict(self, images: list[ImageLike]) -> list[Prediction]:
-        inputs = [self.prepare(_read(image)) for image in images]
+        read = [_read(image) for image in images]
+        inputs = [self.prepare(grey[each.rows, each.columns]) for grey, regions in read for each in regions]
         batches = (inputs[start : start + BATCH] for start in range(0, len(inputs), BATCH))
-        probabilities = [probability for batch in batches for probability in self.probabilities(batch)]
-        return [Prediction(probability > THRESHOLD, probability) for probability in probabilities]
+        probabilities = (probability for batch in batches for probability in self.probabilities(batch))
+        return [_compose(grey.shape, regions, probabilities) for grey, regions in read]
 
 
 def load(
@@ -189,8 +193,27 @@ def default_device() -> torch.device:
     return accelerator or torch.device("cpu")
 
 
-def _read(image: ImageLike) -> np.ndarray:
-    """uint8 [H,W]"""
+def _compose(shape: tuple[int, ...], regions: Sequence[Region], probabilities: Iterator[np.ndarray]) -> Prediction:
+    """Return the prediction of an image from the probabilities of its regions; outside of them it is 0."""
+    parts = [(region, next(probabilities)) for region in regions]
+    probability = parts[0][1]
+    if probability.shape != shape or len(parts) > 1:
+        probability = np.zeros(shape, np.float32)
+        for region, part in parts:
+            view = probability[region.rows, region.columns]
+            np.maximum(view, part, out=view)
+    return Prediction(probability > THRESHOLD, probability)
+
+
+def _read(image: ImageLike) -> tuple[np.ndarray, tuple[Region, ...]]:
+    """Return the image uint8 [H,W] and the regions that are segmented."""
+    if isinstance(image, (str, Path)) and Path(image).suffix.lower() not in SUFFIXES and is_dicom(Path(image)):
+        return read_single_frame(Path(image))
+    grey = _read_grey(image)
+    return grey, (Region(slice(0, grey.shape[0]), slice(0, grey.shape[1]), None),)
+
+
+def _read_grey(image: ImageLike) -> np.ndarray:
     if isinstance(image, (str, Path)):
         return read_grey(Path(image))
     if isinstance(image, Image.Image):

@@ -76,7 +76,7 @@ class FrameReader:
                 elif self.skip_bad:
                     read.append(BadFrame(source, index, image.reason))
                 else:
-                    raise UserError(f"{image}. Fix it or pass --skip-bad.") from image
+                    raise UserError(f"{str(image).rstrip('.')}. Fix it or pass --skip-bad.") from image
         return read
 
     def _images(self, source: Source, indices: list[int]) -> Iterator[np.ndarray | BadFile]:

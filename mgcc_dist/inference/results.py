@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -98,6 +99,12 @@ class SourceWriter:
         self._segmentation: Path | None = None
 
     def __enter__(self) -> Self:
+        with self._files:  # which closes them if one can't be opened
+            self._open()
+            self._files = self._files.pop_all()
+        return self
+
+    def _open(self) -> None:
         if "nifti" in self.formats:
             scratch = self._files.enter_context(self.out.writing(mask_name(self.source, 0, "nifti")))
             self._nifti = self._files.enter_context(
@@ -108,8 +115,9 @@ class SourceWriter:
             # On disk, so that a long cine needs no memory.
             volume = self._segmentation.with_name(f".volume{self._segmentation.name}")
             self._files.callback(volume.unlink, missing_ok=True)
-            self._volume = np.memmap(volume, np.uint8, "w+", shape=(self.source.frames, *self._shape))
-        return self
+            with volume.open("wb") as file:  # all of it, because writing to a map on a full disk kills the process
+                os.posix_fallocate(file.fileno(), 0, self.source.frames * self._shape[0] * self._shape[1])
+            self._volume = np.memmap(volume, np.uint8, "r+", shape=(self.source.frames, *self._shape))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if kind is not None:
@@ -141,9 +149,12 @@ class SourceWriter:
         for square, region in zip(squares, frame.regions, strict=True):
             view = mask[region.rows, region.columns]
             part = np.zeros_like(view) if len(squares) > 1 else view  # regions may overlap
-            values = None if probability is None else probability[region.rows, region.columns]
+            seen = None if probability is None else probability[region.rows, region.columns]
+            values = None if seen is None else np.zeros_like(seen)
             results.append(self._restore(square, region, part, values, fit))
             np.maximum(view, part, out=view)
+            if seen is not None and values is not None:
+                np.maximum(seen, values, out=seen)
         if "png" in self.formats:
             self.out.write(mask_name(self.source, frame.index, "png"), png(mask))
         small = resize_image(mask, frame.picture.shape[1], frame.picture.shape[0])

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of
-from mgcc_dist.data.dicom import DicomHeader, NoImage, is_dicom, read_header
+from mgcc_dist.data.dicom import DICOM_SUFFIXES, DicomHeader, NoImage, is_dicom, read_header
 from mgcc_dist.data.file_listing import describe_unread, walk_files
 from mgcc_dist.data.images import SUFFIXES, BadFile, find_unreadable
 from mgcc_dist.inference.output_folder import CONTENTS, WRITTEN
@@ -39,6 +39,8 @@ class Source:
     dicom: DicomHeader | None = None
     problem: str = ""
     """why it can't be read"""
+    private: bool = False
+    """whether its path must not appear in outputs"""
 
     @property
     def frames(self) -> int:
@@ -68,21 +70,30 @@ def read_inputs(words: Sequence[str]) -> list[Path]:
     return paths
 
 
-def list_sources(paths: Sequence[Path], out: Path, keep_identifiers: bool = False) -> list[Source]:
+def list_sources(
+    paths: Sequence[Path], out: Path, keep_identifiers: bool = False, from_list: bool = False
+) -> list[Source]:
     """List the images of files and folders.
+
+    Args:
+        from_list: `paths` are a list that a program wrote: files of other kinds are left out as in a folder, and files
+            that do not exist are unreadable ones.
 
     Raises:
         UserError: there are none, one input does not exist, `out` and a folder contain each other, so that masks could
             pass for images, or two images would share an output.
     """
     for path in paths:
-        _check_input(path, out)
+        _check_input(path, out, from_list)
     root = _common_folder(paths)
     folders = [path for path in paths if path.is_dir()]
     listed = {file: path for path in folders for file in walk_files(path)}
     found = {file: is_dicom(file) for file in listed if file.suffix.lower() not in SUFFIXES}
     unread = [file for file, dicom in found.items() if not dicom]
     named = {path: is_dicom(path) for path in paths if path not in folders}
+    if from_list:
+        strange = (path for path, dicom in named.items() if not dicom and path.suffix.lower() not in SUFFIXES)
+        unread += [path for path in strange if not find_unreadable(path)]
 
     files = sorted({*listed, *named} - set(unread))
     sources: list[Source] = []
@@ -90,14 +101,16 @@ def list_sources(paths: Sequence[Path], out: Path, keep_identifiers: bool = Fals
         try:
             sources.append(_source(file, root, found.get(file) or named.get(file, False), keep_identifiers))
         except NoImage as other:
-            if file in named:
+            if file in named and not from_list:
                 raise UserError(str(other)) from other
             unread.append(file)
-    private = any(source.dicom for source in sources) and not keep_identifiers
+    private = any(source.private for source in sources)
     for folder in folders:
-        others = [file for file in unread if listed[file] == folder]
+        others = [file for file in unread if listed.get(file) == folder]
         for note in describe_unread(others, folder):
             logger.warning("predict: %s", f"{len(others)} other files are not read" if private else note)
+    if others_listed := sum(file in named for file in unread):
+        logger.warning("predict: %d files of the list are neither images nor DICOM images", others_listed)
     if not sources:
         kinds = ", ".join((*SUFFIXES, ".dcm"))
         raise UserError(f"--images {' '.join(map(str, paths))}: no images ({kinds}) in the folder or its subfolders")
@@ -110,8 +123,10 @@ def output_names(files: Sequence[Path]) -> dict[Path, str]:
     Raises:
         UserError: two images would still share a name.
     """
-    times = Counter(file.with_suffix("") for file in files)
-    names = {file: (file.with_suffix("") if times[file.with_suffix("")] == 1 else file).as_posix() for file in files}
+    suffixes = (*SUFFIXES, *DICOM_SUFFIXES)  # what follows a dot in a UID is none
+    bare = {file: file.with_suffix("") if file.suffix.lower() in suffixes else file for file in files}
+    times = Counter(bare.values())
+    names = {file: (bare[file] if times[bare[file]] == 1 else file).as_posix() for file in files}
     owners: dict[str, Path] = {}
     for file, name in names.items():
         if name in owners:
@@ -124,14 +139,16 @@ def output_names(files: Sequence[Path]) -> dict[Path, str]:
 
 def describe_inputs(paths: Sequence[Path], private: bool) -> str | list[str]:
     """What predict.json says about the inputs: their absolute paths, or with `private` only a hash of these."""
-    names = [str(path.resolve()) for path in paths]
+    names = [os.path.realpath(path) for path in paths]
     if private:
         return f"sha256:{hashlib.sha256(os.fsencode(chr(10).join(names))).hexdigest()}"
     return names[0] if len(names) == 1 else names
 
 
-def _check_input(path: Path, out: Path) -> None:
+def _check_input(path: Path, out: Path, from_list: bool) -> None:
     if not path.is_dir():
+        if from_list:
+            return
         if not (path.is_file() or path.is_symlink()):
             raise UserError(f"--images {path}: no such file or folder. Give the images, or the folder that holds them.")
         if path.suffix.lower() in VIDEO_SUFFIXES:
@@ -148,14 +165,19 @@ def _check_input(path: Path, out: Path) -> None:
 
 
 def _common_folder(paths: Iterable[Path]) -> Path:
-    folders = [path.absolute() if path.is_dir() else path.absolute().parent for path in paths]
+    folders = [_normalized(path) if path.is_dir() else _normalized(path).parent for path in paths]
     return Path(os.path.commonpath(folders))
+
+
+def _normalized(path: Path) -> Path:
+    """The absolute path without `..`, with which outputs would leave their folder."""
+    return Path(os.path.normpath(path.absolute()))
 
 
 def _source(path: Path, root: Path, dicom: bool, keep_identifiers: bool) -> Source:
     """Name a source; `stem` of one named after its path is set when all are known."""
-    file = path.absolute().relative_to(root).as_posix()
-    if not dicom:
+    file = _normalized(path).relative_to(root).as_posix()
+    if not dicom and path.suffix.lower() in SUFFIXES:
         return Source(path, file, "")
     try:
         header, problem = read_header(path), ""
@@ -166,7 +188,7 @@ def _source(path: Path, root: Path, dicom: bool, keep_identifiers: bool) -> Sour
     if keep_identifiers:
         return Source(path, file, "", header, problem)
     key = header.uid if header and header.uid else _hashed(path)
-    return Source(path, key, key, header, problem)
+    return Source(path, key, key, header, problem, private=True)
 
 
 def _hashed(path: Path) -> str:

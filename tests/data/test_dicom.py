@@ -1,6 +1,7 @@
 """DICOM images: every photometric interpretation, regions, frames, compressed and damaged files."""
 
 import io
+import os
 import sys
 import tracemalloc
 from pathlib import Path
@@ -108,6 +109,29 @@ def test_without_regions_the_image_is_seen_with_its_pixel_spacing(path):
     assert read_header(path).regions == ((slice(0, 6), slice(0, 8), None),)
 
 
+@pytest.mark.parametrize(
+    ("item", "expected"),
+    [
+        ({"PhysicalDeltaX": -0.01}, (slice(0, 6), slice(0, 4), pytest.approx((0.1, 0.2)))),
+        ({"PhysicalDeltaX": 0.0}, (slice(0, 6), slice(0, 4), None)),
+        ({"PhysicalDeltaX": 1e300}, (slice(0, 6), slice(0, 4), None)),
+        ({"PhysicalDeltaX": 1e-310}, (slice(0, 6), slice(0, 4), None)),
+        ({"PhysicalDeltaX": None}, (slice(0, 6), slice(0, 4), None)),
+        ({"RegionDataType": None}, (slice(0, 6), slice(0, 4), pytest.approx((0.1, 0.2)))),
+        ({"RegionSpatialFormat": None}, (slice(0, 6), slice(0, 8), None)),
+        ({"RegionLocationMinX0": None}, (slice(0, 6), slice(0, 8), None)),
+        ({"RegionLocationMinX0": 8, "RegionLocationMaxX1": 20}, (slice(0, 6), slice(0, 8), None)),
+    ],
+)
+def test_odd_regions_and_empty_attributes_do_not_hide_the_image(path, item, expected):
+    odd = region(0, 0, 3, 5)
+    for name, value in item.items():
+        setattr(odd, name, value)
+    save(ultrasound(RAMP, regions=[odd], PixelSpacing=[0.5], RescaleSlope=None), path)
+    assert read_header(path).regions == (expected,)
+    np.testing.assert_array_equal(frames_of(path), [RAMP])
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 def test_frames_of_a_cine_are_read_one_by_one(path, compressed):
     """In the order that is asked for, with the memory of a few frames, also without a table of offsets."""
@@ -132,7 +156,17 @@ def test_frames_of_a_cine_are_read_one_by_one(path, compressed):
 def test_a_file_is_found_by_its_preamble(tmp_path):
     save(ultrasound(RAMP), tmp_path / "IM000001")
     (tmp_path / "notes").write_text("no image")
-    assert [is_dicom(tmp_path / name) for name in ("IM000001", "notes", "missing")] == [True, False, False]
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for its writer
+    names = ("IM000001", "notes", "missing", "pipe")
+    assert [is_dicom(tmp_path / name) for name in names] == [True, False, False, False]
+
+
+def test_a_file_that_vanishes_is_a_bad_file_without_its_path_in_the_reason(path):
+    save(ultrasound(RAMP), path)
+    header = read_header(path)
+    path.unlink()
+    (bad,) = read_frames(header, [0])
+    assert bad.reason == "does not exist"
 
 
 def test_reports_and_segmentations_are_no_images():
@@ -151,6 +185,8 @@ def test_reports_and_segmentations_are_no_images():
         ({"Rows": 65535, "Columns": 65535}, "is too large"),
         ({"BitsAllocated": 32}, "has 8 of 32 bits per value"),
         ({"NumberOfFrames": -1}, "has no pixels"),
+        ({"NumberOfFrames": 2**31 - 1}, "says that it has 2147483647 frames, which is too many"),
+        ({"SamplesPerPixel": 2}, "MONOCHROME2 with 2 samples per pixel"),
     ],
 )
 def test_what_cannot_be_read_is_named_with_what_to_do(path, changes, problem):

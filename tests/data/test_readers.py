@@ -114,6 +114,9 @@ def test_missing_and_empty_folders_are_reported(small_busi, tmp_path):
     (tmp_path / "empty" / "images").mkdir()
     with pytest.raises(UserError, match=r"images: no images found \(\.png"):
         folder(tmp_path / "empty")
+    (tmp_path / "empty" / "images" / "IM1").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(UserError, match="images: holds DICOM, which only `mgcc predict` reads"):
+        folder(tmp_path / "empty")
     for file in (small_busi / "normal").iterdir():
         file.unlink()
     with pytest.raises(UserError, match="normal: no images found"):

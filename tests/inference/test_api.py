@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from dicom_files import region, save, ultrasound
 from PIL import Image
 from predict_runs import SIZE, save_run
 from safetensors import safe_open
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import mgcc_dist as mgcc
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.inference.predictor import Predictor
 from mgcc_dist.train.checkpoints import HEADER, save_weights
 
@@ -50,6 +52,20 @@ def test_every_public_name_resolves_and_others_do_not():
         assert name in dir(mgcc)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         mgcc.nothing  # noqa: B018
+
+
+def test_dicom_is_segmented_in_its_regions(predictor, tmp_path):
+    pixels = picture()
+    save(ultrasound(pixels, regions=[region(4, 5, 23, 24)]), tmp_path / "IM1")
+    save(ultrasound(pixels), tmp_path / "b.dcm")
+    save(ultrasound(np.stack([pixels, pixels])), tmp_path / "cine.dcm")
+    expected = np.zeros(pixels.shape, np.float32)
+    expected[5:25, 4:24] = predictor.predict(pixels[5:25, 4:24]).probability
+    inside, complete = predictor.predict([str(tmp_path / "IM1"), tmp_path / "b.dcm"])
+    np.testing.assert_allclose(inside.probability, expected, atol=1e-6)
+    np.testing.assert_allclose(complete.probability, predictor.predict(pixels).probability, atol=1e-6)
+    with pytest.raises(UserError, match=r"cine\.dcm: is a cine of 2 frames\. Segment it with `mgcc predict`"):
+        predictor.predict(tmp_path / "cine.dcm")
 
 
 def test_file_pil_and_array_give_the_same_prediction_at_the_images_size(predictor, tmp_path):

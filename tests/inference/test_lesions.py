@@ -52,6 +52,12 @@ def test_one_pixel_has_a_diameter_of_one_pixel():
     assert lesion.longest_line == ((3.0, 4.5), (4.0, 4.5))
 
 
+def test_pixels_of_any_plausible_shape_have_diameters():
+    (lesion,) = find_lesions(np.ones((3, 4)), (1e-5, 1e3))
+    assert lesion.longest == pytest.approx(3e3)
+    assert lesion.perpendicular == pytest.approx(4e-5)
+
+
 def test_large_masks_are_measured_on_fewer_pixels(monkeypatch):
     mask = np.zeros((300, 400))
     mask[50:200, 100:350] = 1

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.data.dicom import is_dicom
 from mgcc_dist.data.file_listing import walk_files
 from mgcc_dist.data.images import SUFFIXES, BadFile
 from mgcc_dist.data.readers.reader import ImageItem
@@ -37,6 +38,8 @@ def find_images(folder: Path) -> list[Path]:
         UserError: there are none, or a link leads in a loop.
     """
     files = sorted(path for path in walk_files(folder) if path.suffix.lower() in SUFFIXES)
+    if not files and any(is_dicom(path) for path in walk_files(folder)):
+        raise UserError(f"{folder}: holds DICOM, which only `mgcc predict` reads. Save the images as PNG files.")
     if not files:
         raise UserError(f"{folder}: no images found ({', '.join(SUFFIXES)})")
     return files
