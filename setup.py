@@ -20,6 +20,8 @@ ENCODERS = ["transformers>=4.56", "huggingface_hub>=0.34"]  # network.encoder
 TRACKERS = ["mlflow-skinny>=3.1", "alembic>=1.13", "sqlalchemy>=2", "wandb>=0.19"]  # loop.tracker
 SEARCH = ["optuna>=4.2"]  # `search:` in a sweep
 CLINIC = ["pydicom>=3.0", "highdicom>=0.27", "nibabel>=5.3"]  # DICOM in, NIfTI and DICOM-SEG out
+EXPORT = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]  # mgcc export
+OPENVINO = ["openvino>=2025.1"]  # mgcc export --to openvino
 
 setup(
     name="mgcc-dist",
@@ -84,6 +86,8 @@ setup(
         "augment": AUGMENT,
         "s3": ["s3fs>=2025.3"],  # s3:// as data.shards
         "clinic": CLINIC,
+        "export": EXPORT,
+        "openvino": [*EXPORT, *OPENVINO],
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": [
             *READERS,
@@ -92,6 +96,8 @@ setup(
             *SEARCH,
             *TRACKERS,
             *CLINIC,
+            *EXPORT,
+            *OPENVINO,
             "hypothesis>=6.100",
             "mypy>=1.15",
             "packaging>=24",

@@ -17,6 +17,7 @@ PROGRAMS = {
     "segment": ("mgcc_dist.segment", "train one segmentation run: any method, network, split and seed"),
     "evaluate": ("mgcc_dist.evaluate", "score runs on labeled shards: intervals, calibration, robustness, one page"),
     "predict": ("mgcc_dist.predict", "segment images or DICOM with a trained run (research use only)"),
+    "export": ("mgcc_dist.export", "export a run as ONNX, TorchScript or OpenVINO (research use only)"),
     "report": ("mgcc_dist.report", "put finished runs and the tables of sweeps on one page"),
     "sweep": ("mgcc_dist.sweeps", "print the commands of all runs of a sweep file"),
     "search": ("mgcc_dist.search", "run trials of a sweep's search, until Optuna has found the best config"),

@@ -16,13 +16,15 @@ from mgcc_dist.train.checkpoints import save_weights
 SIZE = 32
 
 
-def save_run(folder, seed=0, fit="stretch"):
+def save_run(folder, seed=0, fit="stretch", network=None):
     """A run folder with tiny networks of random weights."""
     torch.manual_seed(seed)
-    method, network = SupervisedConfig(), UNetConfig(widths=(2, 4))
+    method, network = SupervisedConfig(), network or UNetConfig(widths=(2, 4))
     for which in ("best", "last"):
         weights = build(method, network).predictor().state_dict()
-        weights["decoder.head.bias"].zero_()
+        for name in weights:
+            if name.endswith("head.bias"):
+                weights[name].zero_()
         save_weights(weights, folder / which / "model.safetensors", header(method, network, SIZE, fit))
     return folder
 

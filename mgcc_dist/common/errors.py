@@ -40,6 +40,7 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXTRAS = {
     **{"submitit": "slurm", "kornia": "augment", "optuna": "search", "transformers": "encoders"},
     **{"pydicom": "clinic", "highdicom": "clinic", "nibabel": "clinic"},
+    **{"onnx": "export", "onnxscript": "export", "onnxruntime": "export", "openvino": "openvino"},
 }
 """optional packages that a program may need, and the extra that installs them"""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: a quota, or `ulimit -f`

@@ -1,4 +1,4 @@
-"""Options of `mgcc predict`."""
+"""Options of `mgcc predict` and `mgcc export`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,6 +6,7 @@ from typing import Literal
 from mgcc_dist.common.options import argument, flag
 from mgcc_dist.common.value_types import (
     FileOrFolder,
+    FilePath,
     FolderPath,
     NonNegativeInt,
     PositiveFloat,
@@ -59,3 +60,17 @@ class PredictConfig:
     """list unreadable images in skipped.csv and continue"""
     overwrite: bool = flag()
     """predict all images again, also with other images or weights; refuses if files were changed by hand"""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    run: FolderPath
+    """folder of a segmentation run"""
+    out: FilePath = argument()
+    """file to write: .onnx, .pt (torchscript) or .xml (openvino, with .bin next to it)"""
+    to: Literal["onnx", "torchscript", "openvino"] = "onnx"
+    """format"""
+    weights: Literal["best", "last"] = "best"
+    """best: highest validation score; last: last step"""
+    overwrite: bool = flag()
+    """replace a file that is something else"""

@@ -1,0 +1,187 @@
+"""`mgcc export`: an exported file predicts as the run does, says what it is, and is never half written."""
+
+import copy
+import re
+import shutil
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from predict_runs import SIZE, files_in, noise, save_run
+
+import mgcc_dist as mgcc
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import sha256_of
+from mgcc_dist.export import main
+from mgcc_dist.inference import export_formats
+from mgcc_dist.inference.export import FORMATS
+from mgcc_dist.inference.export_graph import ExportGraph
+from mgcc_dist.inference.networks import build_network
+from mgcc_dist.inference.predictor import Predictor
+from mgcc_dist.models.config import MGCCConfig
+from tests.conftest import REPOSITORY
+
+PAGE = REPOSITORY / "docs" / "how-to" / "export.md"
+NETWORKS = {
+    **{name: {"widths": (4, 8, 16)} for name in ("unet", "cmunet", "mgcc", "cct")},
+    "swin_unet": {"embed_dim": 12, "depths": (2, 2), "heads": (3, 6), "window": 4},
+}
+SHAPES = ((1, SIZE, SIZE), (2, 21, 45), (1, 90, 131), (1, 1, 3))
+
+
+def tiny(name):
+    """A network of random weights whose norms do something."""
+    torch.manual_seed(0)
+    network = build_network(name, **NETWORKS[name]).inference_module().eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, 0, 0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 2)
+    return network
+
+
+def pictures(batch, height, width):
+    return np.stack([noise(width + index, height, 3)[:, :width] for index in range(batch)])
+
+
+def check(predict, predictor, shape):
+    images = pictures(*shape)
+    mask, probability = predict(images)
+    assert mask.dtype == bool
+    for index, expected in enumerate(predictor.predict(images)):
+        np.testing.assert_allclose(probability[index], expected.probability, atol=1e-5)
+        np.testing.assert_array_equal(mask[index], probability[index] > 0.5)
+        assert (mask[index] != expected.mask).mean() < 0.005
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_graph_of_every_network_is_its_prediction(name):
+    predictor = Predictor(tiny(name), SIZE, device="cpu", precision="no")
+    graph = ExportGraph(copy.deepcopy(predictor.network), SIZE, "stretch").requires_grad_(False).eval()
+    for shape in SHAPES:
+        check(lambda images: [each.numpy() for each in graph(torch.from_numpy(images))], predictor, shape)
+
+
+@pytest.mark.parametrize("fit", ["letterbox", "crop", "released"])
+def test_the_graph_fits_images_as_the_run_was_trained(fit):
+    predictor = Predictor(tiny("unet"), SIZE, device="cpu", precision="no", fit=fit)
+    graph = ExportGraph(copy.deepcopy(predictor.network), SIZE, fit).requires_grad_(False).eval()
+    for shape in (*SHAPES, (1, 33, 32), (1, 40, 31)):
+        check(lambda images: [each.numpy() for each in graph(torch.from_numpy(images))], predictor, shape)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The folder of a run of MGCC, and its network as ONNX."""
+    folder = tmp_path_factory.mktemp("export")
+    run = save_run(folder / "run", network=MGCCConfig(widths=(4, 8), taps=(1, 2), gates=(True, True, True)))
+    main(["--run", str(run), "--out", str(folder / "new" / "mgcc.onnx")])
+    return run, folder / "new" / "mgcc.onnx"
+
+
+def predictor_of(run):
+    return mgcc.load(run, device="cpu", precision="no", kernels="torch")
+
+
+def test_onnx_predicts_as_the_run_at_any_batch_and_size(exported):
+    run, path = exported
+    assert files_in(path.parent) == ["mgcc.onnx"]
+    session = onnxruntime.InferenceSession(path)
+    for shape in SHAPES:
+        check(lambda images: session.run(["mask", "probability"], {"images": images}), predictor_of(run), shape)
+    assert session.get_modelmeta().custom_metadata_map == {
+        **{"run": "run", "weights": "best", "weights_sha256": sha256_of(run / "best" / "model.safetensors")},
+        **{"method": "supervised", "network": "mgcc", "image_size": str(SIZE), "fit": "stretch", "threshold": "0.5"},
+        **{"version": mgcc.__version__, "use": "research use only; not a medical device"},
+    }
+
+
+def test_onnx_has_folded_norms_phase_convolutions_and_no_paths(exported):
+    model = onnx.load(exported[1])
+    assert model.opset_import[0].version == export_formats.OPSET
+    outputs = {name: node.op_type for node in model.graph.node for name in node.output}
+    assert not {"Resize", "Upsample"} & set(outputs.values())
+    assert "Conv" not in {outputs[node.input[0]] for node in model.graph.node if node.op_type == "BatchNormalization"}
+    assert str(REPOSITORY).encode() not in exported[1].read_bytes()
+
+
+def test_the_same_export_is_kept_and_another_file_is_refused(exported, tmp_path):
+    run, path = exported
+    words = ["--run", str(run), "--out", str(path)]
+    before = path.stat().st_mtime_ns
+    main(words)
+    assert path.stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"mgcc\.onnx: exists and is not this export\. Choose another, or use --over"):
+        main([*words, "--weights", "last"])
+    (tmp_path / "a.onnx").write_text("not a model")
+    with pytest.raises(UserError, match=r"a\.onnx: exists and is not this export"):
+        main(["--run", str(run), "--out", str(tmp_path / "a.onnx")])
+
+
+def test_torchscript_predicts_as_the_run(tmp_path):
+    run = save_run(tmp_path / "run", fit="letterbox")
+    out = tmp_path / "unet.pt"
+    words = ["--run", str(run), "--to", "torchscript", "--out", str(out)]
+    out.write_bytes(b"not a model")
+    main([*words, "--overwrite"])
+    for shape in SHAPES:
+        check(lambda images: FORMATS["torchscript"].run(out, images), predictor_of(run), shape)
+    main(words)  # the same export
+
+
+def test_openvino_predicts_as_the_run(exported, tmp_path, monkeypatch):
+    run, path = exported
+    monkeypatch.setattr(export_formats, "write_onnx", lambda graph, images, metadata, to: shutil.copyfile(path, to))
+    out = tmp_path / "mgcc.xml"
+    main(["--run", str(run), "--to", "openvino", "--out", str(out)])
+    assert {"mgcc.bin", "mgcc.xml"} == {each.name for each in tmp_path.iterdir()}
+    images = pictures(2, 21, 45)
+    _, probability = FORMATS["openvino"].run(out, images)
+    expected = np.stack([each.probability for each in predictor_of(run).predict(images)])
+    np.testing.assert_allclose(probability, expected, atol=1e-3)  # float32 resizing
+    main(["--run", str(run), "--to", "openvino", "--out", str(out)])  # the same export
+
+
+def test_a_backend_that_computes_something_else_leaves_no_file(tmp_path, monkeypatch):
+    run = save_run(tmp_path / "run")
+    wrong = FORMATS["torchscript"]._replace(run=lambda path, images: (None, np.zeros(images.shape[:3], np.float32)))
+    monkeypatch.setitem(FORMATS, "torchscript", wrong)
+    with pytest.raises(UserError, match=r"--to torchscript: .*differ by 0\.\d+ from PyTorch's"):
+        main(["--run", str(run), "--to", "torchscript", "--out", str(tmp_path / "new" / "a.pt")])
+    assert files_in(tmp_path / "new") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--out a.pt", r"--out a\.pt: the suffix of onnx is \.onnx\. Rename it, or change --to\."),
+        ("--out a.onnx", r"no_run"),
+    ],
+)
+def test_wrong_options_are_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        main(["--run", "no_run", *words.split()])
+
+
+def test_a_missing_package_is_named_before_any_work(exported, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        main(["--run", str(exported[0]), "--out", str(tmp_path / "a.onnx")])
+    assert caught.value.name == "onnxruntime"
+    assert files_in(tmp_path) == []
+
+
+def test_the_script_of_the_page_works_as_written(exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    shutil.copyfile(exported[1], "out/unet.onnx")
+    Image.fromarray(noise(40, 30)).save("image.png")
+    (script,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    exec(compile(script, "export.md", "exec"), {})
+    mask = predictor_of(exported[0]).predict("image.png").mask
+    np.testing.assert_array_equal(np.asarray(Image.open("mask.png")), mask)
