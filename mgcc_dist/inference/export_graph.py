@@ -32,6 +32,9 @@ class ExportGraph(nn.Module):
         fit: how images become the square.
     """
 
+    luma: Tensor
+    square: Tensor
+
     def __init__(self, network: nn.Module, image_size: int, fit: Fit) -> None:
         super().__init__()
         self.network = use_phases(network)
