@@ -13,6 +13,7 @@ from predict_runs import SIZE, Threshold, bytes_in, files_in, noise, predict, re
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.dicom_regions import Region
+from mgcc_dist.evaluation.temperature import calibrate
 from mgcc_dist.inference import predictor
 from mgcc_dist.inference.loading import load_predictor
 from mgcc_dist.inference.overlay import overlay
@@ -285,6 +286,17 @@ def test_command_reports_an_error_in_one_line(tmp_path):
 def test_help_says_what_the_confidence_is(capsys):
     main(["--help"])
     assert "probability inside the mask, or for an empty mask 1 - the highest" in capsys.readouterr().out
+
+
+def test_a_temperature_changes_probabilities_and_no_mask():
+    square = torch.rand(SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    region = Region(slice(0, 40), slice(0, 50), None)
+    (mask, raw), (same, scaled) = ((np.zeros((40, 50), np.uint8), np.zeros((40, 50), np.uint16)) for _ in range(2))
+    before = restore_region(square, region, mask, raw, "stretch")
+    after = restore_region(square, region, same, scaled, "stretch", temperature=2.0)
+    np.testing.assert_array_equal(mask, same)
+    np.testing.assert_allclose(scaled / 65535, calibrate(raw / 65535, 2.0), atol=0.01)
+    assert 0.5 < after.confidence < before.confidence
 
 
 def test_uncertainty_marks_images_for_review_and_changes_no_mask(run, images):
