@@ -10,7 +10,7 @@ Several runs are an ensemble: their mean probability is scored. Writes
     OUT/summary.json    means with 95 % intervals; by class, lesion size, data set and device; calibration; AURC
     OUT/gallery.png     chosen cases with the contours of ground truth and prediction
 
---uncertainty decoders, tta or ensemble adds a score per image, how well several masks of it agree, and a risk-coverage
+--uncertainty decoders, tta or ensemble adds a score per image, how well several predictions agree, and a risk-coverage
 curve by that score. --fit-temperature fits a temperature to the validation images and stores it next to the weights;
 --calibrated applies it.
 

@@ -21,8 +21,8 @@ DICOM file is its SOP Instance UID, and of each frame of a cine NAME/0001, NAME/
 
 The network's probability is resized bilinearly to the image's size and thresholded at 0.5. `confidence` is the mean
 probability inside the mask, or for an empty mask 1 - the highest probability of the image. It is for sorting and not
-calibrated without --calibrated. --uncertainty adds a score from 0 to 1, how well the masks of the network's decoders,
-of mirrored views or of several runs agree; --reject-below marks images of a lower score for review by a person.
+calibrated without --calibrated. --uncertainty adds a score from 0 to 1, how well the predictions of its decoders, of
+mirrored views or of several runs agree; --reject-below marks images of a lower score for review by a person.
 Convolutions run in bfloat16 where the device supports it, which moves single pixels of a contour; `--precision no`
 keeps float32. predictions.csv is written last: a folder without it is incomplete, and the same command completes it. If
 all images are in it, and none was changed, there is nothing to do. A file in OUT that was changed since, such as a mask

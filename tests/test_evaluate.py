@@ -19,12 +19,14 @@ from mgcc_dist.data.records import write_index, write_shard
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.splits import Split, write_split
 from mgcc_dist.evaluate import main
+from mgcc_dist.evaluation.calibration import risk_coverage
 from mgcc_dist.evaluation.config import EvaluateConfig
 from mgcc_dist.evaluation.gallery import Case, draw_cases
 from mgcc_dist.evaluation.scores import score_images
 from mgcc_dist.inference import predictor
 from mgcc_dist.inference.evaluation_inputs import open_inputs
 from mgcc_dist.inference.loading import load_predictor
+from mgcc_dist.inference.uncertainty import Members
 
 FILES = {"evaluate.json", "images.csv", "summary.json", "page.html", "gallery.png", ".lock"}
 
@@ -217,12 +219,20 @@ def test_a_temperature_is_fitted_on_val_and_moves_no_mask(phantom_shards, tmp_pa
 
 
 def test_images_are_ranked_by_the_agreement_of_members(run, phantom_shards, tmp_path, dark):
-    """On the page, too. Every member of a network that looks at single pixels says the same."""
+    """On the page, too."""
     summary = evaluate(run, phantom_shards.folder, tmp_path / "out", "--uncertainty", "tta")
-    assert {float(row["score"]) for row in table(tmp_path / "out")} == {1.0}
-    curve = summary["risk_coverage_by_score"]
-    assert curve["aurc"] == pytest.approx(curve["aurc_random"])
+    rows = table(tmp_path / "out")
+    scores = [float(row["score"]) for row in rows]
+    members = Members([predictor.load(run, "best", "cpu", "no")], flips=True)
+    np.testing.assert_allclose(scores, members.scores([phantom_shards[i].image for i in indices(phantom_shards)]))
+    expected = risk_coverage(scores, [1 - float(row["dice"]) for row in rows])
+    assert summary["risk_coverage_by_score"]["aurc"] == pytest.approx(expected["aurc"])
     assert "agreement of the members of <code>--uncertainty tta</code>" in (tmp_path / "out" / "page.html").read_text()
+
+
+def indices(shards):
+    """By key, as the rows of images.csv."""
+    return sorted(range(len(shards)), key=lambda index: shards.records[index].key)
 
 
 def test_notes_name_runs_whose_training_images_are_evaluated(run, phantom_shards, tmp_path, dark, monkeypatch):

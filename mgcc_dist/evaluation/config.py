@@ -35,8 +35,8 @@ class EvaluateConfig:
     """words of fill,min=SHARE,largest (fill holes; drop components below this share of the image; keep the largest);
     choose: the best of these on the evaluated images; a folder: what that evaluation chose"""
     uncertainty: Literal["decoders", "tta", "ensemble"] | None = None
-    """score of each image, and risk-coverage by it: how well the masks of the network's decoders, of mirrored images,
-    or of several runs agree; decoders are in the run's checkpoint, so they need --weights last"""
+    """score of each image, and risk-coverage by it: how well the predictions of the network's decoders, of mirrored
+    images, or of several runs agree; decoders are in the run's checkpoint, so they need --weights last"""
     members: tuple[FolderPath, ...] = argument((), nargs="+")
     """further runs of --uncertainty ensemble, which are not evaluated"""
     fit_temperature: bool = flag()

@@ -36,8 +36,8 @@ class PredictConfig:
     spacing: tuple[PositiveFloat, ...] = argument((), nargs="+")
     """mm per pixel of images that do not say it: one number, or one for x and one for y"""
     uncertainty: Literal["decoders", "tta", "ensemble"] | None = None
-    """score each image by how well the masks of the network's decoders, of mirrored images, or of several runs agree;
-    decoders are in the run's checkpoint, so they need --weights last"""
+    """score each image by how well the predictions of the network's decoders, of mirrored images, or of several runs
+    agree; decoders are in the run's checkpoint, so they need --weights last"""
     members: tuple[FolderPath, ...] = argument((), nargs="+")
     """further runs of --uncertainty ensemble; masks are those of --run"""
     reject_below: UnitInterval | None = None

@@ -19,7 +19,7 @@ from torch import Tensor
 from mgcc_dist.common.errors import UserError, reason_of
 from mgcc_dist.inference.ensemble import FLIPS
 from mgcc_dist.inference.loading import build_method
-from mgcc_dist.inference.predictor import THRESHOLD, Predictor, load
+from mgcc_dist.inference.predictor import Predictor, load
 from mgcc_dist.methods.mgcc import MultiLevelCrossConsistency
 from mgcc_dist.train.checkpoints import newest_checkpoint
 from mgcc_dist.train.initial_weights import WEIGHTS
@@ -41,17 +41,21 @@ def disagreement(members: Tensor) -> Tensor:
 
 
 def agreement(members: Tensor) -> float:
-    """Return the mean Dice of all pairs of the members' masks, in [0,1]; two empty masks agree (1).
+    """Return the mean soft Dice of all pairs of members, 2 sum(p q) / (sum(p) + sum(q)), in [0,1].
+
+    Of sure members it is the Dice of their masks. It is lower where members disagree or are unsure, and near 0 where
+    none of them finds a lesion: the Dice of two empty masks would be 1, although a network that misses a lesion misses
+    it in every view. Of members that are 0 everywhere it is 0.
 
     Shapes: `members` float [M,H,W], probabilities; M is at least 2.
 
-    Source: Roy et al. 2019, Bayesian QuickNAT ("Dice agreement in MC samples").
+    Source: Roy et al. 2019, Bayesian QuickNAT ("Dice agreement in MC samples"), of probabilities instead of masks.
     """
-    masks = (members > THRESHOLD).flatten(1).double()
-    first, second = torch.triu_indices(len(masks), len(masks), offset=1)
-    common, areas = masks @ masks.T, masks.sum(dim=1)
+    pixels = members.flatten(1).double()
+    first, second = torch.triu_indices(len(pixels), len(pixels), offset=1)
+    common, areas = pixels @ pixels.T, pixels.sum(dim=1)
     total = areas[first] + areas[second]
-    return float(torch.where(total > 0, 2 * common[first, second] / total.clamp(min=1), 1.0).mean())
+    return float(torch.where(total > 0, 2 * common[first, second] / total, 0.0).mean())
 
 
 @dataclass(frozen=True)

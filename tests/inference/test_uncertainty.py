@@ -27,22 +27,28 @@ def test_disagreement_by_hand():
     np.testing.assert_allclose(disagreement(members), expected, atol=1e-6)
 
 
-def test_agreement_is_the_mean_dice_of_all_pairs():
-    masks = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]])[:, None] * 0.8 + 0.1
+def test_agreement_of_sure_members_is_the_mean_dice_of_all_pairs():
+    masks = torch.tensor([[1.0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]])[:, None]
     assert agreement(masks) == pytest.approx((2 / 3 + 0 + 0) / 3)
 
 
-def test_empty_masks_agree_with_each_other_and_with_no_lesion():
+def test_agreement_of_unsure_members_by_hand():
+    members = torch.tensor([[0.5, 0.0], [0.8, 0.2]])[:, None]
+    assert agreement(members) == pytest.approx(2 * 0.5 * 0.8 / (0.5 + 1.0))
+
+
+def test_images_without_a_lesion_have_a_low_score():
     empty, full = torch.zeros(4, 4), torch.ones(4, 4)
-    assert agreement(torch.stack([empty, empty])) == 1
+    assert agreement(torch.stack([empty, empty])) == 0
     assert agreement(torch.stack([empty, full])) == 0
-    assert agreement(torch.stack([empty, empty, full])) == pytest.approx(1 / 3)
+    assert agreement(torch.full((3, 4, 4), 0.01)) == pytest.approx(0.01)
+    assert agreement(torch.stack([full, full, empty])) == pytest.approx(1 / 3)
 
 
 def test_equal_members_agree_and_order_does_not_matter():
     members = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
     same = members[:1].expand(3, -1, -1)
-    assert agreement(same) == 1
+    assert agreement((same > 0.5).float()) == 1
     np.testing.assert_allclose(disagreement(same), 0, atol=1e-6)
     assert agreement(members) == pytest.approx(agreement(members.flip(0)))
     assert ((disagreement(members) >= 0) & (disagreement(members) <= 1)).all()
