@@ -123,9 +123,9 @@ def test_the_same_export_is_kept_and_another_file_is_refused(exported, tmp_path)
         main(["--run", str(run), "--out", str(tmp_path / "a.onnx")])
 
 
-def test_torchscript_predicts_as_the_run(tmp_path):
-    run = save_run(tmp_path / "run", fit="letterbox")
-    out = tmp_path / "unet.pt"
+def test_torchscript_predicts_as_the_run(exported, tmp_path):
+    run, _ = exported
+    out = tmp_path / "mgcc.pt"
     words = ["--run", str(run), "--to", "torchscript", "--out", str(out)]
     out.write_bytes(b"not a model")
     main([*words, "--overwrite"])

@@ -123,7 +123,8 @@ class MSAG(nn.Module):
             self.ordinary_norm(self.ordinary(x)),
             self.dilated_norm(self.dilated(x)),
         )
-        multi_scale = FusedCatReLU.apply(*scales)  # Eq. 5
+        # TorchScript, traced without gradients, has no autograd functions. Eq. 5
+        multi_scale = FusedCatReLU.apply(*scales) if torch.is_grad_enabled() else torch.cat(scales, dim=1).relu_()
         return x + x * self.vote_norm(self.vote(multi_scale)).sigmoid()  # Eq. 6
 
 
