@@ -35,7 +35,7 @@ def run(config: LdmConfig) -> None:
     from mgcc_dist.common.distributed import create_accelerator, describe, raise_on_all_ranks
     from mgcc_dist.common.lock import lock_folder
     from mgcc_dist.common.stages import all_done, run_stages
-    from mgcc_dist.diffusion.stages import check_stages, open_images
+    from mgcc_dist.diffusion.stages import check_masks, check_stages, open_images
 
     out = Path(config.out)
     accelerator = create_accelerator(config.autoencoder.loop.precision)
@@ -48,9 +48,12 @@ def run(config: LdmConfig) -> None:
             if accelerator.is_main_process:
                 check_stages(config.data, config.autoencoder, config.denoiser, config.sampling, out)
                 save(config, out / "config.yaml")
-        images().masked(config.denoiser.masks)
+        opened = images()  # collective
+        with raise_on_all_ranks():
+            if accelerator.is_main_process:
+                check_masks(config.denoiser.masks, opened, out)
         if config.until == "gallery":
-            check_settings(config.quality, config.audit, config.filter, images(), config.sampling.count)
+            check_settings(config.quality, config.audit, config.filter, opened, config.sampling.count)
     run_stages(stages, accelerator)
 
 

@@ -33,6 +33,12 @@ class LdmConfig:
                 f"size by {self.autoencoder.downsampling} and the denoiser by {self.denoiser.size_divisor}: each level "
                 "of `channels` halves it, except the first; `patch` divides it. Choose another size or fewer levels."
             )
+        adversarial = self.autoencoder.losses.adversarial
+        if adversarial.weight and self.data.image_size < adversarial.least_size:
+            raise ValueError(
+                f"autoencoder.losses.adversarial.layers: {adversarial.layers} need images of at least "
+                f"{adversarial.least_size} pixels per side, but data.image_size is {self.data.image_size}. Use fewer."
+            )
         check_objective(self.denoiser, self.sampling.sampler)
         if self.sampling.steps > self.denoiser.diffusion_steps:
             raise ValueError(

@@ -13,6 +13,7 @@ from mgcc_dist.assessment.filter import filter_pairs
 from mgcc_dist.assessment.ldm_config import LdmConfig
 from mgcc_dist.common.stages import Stage
 from mgcc_dist.data.records import index_file
+from mgcc_dist.data.remote import hash_file
 from mgcc_dist.diffusion import pipeline, sampling
 from mgcc_dist.diffusion import stages as diffusion
 from mgcc_dist.diffusion.images import ImageData
@@ -27,7 +28,9 @@ def list_stages(config: LdmConfig, images: Callable[[], ImageData], accelerator:
     samples, audit_file = own / "samples", own / "audit" / "audit.json"
     vae, unet, files = out / diffusion.VAE, out / diffusion.UNET, pipeline.files(config.denoiser)
     shards, split = diffusion.locate_images(data, out)
-    real = {"data": replace(data, shards=None, split=None), "shards": index_file(shards), "split": split}
+    index = index_file(shards)
+    content = index if isinstance(index, Path) else hash_file(index)  # not a URL: the data may move, and change there
+    real = {"data": replace(data, shards=None, split=None), "shards": content, "split": split}
     encoder_file = locate_encoder(features.OPTION, encoder) if encoder else None
     masks = config.denoiser.masks
     conditioned = {**real, "masks": masks} if masks != "none" else {}

@@ -21,6 +21,8 @@ import numpy as np
 from scipy.ndimage import fourier_gaussian, map_coordinates
 from scipy.special import expit
 
+from mgcc_dist.common.errors import UserError
+
 CLASSES = ("benign", "malignant", "normal")
 SHARES = (0.56, 0.27, 0.17)
 DYNAMIC_RANGE = 54.0  # dB from black to white
@@ -39,10 +41,10 @@ def draw(seed: int, index: int, size: int) -> Phantom:
     """Draw phantom `index` of the endless series `seed`, `size` x `size` pixels.
 
     Raises:
-        ValueError: the size is below 16 pixels, too small to show the anatomy.
+        UserError: the size is below 16 pixels, too small to show the anatomy.
     """
     if size < 16:
-        raise ValueError(f"size: {size} is too small, a phantom needs at least 16 pixels per side")
+        raise UserError(f"image size: {size} is too small for a phantom. Choose at least 16 pixels per side.")
     canvas = _Canvas(seed, index, size)
     category = str(canvas.random.choice(CLASSES, p=SHARES))
     level = _tissue(canvas) + _lobules(canvas)

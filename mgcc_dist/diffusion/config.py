@@ -76,6 +76,11 @@ class AdversarialConfig:
         if self.channels % 8:
             raise ValueError(f"adversarial.channels: {self.channels} is not a multiple of 8")
 
+    @property
+    def least_size(self) -> int:
+        """Side in pixels of the smallest image that leaves one patch to judge."""
+        return 3 * 2**self.layers
+
 
 @dataclass(frozen=True)
 class ReconstructionConfig:
@@ -314,6 +319,11 @@ def check_objective(denoiser: DenoiserConfig, solver: Solver) -> None:
     if denoiser.min_snr_gamma is not None and (flow or denoiser.zero_terminal_snr):
         reason = "is not defined for a flow" if flow else "gives pure noise, where zero_terminal_snr ends, the weight 0"
         raise ValueError(f"denoiser.min_snr_gamma: {reason}. Set it to null.")
+    if not flow and not denoiser.beta_start <= denoiser.beta_end < 1:
+        raise ValueError(
+            f"denoiser.beta_end: expected at least denoiser.beta_start ({denoiser.beta_start:g}) and below 1, got "
+            f"{denoiser.beta_end:g}"
+        )
     if problem := solver_problem(solver, flow):
         raise ValueError(f"sampling.sampler: {problem}")
 

@@ -124,6 +124,19 @@ def check_stages(
         check_run_folder(folder, DenoiserRun(data, second, trained_on), second.loop.fixed_length)
 
 
+def check_masks(masks: Masks, images: ImageData, out: Path) -> None:
+    """Check that a denoiser with `masks` has masks to train on and, before anything is trained, to sample with.
+
+    Raises:
+        UserError: it has not, or no training mask of a class can be warped into another one.
+    """
+    masked = images.masked(masks)
+    if len(masked) and not is_finished(out / "autoencoder"):
+        warped = WarpedMasks(masked, images.size)
+        for name in warped.counts:
+            warped.draw(name, seed=0, index=0)
+
+
 def _fixed_length(config: AutoencoderConfig, out: Path) -> str:
     """Return why the autoencoder can't be trained further; "" if it can."""
     if (out / "latents").exists():

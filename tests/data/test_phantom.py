@@ -3,6 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.phantom import CLASSES, SHARES, draw
 
 
@@ -61,7 +62,7 @@ def test_the_same_scene_is_drawn_at_any_size(size, phantoms):
 
 
 def test_too_small_sizes_are_rejected():
-    with pytest.raises(ValueError, match="at least 16 pixels"):
+    with pytest.raises(UserError, match="at least 16 pixels"):
         draw(seed=0, index=0, size=15)
 
 

@@ -11,10 +11,11 @@ from tiny_ldm import DENOISER, PROGRESS, SAMPLING, SHAPE
 from torch.nn import functional as F
 
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import write_json
 from mgcc_dist.data.images import resize_mask
 from mgcc_dist.data.loader import StreamOffsets
 from mgcc_dist.data.phantom import draw
-from mgcc_dist.data.records import ShardFolder
+from mgcc_dist.data.records import ShardFolder, write_index, write_shard
 from mgcc_dist.data.splits import Split, make_split
 from mgcc_dist.diffusion import denoiser, latents, pipeline, sampling
 from mgcc_dist.diffusion.condition import Condition, shrink_masks
@@ -24,6 +25,7 @@ from mgcc_dist.diffusion.images import ImageData
 from mgcc_dist.diffusion.latents import LatentBatch
 from mgcc_dist.diffusion.noise import RngStream, make_generators
 from mgcc_dist.diffusion.sampler import class_of_index
+from mgcc_dist.diffusion.stages import check_masks
 from mgcc_dist.diffusion.warped_masks import WarpedMasks
 
 MASKED = replace(DENOISER, masks="labeled")
@@ -66,6 +68,20 @@ def test_split_without_the_masks_that_a_denoiser_needs_is_refused(phantom_shards
     with pytest.raises(UserError, match=r"denoiser\.masks: labeled needs training images with masks, and split s has"):
         images.masked("labeled")
     assert len(images.masked("all")) == 9
+
+
+def test_masks_that_can_not_be_warped_are_refused_before_training(phantom_shards, tmp_path):
+    ring = np.full((32, 32), 255, np.uint8)
+    ring[1:-1, 1:-1] = 0
+    sample = replace(phantom_shards[0], image=ring, mask=ring)
+    write_index(tmp_path, "toy", [write_shard(tmp_path / "a.tar", [sample])])
+    split = Split("s", (sample.key,), (), ())
+    images = ImageData(DataConfig(image_size=16), ShardFolder.open(tmp_path), split)
+    with pytest.raises(UserError, match=r"masks: no mask of class .* that differs from the training masks"):
+        check_masks("labeled", images, tmp_path)
+    (tmp_path / "autoencoder").mkdir()
+    write_json(tmp_path / "autoencoder" / "result.json", {})
+    check_masks("labeled", images, tmp_path)  # too late, and not read again at every start
 
 
 def phantom_latents(indices):

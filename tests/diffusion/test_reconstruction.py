@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from monai.networks.nets import PatchDiscriminator
 from tiny_ldm import PROGRESS, batch_of
 from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -27,6 +28,15 @@ class Gradients(nn.Module):
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         x = self.scale * x
         return [torch.cat([x[:, :, 1:, 1:] - x[:, :, :-1, 1:], x[:, :, 1:, 1:] - x[:, :, 1:, :-1]], dim=1)]
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_least_size_of_the_discriminator_leaves_one_patch(layers):
+    config = AdversarialConfig(layers=layers)
+    network = PatchDiscriminator(2, channels=8, in_channels=1, num_layers_d=layers, norm=("GROUP", {"num_groups": 8}))
+    assert network(torch.zeros(1, 1, config.least_size, config.least_size))[-1].shape[-1] == 1
+    with pytest.raises(RuntimeError):
+        network(torch.zeros(1, 1, config.least_size - 1, config.least_size - 1))
 
 
 @pytest.fixture

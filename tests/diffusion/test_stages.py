@@ -9,9 +9,12 @@ from safetensors.torch import load_file
 from tiny_ldm import AUTOENCODER, DENOISER, LOOP
 from torch import nn
 
+from mgcc_dist.assessment.ldm_config import LdmConfig
+from mgcc_dist.assessment.ldm_stages import list_stages
 from mgcc_dist.common.distributed import create_accelerator
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of
+from mgcc_dist.common.stages import resolve
 from mgcc_dist.data.phantom import draw
 from mgcc_dist.data.records import write_index, write_shard
 from mgcc_dist.data.sample import Sample
@@ -21,6 +24,7 @@ from mgcc_dist.diffusion.stages import encode_images, open_images, train_autoenc
 from mgcc_dist.inference.encoders import load_feature_maps
 from mgcc_dist.train.config import LoopConfig
 from mgcc_dist.train.saved_run import read_result
+from tests.data.http_folder import serving
 
 
 @pytest.mark.parametrize("labeled", [0, 3])
@@ -44,6 +48,17 @@ def test_two_steps_are_trained_on_images_without_masks(tmp_path, labeled):
     train_denoiser(second, data, images, encoded, tmp_path / "out", accelerator)
     result = read_result(tmp_path / "out" / "denoiser")
     assert (result["steps"], result["images"]) == (2, {"train": 8, "val": 4})
+
+
+def test_data_at_a_url_counts_by_its_content(tmp_path, phantom_shards):
+    """So that finished stages follow data that move, and notice data that change at their URL."""
+
+    def inputs(shards):
+        config = LdmConfig(DataConfig(shards=str(shards), image_size=16), AUTOENCODER, DENOISER, out=str(tmp_path))
+        return resolve(list_stages(config, lambda: pytest.fail("opened"), create_accelerator())[0].inputs)
+
+    with serving(phantom_shards.folder) as server:
+        assert inputs(f"{server.url}?signature=abc") == inputs(phantom_shards.folder)
 
 
 def test_finished_stage_whose_split_changed_is_refused(tmp_path, phantom_shards):

@@ -217,6 +217,13 @@ def test_other_settings_in_the_same_folder_are_refused(finished, toy, words, mes
         ("--preset demo --denoiser.attention [true]", r"denoiser\.attention: has 1 levels but denoiser\.channels has"),
         ("--preset demo --autoencoder.norm_groups 24", r"autoencoder\.channels: .* not a multiple of"),
         ("--preset demo --data.shards nowhere", "nowhere: does not exist"),
+        ("--preset demo --data.image_size 8", "image size: 8 is too small for a phantom"),
+        ("--preset demo --denoiser.beta_start 0.5", r"beta_end: expected at least .* \(0\.5\) and below 1, got 0\.012"),
+        ("--preset demo --denoiser.beta_end 2", r"denoiser\.beta_end: expected .* below 1, got 2"),
+        (
+            "--preset demo --autoencoder.losses.adversarial.weight 1 --autoencoder.losses.adversarial.layers 5",
+            r"adversarial\.layers: 5 need images of at least 96 pixels per side, but data\.image_size is 64",
+        ),
     ],
 )
 def test_errors_name_the_wrong_setting(tmp_path, words, message):
