@@ -86,4 +86,4 @@ def test_two_dashes_end_the_options_of_a_launcher(launcher):
     words = launcher.parse_args(["-m", "mgcc_dist.predict", "--", "--run", "out/run", "--images", "a", "--out", "b"])
     for given in (words.training_script_args, ["--", *words.training_script_args]):  # some versions pass -- on
         [layer] = read_command_line(PredictConfig, given, None, None).layers
-        assert layer.tree == {"run": "out/run", "images": "a", "out": "b"}
+        assert layer.tree == {"run": "out/run", "images": ["a"], "out": "b"}
