@@ -140,7 +140,7 @@ def test_samples_do_not_depend_on_the_number_of_ranks(world, batch):
     assert many == one
 
 
-@settings(deadline=None, derandomize=True, max_examples=8)
+@settings(deadline=None, derandomize=True, max_examples=4)
 @given(world=st.integers(1, 3), workers=st.integers(1, 2), batch=st.integers(1, 3))
 def test_batches_do_not_depend_on_the_number_of_workers(world, workers, batch):
     for rank in range(world):
@@ -160,7 +160,7 @@ def assert_same_batches(ours, theirs):
         assert torch.equal(a.offsets, b.offsets)
 
 
-@settings(deadline=None, derandomize=True, max_examples=20)
+@settings(deadline=None, derandomize=True, max_examples=10)
 @given(stop=st.integers(1, 9), workers=st.sampled_from([0, 0, 0, 2]))
 def test_resume_at_any_step_gives_the_same_batches(stop, workers):
     uninterrupted = take(loader(1, 2, workers=workers), 12)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import webdataset
 from accelerate import Accelerator
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load
 from tiny_ldm import AUTOENCODER, DENOISER, PROGRESS, SHAPE, latents_of
@@ -93,14 +93,15 @@ def test_training_on_latents_has_the_same_losses_as_encoding_every_step(encoded,
         torch.testing.assert_close(*losses, rtol=1e-3, atol=0)
 
 
-@settings(deadline=None, derandomize=True, max_examples=30)
+@settings(deadline=None, derandomize=True, max_examples=15)
+@example(before=2, after=3, batch=2, steps=4, seed=5, workers=1)  # a process per stream
 @given(
     before=st.integers(1, 4),
     after=st.integers(1, 4),
     batch=st.integers(1, 5),
     steps=st.integers(1, 6),
     seed=st.integers(0, 99),
-    workers=st.sampled_from([0] * 9 + [1]),
+    workers=st.just(0),
 )
 def test_order_is_a_function_of_seed_and_position_for_any_ranks_and_resumes(
     folder_of_latents, before, after, batch, steps, seed, workers
