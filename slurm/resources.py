@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 import shlex
 from collections.abc import Iterable
@@ -19,6 +20,9 @@ SLURM_FOLDER = Path(__file__).parent
 ON_EVERY_NODE = 'srun --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES"'
 GPUS = re.compile(r"([\w.-]+:)?\d+")
 """a count of GPUs, with or without a type"""
+GPU_GRES = re.compile(r"\bgpu(?::[a-zA-Z][\w.-]*)?(?::(\d+))?(?=,|\(|$)")
+"""GPUs among generic resources; a count that is missing is 1"""
+TMPDIR = "mgcc-$SLURM_JOB_ID"
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class Resources:
     @property
     def gpu_count(self) -> int:
         """GPUs per node, of any type."""
+        if self.gres:
+            return sum(int(count or 1) for count in GPU_GRES.findall(self.gres))
         return self.gpus if isinstance(self.gpus, int) else int(self.gpus.rpartition(":")[2])
 
     def for_packed_runs(self, count: int) -> "Resources":
@@ -101,7 +107,8 @@ class Resources:
 
     def teardown_lines(self) -> list[str]:
         """Return the shell lines that end the batch script, after the code of srun is known."""
-        return [f'{ON_EVERY_NODE} rm -rf "$TMPDIR"'] if self.scratch else []
+        # Not "$TMPDIR", which lines of `setup` may have changed to a folder that is not the job's.
+        return [f'{ON_EVERY_NODE} rm -rf "{self.scratch}/{TMPDIR}"'] if self.scratch else []
 
     def _setup_lines(self) -> list[str]:
         """Return the shell lines that start the batch script."""
@@ -109,7 +116,7 @@ class Resources:
         lines += [f"export {key}={shlex.quote(value)}" for key, value in sorted(self.environment.items())]
         if self.scratch:
             lines += [
-                f'export TMPDIR="{self.scratch}/mgcc-$SLURM_JOB_ID"',
+                f'export TMPDIR="{self.scratch}/{TMPDIR}"',
                 f'{ON_EVERY_NODE} mkdir -p "$TMPDIR" || exit',
             ]
         if self.node_setup:
@@ -190,6 +197,7 @@ def merge_resources(layers: Iterable[tuple[str, dict[str, Any]]]) -> Resources:
                 raise UserError(f"{source}: unknown resource {key!r}.{did_you_mean(key, FIELDS)} {known}")
             _check(source, key, value)
             values[key] = values.get(key, {}) | value if isinstance(value, dict) else value
+    values["environment"] = {name: str(value) for name, value in values.get("environment", {}).items()}
     merged = Resources(**values)
     if merged.runs_per_gpu > 1 and (merged.nodes > 1 or merged.tasks_per_node > 1 or merged.gpu_count > 1):
         source = next(source for source, keys in reversed(layers) if "runs_per_gpu" in keys)
@@ -272,3 +280,17 @@ def _check(source: str, key: str, value: Any) -> None:
     minimum = 0 if key == "gpus" else 1
     if isinstance(value, int) and value < minimum:
         raise UserError(f"{source}: {key} must be at least {minimum}, got {value}")
+    if isinstance(value, float) and not 0 < value < math.inf:
+        raise UserError(f"{source}: {key} must be positive, got {value}")
+    if isinstance(value, list) and (strange := [item for item in value if not isinstance(item, str)]):
+        raise UserError(f"{source}: {key} must be a list of strings, got {strange[0]!r}. Put it in quotes.")
+    if key == "environment":
+        _check_environment(source, value)
+
+
+def _check_environment(source: str, environment: dict[Any, Any]) -> None:
+    for name, value in environment.items():
+        if not re.fullmatch(r"[A-Za-z_]\w*", str(name)):
+            raise UserError(f"{source}: environment: {name!r} is not a name of an environment variable")
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise UserError(f"{source}: environment: {name} must be a string, got {value!r}. Put it in quotes.")

@@ -18,7 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
-from mgcc_dist.common.files import InvalidJson, read_object, write_json
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import read_object, write_json
 from mgcc_dist.common.rank_errors import is_lost_connection, is_timeout
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class Heartbeat:
 
     def __init__(self, folder: Path, step: int, minutes: float, accelerator: "Accelerator") -> None:
         self._folder, self._minutes = folder / FOLDER, minutes
-        self._active = accelerator.num_processes > 1
+        self._ranks, self._is_main = accelerator.num_processes, accelerator.is_main_process
+        self._active = self._ranks > 1
         now = time.time()
         self._state = RankState(
             accelerator.process_index, socket.gethostname(), os.getpid(), step, "waiting for a batch", now, now
@@ -73,6 +75,10 @@ class Heartbeat:
         self._state = replace(self._state, step=step, phase=phase, since=now, written=now)
 
     def __enter__(self) -> "Heartbeat":
+        if self._is_main:  # a killed run may have had more ranks
+            for state in read_states(self._folder.parent):
+                if not self._active or state.rank >= self._ranks:
+                    self._path(state.rank).unlink(missing_ok=True)
         if self._active:
             _set_timeout(timedelta(minutes=self._minutes))
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +119,7 @@ class Heartbeat:
             if time.time() - state.since > WARN_AT * self._minutes * 60 and here != warned:
                 warned = here
                 states = read_states(self._folder.parent)
-                if state.rank == min(one.rank for one in states if state.written - one.written < OLD):
+                if state.rank == first_alive(states, default=state.rank):
                     limit = f"The run ends after loop.timeout_minutes ({self._minutes:g})."
                     logger.warning("no progress: %s. %s", describe_ranks(states, state.rank), limit)
 
@@ -129,9 +135,14 @@ def read_states(run: Path) -> list[RankState]:
     """Return the states of a run's ranks, by rank; [] after its end, or with one rank."""
     states = []
     for path in (run / FOLDER).glob("rank_*.json"):
-        with suppress(InvalidJson, TypeError, OSError):  # removed in the meantime, or damaged
+        with suppress(UserError, TypeError, OSError):  # removed in the meantime, or damaged
             states.append(RankState(**read_object(path)))
     return sorted(states, key=lambda state: state.rank)
+
+
+def first_alive(states: list[RankState], default: int) -> int:
+    """Return the lowest rank whose process still writes, which warns for all."""
+    return min((one.rank for one in states if time.time() - one.written < OLD and not _has_ended(one)), default=default)
 
 
 def describe_ranks(states: list[RankState], own: int) -> str:

@@ -107,7 +107,7 @@ class TrackedRun:
             tracker = _open(self._name, self._folder, own["run"], self._step)
             own["run"] = tracker.run_id
             write_json(self._folder / STATE, state)
-            while call := self._queue.get():
+            while (call := self._queue.get()) and not self._failed:
                 if call[0] == "log_image":
                     tracker.log_image(*call[1:])
                     continue
@@ -115,8 +115,9 @@ class TrackedRun:
                 if tracker.keeps_rows_of_killed_runs and step <= own["steps"].get(split, 0):
                     continue
                 tracker.log({f"{split}/{key}": value for key, value in values.items()}, step)
-                own["steps"][split] = step
-                write_json(self._folder / STATE, state)
+                if tracker.keeps_rows_of_killed_runs:
+                    own["steps"][split] = step
+                    write_json(self._folder / STATE, state)
             tracker.close()
         except (Exception, SystemExit) as error:  # SystemExit: wandb's, without a key and a terminal
             self._give_up(f"{type(error).__name__}: {reason_of(error)}")
@@ -191,7 +192,7 @@ class _AccelerateTracker:
         config = folder / "config.yaml"
         if config.is_file() and not (resumes and name == "mlflow"):  # which refuses to change a parameter
             keys = flatten(read_yaml(config.read_text(), str(config)))
-            self._tracker.store_init_configuration({key: _without_password(value) for key, value in keys.items()})
+            self._tracker.store_init_configuration({key: _without_secrets(value) for key, value in keys.items()})
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._tracker.log(dict(values), step=step)
@@ -215,9 +216,9 @@ def describe_run(folder: Path) -> tuple[str, str | None]:
     return "/".join(parts[-2:]), group
 
 
-def _without_password(value: Any) -> str:
-    """Return a config value without the `user:password@` of an address."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", str(value))
+def _without_secrets(value: Any) -> str:
+    """Return a config value without the passwords of URLs, and without their queries, which may hold a signature."""
+    return re.sub(r"(\w://)(?:[^/\s]+@)?([^\s?'\",]*)(?:\?[^\s'\",]*)?", r"\1\2", str(value))
 
 
 def _pixels(path: Path) -> Any:

@@ -218,6 +218,28 @@ def test_gres_replaces_gpus_and_no_wckey_is_sent_by_default(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("gres", "count"),
+    [
+        ("gpu", 1),
+        ("gpu:2", 2),
+        ("gpu:a100", 1),
+        ("gpu:a100:4(S:0-1)", 4),
+        ("gpu:1,gpu:h100:2,nvme:9", 3),
+        ("shard:8", 0),
+    ],
+)
+def test_gpus_of_gres_are_counted(gres, count):
+    assert resources.Resources(gres=gres).gpu_count == count
+
+
+def test_numbers_in_the_environment_are_exported_and_only_the_job_s_own_folder_is_removed():
+    job = resources.merge_resources([("x", {"environment": {"OMP_NUM_THREADS": 4}, "scratch": "/local/$USER"})])
+    assert "export OMP_NUM_THREADS=4" in job.executor_parameters()["setup"]
+    (removal,) = job.teardown_lines()  # `setup` may change TMPDIR
+    assert removal.endswith('rm -rf "/local/$USER/mgcc-$SLURM_JOB_ID"')
+
+
+@pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"gpu": 1}, r"x\.yaml: unknown resource 'gpu'\. Did you mean gpus\? Known resources: partition, account"),
@@ -231,6 +253,12 @@ def test_gres_replaces_gpus_and_no_wckey_is_sent_by_default(tmp_path):
         ({"nodes": 0}, "nodes must be at least 1, got 0"),
         ({"nodes": True}, "nodes must be an integer, got True"),
         ({"setup": "module load cuda"}, "setup must be a list"),
+        ({"modules": [12.1]}, r"modules must be a list of strings, got 12\.1\. Put it in quotes"),
+        ({"environment": {"A": True}}, r"environment: A must be a string, got True\. Put it in quotes"),
+        ({"environment": {"A B": "1"}}, "environment: 'A B' is not a name of an environment variable"),
+        ({"memory_gb": float("nan")}, "memory_gb must be positive, got nan"),
+        ({"gres": "gpu:a100:2", "runs_per_gpu": 2}, "needs one rank and at most one GPU"),
+        ({"gres": "gpu:2,nvme:1", "runs_per_gpu": 2}, "needs one rank and at most one GPU"),
     ],
 )
 def test_invalid_resources_are_rejected_with_source_and_key(keys, message):

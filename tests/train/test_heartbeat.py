@@ -4,14 +4,21 @@ import os
 import socket
 import time
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 
 from mgcc_dist.common.files import write_json
 from mgcc_dist.slurm.status import stalled
-from mgcc_dist.train.heartbeat import FOLDER, RankState, describe_ranks, read_states
+from mgcc_dist.train import heartbeat
+from mgcc_dist.train.heartbeat import FOLDER, Heartbeat, RankState, describe_ranks, first_alive, read_states
 
 NOW = time.time()
+
+
+@pytest.fixture(autouse=True)
+def frozen_time(monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: NOW)
 
 
 def rank(number, step, phase, since=10.0, written=0.0, pid=None, host=None):
@@ -59,8 +66,26 @@ def test_status_shows_a_run_without_progress_as_stalled(states, text, tmp_path, 
     assert stalled(tmp_path).startswith(text) if text else stalled(tmp_path) == ""
 
 
-def test_a_damaged_heartbeat_is_ignored(tmp_path):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_removes_the_states_of_ranks_that_it_no_longer_has(tmp_path, ranks, monkeypatch):
+    monkeypatch.setattr(heartbeat, "_set_timeout", lambda _: None)
+    for state in (rank(0, 7, "training"), rank(1, 7, "training"), rank(3, 7, "training", pid=2**22 + 1)):
+        write_json(tmp_path / FOLDER / f"rank_{state.rank}.json", asdict(state))
+    accelerator = SimpleNamespace(num_processes=ranks, process_index=0, is_main_process=True)
+    with Heartbeat(tmp_path, 0, 30, accelerator):
+        assert [state.rank for state in read_states(tmp_path)] == [0, 1][: ranks if ranks > 1 else 0]
+
+
+def test_the_first_rank_that_still_runs_warns():
+    ended = rank(0, 7, "training", pid=2**22 + 1)
+    frozen = rank(1, 7, "training", 900, 70, host="n7")
+    assert first_alive([ended, frozen, rank(2, 7, "training", 900), rank(3, 7, "training")], default=3) == 2
+    assert first_alive([], default=3) == 3
+
+
+def test_a_heartbeat_that_is_damaged_or_removed_meanwhile_is_ignored(tmp_path):
     (tmp_path / FOLDER).mkdir()
     (tmp_path / FOLDER / "rank_0.json").write_text('{"rank": 0')
     (tmp_path / FOLDER / "rank_1.json").write_text("{}")
+    (tmp_path / FOLDER / "rank_2.json").symlink_to(tmp_path / "removed")
     assert read_states(tmp_path) == []

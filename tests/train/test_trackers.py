@@ -20,7 +20,9 @@ from mgcc_dist.train.trackers import TrackedRun, check_tracker, describe_run, tr
 def folder(tmp_path):
     folder = tmp_path / "out" / "busi" / "mgcc" / "seed_1-0123abcd"
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("data:\n  shards: https://me:secret@host/busi\nloop:\n  seed: 1\n")
+    (folder / "config.yaml").write_text(
+        "data:\n  shards: https://me:secr@et@host/busi?token=secret\nloop:\n  seed: 1\n"
+    )
     return folder
 
 
@@ -131,14 +133,17 @@ def test_a_run_goes_on_when_its_tracker_fails(folder, fails, monkeypatch, caplog
 
 
 def test_a_tracker_that_hangs_does_not_hold_up_the_run(folder, monkeypatch, caplog):
-    hangs = threading.Event()
+    begun, answers, closed = threading.Event(), threading.Event(), threading.Event()
+    sent = []
 
     class Hanging(_Failing):
         def log(self, values, step):
-            hangs.wait()
+            begun.set()
+            answers.wait(60)
+            sent.append(step)
 
         def close(self):
-            pass
+            closed.set()
 
     monkeypatch.setattr(trackers, "_open", lambda *_: Hanging())
     monkeypatch.setattr(trackers, "CLOSE_TIMEOUT", 0.05)
@@ -146,10 +151,13 @@ def test_a_tracker_that_hangs_does_not_hold_up_the_run(folder, monkeypatch, capl
     run = TrackedRun("mlflow", folder, 0)
     for step in range(1, 9):
         run.log("train", step, {"loss": 1.0})
+        assert begun.wait(60)
     run.close()
-    hangs.set()
     assert "does not keep up" in caplog.text
     assert "did not finish" in caplog.text
+    answers.set()
+    assert closed.wait(60)
+    assert sent == [1]  # the rest is given up
 
 
 def test_a_tracker_that_is_not_installed_is_refused(monkeypatch):
