@@ -284,7 +284,7 @@ def _check(source: str, key: str, value: Any) -> None:
         raise UserError(f"{source}: {key} must be positive, got {value}")
     if isinstance(value, list) and (strange := [item for item in value if not isinstance(item, str)]):
         raise UserError(f"{source}: {key} must be a list of strings, got {strange[0]!r}. Put it in quotes.")
-    if key == "environment":
+    if key == "environment" and isinstance(value, dict):
         _check_environment(source, value)
 
 

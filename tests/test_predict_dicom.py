@@ -25,7 +25,7 @@ from mgcc_dist.inference.reading import Frame
 from mgcc_dist.inference.results import OutputOptions, SourceWriter
 from mgcc_dist.inference.sources import Source, output_names
 
-IDENTIFIERS = (b"DOE", b"JANE", b"4711", b"19700102", b"Jane_Doe")
+IDENTIFIERS = (b"DOE", b"JANE", b"-4711", b"19700102", b"Jane_Doe")
 
 
 @pytest.fixture
