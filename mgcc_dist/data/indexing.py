@@ -54,6 +54,8 @@ class _Findings:
     bits: int = 0
     skipped: list[str] = field(default_factory=list)
     ignored: set[str] = field(default_factory=set)
+    keys: set[str] = field(default_factory=set)
+    """of the json files"""
 
 
 def index_shards(root: str, out: Path | None, name: str, layout: Layout, skip_bad: bool = False) -> ShardFolder:
@@ -82,6 +84,11 @@ def index_shards(root: str, out: Path | None, name: str, layout: Layout, skip_ba
         raise UserError(f"{shown(root)}: no record has an image. Its extensions are {seen}; choose some with --images.")
     if findings.ignored:
         logger.warning("shards: not read: files with the extensions %s", ", ".join(sorted(findings.ignored)))
+    for option, key in (("--class-key", layout.class_key), ("--group-key", layout.group_key)):
+        if findings.keys and key not in findings.keys:
+            logger.warning(
+                "shards: %s: no json file has the key %r. Keys: %s", option, key, ", ".join(sorted(findings.keys)[:8])
+            )
     read = {"bits": layout.bits or findings.bits or None, "label_values": list(layout.label_values)}
     listing = json.dumps([shard["records"] for shard in shards], sort_keys=True)
     made = {"reader": KIND, "contents_sha256": hashlib.sha256(listing.encode()).hexdigest(), **read}
@@ -221,6 +228,7 @@ def _index_record(
                 Path(files[mask].name), f"is {of_mask[1]}x{of_mask[0]} but its image is {shape[1]}x{shape[0]}"
             )
     facts = _read_json(Path(files["json"].name), contents["json"]) if "json" in files else {}
+    findings.keys.update(facts)
     category = facts.get(layout.class_key) if label == "json" else None
     if label and label != "json":
         category = contents[label].decode("utf-8", "replace").strip()

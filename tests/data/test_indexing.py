@@ -138,10 +138,11 @@ def test_wrong_roots_are_named(folder, tmp_path):
         index_shards(str(folder), None, "t", replace(LAYOUT, images=("bmp",), masks=()))
 
 
-def test_changed_files_and_other_layouts_are_refused(folder):
+def test_changed_files_and_other_layouts_are_refused(folder, caplog):
     index_shards(str(folder), None, "others", LAYOUT)
     with pytest.raises(UserError, match="already exists, of other shards or with other options"):
         index_shards(str(folder), None, "others", replace(LAYOUT, class_key="class"))
+    assert "--class-key: no json file has the key 'class'. Keys: label, patient" in caplog.text
     content = (folder / "x-001.tar").read_bytes()
     (folder / "x-001.tar").write_bytes(content.replace(encoded(GREY)[-30:-20], bytes(10)))
     with pytest.raises(UserError, match=r"the sha256 of c\.png does not match"):
