@@ -3,7 +3,10 @@
 Image i of a seed is the same whatever the number of images and the batch size, up to rounding.
 """
 
+import math
+import numbers
 from pathlib import Path
+from typing import get_args
 
 import torch
 from PIL import Image
@@ -50,15 +53,21 @@ class ImageSampler:
             class_name: one of `classes`; None samples the training set's mix of classes.
             solver: "dpm_solver++" (about 25 steps), "ddim" (the paper's, 100 steps), or "euler" for a flow.
             steps: denoising steps.
-            guidance: classifier-free guidance of a model with classes; 1 samples them as learned, 0 ignores them.
+            guidance: classifier-free guidance of a model with classes; 1 samples them as learned, 0 ignores them. A
+                model with masks samples without a mask; `mgcc ldm` samples pairs.
             batch: images in one forward pass, as memory allows.
 
         Raises:
-            UserError: count, steps or batch is not positive, steps is too high, or the model does not have that class.
+            UserError: a number is out of range, or the model can't use that solver or does not have that class.
         """
-        for name, value in (("count", count), ("steps", steps), ("batch", batch)):
-            if value < 1:
-                raise UserError(f"sample: {name} must be a positive integer, got {value}")
+        for name, value, least in (("count", count, 1), ("steps", steps, 1), ("batch", batch, 1), ("seed", seed, 0)):
+            if not isinstance(value, numbers.Integral) or value < least:
+                kind = "a positive integer" if least else "an integer from 0"
+                raise UserError(f"sample: {name} must be {kind}, got {value!r}")
+        if solver not in get_args(Solver):
+            raise UserError(f"sample: solver must be one of {', '.join(get_args(Solver))}, got {solver!r}")
+        if not 0 <= guidance < math.inf:
+            raise UserError(f"sample: guidance must be a number from 0, got {guidance}")
         trained = self.model.scheduler.config.num_train_timesteps
         if steps > trained:
             raise UserError(f"sample: steps must be at most {trained}, the model's number of timesteps, got {steps}")

@@ -39,6 +39,10 @@ def test_samples_are_pil_images_that_depend_only_on_seed_and_index(vae, tmp_path
     [
         ({"steps": 1001}, "steps must be at most 1000, .* got 1001"),
         ({"guidance": 2}, "guidance 2 needs a model with cl"),
+        ({"guidance": float("nan")}, "guidance must be a number from 0, got nan"),
+        ({"solver": "dpm"}, r"solver must be one of ddim, dpm_solver\+\+, euler, got 'dpm'"),
+        ({"seed": -1}, "seed must be an integer from 0, got -1"),
+        ({"steps": 2.5}, r"steps must be a positive integer, got 2\.5"),
     ],
 )
 def test_settings_that_the_model_cannot_follow_are_refused(vae, tmp_path, options, message):
