@@ -138,6 +138,10 @@ def test_openvino_predicts_as_the_run(exported, tmp_path, monkeypatch):
     run, path = exported
     monkeypatch.setattr(export_formats, "write_onnx", lambda graph, images, metadata, to: shutil.copyfile(path, to))
     out = tmp_path / "mgcc.xml"
+    (tmp_path / "mgcc.bin").write_text("something else")
+    with pytest.raises(UserError, match=r"mgcc\.bin: exists and is not this export"):
+        main(["--run", str(run), "--to", "openvino", "--out", str(out)])
+    (tmp_path / "mgcc.bin").unlink()
     main(["--run", str(run), "--to", "openvino", "--out", str(out)])
     assert {"mgcc.bin", "mgcc.xml"} == {each.name for each in tmp_path.iterdir()}
     images = pictures(2, 21, 45)

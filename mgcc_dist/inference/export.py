@@ -44,9 +44,11 @@ def export(config: ExportConfig) -> None:
     metadata = _metadata(config, info)
     for package in form.packages:
         import_module(package)
-    if config.out.exists() and not config.overwrite:
-        if _read(form, config.out) != metadata:
-            raise UserError(f"--out {config.out}: exists and is not this export. Choose another, or use --overwrite.")
+    files = [config.out, *(config.out.with_suffix(suffix) for suffix in form.companions)]
+    existing = [path for path in files if path.exists()]
+    if existing and not config.overwrite:
+        if existing != files or _read(form, config.out) != metadata:
+            raise UserError(f"--out {existing[0]}: exists and is not this export. Choose another, or use --overwrite.")
         logger.info("export: %s is up to date", config.out)
         return
 

@@ -34,6 +34,8 @@ class Format(NamedTuple):
     """returns what the file says about itself; raises an exception of its library if it is not such a file"""
     run: Callable[[Path, np.ndarray], Outputs]
     """runs the file on images uint8 [B,H,W,3]"""
+    companions: tuple[str, ...] = ()
+    """suffixes of the files that belong to it"""
 
 
 @contextlib.contextmanager
@@ -138,5 +140,7 @@ def run_openvino(path: Path, images: np.ndarray) -> Outputs:
 FORMATS = {
     "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), write_onnx, read_onnx, run_onnx),
     "torchscript": Format(".pt", (), write_torchscript, read_torchscript, run_torchscript),
-    "openvino": Format(".xml", ("onnx", "onnxscript", "openvino"), write_openvino, read_openvino, run_openvino),
+    "openvino": Format(
+        ".xml", ("onnx", "onnxscript", "openvino"), write_openvino, read_openvino, run_openvino, (".bin",)
+    ),
 }
