@@ -1,6 +1,7 @@
 """Imports run one way through the package's layers."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,9 @@ def test_folders_do_not_import_upward(module):
 def test_programs_do_not_import_programs(module):
     if module.stem != "cli":
         assert not PROGRAMS & set(imported(ROOT / "mgcc_dist" / module)) - {"__init__"}
+
+
+def test_files_of_tests_have_names_of_their_own():
+    """pytest imports them by their names alone: of two files of one name only one would be collected."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
