@@ -116,13 +116,15 @@ def _explain_system_error(program: str, error: Exception) -> None:
         code = reported_exit_code()
         if code is None:
             logging.getLogger(__name__).debug("lost the connection to another rank", exc_info=True)
-            reason = "another rank has ended (see its error; if there is none, it was killed)"
-            print(f"{program} [rank {rank()}]: {reason}. Rerun the same command to resume.", file=sys.stderr)
+            _blame_another_rank(program, "has ended (see its error; if there is none, it was killed)")
         sys.exit(1 if code is None else code)
-    elif is_timeout(error):
-        reason = "another rank did not answer in time (the log names it)"
-        print(f"{program} [rank {rank()}]: {reason}. Rerun the same command to resume.", file=sys.stderr)
+    if is_timeout(error):
+        _blame_another_rank(program, "did not answer in time (the log names it)")
         sys.exit(1)
+
+
+def _blame_another_rank(program: str, what: str) -> None:
+    print(f"{program} [rank {rank()}]: another rank {what}. Rerun the same command to resume.", file=sys.stderr)
 
 
 def system_error(error: Exception) -> str:

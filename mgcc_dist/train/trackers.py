@@ -5,8 +5,9 @@ trackers themselves, from their environment variables and files (`MLFLOW_TRACKIN
 and never stored here.
 
 `metrics.jsonl` is the record of a run; a tracker is a copy of it. It works in a thread of its own, so a slow server
-does not hold up training, and after its first error the run goes on without it. `tracker.json` in the run folder holds
-the id under which a resumed run continues, and the last step of each split that was sent, so no step is sent twice.
+does not hold up training, and after its first error the run continues without it. `tracker.json` in the run folder
+holds the id under which a resumed run continues, and the last step of each split that was sent, so no step is sent
+twice.
 """
 
 import logging
@@ -71,10 +72,10 @@ class TrackedRun:
             self._thread.start()
 
     def log(self, split: str, step: int, values: Mapping[str, float]) -> None:
-        self._put("log", split, step, dict(values))
+        self._put(("log", split, step, dict(values)))
 
     def log_image(self, name: str, path: Path, step: int) -> None:
-        self._put("log_image", name, path, step)
+        self._put(("log_image", name, path, step))
 
     def close(self) -> None:
         """Wait until everything is sent, but not for longer than CLOSE_TIMEOUT."""
@@ -85,18 +86,19 @@ class TrackedRun:
         if self._thread.is_alive():
             logger.warning("%s: did not finish within %.0f s; its last rows may be missing", self._name, CLOSE_TIMEOUT)
 
-    def _put(self, *call: Any) -> None:
+    def _put(self, call: tuple[Any, ...] | None) -> None:
+        """Pass a call to the tracker's thread; None ends it."""
         if self._failed:
             return
         try:
-            self._queue.put_nowait(None if call == (None,) else call)
+            self._queue.put_nowait(call)
         except queue.Full:
             self._give_up("does not keep up with the run")
 
     def _give_up(self, reason: str) -> None:
         self._failed = True
         logger.warning(
-            "%s: %s. The run goes on without it; %s has all rows.",
+            "%s: %s. The run continues without it; %s has all rows.",
             *(self._name, reason, self._folder / "metrics.jsonl"),
         )
 

@@ -116,7 +116,7 @@ class _Failing:
 
 
 @pytest.mark.parametrize("fails", ["at the start", "later"])
-def test_a_run_goes_on_when_its_tracker_fails(folder, fails, monkeypatch, caplog, accelerator):
+def test_a_run_continues_when_its_tracker_fails(folder, fails, monkeypatch, caplog, accelerator):
     def open_tracker(*_):
         if fails == "at the start":
             raise SystemExit("no API key")
@@ -128,7 +128,7 @@ def test_a_run_goes_on_when_its_tracker_fails(folder, fails, monkeypatch, caplog
             logger.write("train", step, 0.0, {"loss": 1.0})
     assert len(read_rows(folder / "metrics.jsonl")) == 9
     (record,) = caplog.records
-    assert "The run goes on without it" in record.getMessage()
+    assert "The run continues without it" in record.getMessage()
     assert record.getMessage().startswith("wandb: ")
 
 
