@@ -77,7 +77,7 @@ def run(config: SegmentConfig) -> None:
         "images": task.counts,
         "synthetic": task.synthetic,
         **({"synthetic_labeled": task.synthetic_labeled} if task.synthetic_labeled else {}),
-        "init": describe_initial_weights(state.inputs) if config.init else None,
+        "init": describe_initial_weights(config.init, state.inputs),
         "encoder": {"weights": str(encoder[0]), "sha256": state.inputs[str(encoder[0])]} if encoder else None,
         "inputs": state.inputs,
         "parameters": task.parameters(),

@@ -183,7 +183,7 @@ def train_autoencoder(
             vae.save_config(folder / "vae")
             link(last, out / VAE)
     latent_stats = {"latent_mean": mean.tolist(), "latent_std": std.tolist()}
-    init = describe_initial_weights(state.inputs) if config.init else None
+    init = describe_initial_weights(config.init, state.inputs)
     _write_result(task, {"init": init, **latent_stats}, state, images, loop.seed, folder, accelerator)
 
 
@@ -212,7 +212,7 @@ def train_denoiser(
     task = DenoiserTask(config, encoded, accelerator)
     load_initial_weights(task.module.get_submodule("unet"), config.init, folder)
     state = fit(task, loop, folder, accelerator, [*images.files, *existing_weights(config.init, "last")])
-    init = describe_initial_weights(state.inputs) if config.init else None
+    init = describe_initial_weights(config.init, state.inputs)
     _write_result(task, {"init": init}, state, images, loop.seed, folder, accelerator)
 
 

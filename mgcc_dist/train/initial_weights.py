@@ -40,9 +40,12 @@ def log_initial_weights(path: Path) -> None:
     logger.info("starting from %s (sha256 %s)", path, sha256_of(path)[:12])
 
 
-def describe_initial_weights(inputs: Mapping[str, str]) -> dict[str, str] | None:
-    """Describe the weights that a run started from, for result.json; `inputs` are its input files with their sha256."""
-    for path, sha256 in inputs.items():
+def describe_initial_weights(init: str | None, inputs: Mapping[str, str]) -> dict[str, str] | None:
+    """Describe the weights that a run started from, for result.json; None without `init`.
+
+    `inputs` are its input files with their sha256. Those of `init` come before other weights.
+    """
+    for path, sha256 in inputs.items() if init else ():
         if Path(path).suffix == Path(WEIGHTS).suffix:
             return {"weights": path, "sha256": sha256}
     return None
