@@ -11,7 +11,7 @@ from mgcc_dist.methods.config import SupervisedConfig
 from mgcc_dist.methods.method import build
 from mgcc_dist.models.config import UNetConfig
 from mgcc_dist.predict import main
-from mgcc_dist.train.checkpoints import save_weights
+from mgcc_dist.train.weights_file import save_weights
 
 SIZE = 32
 

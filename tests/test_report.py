@@ -5,6 +5,8 @@ import copy
 import html
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -367,3 +369,8 @@ def test_invalid_arguments_are_rejected(tmp_path):
         report(tmp_path / "run", out=tmp_path / "report.md")
     with pytest.raises(UserError, match=r"none\.yaml: file not found"):
         main(["--sweep", str(tmp_path / "none.yaml")])
+
+
+def test_a_report_of_finished_runs_imports_no_torch():
+    code = "import sys, mgcc_dist.reporting.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

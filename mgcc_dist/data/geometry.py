@@ -21,11 +21,7 @@ from torch.nn import functional as F
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.images import STRIP_PIXELS, resize_image, resize_mask
-from mgcc_dist.data.sample import Sample
-
-Fit = Literal["stretch", "letterbox", "crop", "released"]
-STRETCHED: tuple[Fit, ...] = ("stretch", "released")
-"""fits that show the complete image in the complete square"""
+from mgcc_dist.data.sample import STRETCHED, Fit, Sample
 
 
 class Boxes(NamedTuple):

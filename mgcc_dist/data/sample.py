@@ -1,9 +1,14 @@
 """One sample of a dataset, in memory. Imports neither torch nor webdataset, so that readers stay quick to import."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+
+Fit = Literal["stretch", "letterbox", "crop", "released"]
+"""how an image becomes a square; see data/geometry.py"""
+STRETCHED: tuple[Fit, ...] = ("stretch", "released")
+"""fits that show the complete image in the complete square"""
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from mgcc_dist.common.config import as_plain
 from mgcc_dist.common.files import create_folder, write_json
 from mgcc_dist.common.migration import with_version
 from mgcc_dist.diffusion.config import AutoencoderConfig
-from mgcc_dist.train.checkpoints import save_weights
+from mgcc_dist.train.weights_file import save_weights
 
 CONFIG = "config.json"
 

@@ -46,7 +46,7 @@ from mgcc_dist.diffusion.config import DenoiserConfig, DiTDenoiserConfig
 from mgcc_dist.diffusion.denoiser import DIFFUSERS_MODELS, build
 from mgcc_dist.diffusion.objective import load_scheduler, pipeline_scheduler
 from mgcc_dist.diffusion.weights import load_weights
-from mgcc_dist.train.checkpoints import save_weights
+from mgcc_dist.train.weights_file import save_weights
 
 
 @dataclass(frozen=True)

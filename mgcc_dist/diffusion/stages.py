@@ -30,7 +30,6 @@ from mgcc_dist.diffusion.images import ImageData
 from mgcc_dist.diffusion.latents import LatentData
 from mgcc_dist.diffusion.warped_masks import WarpedMasks
 from mgcc_dist.diffusion.weights import load_initial_weights
-from mgcc_dist.train.checkpoints import save_weights
 from mgcc_dist.train.initial_weights import WEIGHTS, describe_initial_weights, existing_weights
 from mgcc_dist.train.loop import Task, TrainState, fit
 from mgcc_dist.train.metrics_logger import read_rows
@@ -44,6 +43,7 @@ from mgcc_dist.train.run_folder import (
 )
 from mgcc_dist.train.saved_run import is_finished, read_config, read_result
 from mgcc_dist.train.weights import count_parameters
+from mgcc_dist.train.weights_file import save_weights
 
 logger = logging.getLogger(__name__)
 

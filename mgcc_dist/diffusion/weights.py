@@ -10,8 +10,9 @@ from torch import nn
 
 from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.train.checkpoints import HEADER, has_checkpoint
 from mgcc_dist.train.initial_weights import find_weights, log_initial_weights
+from mgcc_dist.train.saved_run import has_checkpoint
+from mgcc_dist.train.weights_file import HEADER
 
 
 def load_initial_weights(network: nn.Module, source: str | None, folder: Path) -> None:

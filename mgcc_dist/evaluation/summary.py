@@ -10,6 +10,11 @@ from mgcc_dist.evaluation.calibration import Array, reliability, risk_coverage
 from mgcc_dist.evaluation.statistics import Interval, mean_intervals
 
 Row = dict[str, Any]
+FORMAT = "mgcc-dist evaluation"
+VERSION = 1
+SUMMARY = "summary.json"
+NAMES = {"f1": "dice", "asd": "assd", "asd_penalized": "assd_penalized"}
+"""what the field calls the metrics of evaluation/metrics.py"""
 OVERLAP = ("iou", "dice", "recall", "precision")
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
 from mgcc_dist.common.errors import UserError
@@ -69,6 +68,8 @@ def fit_temperature(histograms: Sequence[Array]) -> Temperature:
 
     Logits count as the centres of their bins, and ECE is that of calibration.py, from the same bins of logits.
     """
+    from scipy.optimize import minimize_scalar  # half a second, and predictions don't fit
+
     shares = np.mean(histograms, axis=0)
     best = minimize_scalar(lambda x: _nll(shares, np.exp(x)), bounds=np.log(RANGE), method="bounded")
     temperature = float(np.exp(best.x))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
@@ -21,15 +21,13 @@ from mgcc_dist.evaluation.calibration import Array, brier, confidence, reliabili
 from mgcc_dist.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from mgcc_dist.evaluation.metrics import score_image
 from mgcc_dist.evaluation.postprocess import Postprocess, choose, setting_scores
+from mgcc_dist.evaluation.summary import NAMES, Row
 from mgcc_dist.evaluation.surface import surface_scores
 from mgcc_dist.evaluation.temperature import calibrate, logit_histogram
 from mgcc_dist.inference.ensemble import Ensemble
 from mgcc_dist.inference.predictor import THRESHOLD
 from mgcc_dist.inference.uncertainty import Members
 
-Row = dict[str, Any]
-NAMES = {"f1": "dice", "asd": "assd", "asd_penalized": "assd_penalized"}
-"""what the field calls the metrics of evaluation/metrics.py"""
 MM = {"hd95": "hd95", "asd": "assd", "nsd": "nsd"}
 """surface metrics that are also computed in mm, and their names"""
 Condition = tuple[str, int]

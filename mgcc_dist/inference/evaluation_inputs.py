@@ -15,15 +15,12 @@ from mgcc_dist.data.shard_cache import open_cache
 from mgcc_dist.data.splits import SUBSETS, Split, locate_split, read_split
 from mgcc_dist.evaluation.config import EvaluateConfig
 from mgcc_dist.evaluation.postprocess import Postprocess, parse
+from mgcc_dist.evaluation.summary import FORMAT, SUMMARY, VERSION
 from mgcc_dist.evaluation.temperature import read_temperature
 from mgcc_dist.inference.ensemble import Ensemble
 from mgcc_dist.inference.evaluation import open_records
 from mgcc_dist.inference.predictor import Predictor, load
 from mgcc_dist.inference.uncertainty import Members, open_members
-
-FORMAT = "mgcc-dist evaluation"
-VERSION = 1
-SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from mgcc_dist.data.geometry import Fit
 from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.methods.method import Method, build
 from mgcc_dist.models.config import NetworkConfig
-from mgcc_dist.train.checkpoints import HEADER
 from mgcc_dist.train.initial_weights import find_weights
 from mgcc_dist.train.saved_run import is_finished, read_result
+from mgcc_dist.train.weights_file import HEADER
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from mgcc_dist.inference.ensemble import FLIPS
 from mgcc_dist.inference.loading import build_method
 from mgcc_dist.inference.predictor import Predictor, load
 from mgcc_dist.methods.mgcc import MultiLevelCrossConsistency
-from mgcc_dist.train.checkpoints import newest_checkpoint
 from mgcc_dist.train.initial_weights import WEIGHTS
+from mgcc_dist.train.saved_run import newest_checkpoint
 
 UncertaintyKind = Literal["decoders", "tta", "ensemble"]
 

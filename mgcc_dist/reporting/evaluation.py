@@ -20,10 +20,19 @@ from mgcc_dist.common.lock import LOCK, lock_folder
 from mgcc_dist.evaluation.cases import choose_cases
 from mgcc_dist.evaluation.config import EvaluateConfig
 from mgcc_dist.evaluation.gallery import LEGEND, Case, draw_cases
-from mgcc_dist.evaluation.summary import add_sizes, summarize, summarize_subsets, summarize_trust
+from mgcc_dist.evaluation.summary import (
+    FORMAT,
+    SUMMARY,
+    VERSION,
+    Row,
+    add_sizes,
+    summarize,
+    summarize_subsets,
+    summarize_trust,
+)
 from mgcc_dist.evaluation.temperature import fit_temperature, write_temperature
-from mgcc_dist.inference.evaluation import Row, Scores, truth_of
-from mgcc_dist.inference.evaluation_inputs import FORMAT, SUMMARY, VERSION, Inputs
+from mgcc_dist.inference.evaluation import Scores, truth_of
+from mgcc_dist.inference.evaluation_inputs import Inputs
 from mgcc_dist.inference.predictor import THRESHOLD
 from mgcc_dist.reporting.evaluation_page import OVERLAP, protocol_table, render_evaluation
 

@@ -13,11 +13,9 @@ from typing import Any
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_versioned
-from mgcc_dist.data.geometry import STRETCHED
+from mgcc_dist.data.sample import STRETCHED
 from mgcc_dist.evaluation.statistics import Interval
-from mgcc_dist.evaluation.summary import METRICS, Row, average
-from mgcc_dist.inference.evaluation import NAMES
-from mgcc_dist.inference.evaluation_inputs import FORMAT, SUMMARY, VERSION
+from mgcc_dist.evaluation.summary import FORMAT, METRICS, NAMES, SUMMARY, VERSION, Row, average
 from mgcc_dist.reporting.runs import EVALUATION, Run, RunCollection
 
 IMAGES = "images.csv"

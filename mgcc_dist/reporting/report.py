@@ -84,7 +84,13 @@ def write_report(
     folders = folders or [sweep.out for sweep in sweeps if sweep.out.is_dir()]
     found = find_runs(folders) if folders else RunCollection()
     tables = [build_table(sweep, found, folders) for sweep in sweeps]
-    measured = efficiency.measure_sweep(efficiency_sweep) if efficiency_sweep else None
+    measured = None
+    if efficiency_sweep:
+        from mgcc_dist.reporting.efficiency_measure import (
+            measure_sweep,  # imports torch, which other reports don't need
+        )
+
+        measured = measure_sweep(efficiency_sweep)
     report = Report(found, tables, measured, supplement(found, folders, tables, cases))
     for out in outs:
         if out.suffix != ".html" and not report.sections:

@@ -6,7 +6,7 @@ from pathlib import Path
 from mgcc_dist.reporting.image_scores import find_evaluations
 from mgcc_dist.reporting.labels import name_groups
 from mgcc_dist.reporting.runs import RunCollection, group_runs
-from mgcc_dist.reporting.sections import case_grid, cross_set, differences, folds, label_fractions, ranks, synthetic
+from mgcc_dist.reporting.sections import cross_set, differences, folds, label_fractions, ranks, synthetic
 from mgcc_dist.reporting.tables import ResultTable
 from mgcc_dist.reporting.views import ReportSection
 
@@ -23,8 +23,12 @@ def supplement(
         for run in result.finished.values()
     }
     rows = name_groups(group_runs(found.segmentation), sweep_rows)
+    if cases:
+        from mgcc_dist.reporting.sections import case_grid  # imports torch, which other reports don't need
+
+        chosen = case_grid.section(rows)
     sections = [
-        case_grid.section(rows) if cases else None,
+        chosen if cases else None,
         folds.section(rows),
         cross_set.section(rows, find_evaluations(folders, found)),
         label_fractions.section(rows),

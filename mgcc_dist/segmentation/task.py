@@ -32,8 +32,8 @@ from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.models.config import EncoderDecoderConfig
 from mgcc_dist.models.pretrained import with_architecture
 from mgcc_dist.segmentation.initial_weights import load_initial_weights, with_saved_encoder
-from mgcc_dist.train.checkpoints import has_checkpoint
 from mgcc_dist.train.loop import total_steps
+from mgcc_dist.train.saved_run import has_checkpoint
 from mgcc_dist.train.schedules import Progress
 from mgcc_dist.train.weights import count_parameters, zero_stage
 

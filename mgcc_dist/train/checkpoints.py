@@ -6,35 +6,34 @@ sample offsets in the streams, the best metrics so far, the network's shapes. `b
 for use, not for resuming.
 """
 
-import json
 import logging
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed import checkpoint as distributed_checkpoint
 
 from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.errors import REFUSED, UserError, reason_of
-from mgcc_dist.common.files import InvalidJson, read_json, read_object, replacing, write_json
+from mgcc_dist.common.files import InvalidJson, read_json, read_object, write_json
 from mgcc_dist.data.loader import StreamOffsets
 from mgcc_dist.train.ema import Ema
 from mgcc_dist.train.fsdp import is_fsdp
+from mgcc_dist.train.saved_run import has_checkpoint, saved_checkpoints
 from mgcc_dist.train.weights import Weights, zero_stage
+from mgcc_dist.train.weights_file import explained, save_weights
 from mgcc_dist.train.zero_resharding import load_resharded
 
 logger = logging.getLogger(__name__)
 
-HEADER = "mgcc_dist"  # one key, because safetensors writes several in no fixed order
 _DAMAGE = (
     *(OSError, EOFError, KeyError, ValueError, RuntimeError, TypeError, AttributeError),
     *(SafetensorError, pickle.UnpicklingError),
@@ -80,13 +79,13 @@ def save(
     scratch = final.parent / _SCRATCH
     main = accelerator.is_main_process
     try:
-        with raise_on_all_ranks(), _explained(scratch):
+        with raise_on_all_ranks(), explained(scratch):
             if main:
                 shutil.rmtree(scratch, ignore_errors=True)
                 scratch.mkdir(parents=True)
         # With shards, save_state is collective itself: a rank that fails in it can only exit, and its launcher ends the
         # others.
-        with nullcontext() if weights.sharded else raise_on_all_ranks(), _explained(scratch):
+        with nullcontext() if weights.sharded else raise_on_all_ranks(), explained(scratch):
             accelerator.save_state(str(scratch))
             if ema and is_fsdp(accelerator):
                 distributed_checkpoint.save(weights.as_distributed(ema.averages), checkpoint_id=scratch / "ema")
@@ -102,7 +101,7 @@ def save(
                 }
                 write_json(scratch / "state.json", _as_json(state) | of_run)
         accelerator.wait_for_everyone()
-        with raise_on_all_ranks(), _explained(scratch):
+        with raise_on_all_ranks(), explained(scratch):
             if main:
                 _sync(scratch)
                 scratch.rename(final)
@@ -119,10 +118,9 @@ def restore(folder: Path, weights: Weights, ema: Ema | None, accelerator: Accele
     Raises:
         UserError: the checkpoint is damaged, of another network, or sharded in another way.
     """
-    saved_checkpoints = _complete(folder / "checkpoints")
-    if not saved_checkpoints:
+    if not has_checkpoint(folder):
         return TrainState()
-    *earlier, path = saved_checkpoints
+    *earlier, path = saved_checkpoints(folder)
     try:
         saved = read_json(path / "state.json")
         stage, ranks = saved.pop("zero_stage"), saved.pop("world_size")
@@ -151,51 +149,17 @@ def restore(folder: Path, weights: Weights, ema: Ema | None, accelerator: Accele
         raise UserError(f"{path}: can't be loaded ({reason_of(cause)}). Move it elsewhere to {consequence}.") from error
 
 
-def has_checkpoint(folder: Path) -> bool:
-    """Return whether the run in `folder` has a checkpoint to resume from."""
-    return bool(_complete(folder / "checkpoints"))
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the folder of the newest checkpoint of the run in `folder`; None if it has none."""
-    return max(_complete(folder / "checkpoints"), default=None)
-
-
 def saved_batches(folder: Path) -> int:
     """Return the batches per optimizer step of the run in `folder`; 0 if it has no checkpoint, or a damaged one."""
     try:
-        return read_object(_complete(folder / "checkpoints")[-1] / "state.json").get("batches", 0)
+        return read_object(saved_checkpoints(folder)[-1] / "state.json").get("batches", 0)
     except (IndexError, UserError):  # which `restore` reports
         return 0
-
-
-def save_weights(weights: dict[str, Tensor], path: Path, header: dict[str, Any] | None = None) -> None:
-    """Write a state dict as safetensors, atomically. `header` is stored as JSON in the file's metadata, under HEADER.
-
-    Raises:
-        UserError: the file can't be written, for example because the disk is full.
-    """
-    with _explained(path), replacing(path) as scratch:
-        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}
-        save_file(tensors, scratch, metadata={HEADER: json.dumps(header)} if header else None)
 
 
 def _as_json(state: TrainState) -> dict[str, Any]:
     content = asdict(state)
     return content | {"position": content.pop("offsets")}  # the key in files of all versions
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn a failure to write `path` into a UserError that states the free space."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        folder = next(parent for parent in path.parents if parent.is_dir())
-        raise UserError(
-            f"{path}: can't be written ({error}); {shutil.disk_usage(folder).free:,} bytes are free in {folder}. "
-            "Earlier checkpoints are kept. Free some space and rerun the same command to resume."
-        ) from error
 
 
 def _named(ema: Ema) -> dict[str, Tensor]:
@@ -242,13 +206,9 @@ def _path(folder: Path, step: int) -> Path:
     return folder / "checkpoints" / f"step-{step:08d}"
 
 
-def _complete(checkpoints: Path) -> list[Path]:
-    return sorted(checkpoints.glob("step-*"))
-
-
 def _prune(checkpoints: Path, keep: int) -> None:
     """Delete the oldest. Each is renamed first, so a half-deleted folder is never taken for a checkpoint."""
-    for path in _complete(checkpoints)[:-keep]:
+    for path in saved_checkpoints(checkpoints.parent)[:-keep]:
         path.rename(checkpoints / f"{_DELETING}{path.name}")
     for path in checkpoints.glob(f"{_DELETING}*"):
         shutil.rmtree(path, ignore_errors=True)

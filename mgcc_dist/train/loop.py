@@ -43,6 +43,7 @@ from mgcc_dist.train.run_folder import check_inputs, hash_inputs
 from mgcc_dist.train.schedules import Progress, learning_rate_factor
 from mgcc_dist.train.trackers import check_tracker
 from mgcc_dist.train.weights import Weights, meta_copy, zero_stage
+from mgcc_dist.train.weights_file import save_weights
 
 logger = logging.getLogger(__name__)
 
@@ -337,7 +338,7 @@ def _is_better(task: Task, scores: dict[str, float], best: dict[str, float]) -> 
 def _export(task: Task, module: nn.Module, folder: Path, metrics: dict[str, float], accelerator: Accelerator) -> None:
     with raise_on_all_ranks():
         if accelerator.is_main_process:
-            checkpoints.save_weights(task.weights(module), folder / "model.safetensors", task.header() | metrics)
+            save_weights(task.weights(module), folder / "model.safetensors", task.header() | metrics)
 
 
 def _require_finite(name: str, step: int, losses: dict[str, float]) -> None:

@@ -3,13 +3,14 @@
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-from accelerate import Accelerator
+from typing import TYPE_CHECKING, Any
 
 from mgcc_dist.common.files import write_text
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.train.trackers import TrackedRun, TrackerName
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class MetricsLogger:
@@ -21,7 +22,7 @@ class MetricsLogger:
         folder: Path,
         step: int,
         total_steps: int,
-        accelerator: Accelerator,
+        accelerator: "Accelerator",
         tracker: TrackerName = "tensorboard",
     ) -> None:
         self._main = accelerator.is_main_process

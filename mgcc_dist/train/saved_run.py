@@ -25,6 +25,21 @@ def is_finished(folder: Path) -> bool:
     return (folder / "result.json").is_file()
 
 
+def saved_checkpoints(folder: Path) -> list[Path]:
+    """Return the folders of the complete checkpoints of the run in `folder`, oldest first."""
+    return sorted((folder / "checkpoints").glob("step-*"))
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether the run in `folder` has a checkpoint to resume from."""
+    return bool(saved_checkpoints(folder))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the folder of the newest checkpoint of the run in `folder`; None if it has none."""
+    return max(saved_checkpoints(folder), default=None)
+
+
 def read_result(folder: Path) -> dict[str, Any]:
     """Read result.json.
 
@@ -106,8 +121,8 @@ def _saved_hashes(folder: Path, config: Any) -> dict[str, str]:
 def _saved_inputs(folder: Path) -> Mapping[str, str]:
     if is_finished(folder):
         return read_result(folder).get("inputs", {})
-    states = sorted(folder.glob("checkpoints/step-*/state.json"))
+    checkpoint = newest_checkpoint(folder)
     try:
-        return read_json(states[-1]).get("inputs", {}) if states else {}
+        return read_json(checkpoint / "state.json").get("inputs", {}) if checkpoint else {}
     except InvalidJson:  # which loading the checkpoint reports
         return {}

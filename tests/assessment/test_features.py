@@ -14,7 +14,7 @@ from mgcc_dist.inference.loading import header
 from mgcc_dist.methods.config import MultiLevelCrossConsistencyConfig, SupervisedConfig
 from mgcc_dist.methods.method import build
 from mgcc_dist.models.config import MGCCConfig, SwinUNetConfig
-from mgcc_dist.train.checkpoints import save_weights
+from mgcc_dist.train.weights_file import save_weights
 
 
 class MeanAndStd(nn.Module):

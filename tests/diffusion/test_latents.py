@@ -26,7 +26,7 @@ from mgcc_dist.diffusion.denoiser import DenoiserLoss
 from mgcc_dist.diffusion.images import ImageData
 from mgcc_dist.diffusion.latents import LatentBatch, LatentFolder, LatentLoader
 from mgcc_dist.diffusion.objective import build_objective
-from mgcc_dist.train import checkpoints
+from mgcc_dist.train.weights_file import save_weights
 
 
 @pytest.fixture(scope="module")
@@ -230,15 +230,15 @@ def test_the_error_names_the_damaged_record(encoded, tmp_path):
 
 def test_a_denoiser_of_another_autoencoder_or_architecture_is_refused(encoded, unet, tmp_path):
     path = tmp_path / "last" / "model.safetensors"
-    checkpoints.save_weights(unet.state_dict(), path, {"autoencoder": "abc"})
+    save_weights(unet.state_dict(), path, {"autoencoder": "abc"})
     assert denoiser.load(DENOISER, encoded, path.parent).config.in_channels == 2
 
-    checkpoints.save_weights(unet.state_dict(), path, {"autoencoder": "def"})
+    save_weights(unet.state_dict(), path, {"autoencoder": "def"})
     with pytest.raises(UserError, match="was trained on latents of autoencoder def, not of abc"):
         denoiser.load(DENOISER, encoded, path.parent)
 
     other = denoiser.build(DENOISER, (3, 4, 4), 0)
-    checkpoints.save_weights(other.state_dict(), path, {"autoencoder": "abc"})
+    save_weights(other.state_dict(), path, {"autoencoder": "abc"})
     with pytest.raises(
         UserError, match=r"does not match the configured architecture\. conv_in\.weight is \(8, 3, 3, 3"
     ):

@@ -20,7 +20,7 @@ from mgcc_dist.diffusion.config import DENOISERS, DenoiserConfig
 from mgcc_dist.diffusion.denoiser import predict
 from mgcc_dist.diffusion.noise import RngStream, make_generators
 from mgcc_dist.diffusion.sampler import Sampler, initial_noise
-from mgcc_dist.train.checkpoints import save_weights
+from mgcc_dist.train.weights_file import save_weights
 
 STOCK_DIFFUSERS = """
 import sys, torch

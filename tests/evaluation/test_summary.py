@@ -7,8 +7,8 @@ from mgcc_dist.data.sample import Sample
 from mgcc_dist.evaluation.cases import choose_cases
 from mgcc_dist.evaluation.metrics import score_image
 from mgcc_dist.evaluation.metrics import summarize as summarize_scores
-from mgcc_dist.evaluation.summary import METRICS, add_sizes, summarize, summarize_subsets
-from mgcc_dist.inference.evaluation import NAMES, image_row, surface_row
+from mgcc_dist.evaluation.summary import METRICS, NAMES, add_sizes, summarize, summarize_subsets
+from mgcc_dist.inference.evaluation import image_row, surface_row
 
 
 def sample(rng, number, spacing=None):

@@ -17,7 +17,7 @@ from torch import nn
 import mgcc_dist as mgcc
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.inference.predictor import Predictor
-from mgcc_dist.train.checkpoints import HEADER, save_weights
+from mgcc_dist.train.weights_file import HEADER, save_weights
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from mgcc_dist.inference.uncertainty import Members, agreement, disagreement, lo
 from mgcc_dist.methods.config import CrossConsistencyTrainingConfig, MultiLevelCrossConsistencyConfig
 from mgcc_dist.methods.method import build
 from mgcc_dist.models.config import CCTConfig, MGCCConfig
-from mgcc_dist.train.checkpoints import save_weights
+from mgcc_dist.train.weights_file import save_weights
 
 SIZE = 32
 SQUARE = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE), dtype=np.uint8)

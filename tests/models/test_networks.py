@@ -18,7 +18,7 @@ from mgcc_dist.models.config import NETWORKS, CCTConfig, CMUNetConfig, MGCCConfi
 from mgcc_dist.models.mgcc import MGCC
 from mgcc_dist.models.network import EncoderDecoder, build_network
 from mgcc_dist.models.unet import UNet
-from mgcc_dist.train.checkpoints import save_weights
+from mgcc_dist.train.weights_file import save_weights
 
 TINY = (2, 3, 4, 5)
 

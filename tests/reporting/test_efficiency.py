@@ -9,7 +9,7 @@ import yaml
 from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.report import TABLE_7, main
-from mgcc_dist.reporting.efficiency import build_row_network, describe_machine, measure_cost
+from mgcc_dist.reporting.efficiency_measure import build_row_network, describe_machine, measure_cost
 from mgcc_dist.sweep.expansion import read_sweep
 
 TINY = {"name": "mgcc", "widths": [2, 3, 4], "taps": [1, 2], "gates": [True, True, True], "kernel_size": 3}
