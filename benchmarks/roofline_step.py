@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mgcc_dist.common.files import write_json
+from mgcc_dist.common.gpus import PEAKS
 from mgcc_dist.kernels.operation import Workload, find_operation, specs
 from mgcc_dist.methods.losses import consistency_loss, supervised_loss
 from mgcc_dist.models.config import MGCCConfig
@@ -49,12 +50,8 @@ class GPU:
     terabytes: float
 
 
-GPUS = {
-    "A100": GPU(312, 2.04),
-    "H100": GPU(989, 3.35),
-    "H200": GPU(989, 4.8),
-    "B200": GPU(2250, 8.0),
-}
+MEMORY_RATES = {"A100": 2.04, "H100": 3.35, "H200": 4.8, "B200": 8.0}
+GPUS = {name: GPU(PEAKS[name].fp16, terabytes) for name, terabytes in MEMORY_RATES.items()}
 LIBRARY_SHARE = 0.5
 """of the peak, that cuDNN and cuBLAS reach in this network's convolutions"""
 KERNEL_SHARE = 0.4

@@ -15,6 +15,7 @@ from mgcc_dist.slurm import cluster
 from mgcc_dist.slurm.job_graph import Task
 from mgcc_dist.sweep.schema import slug
 from mgcc_dist.train.heartbeat import describe_ranks, read_states
+from mgcc_dist.train.stragglers import describe_rank, slow_rank
 
 STATES = ("done", "running", "pending", "failed", "missing")
 WAITING_STATES = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING")
@@ -56,7 +57,7 @@ class TaskStatus:
     """one of STATES"""
     job: str = ""
     reason: str = ""
-    """why the task is pending, how it failed, or that it is stalled"""
+    """why the task is pending, how it failed, that it is stalled, or which rank is slow"""
     node: str = ""
     step: int | None = None
     epoch: float | None = None
@@ -93,8 +94,9 @@ def _task_status(
         return TaskStatus(task, "failed", job, reason=final_states.get(job, "").split(" ")[0].lower())
     if entry.state in WAITING_STATES:
         return TaskStatus(task, "pending", job, reason=entry.reason)
-    reason = stalled(task.output.parent)
-    return TaskStatus(task, "running", job, reason, entry.node, **read_progress(task))
+    row = latest_timed_row(task.output.parent)
+    reason = stalled(task.output.parent) or held_up(row)
+    return TaskStatus(task, "running", job, reason, entry.node, **progress(task, row))
 
 
 def stalled(run: Path) -> str:
@@ -109,24 +111,35 @@ def stalled(run: Path) -> str:
     return f"stalled: {describe_ranks(states, own=-1)}" if slow else ""
 
 
-def read_progress(task: Task) -> dict[str, Any]:
-    """Return step, epoch and remaining seconds of a training task from its latest metrics; {} before the first."""
-    rows = []
-    for line in read_tail(task.output.parent / "metrics.jsonl").splitlines():
+def held_up(row: dict[str, Any]) -> str:
+    """Return which rank the others wait for, as `slow: rank 1 ...`; "" if none, or with one rank."""
+    stragglers = row.get("stragglers")
+    slow = slow_rank(stragglers) if stragglers else None
+    return f"slow: {describe_rank(slow, stragglers['median_seconds'])}" if slow and stragglers else ""
+
+
+def latest_timed_row(run: Path) -> dict[str, Any]:
+    """Return the latest row of training metrics; {} before the first."""
+    for line in reversed(read_tail(run / "metrics.jsonl").splitlines()):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:  # the first and the last line may be incomplete
             continue
-    timed = [row for row in rows if "seconds" in row]
-    if not timed:
+        if "seconds" in row:
+            return row
+    return {}
+
+
+def progress(task: Task, row: dict[str, Any]) -> dict[str, Any]:
+    """Return step, epoch and remaining seconds of a training task at its latest row; {} before the first."""
+    if not row:
         return {}
-    row = timed[-1]
-    progress: dict[str, Any] = {"step": row["step"], "epoch": row["epoch"]}
+    found: dict[str, Any] = {"step": row["step"], "epoch": row["epoch"]}
     if task.run:
         unit, total = task.run.training_length()
         fraction = row["epoch" if unit == "epochs" else "step"] / total
-        progress["remaining"] = row["seconds"] * max(0, 1 - fraction) / fraction if fraction else None
-    return progress
+        found["remaining"] = row["seconds"] * max(0, 1 - fraction) / fraction if fraction else None
+    return found
 
 
 def read_tail(path: Path) -> str:

@@ -7,10 +7,13 @@ import torch
 from safetensors.torch import load_file
 
 from mgcc_dist.train.metrics_logger import read_rows
+from mgcc_dist.train.step_times import TIMED_KEYS
 
 
 def losses(run: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in read_rows(run / "metrics.jsonl")]
+    """Return the rows of metrics.jsonl without what was timed."""
+    rows = read_rows(run / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key not in TIMED_KEYS} for row in rows]
 
 
 def assert_same_run(run: Path, expected: Path) -> None:

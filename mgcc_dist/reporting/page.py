@@ -1,5 +1,7 @@
 """Render the report as one HTML file with all tables, curves and images embedded."""
 
+import statistics
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +13,7 @@ from mgcc_dist.reporting.runs import Run, RunCollection, RunGroup, group_runs
 from mgcc_dist.reporting.tables import METRICS
 from mgcc_dist.reporting.templates import embed_png, format_time, render
 from mgcc_dist.reporting.views import ReportSection
+from mgcc_dist.train.stragglers import COUNT, slow_rank
 
 # Heading, path in a run's summary, scale.
 CORRECTED_METRICS: list[tuple[str, tuple[str, ...], float]] = [
@@ -29,6 +32,8 @@ OTHER_METRICS: list[tuple[str, tuple[str, ...], float]] = [
 ]
 HEADLINE_METRICS = CORRECTED_METRICS + OTHER_METRICS[:-1]
 PROTOCOLS = ("corrected", "lesion", "paper")
+SLOW_ROWS = 0.1
+"""share of the logged rows in which a rank must be slow to be named"""
 
 
 def render_page(
@@ -91,9 +96,30 @@ def _run_facts(run: Run) -> dict[str, Any]:
         "epoch": last.get("epoch"),
         "best_step": (result.get("best") or {}).get("step"),
         "seconds": (result.get("seconds") or {}).get("training"),
+        "speed": _speed(run),
         "finished": format_time(finished) if finished else None,
         "config": yaml.safe_dump(run.config, sort_keys=False) if run.config else None,
     }
+
+
+def _speed(run: Run) -> str:
+    """Return the median speed of a run, and the ranks that the others often waited for; "" if it was not logged."""
+    images = [value for _, value in run.series("train", "images_per_second")]
+    utilisation = [value for _, value in run.series("train", "mfu")]
+    found = [row["stragglers"] for row in run.metrics if isinstance(row.get("stragglers"), dict)]
+    slow = Counter(_name_of(rank) for row in found if (rank := slow_rank(row)))
+    texts = [f"{statistics.median(images):.3g} images per second"] if images else []
+    texts += [f"model FLOP utilisation {statistics.median(utilisation):.1%}"] if utilisation else []
+    texts += [
+        f"{name} was slow in {rows} of {len(found)} rows"
+        for name, rows in slow.most_common(COUNT)
+        if rows > SLOW_ROWS * len(found)
+    ]
+    return "; ".join(texts)
+
+
+def _name_of(rank: dict[str, Any]) -> str:
+    return f"rank {rank['rank']}" + f" ({rank['host']})" * bool(rank.get("host"))
 
 
 def _gallery(run: Run) -> str | None:

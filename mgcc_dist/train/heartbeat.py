@@ -140,6 +140,13 @@ def read_states(run: Path) -> list[RankState]:
     return sorted(states, key=lambda state: state.rank)
 
 
+def read_host(run: Path, rank: int) -> str:
+    """Return the node of a rank; "" if its file can't be read."""
+    with suppress(UserError, OSError):
+        return str(read_object(run / FOLDER / f"rank_{rank}.json").get("host", ""))
+    return ""
+
+
 def first_alive(states: list[RankState], default: int) -> int:
     """Return the lowest rank whose process still writes, which warns for all."""
     return min((one.rank for one in states if time.time() - one.written < OLD and not _has_ended(one)), default=default)

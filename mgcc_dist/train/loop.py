@@ -15,7 +15,7 @@ sums.
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from inspect import signature
 from pathlib import Path
@@ -41,6 +41,7 @@ from mgcc_dist.train.metrics_logger import MetricsLogger
 from mgcc_dist.train.profiling import StepProfiler
 from mgcc_dist.train.run_folder import check_inputs, hash_inputs
 from mgcc_dist.train.schedules import Progress, learning_rate_factor
+from mgcc_dist.train.step_times import StepTimes
 from mgcc_dist.train.trackers import check_tracker
 from mgcc_dist.train.weights import Weights, meta_copy, zero_stage
 from mgcc_dist.train.weights_file import save_weights
@@ -148,12 +149,16 @@ def fit(
     logger.info("%s: %s parameters, %s -> %s", task.name, f"{trained:,}", length, folder)
     profiler = StepProfiler(config.profile, folder, task.module, accelerator, name_modules=config.compile == "no")
     clock = time.monotonic() - state.seconds
+    step_times = StepTimes(
+        task.name, folder, task.module, template, task.loader.batch, accumulation, config.tf32, accelerator
+    )
 
     with (
         Heartbeat(folder, state.step, config.timeout_minutes, accelerator) as heartbeat,
         StopSignal() as stop,
         closing(task.loader.batches(state.offsets)) as batches,
         MetricsLogger(task.name, folder, state.step, total, accelerator, config.tracker) as metrics,
+        step_times,
     ):
         while state.step < total:
             # --- one optimizer step
@@ -165,8 +170,10 @@ def fit(
             progress = Progress(state.step, total, epoch, images, config.seed)
             for micro in range(accumulation):
                 heartbeat.at(state.step, "waiting for a batch")
-                batch, state.offsets = next(batches)
+                with step_times.waiting_for_data():
+                    batch, state.offsets = next(batches)
                 heartbeat.at(state.step, "training")
+                step_times.count_flops(batch, progress)
                 seed_step(config.seed, state.step, micro * accelerator.num_processes + accelerator.process_index)
                 if config.compile != "no":  # a second of imports
                     torch.compiler.cudagraph_mark_step_begin()  # the outputs of the previous step have been read
@@ -189,14 +196,16 @@ def fit(
             # --- log, validate
             epoch = task.loader.epoch_of(state.offsets)
             if state.step % config.log_every == 0 or last:
-                row = sums.mean_and_reset()
+                row, by_rank = sums.mean_and_reset(step_times.per_step())
                 _require_finite(task.name, state.step, row)
                 seconds = round(time.monotonic() - clock, 3)
-                metrics.write("train", state.step, epoch, row | {"learning_rate": rate}, seconds=seconds)
+                times, stragglers = step_times.row(by_rank)
+                row |= {"learning_rate": rate, **times}
+                metrics.write("train", state.step, epoch, row, seconds=seconds, **stragglers)
             if last or int(epoch / config.validate_every) > int(progress.epoch / config.validate_every):
                 _require_finite_weights(task.name, state.step, weights)
                 heartbeat.at(state.step, "validating")
-                with _full_module(weights, ema) as module_to_save:
+                with step_times.paused(), _full_module(weights, ema) as module_to_save:
                     scores = _validate(task, module_to_save, accelerator)
                     metrics.write("validation", state.step, epoch, scores)
                     if _is_better(task, scores, state.best):
@@ -212,7 +221,8 @@ def fit(
                     _require_finite(task.name, state.step, sums_of_rank)
                 _require_finite_weights(task.name, state.step, weights)
                 heartbeat.at(state.step, "saving a checkpoint")
-                checkpoints.save(folder, state, weights, ema, accelerator, config.keep_checkpoints)
+                with step_times.paused():
+                    checkpoints.save(folder, state, weights, ema, accelerator, config.keep_checkpoints)
             if stopped:
                 break
 
@@ -253,20 +263,22 @@ class _LossSums:
         state.loss_sums = [dict(zip(self._sums, row, strict=True)) for row in gathered] if self._sums else []
         state.loss_count = self._count
 
-    def mean_and_reset(self) -> dict[str, float]:
-        """Return the mean per micro-step over all ranks and start again at zero. Collective."""
-        gathered = self._gather()
+    def mean_and_reset(self, others: list[float]) -> tuple[dict[str, float], list[list[float]]]:
+        """Return the mean per micro-step over all ranks, and `others` of each rank; start again at zero. Collective."""
+        gathered = self._gather(others)
         means = {
             name: sum(row[column] for row in gathered) / (len(gathered) * self._count)
             for column, name in enumerate(self._sums)
         }
+        rest = len(self._sums)
         self._sums, self._count = {}, 0
-        return means
+        return means, [row[rest:] for row in gathered]
 
-    def _gather(self) -> list[list[float]]:
+    def _gather(self, others: Sequence[float] = ()) -> list[list[float]]:
         if not self._sums:
             return [[] for _ in range(self._accelerator.num_processes)]
-        return self._accelerator.gather(torch.stack(list(self._sums.values()))[None]).tolist()
+        own = [*self._sums.values(), *torch.tensor(others, device=self._accelerator.device)]
+        return self._accelerator.gather(torch.stack(own)[None]).tolist()
 
 
 def _accumulation(task: Task, config: LoopConfig, batches: int, folder: Path, accelerator: Accelerator) -> int:

@@ -27,6 +27,7 @@ class StepProfiler:
     Writes to `profile/` in the run folder: `step_N.json.gz`, a trace for https://ui.perfetto.dev or chrome://tracing in
     which forward passes of modules are named; `step_N.txt`, a table of the operations; and on a GPU
     `step_N_memory.pickle`, a snapshot of its memory for https://docs.pytorch.org/memory_viz.
+    On a GPU the same modules are also NVTX ranges, for Nsight Systems.
 
     Args:
         name_modules: mark forward passes of modules. Hooks would break the graphs of torch.compile.
@@ -50,7 +51,7 @@ class StepProfiler:
             activities.append(ProfilerActivity.CUDA)
             torch.cuda.memory._record_memory_history()
         if self._name_modules:
-            self._hooks = _name_forward_passes(self._module)
+            self._hooks = _name_forward_passes(self._module, nvtx=self._device.type == "cuda")
         self._profiler = profile(activities=activities, record_shapes=True, profile_memory=True)
         self._profiler.start()
 
@@ -81,8 +82,12 @@ class StepProfiler:
         logger.info("profile: steps %d to %d -> %s", self._first, step, path)
 
 
-def _name_forward_passes(module: nn.Module) -> list[Any]:
-    """Mark the forward pass of each submodule, down to DEPTH, with its name; return the handles of the hooks."""
+def _name_forward_passes(module: nn.Module, nvtx: bool) -> list[Any]:
+    """Mark the forward pass of each submodule, down to DEPTH, with its name; return the handles of the hooks.
+
+    Args:
+        nvtx: also as an NVTX range, which needs a GPU.
+    """
     hooks = []
     for name, part in module.named_modules():
         if not name or name.count(".") >= DEPTH:
@@ -92,8 +97,12 @@ def _name_forward_passes(module: nn.Module) -> list[Any]:
         def begin(_: nn.Module, __: Any, label: str = name, ranges: list[record_function] = open_ranges) -> None:
             ranges.append(record_function(label))
             ranges[-1].__enter__()
+            if nvtx:
+                torch.cuda.nvtx.range_push(label)
 
         def end(_: nn.Module, __: Any, ___: Any, ranges: list[record_function] = open_ranges) -> None:
+            if nvtx:
+                torch.cuda.nvtx.range_pop()
             ranges.pop().__exit__(None, None, None)
 
         hooks += [part.register_forward_pre_hook(begin), part.register_forward_hook(end)]

@@ -13,13 +13,16 @@ from mgcc_dist.common.command_line import parse
 from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.distributed import seed_step
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.data.loader import Batch
 from mgcc_dist.methods.config import METHODS
 from mgcc_dist.methods.cutmix_teacher import random_boxes
 from mgcc_dist.methods.method import build
 from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.methods.teacher import update_teacher
 from mgcc_dist.models.config import CCTConfig, MGCCConfig, SwinUNetConfig, UNetConfig
+from mgcc_dist.train.flops import count_flops
 from mgcc_dist.train.schedules import Progress
+from mgcc_dist.train.weights import meta_copy
 
 SWIN = SwinUNetConfig(embed_dim=4, depths=(2, 2), heads=(1, 2), window=2)
 NETWORKS = {
@@ -63,6 +66,14 @@ def test_every_trained_parameter_gets_a_gradient_as_ddp_requires(method, network
     losses["loss"].backward()
     assert all(loss.shape == () and loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
     assert [name for name, p in module.named_parameters() if p.grad is None and p.requires_grad] == []
+
+
+@pytest.mark.parametrize("pair", ["uamt:unet", "dct:unet", "unimatch:unet", "ctbct:unet", "cutmix_teacher:cct"])
+def test_the_flops_of_a_method_are_counted_without_running_it(pair):
+    module, batch = made(*pair.split(":")), batch_of(2, 3)
+    tensors = Batch(batch.images, batch.masks, torch.arange(5), [])
+    on_cpu = SimpleNamespace(to=lambda device: tensors)
+    assert count_flops(meta_copy(module), tensors, PROGRESS) == count_flops(module, on_cpu, PROGRESS) > 0
 
 
 @pytest.mark.parametrize(("method", "network"), [pair for pair in PAIRS if hasattr(configured(pair[0]), "dice_smooth")])

@@ -11,18 +11,15 @@ import pytest
 import ranks
 import torch
 from safetensors.torch import load_file
+from same_run import losses
 from torch import nn
 from toy import CONFIG, Toy, ToyTask, run
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.train import loop
+from mgcc_dist.train import loop, step_times
 from mgcc_dist.train.config import LoopConfig, SGDConfig
 from mgcc_dist.train.loop import total_steps
 from mgcc_dist.train.metrics_logger import read_rows
-
-
-def rows(folder):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(folder / "metrics.jsonl")]
 
 
 def test_length_in_epochs_counts_optimizer_steps():
@@ -38,18 +35,23 @@ def test_a_run_writes_rows_checkpoints_best_and_last(tmp_path):
     task, state = run(tmp_path)
     assert state.step == 12
     assert task.steps_seen == list(range(12))
-    assert [row["step"] for row in rows(tmp_path) if row["split"] == "train"] == [2, 4, 6, 8, 10, 12]
-    assert [row["step"] for row in rows(tmp_path) if row["split"] == "validation"] == [6, 12]
+    assert [row["step"] for row in losses(tmp_path) if row["split"] == "train"] == [2, 4, 6, 8, 10, 12]
+    assert [row["step"] for row in losses(tmp_path) if row["split"] == "validation"] == [6, 12]
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000009", "step-00000012"]
     assert (tmp_path / "best" / "model.safetensors").is_file()
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_five_steps_are_traced_with_the_names_of_modules(tmp_path):
+def test_five_steps_are_traced_with_the_names_of_modules(tmp_path, monkeypatch):
+    """And their FLOPs are counted: of two images, 64 products each, forward and for the gradient of the weight."""
+    monkeypatch.setattr(step_times, "COUNTED_BATCH", 5)
+    monkeypatch.setattr(step_times, "peak_flops", lambda name, precision, tf32: 1e6)
+
     class Named(Toy):
         def __init__(self):
             super().__init__()
-            self.decoder = nn.Sequential(nn.Identity())
+            self.decoder = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False))
+            nn.init.ones_(self.decoder[0].weight)
 
         def forward(self, batch, progress):
             return super().forward(replace(batch, images=self.decoder(batch.images)), progress)
@@ -60,6 +62,10 @@ def test_five_steps_are_traced_with_the_names_of_modules(tmp_path):
     assert names.count("decoder") == names.count("decoder.0") == 5
     assert "aten::mean" in (tmp_path / "profile" / "step_3.txt").read_text()
     assert sorted(path.name for path in (tmp_path / "profile").iterdir()) == ["step_3.json.gz", "step_3.txt"]
+    trained = [row for row in read_rows(tmp_path / "metrics.jsonl") if row["split"] == "train"]
+    assert [row.get("flops_per_image") for row in trained] == [None, None, 256, 256, 256, 256]
+    assert trained[-1]["mfu"] == pytest.approx(256 * trained[-1]["images_per_second"] / 1e6, rel=1e-3)
+    assert trained[-1]["data_seconds"] > 0
     plain, _ = run(tmp_path / "plain", CONFIG, ToyTask(Named()))
     assert plain.module.weight == task.module.weight
     assert not (tmp_path / "plain" / "profile").exists()
@@ -67,7 +73,7 @@ def test_five_steps_are_traced_with_the_names_of_modules(tmp_path):
 
 def test_learning_rate_starts_at_its_peak_and_the_saved_weights_are_averaged(tmp_path):
     task, _ = run(tmp_path)
-    assert rows(tmp_path)[0]["learning_rate"] == pytest.approx(0.1 * (11 / 12) ** 0.9)
+    assert losses(tmp_path)[0]["learning_rate"] == pytest.approx(0.1 * (11 / 12) ** 0.9)
     assert load_file(tmp_path / "last" / "model.safetensors")["weight"] != task.module.weight
 
 
@@ -115,7 +121,7 @@ def test_resuming_from_a_checkpoint_gives_the_same_rows_and_weights(tmp_path, st
     resumed, _ = run(cut, replace(CONFIG, keep_checkpoints=9))
     assert resumed.steps_seen == list(range(step, 12))
     assert torch.equal(resumed.module.weight, task.module.weight)
-    assert rows(cut) == rows(full)
+    assert losses(cut) == losses(full)
     for kind in ("best", "last"):
         assert (cut / kind / "model.safetensors").read_bytes() == (full / kind / "model.safetensors").read_bytes()
 
@@ -168,15 +174,15 @@ def test_kill_dash_nine_at_any_moment_of_saving_loses_nothing(tmp_path):
     options = json.dumps({"steps": 200, "epochs": None, "checkpoint_every": 1, "log_every": 5})
     program = [Path(__file__).with_name("toy.py"), killed, options]
     for delay in (0.3, 0.7, 0.45):
-        logged = len(rows(killed))
+        logged = len(losses(killed))
         process = ranks.start(ranks.forked(1), program)
-        while process.poll() is None and len(rows(killed)) == logged:
+        while process.poll() is None and len(losses(killed)) == logged:
             time.sleep(0.02)
         time.sleep(delay)
         process.kill()
         process.communicate()
     ranks.finish(ranks.forked(1), program)
-    assert rows(killed) == rows(uninterrupted)
+    assert losses(killed) == losses(uninterrupted)
     weights = [(folder / "last" / "model.safetensors").read_bytes() for folder in (killed, uninterrupted)]
     assert weights[0] == weights[1]
     state = json.loads((killed / "checkpoints" / "step-00000200" / "state.json").read_text())

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +48,17 @@ def steps_of_checkpoints(folder):
     return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").iterdir())
 
 
+def assert_rank_1_waited_for_data(folder, log):
+    """Half a second in one of two steps."""
+    found = [row["stragglers"]["slowest"] for row in read_rows(folder / "metrics.jsonl") if "stragglers" in row]
+    waits = [{each["rank"]: each["data_seconds"] for each in slowest}[1] for slowest in found]
+    slowest = found[waits.index(max(waits))]
+    assert max(waits) > 0.2
+    assert sorted(each["rank"] for each in slowest) == [0, 1]
+    assert all(each["seconds"] >= each["data_seconds"] and each["host"] == socket.gethostname() for each in slowest)
+    assert re.search(r"toy: slowest ranks: rank \d \(.+\) needs .* s per step for data \(.* s\) and forward pass", log)
+
+
 def test_a_run_that_resumes_on_other_ranks_sees_the_same_images_and_losses(tmp_path):
     """2 ranks to step 5, one to step 8, 2 to the end, switching between rows and epochs; compared with one rank."""
     folder, one_rank = tmp_path / "changing", tmp_path / "one_rank"
@@ -58,8 +70,9 @@ def test_a_run_that_resumes_on_other_ranks_sees_the_same_images_and_losses(tmp_p
     with pytest.raises(SystemExit) as stopped:
         run(folder, replace(CONFIG, **steps), single)
     assert stopped.value.code == EXIT_STOPPED
-    done = on_two_ranks(folder, seen=str(tmp_path), **steps)
+    done = on_two_ranks(folder, seen=str(tmp_path), slow=0.5, **steps)
     assert done.returncode == 0, done.stderr
+    assert_rank_1_waited_for_data(folder, done.stderr)
 
     seen_by_rank = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert sorted(map(len, seen_by_rank)) == [10, 10, 12, 12]  # two images a step: 5 steps, then 6

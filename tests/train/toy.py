@@ -59,7 +59,8 @@ class Toy(nn.Module):
 
     def forward(self, batch, progress):
         self.seen += [(progress.step, *image) for image in zip(batch.offsets.tolist(), batch.keys, strict=True)]
-        target = batch.images.mean(dim=(1, 2, 3)) + 0.1 * torch.rand(len(batch.images))
+        noise = torch.rand(len(batch.images), device=batch.images.device)
+        target = batch.images.mean(dim=(1, 2, 3)) + 0.1 * noise
         loss = (self.weight.mean() - target).square().mean()
         return {"loss": loss * float("nan") if progress.step == self.nan_at else loss}
 
