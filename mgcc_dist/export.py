@@ -1,8 +1,10 @@
-"""Export a trained network as ONNX, TorchScript or OpenVINO, to use it without this package. Research use only.
+"""Export a trained network as ONNX, TorchScript, OpenVINO, MONAI bundle or model folder. Research use only.
 
     mgcc export --run out/runs/mgcc_1 --to onnx --out mgcc.onnx
+    mgcc export --run out/runs/mgcc_1 --to safetensors --out models/mgcc_1
 
-The file takes images and returns masks; everything between is inside:
+onnx, torchscript and openvino write a file that needs neither this package nor, but for torchscript, PyTorch. It takes
+images and returns masks; everything between is inside:
 
     images        uint8 [B,H,W,3], RGB (repeat grey images three times), any batch and size
     mask          bool [B,H,W], at the images' size
@@ -13,6 +15,9 @@ Images become grey, are resized as in training (`data.fit`) and scaled, and the 
 run by its own backend and compared with PyTorch before it gets its name. It says which run and weights it is of.
 
 onnx needs the extra `export`, openvino also `openvino`; OpenVINO also reads the ONNX file. See docs/how-to/export.md.
+
+safetensors writes a model folder, a few MB with a model card: for `--model` of predict, evaluate and export, and for
+`mgcc push`. monai writes a bundle around the TorchScript file. See docs/how-to/models.md.
 """
 
 from mgcc_dist.common.errors import run_program
@@ -22,13 +27,23 @@ from mgcc_dist.inference.config import ExportConfig
 
 def run(config: ExportConfig) -> None:
     """Export the network."""
-    from mgcc_dist.inference.export import export
+    if config.to == "safetensors":
+        from mgcc_dist.inference.model_folder import export_model
+        from mgcc_dist.reporting.model_card import model_card
 
-    export(config)
+        export_model(config, model_card)
+    elif config.to == "monai":
+        from mgcc_dist.inference.monai_bundle import export_bundle
+
+        export_bundle(config)
+    else:
+        from mgcc_dist.inference.export import export
+
+        export(config)
 
 
 PROGRAM = Program(
-    "export", __doc__, Command(ExportConfig, run, "export a run as ONNX, TorchScript or OpenVINO", __doc__)
+    "export", __doc__, Command(ExportConfig, run, "export a run as ONNX, OpenVINO, MONAI bundle, ...", __doc__)
 )
 main = PROGRAM.main
 

@@ -1,4 +1,4 @@
-"""List what can be chosen by name: networks, methods, data sets, presets, sweeps.
+"""List what can be chosen by name: networks, methods, data sets, presets, sweeps, shipped models.
 
     mgcc list methods
     mgcc list networks --import ./my_network.py
@@ -14,6 +14,7 @@ from typing import Any, Literal
 from mgcc_dist.common.components import Registry, load_installed_plugins
 from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.errors import run_program
+from mgcc_dist.common.files import read_object
 from mgcc_dist.common.options import argument
 from mgcc_dist.common.program import Command, Program
 from mgcc_dist.data.readers.registry import READERS
@@ -21,8 +22,11 @@ from mgcc_dist.diffusion.config import AUTOENCODERS, DENOISERS
 from mgcc_dist.methods.config import METHODS
 from mgcc_dist.models.config import NETWORKS
 from mgcc_dist.train.config import OPTIMIZERS
+from mgcc_dist.train.initial_weights import MODEL, shipped_models
 
-Kind = Literal["methods", "networks", "denoisers", "autoencoders", "optimizers", "datasets", "presets", "sweeps"]
+Kind = Literal[
+    "methods", "networks", "denoisers", "autoencoders", "optimizers", "datasets", "presets", "sweeps", "models"
+]
 REGISTRIES: Mapping[str, Registry[Any]] = {
     "methods": METHODS,
     "networks": NETWORKS,
@@ -47,12 +51,18 @@ def run(config: ListConfig) -> None:
             origin = f" [{component.plugin}]" if component.plugin else ""
             print(_line(component.name, component.summary + origin))
     else:
-        for name, summary in _shipped(config.kind):
+        for name, summary in _models() if config.kind == "models" else _shipped(config.kind):
             print(_line(name, summary))
 
 
 def _line(name: str, summary: str) -> str:
     return f"{name:24} {summary}"
+
+
+def _models() -> Iterator[tuple[str, str]]:
+    """Yield the shipped models, with what they are."""
+    for name, folder in shipped_models().items():
+        yield name, read_object(folder / MODEL)["summary"]
 
 
 def _shipped(kind: str) -> Iterator[tuple[str, str]]:

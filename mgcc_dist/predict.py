@@ -1,6 +1,6 @@
 """Segment images or DICOM cines: lesion masks, overlays and a table. For research use only.
 
-    mgcc predict --run out/runs/mgcc_1 --images DIR --out out/masks
+    mgcc predict --model busi-small image.png --out out/masks
     mgcc predict --run out/runs/mgcc_1 --images cine.dcm --out out/cine --masks dicom-seg
 
 Works in one process and needs no launcher. Under torchrun, which takes --run for its own --run-path, put `--` before

@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from mgcc_dist.inference.loading import header
@@ -27,6 +28,18 @@ def save_run(folder, seed=0, fit="stretch", network=None):
                 weights[name].zero_()
         save_weights(weights, folder / which / "model.safetensors", header(method, network, SIZE, fit))
     return folder
+
+
+def save_with_checkpoint(folder, method, network):
+    """A run folder whose newest checkpoint has the network's decoders; `best` is of another step."""
+    torch.manual_seed(0)
+    trained = build(method, network)
+    checkpoint = folder / "checkpoints" / "step-00000002"
+    checkpoint.mkdir(parents=True)
+    Accelerator(cpu=True).save_model(trained, checkpoint)
+    for which, state in (("last", trained.predictor()), ("best", build(method, network).predictor())):
+        save_weights(state.state_dict(), folder / which / "model.safetensors", header(method, network, SIZE))
+    return trained
 
 
 class Threshold(nn.Module):

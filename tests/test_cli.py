@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import mgcc_dist
-from mgcc_dist import cli, evaluate, export, ldm, listing, predict, report, search, segment, shards, sweeps
+from mgcc_dist import cli, evaluate, export, ldm, listing, predict, pull, push, report, search, segment, shards, sweeps
 from mgcc_dist.common import components
 from mgcc_dist.common.command_line import read_command_line
 from mgcc_dist.common.config import CONFIGS, settings_of
@@ -23,7 +23,7 @@ from mgcc_dist.slurm import __main__ as slurm
 
 PROGRAMS = {
     each.PROGRAM.name: each.PROGRAM
-    for each in (evaluate, export, ldm, listing, predict, report, search, segment, shards, sweeps, slurm)
+    for each in (evaluate, export, ldm, listing, predict, pull, push, report, search, segment, shards, sweeps, slurm)
 }
 # One argv for each program and subcommand.
 COMMANDS = [

@@ -48,6 +48,7 @@ def read_command_line(
         UserError: an option is unknown or lacks its value, or a file is damaged.
     """
     options = {option.key: option for option in options_of(config_class)}
+    aliases = {option.alias: key for key, option in options.items() if option.alias}
     components = component_sections(config_class)
     line, files, chosen, positional = CommandLine(), list[Path](), list[str](), list[str]()
     own: dict[str, Any] = {}
@@ -62,6 +63,7 @@ def read_command_line(
         name, equals, value = word.partition("=")
         take = partial(_take, name, value if equals else None, words)
         key = name[2:].replace("-", "_")
+        key = aliases.get(key, key)
         section = next((each for each in components if f"{key}.".startswith(f"{each}.")), None)
         if name in ("-h", "--help"):
             line.asks_for = "help"
@@ -75,7 +77,9 @@ def read_command_line(
             files.append(Path(take("a file")))
         elif name == "--preset" and presets:
             chosen.append(take("a name"))
-        elif key in options and not options[key].positional:
+        elif key in options and options[key].has_name:
+            if key in own and options[key].alias:
+                raise SharedError(f"{name}: given twice, --{options[key].alias} is the same as --{key}. Give one.")
             own[key] = _value(options[key], own.get(key), take, [value] if equals else [], words)
         elif section:  # its keys depend on the chosen component, so `resolve` checks them
             given = take("a name or a mapping of keys" if key in components else "a value")
@@ -87,7 +91,10 @@ def read_command_line(
             own |= flatten(read_yaml(take("a mapping of keys"), name), f"{key}.")
         else:
             raise SharedError(f"{name}: unknown option.{_suggestion(name, options, presets)}")
-    own |= _positional(options, positional)
+    unnamed = _positional(options, positional)
+    if twice := next((key for key in unnamed if key in own), None):
+        raise SharedError(f"--{twice}: given twice, with and without --{twice}. Give all {twice} in one place.")
+    own |= unnamed
     if presets and (preset := _preset(chosen, default_preset, presets, bool(files))):
         line.preset = preset
         line.layers += read_preset(presets, presets / f"{preset}.yaml")
@@ -155,6 +162,7 @@ def _take(name: str, value: str | None, words: list[str], kind: str) -> str:
 
 
 def _suggestion(name: str, options: Mapping[str, Option], presets: Path | None) -> str:
-    known = [option.name[2:] for option in options.values() if not option.positional]
+    known = [option.name.removeprefix("--") for option in options.values() if option.has_name]
+    known += [option.alias for option in options.values() if option.alias]
     known += ["help", "help-all", "log-level", "config", "import", *(["preset", "print_config"] if presets else [])]
     return did_you_mean(name.lstrip("-"), known, "--") or " --help-all lists all options."

@@ -58,6 +58,16 @@ class Option:
         return bool(self.argument.get("positional"))
 
     @property
+    def alias(self) -> str | None:
+        """A second name that may be given instead of its own."""
+        return self.argument.get("alias")
+
+    @property
+    def has_name(self) -> bool:
+        """Whether it may be given as `--key`; a positional one only if it says so."""
+        return not self.positional or bool(self.argument.get("named"))
+
+    @property
     def required(self) -> bool:
         return self.default is dataclasses.MISSING
 
@@ -90,7 +100,8 @@ def argument(default: Any = dataclasses.MISSING, **keywords: Any) -> Any:
 
     Args:
         default: no default makes the option required.
-        keywords: as for `ArgumentParser.add_argument`: `nargs`, `const`, `action="append"`; or `positional=True`.
+        keywords: as for `ArgumentParser.add_argument`: `nargs`, `const`, `action="append"`; or `positional=True`, with
+            `named=True` if `--name VALUE` is understood too; or `alias="other"`, so that `--other` is the same option.
     """
     return dataclasses.field(default=default, metadata={_ARGUMENT: keywords})
 

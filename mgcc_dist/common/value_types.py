@@ -26,6 +26,7 @@ FileOrName = Annotated[str, "file or name"]
 FolderOrName = Annotated[str, "folder or name"]
 Name = Annotated[str, "name"]
 FolderPath = Annotated[Path, "folder"]
+RunOrModel = Annotated[Path, "run or model"]
 FilePath = Annotated[Path, "file"]
 
 _NAMES = {  # one of them, several of them

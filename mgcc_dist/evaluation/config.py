@@ -12,13 +12,15 @@ from mgcc_dist.common.value_types import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    RunOrModel,
 )
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    runs: tuple[FolderPath, ...] = argument(nargs="+")
-    """folder of a segmentation run; of several, the mean probability is evaluated (an ensemble)"""
+    runs: tuple[RunOrModel, ...] = argument(nargs="+", alias="models")
+    """folder of a segmentation run or model, or a shipped model by name (mgcc list models); of several, the mean
+    probability is evaluated (an ensemble)"""
     shards: tuple[Folder, ...] = argument(nargs="+")
     """shard folder or its URL, or several"""
     out: FolderPath = argument()
@@ -36,8 +38,8 @@ class EvaluateConfig:
     choose: the best of these on the evaluated images; a folder: what that evaluation chose"""
     uncertainty: Literal["decoders", "tta", "ensemble"] | None = None
     """score of each image, and risk-coverage by it: how well the predictions of the network's decoders, of mirrored
-    images, or of several runs agree; decoders are in the run's checkpoint, so they need --weights last"""
-    members: tuple[FolderPath, ...] = argument((), nargs="+")
+    images, or of several runs agree; decoders are in a run's checkpoint, so they need --weights last"""
+    members: tuple[RunOrModel, ...] = argument((), nargs="+")
     """further runs of --uncertainty ensemble, which are not evaluated"""
     fit_temperature: bool = flag()
     """fit a temperature to the validation images and store it as calibration.json next to the run's weights"""

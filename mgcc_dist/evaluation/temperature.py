@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import read_versioned, write_json
+from mgcc_dist.common.files import read_versioned, sha256_of, write_json
 from mgcc_dist.evaluation.calibration import BINS, Array
 
 FORMAT = "mgcc-dist calibration"
@@ -87,6 +87,23 @@ def write_temperature(fitted: Temperature, weights: Path, sha256: str, split: st
     start = {"format": FORMAT, "version": VERSION, "weights_sha256": sha256, "split": split}
     write_json(path, start | asdict(fitted))
     return path
+
+
+def copy_temperature(source: Path, sha256: str, weights: Path) -> bool:
+    """Copy a `calibration.json` next to `weights`, the same network in another file.
+
+    Returns whether `source` exists and was fitted for weights of the hash `sha256`.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not source.is_file():
+        return False
+    content = read_versioned(source, FORMAT, VERSION, "Delete it, or fit it again.")
+    if content.get("weights_sha256") != sha256:
+        return False
+    write_json(weights.with_name(CALIBRATION), content | {"weights_sha256": sha256_of(weights)})
+    return True
 
 
 def read_temperature(info: dict[str, Any]) -> float:

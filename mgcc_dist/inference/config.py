@@ -1,6 +1,7 @@
-"""Options of `mgcc predict` and `mgcc export`."""
+"""Options of `mgcc predict`, `mgcc export`, `mgcc push` and `mgcc pull`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from mgcc_dist.common.options import argument, flag
@@ -8,9 +9,11 @@ from mgcc_dist.common.value_types import (
     FileOrFolder,
     FilePath,
     FolderPath,
+    Name,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    RunOrModel,
     UnitInterval,
 )
 
@@ -19,11 +22,12 @@ MaskFormat = Literal["png", "nifti", "dicom-seg"]
 
 @dataclass(frozen=True)
 class PredictConfig:
-    run: FolderPath
-    """folder of a segmentation run"""
-    images: tuple[FileOrFolder, ...] = argument(nargs="+")
-    """images, DICOM files, or folders of them with any subfolders; - reads a list of paths from standard input"""
-    out: FolderPath = argument()
+    images: tuple[FileOrFolder, ...] = argument(nargs="+", positional=True, named=True)
+    """images, DICOM files, or folders of them with any subfolders; - reads a list of paths from standard input; may
+    also be given by --images"""
+    run: RunOrModel = argument(alias="model")
+    """folder of a segmentation run or model, or a shipped model by name (mgcc list models); --model is the same"""
+    out: FolderPath = Path("predictions")
     """output folder; new, or of the same prediction"""
     weights: Literal["best", "last"] = "best"
     """best: highest validation score; last: last step"""
@@ -37,8 +41,8 @@ class PredictConfig:
     """mm per pixel of images that do not say it: one number, or one for x and one for y"""
     uncertainty: Literal["decoders", "tta", "ensemble"] | None = None
     """score each image by how well the predictions of the network's decoders, of mirrored images, or of several runs
-    agree; decoders are in the run's checkpoint, so they need --weights last"""
-    members: tuple[FolderPath, ...] = argument((), nargs="+")
+    agree; decoders are in a run's checkpoint, so they need --weights last"""
+    members: tuple[RunOrModel, ...] = argument((), nargs="+")
     """further runs of --uncertainty ensemble; masks are those of --run"""
     reject_below: UnitInterval | None = None
     """score below which an image is marked for review by a person; see mgcc evaluate --uncertainty"""
@@ -64,13 +68,44 @@ class PredictConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    run: FolderPath
-    """folder of a segmentation run"""
+    run: RunOrModel = argument(alias="model")
+    """folder of a segmentation run or model, or a shipped model by name (mgcc list models); --model is the same"""
     out: FilePath = argument()
-    """file to write: .onnx, .pt (torchscript) or .xml (openvino, with .bin next to it)"""
-    to: Literal["onnx", "torchscript", "openvino"] = "onnx"
-    """format"""
+    """file to write: .onnx, .pt (torchscript) or .xml (openvino, with .bin next to it); folder for safetensors and
+    monai"""
+    to: Literal["onnx", "torchscript", "openvino", "safetensors", "monai"] = "onnx"
+    """format; safetensors: a model folder for --model and mgcc push, with 16-bit weights and a model card; monai: a
+    MONAI bundle"""
     weights: Literal["best", "last"] = "best"
     """best: highest validation score; last: last step"""
+    decoders: bool = flag()
+    """safetensors: also write the auxiliary decoders, for --uncertainty decoders; they are in the run's checkpoint, so
+    this needs --weights last"""
+    evaluations: tuple[FolderPath, ...] = argument((), nargs="+")
+    """safetensors: output folders of mgcc evaluate on this model folder, whose scores the model card shows"""
     overwrite: bool = flag()
-    """replace a file that is something else"""
+    """replace a file or model that is something else"""
+
+
+@dataclass(frozen=True)
+class PushConfig:
+    repo: Name = argument(positional=True)
+    """repository on the Hub, USER/NAME; it is created if it does not exist"""
+    model: RunOrModel = argument()
+    """model folder of mgcc export --to safetensors, or a shipped model by name (mgcc list models)"""
+    revision: str | None = None
+    """branch; none: main"""
+    private: bool = flag()
+    """create a private repository"""
+
+
+@dataclass(frozen=True)
+class PullConfig:
+    repo: Name = argument(positional=True)
+    """repository on the Hub, USER/NAME"""
+    out: FolderPath | None = None
+    """folder to write; none: NAME in the current folder"""
+    revision: str | None = None
+    """branch, tag or commit; none: main"""
+    overwrite: bool = flag()
+    """replace a model folder"""

@@ -41,7 +41,7 @@ def export(config: ExportConfig) -> None:
     weights = find_weights(config.run, config.weights)
     network, image_size = load_network(weights)
     info = run_info(weights)
-    metadata = _metadata(config, info)
+    metadata = metadata_of(config, info)
     for package in form.packages:
         import_module(package)
     files = [config.out, *(config.out.with_suffix(suffix) for suffix in form.companions)]
@@ -56,8 +56,8 @@ def export(config: ExportConfig) -> None:
     create_folder(config.out.parent)
     with tempfile.TemporaryDirectory(prefix=".export.", dir=config.out.parent) as folder:
         draft = Path(folder) / config.out.name
-        form.write(graph, torch.from_numpy(_images(2, image_size + 3, image_size + 5)), metadata, draft)
-        difference = _compare(graph, config.to, draft, _images(1, image_size + 9, max(image_size - 7, 1)))
+        form.write(graph, torch.from_numpy(example_images(2, image_size + 3, image_size + 5)), metadata, draft)
+        difference = _compare(graph, config.to, draft, example_images(1, image_size + 9, max(image_size - 7, 1)))
         for path in sorted(Path(folder).iterdir(), key=lambda path: path == draft):  # the file that is given last
             link(path, config.out.with_name(path.name))
     logger.info(
@@ -83,7 +83,7 @@ def _compare(graph: ExportGraph, to: str, path: Path, images: np.ndarray) -> flo
     return difference
 
 
-def _images(*shape: int) -> np.ndarray:
+def example_images(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
 
@@ -97,7 +97,7 @@ def _read(form: Format, path: Path) -> Metadata | None:
         return None
 
 
-def _metadata(config: ExportConfig, info: dict[str, Any]) -> Metadata:
+def metadata_of(config: ExportConfig, info: dict[str, Any]) -> Metadata:
     """Return what the file says about itself."""
     known = {key: info[key] for key in ("method", "weights_sha256", "image_size", "fit")}
     known |= {key: info[key] for key in ("dataset", "split", "seed", "commit") if info.get(key) is not None}

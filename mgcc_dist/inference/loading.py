@@ -11,15 +11,20 @@ from torch import Tensor, nn
 
 from mgcc_dist.common.config import Layer, as_plain, resolve
 from mgcc_dist.common.errors import UserError, reason_of
-from mgcc_dist.common.files import sha256_of
+from mgcc_dist.common.files import read_versioned, sha256_of
 from mgcc_dist.common.migration import current, with_version
 from mgcc_dist.data.geometry import Fit
 from mgcc_dist.methods.config import MethodConfig
 from mgcc_dist.methods.method import Method, build
 from mgcc_dist.models.config import NetworkConfig
-from mgcc_dist.train.initial_weights import find_weights
+from mgcc_dist.train.initial_weights import MODEL, find_weights
 from mgcc_dist.train.saved_run import is_finished, read_result
 from mgcc_dist.train.weights_file import HEADER
+
+FORMAT = "mgcc-dist model"
+VERSION = 1
+FACTS = ("dataset", "split", "seed", "images", "synthetic", "init", "scores", "commit")
+"""what `run_info` knows of a finished run, and of a model folder"""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def build_method(path: Path) -> Method:
         UserError: the file does not hold a network of this package.
     """
     try:
-        content = _header(path)
+        content = read_header(path)
     except (SafetensorError, ValueError) as error:
         raise _no_network(path, error) from error
     trained = resolve(Trained, [Layer({key: content[key] for key in ("method", "network")}, str(path))])
@@ -83,7 +88,7 @@ def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         UserError: it does not hold a segmentation network.
     """
     try:
-        content = _header(path)
+        content = read_header(path)
         return {key: content[key] for key in ("method", "network", "image_size")}, load_file(path)
     except (SafetensorError, ValueError) as error:
         raise _no_network(path, error) from error
@@ -97,28 +102,42 @@ def run_info(path: Path) -> dict[str, Any]:
     """What is known of the weights file `path`: its header, and of a finished run its data, scores and commit.
 
     Keys: `weights`, `weights_sha256`, `method`, `network`, `image_size`, `fit`; with the run's result.json two folders
-    up also `dataset`, `split`, `seed`, `images` (counts), `synthetic`, `init`, `scores` (mean validation scores of
-    these weights) and `commit`.
+    up, or model.json next to it, also `dataset`, `split`, `seed`, `images` (counts), `synthetic`, `init`, `scores`
+    (mean validation scores of these weights) and `commit`.
 
     Raises:
-        UserError: result.json is damaged.
+        UserError: result.json or model.json is damaged, or model.json is of other weights.
     """
-    content = _header(path)
+    content = read_header(path)
     info = {"weights": str(path), "weights_sha256": sha256_of(path), "method": content["method"]["name"]}
     network = {key: value for key, value in content["network"].items() if key != "encoder_config"}  # long
     info |= {"network": network, "image_size": content["image_size"]}
     info["fit"] = content.get("fit", "stretch")  # version 0.1 had no other
+    if (path.parent / MODEL).is_file():
+        model = read_versioned(path.parent / MODEL, FORMAT, VERSION, "Get the model folder again.")
+        verify_hash(path, info["weights_sha256"], model)
+        return info | {key: model.get(key) for key in FACTS}
     run, weights = path.parent.parent, path.parent.name
     if weights not in ("best", "last") or not is_finished(run):
         return info
     result = read_result(run)
-    info |= {key: result.get(key) for key in ("dataset", "split", "seed", "images", "synthetic", "init")}
-    info["scores"] = result.get(weights, {}).get("summary")
-    info["commit"] = result.get("environment", {}).get("commit")
-    return info
+    known = result | {"scores": result.get(weights, {}).get("summary")}
+    known["commit"] = result.get("environment", {}).get("commit")
+    return info | {key: known.get(key) for key in FACTS}
 
 
-def _header(path: Path) -> dict[str, Any]:
+def verify_hash(path: Path, sha256: str, model: dict[str, Any]) -> None:
+    """Check that `sha256` is what the content `model` of model.json says of its neighbour `path`.
+
+    Raises:
+        UserError: it is not.
+    """
+    files = model.get("files")
+    if not isinstance(files, dict) or files.get(path.name) != sha256:
+        raise UserError(f"{path}: is not the file that {MODEL} next to it describes. Get the model folder again.")
+
+
+def read_header(path: Path) -> dict[str, Any]:
     """Read the header of a weights file.
 
     Raises:

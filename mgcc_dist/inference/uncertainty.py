@@ -17,14 +17,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mgcc_dist.common.errors import UserError, reason_of
+from mgcc_dist.common.files import read_versioned, sha256_of
 from mgcc_dist.inference.ensemble import FLIPS
-from mgcc_dist.inference.loading import build_method
+from mgcc_dist.inference.loading import FORMAT, VERSION, build_method, read_header, verify_hash
 from mgcc_dist.inference.predictor import Predictor, load
 from mgcc_dist.methods.mgcc import MultiLevelCrossConsistency
-from mgcc_dist.train.initial_weights import WEIGHTS
+from mgcc_dist.train.initial_weights import AUXILIARY, MODEL, WEIGHTS
 from mgcc_dist.train.saved_run import newest_checkpoint
 
 UncertaintyKind = Literal["decoders", "tta", "ensemble"]
+OTHERS = "Choose tta or ensemble."
 
 
 def disagreement(members: Tensor) -> Tensor:
@@ -129,38 +131,73 @@ def open_members(
 def load_decoders(predictor: Predictor) -> list[Predictor]:
     """Return a predictor of each decoder of the network that `predictor` has, the main decoder first.
 
-    Weights files hold only the main decoder. The others are in the newest checkpoint of the run.
-
     Raises:
-        UserError: the network has no auxiliary decoders, or the checkpoint is absent, damaged or of other weights.
+        UserError: as `load_with_auxiliary`.
     """
-    weights = Path(predictor.info["weights"])
-    method = build_method(weights)
-    if not isinstance(method, MultiLevelCrossConsistency):
-        raise UserError(
-            f"--uncertainty decoders: {weights} was trained by {predictor.info['method']}, which has no auxiliary "
-            "decoders. Choose tta or ensemble."
-        )
-    remedy = "Choose tta or ensemble."
-    checkpoint = newest_checkpoint(weights.parent.parent)
-    path = checkpoint / WEIGHTS if checkpoint else weights.parent.parent / "checkpoints"
-    if not path.is_file():
-        raise UserError(f"--uncertainty decoders: {path} does not exist, and it has the auxiliary decoders. {remedy}")
-    try:
-        method.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise UserError(f"--uncertainty decoders: {path} can't be loaded ({reason_of(error)}). {remedy}") from error
-    used = load_file(weights)
-    if any(not torch.equal(tensor, used[name]) for name, tensor in method.predictor().state_dict().items()):
-        raise UserError(
-            f"--uncertainty decoders: {path}, which has the auxiliary decoders, is of another step than {weights}, or "
-            "the run averaged its weights. Pass --weights last, or choose tta or ensemble."
-        )
+    method = load_with_auxiliary(Path(predictor.info["weights"]), "--uncertainty decoders", OTHERS)
     precision = predictor.precision
     return [
         Predictor(module.eval(), predictor.image_size, predictor.info, predictor.device, precision, predictor.fit)
         for module in method.network.decoders()
     ]
+
+
+def load_with_auxiliary(weights: Path, option: str, remedy: str) -> MultiLevelCrossConsistency:
+    """Load a weights file and the auxiliary decoders that were trained with it, which weights files do not hold.
+
+    They are next to the weights in a model folder that was exported with them, else in the newest checkpoint of the
+    run.
+
+    Args:
+        option: what needs them, for errors.
+        remedy: what else to do, for errors.
+
+    Raises:
+        UserError: the network has no auxiliary decoders, or they are absent, damaged or of other weights.
+    """
+    method = build_method(weights)
+    if not isinstance(method, MultiLevelCrossConsistency):
+        name = read_header(weights)["method"]["name"]
+        raise UserError(f"{option}: {weights} was trained by {name}, which has no auxiliary decoders. {remedy}")
+    if (path := weights.with_name(AUXILIARY)).is_file():
+        model = read_versioned(weights.with_name(MODEL), FORMAT, VERSION, remedy)
+        verify_hash(path, sha256_of(path), model)
+        method.predictor().load_state_dict(load_file(weights))
+        _load(method, path, option, remedy, partial=True)
+        return method
+    checkpoint = newest_checkpoint(weights.parent.parent)
+    path = checkpoint / WEIGHTS if checkpoint else weights.parent.parent / "checkpoints"
+    if not path.is_file():
+        raise UserError(f"{option}: {path} does not exist, and it has the auxiliary decoders. {remedy}")
+    _load(method, path, option, remedy)
+    used = load_file(weights)
+    if any(not torch.equal(tensor, used[name]) for name, tensor in method.predictor().state_dict().items()):
+        raise UserError(
+            f"{option}: {path}, which has the auxiliary decoders, is of another step than {weights}, or the run "
+            f"averaged its weights. Pass --weights last. {remedy}"
+        )
+    return method
+
+
+def auxiliary_weights(method: MultiLevelCrossConsistency) -> dict[str, Tensor]:
+    """Return the part of the state dict that the inference network does not have."""
+    shared = {tensor.data_ptr() for tensor in method.predictor().state_dict().values()}
+    return {name: tensor for name, tensor in method.state_dict().items() if tensor.data_ptr() not in shared}
+
+
+def _load(method: MultiLevelCrossConsistency, path: Path, option: str, remedy: str, partial: bool = False) -> None:
+    """Load a file into `method`; with `partial` it has only the `auxiliary_weights`.
+
+    Raises:
+        UserError: it is damaged, or of another network.
+    """
+    try:
+        state = load_file(path)
+        if partial:
+            state = method.state_dict() | {name: state[name] for name in auxiliary_weights(method)}
+        method.load_state_dict(state)
+    except (SafetensorError, KeyError, RuntimeError, OSError) as error:
+        raise UserError(f"{option}: {path} can't be loaded ({reason_of(error)}). {remedy}") from error
 
 
 def _entropy(probability: Tensor) -> Tensor:

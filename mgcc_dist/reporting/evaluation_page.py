@@ -79,12 +79,12 @@ def protocol_table(overall: Summary) -> TableView:
     for protocol in ("corrected", "lesion", "paper"):
         columns: list[Column] = [(label, (protocol, name), 100, 1) for name, label in OVERLAP.items()]
         count = overall["lesions" if protocol == "lesion" else "images"]
-        rows.append((protocol, [Cell(str(count)), *(_cell(overall, column) for column in columns)]))
+        rows.append((protocol, [Cell(str(count)), *(mean_cell(overall, column) for column in columns)]))
     return TableView("", [("", ["images"]), ("", list(OVERLAP.values()))], rows)
 
 
 def _one_row(name: str, columns: Sequence[Column], summary: Summary) -> TableView:
-    cells = [_cell(summary, column, with_images=True) for column in columns]
+    cells = [mean_cell(summary, column, with_images=True) for column in columns]
     return TableView("", [("", [heading for heading, *_ in columns])], [(name, cells)])
 
 
@@ -95,7 +95,10 @@ def _subset_table(summary: Summary) -> TableView | None:
     return TableView(
         "",
         [("", ["images"]), ("", [heading for heading, *_ in BY_SUBSET])],
-        [(name, [Cell(str(each["images"])), *(_cell(each, column) for column in BY_SUBSET)]) for name, each in rows],
+        [
+            (name, [Cell(str(each["images"])), *(mean_cell(each, column) for column in BY_SUBSET)])
+            for name, each in rows
+        ],
     )
 
 
@@ -119,13 +122,13 @@ def _robustness_tables(summary: Summary) -> list[TableView]:
         TableView(
             column[0],
             [(f"{column[0]} at strength", headings)],
-            [(name, [_cell(each, column) for each in all_strengths]) for name, all_strengths in strengths.items()],
+            [(name, [mean_cell(each, column) for each in all_strengths]) for name, all_strengths in strengths.items()],
         )
         for column in columns
     ]
 
 
-def _cell(summary: Summary, column: Column, with_images: bool = False) -> Cell:
+def mean_cell(summary: Summary, column: Column, with_images: bool = False) -> Cell:
     _, path, scale, decimals = column
     mean: Any = summary
     for name in path:

@@ -4,18 +4,29 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.errors import UserError, did_you_mean
 from mgcc_dist.common.files import sha256_of
 
 WEIGHTS = "model.safetensors"
+AUXILIARY = "auxiliary.safetensors"
+"""of a model folder: the auxiliary decoders, if it has them"""
+MODEL = "model.json"
+"""of a model folder: what it is, and the sha256 of its weights"""
+ZOO = Path(__file__).parents[1] / "zoo"
+"""folder of the models that come with the package"""
 
 logger = logging.getLogger(__name__)
+
+
+def shipped_models() -> dict[str, Path]:
+    """Return the folders of the models that come with the package, by name."""
+    return {path.parent.name: path.parent for path in sorted(ZOO.glob(f"*/{WEIGHTS}"))}
 
 
 def find_weights(source: Path, which: str) -> Path:
     """Return the weights file `source`, or that of the run folder `source` (in its subfolder `which`: best, last).
 
-    `source` may also be the subfolder itself.
+    `source` may also be the subfolder itself, a model folder, or the name of a shipped model.
 
     Raises:
         UserError: it does not exist.
@@ -25,7 +36,12 @@ def find_weights(source: Path, which: str) -> Path:
         return path
     if source.is_dir():
         raise UserError(f"{source / which / WEIGHTS}: does not exist. Is {source} the folder of a finished run?")
-    raise UserError(f"{source}: does not exist. Name the folder of a run, or its {WEIGHTS}.")
+    shipped = shipped_models()
+    if folder := shipped.get(str(source)):
+        return folder / WEIGHTS
+    names = f", or a shipped model ({', '.join(shipped)})" if shipped else ""
+    hint = did_you_mean(str(source), shipped)
+    raise UserError(f"{source}: does not exist.{hint} Name the folder of a run or model, or its {WEIGHTS}{names}.")
 
 
 def existing_weights(source: str | None, which: str) -> list[Path]:

@@ -3,19 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from predict_runs import SIZE, save_with_checkpoint
 from torch import nn
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.inference.loading import header
 from mgcc_dist.inference.predictor import Predictor, load
 from mgcc_dist.inference.uncertainty import Members, agreement, disagreement, load_decoders, open_members
 from mgcc_dist.methods.config import CrossConsistencyTrainingConfig, MultiLevelCrossConsistencyConfig
-from mgcc_dist.methods.method import build
 from mgcc_dist.models.config import CCTConfig, MGCCConfig
-from mgcc_dist.train.weights_file import save_weights
 
-SIZE = 32
 SQUARE = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
 
 
@@ -76,18 +72,6 @@ def test_mirrored_views_are_turned_back():
     torch.testing.assert_close(members, members[:1].expand(4, -1, -1))
     (members,) = Members([Predictor(Ramp(), SIZE, device="cpu", precision="no")], flips=True).squares([SQUARE])
     torch.testing.assert_close(members[1], members[0].flip(1))
-
-
-def save_with_checkpoint(folder, method, network):
-    """A run folder whose newest checkpoint has the network's decoders; `best` is of another step."""
-    torch.manual_seed(0)
-    trained = build(method, network)
-    checkpoint = folder / "checkpoints" / "step-00000002"
-    checkpoint.mkdir(parents=True)
-    Accelerator(cpu=True).save_model(trained, checkpoint)
-    for which, state in (("last", trained.predictor()), ("best", build(method, network).predictor())):
-        save_weights(state.state_dict(), folder / which / "model.safetensors", header(method, network, SIZE))
-    return trained
 
 
 @pytest.mark.parametrize(
