@@ -48,6 +48,7 @@ setup(
             "launch/**/*.md",
             "slurm/testbed/*",
             "slurm/**/*.yaml",
+            "zoo/**/*",
         ],
     },
     install_requires=[
@@ -57,6 +58,7 @@ setup(
         "webdataset>=1.0",
         "braceexpand>=0.1.7",  # webdataset brings it in any case
         "fsspec>=2025.3",  # as torch does
+        "huggingface_hub>=0.34",  # as diffusers does; mgcc push and pull
         "jsonargparse>=4.40",
         "docstring-parser>=0.16",
         "safetensors>=0.5",
@@ -104,6 +106,7 @@ setup(
             "psutil>=6",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
+            "pytorch-ignite>=0.5",  # runs MONAI bundles
             "ruff>=0.12",
             "selenium>=4.20",  # drives Chromium
             "setuptools>=77",

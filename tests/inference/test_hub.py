@@ -159,7 +159,7 @@ def test_a_model_that_was_changed_on_the_hub_leaves_no_folder(hub, model, tmp_pa
             pull.main(["lab/tiny", "--out", str(tmp_path / "new")])
     pickled = json.loads(good["model.json"]) | {"files": {"model.safetensors": hashlib.sha256(PICKLE).hexdigest()}}
     hub.repos["lab/tiny"] = {"model.safetensors": PICKLE, "model.json": json.dumps(pickled).encode()}
-    with pytest.raises(UserError, match="^lab/tiny: model.safetensors: does not hold a segmentation network"):
+    with pytest.raises(UserError, match=r"^lab/tiny: model\.safetensors: does not hold a segmentation network"):
         pull.main(["lab/tiny", "--out", str(tmp_path / "new")])
     hub.repos["lab/tiny"] = {"model.safetensors": good["model.safetensors"]}
     with pytest.raises(UserError, match=r"^lab/tiny: has no model\.json, so it is not a model folder of mgcc-dist"):
