@@ -18,6 +18,8 @@ REPOSITORY = Path(__file__).parents[1]
 # With `-n` a second process starts a Slurm for these, none of which has jobs of several ranks: their ports would be the
 # same in both.
 ON_SECOND_SLURM = tuple(f"tests/slurm/test_{name}.py" for name in ("chain", "kills", "packing"))
+OF_ALL_BUSI = ("tests/data/test_splits.py", "tests/data/test_test_parts.py", "tests/test_shards.py")
+"""which use `busi_shards`"""
 SHARING_NOTHING = ("tests/slurm/test_local.py", "tests/kernels/test_compile.py")
 LONGEST_FIRST = (
     *("tests/slurm/", "tests/kernels/", "tests/benchmarks/", "tests/test_readme.py", "tests/docs/", "tests/e2e/"),
@@ -36,6 +38,8 @@ def pytest_xdist_make_scheduler(config, log):
             folder = file.rpartition("/")[0]
             if file in ON_SECOND_SLURM:
                 return "tests/slurm, second"
+            if file in OF_ALL_BUSI:
+                return "all of BUSI"
             shared = next((each for each in ("tests/kernels", "tests/slurm") if folder.startswith(each)), file)
             return file if file in SHARING_NOTHING else shared
 

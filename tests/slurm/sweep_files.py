@@ -56,21 +56,23 @@ def write_ready_sweep(folder: Path, data: Path, name: str, steps: int = 30, imag
 
 
 def write_two_node_sweep(folder: Path, data: Path, name: str) -> Path:
-    """Write a sweep of MGCC and an independent diffusion model, each a two-node job with one rank per node."""
+    """Write a sweep of a diffusion model, a two-node job with one rank per node, and one small run beside it."""
     config, ldm = folder / "ldm.yaml", folder / name / "ldm"
     config.write_text(toy_ldm.config(steps=30, checkpoint_every=7))
-    resources = {"cpus": 1, "gpus": 0, "nodes": 2, "time": "0:20:00", "environment": {"OMP_NUM_THREADS": "1"}}
+    resources = {"cpus": 1, "gpus": 0, "time": "0:20:00", "environment": {"OMP_NUM_THREADS": "1"}}
     step = {
         "run": f"ldm --config {config} --out {ldm} --until denoiser",
         "makes": str(ldm / "denoiser" / "result.json"),
-        "resources": resources,
+        "resources": resources | {"nodes": 2},
     }
     return write_ready_sweep(
         folder,
         data,
         name,
+        steps=1,
         seeds=[1],
-        rows={"MGCC": {}},
+        rows={"U-Net": SUPERVISED},
+        reference=None,
         resources=resources,
         datasets={"Phantom": {"prepare": {"ldm": step}, "needs": []}},
     )

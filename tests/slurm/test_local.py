@@ -14,7 +14,8 @@ pytestmark = pytest.mark.e2e
 
 
 def test_local_and_debug_give_the_same_runs(phantom_data, tmp_path):
-    local, debug = (write_ready_sweep(tmp_path, phantom_data, name, steps=3, seeds=[1]) for name in ("local", "debug"))
+    changes = {"steps": 3, "seeds": [1, 2], "rows": {"U-Net": SUPERVISED}, "reference": None}
+    local, debug = (write_ready_sweep(tmp_path, phantom_data, name, **changes) for name in ("local", "debug"))
     assert "3 of 3 tasks are done" in dispatch("submit", local, "--cluster", "local", "--parallel", "2")
     assert "3 of 3 tasks are done" in dispatch("submit", debug, "--cluster", "debug")
     for first, second in zip(read_sweep(local).runs, read_sweep(debug).runs, strict=True):

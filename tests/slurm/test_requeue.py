@@ -29,31 +29,25 @@ pytestmark = pytest.mark.slurm
 STAGES = ("autoencoder", "denoiser")
 
 
-def test_requeued_two_node_jobs_have_the_same_losses_and_weights_as_undisturbed_ones(slurm_up, phantom_data, tmp_path):
+def test_a_requeued_two_node_job_has_the_same_losses_and_weights_as_an_undisturbed_one(
+    slurm_up, phantom_data, tmp_path
+):
     quiet, noisy = (write_two_node_sweep(tmp_path, phantom_data, name) for name in ("quiet", "noisy"))
     dispatch("submit", noisy)
-    executor = ThreadPoolExecutor()
-    undisturbed = executor.submit(run_without_slurm, quiet, 2)
+    undisturbed = ThreadPoolExecutor().submit(run_without_slurm, quiet, 2)
     chance = random.Random(6)
     out, expected = tmp_path / "noisy", tmp_path / "quiet"
-    mgcc = read_sweep(noisy).runs[0].folder
-    signalled = {job_of(out, "phantom/mgcc"): mgcc, job_of(out, "prepare"): out / "ldm" / chance.choice(STAGES)}
-    waiting = {job: chance.randint(3, 15) for job in signalled}
-    while waiting:
-        reached = until_in_slurm(lambda: [job for job, step in waiting.items() if last_step(signalled[job]) >= step])
-        for job in reached:
-            send_signal(job, "USR2")
-            del waiting[job]
-    ends = [job_of(out, task) for task in ("prepare", "report")]
-    until_in_slurm(lambda: have_ended(*ends))
+    job, stage, step = job_of(out, "prepare"), out / "ldm" / chance.choice(STAGES), chance.randint(3, 15)
+    until_in_slurm(lambda: last_step(stage) >= step)
+    send_signal(job, "USR2")
+    until_in_slurm(lambda: have_ended(job))
     undisturbed.result()
 
-    for job, run in signalled.items():
-        log = read_log(out, job)
-        (step,) = map(int, re.findall(r"stopped by a signal at step (\d+)", log))
-        assert f"from step {step} of 30 -> {run}" in log
-    for run in (mgcc, *(out / "ldm" / stage for stage in STAGES)):
-        assert_same_run(run, expected / run.relative_to(out))
+    log = read_log(out, job)
+    (stopped,) = map(int, re.findall(r"stopped by a signal at step (\d+)", log))
+    assert f"from step {stopped} of 30 -> {stage}" in log
+    for each in STAGES:
+        assert_same_run(out / "ldm" / each, expected / "ldm" / each)
 
 
 def test_a_job_signalled_before_training_is_requeued_and_does_not_use_an_attempt(slurm_up, phantom_data, tmp_path):

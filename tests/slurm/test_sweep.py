@@ -10,26 +10,28 @@ from mgcc_dist.sweep.expansion import read_sweep
 
 pytestmark = pytest.mark.slurm
 
+ONE_ROW = {"rows": {"U-Net": SUPERVISED}, "reference": None}
+
 
 def test_a_table_is_one_array_and_one_report_and_a_second_submission_starts_nothing(slurm_up, phantom_data, tmp_path):
-    sweep = write_ready_sweep(tmp_path, phantom_data, "tiny", steps=4, seeds=[1, 2], image_size=16)
+    sweep = write_ready_sweep(tmp_path, phantom_data, "tiny", steps=4, image_size=16, seeds=[1, 2], **ONE_ROW)
     out = tmp_path / "tiny"
-    assert "5 tasks submitted in 2 jobs" in dispatch("submit", sweep)
+    assert "3 tasks submitted in 2 jobs" in dispatch("submit", sweep)
     jobs = read_json(out / "jobs.json")["jobs"]
     runs = [job for name, job in jobs.items() if name.startswith("phantom/")]
     assert {job.partition("_")[0] for job in runs} == {runs[0].partition("_")[0]}
-    assert sorted(int(job.partition("_")[2]) for job in runs) == list(range(4))
+    assert sorted(int(job.partition("_")[2]) for job in runs) == list(range(2))
 
-    assert "5 tasks: 5 done" in dispatch("status", sweep, "--watch", "--every", "0.5")
-    assert "4 of 4 runs are finished" in dispatch("logs", sweep, "report")
+    assert "3 tasks: 3 done" in dispatch("status", sweep, "--watch", "--every", "0.5")
+    assert "2 of 2 runs are finished" in dispatch("logs", sweep, "report")
     page = (out / "report.html").read_text()
     assert page.count("±") >= 2
 
-    assert "nothing to submit; 5 tasks: 5 done" in dispatch("submit", sweep)
+    assert "nothing to submit; 3 tasks: 3 done" in dispatch("submit", sweep)
     assert read_json(out / "jobs.json")["jobs"] == jobs
     until_in_slurm(lambda: have_ended(*jobs.values()))
-    assert "at the best step" in dispatch("logs", sweep, "phantom/mgcc/seed_2")
-    assert "must be the beginning of exactly one task name" in dispatch("logs", sweep, "phantom/mgcc", code=2)
+    assert "at the best step" in dispatch("logs", sweep, "phantom/u-net/seed_2")
+    assert "must be the beginning of exactly one task name" in dispatch("logs", sweep, "phantom/u-net", code=2)
 
 
 def test_a_changed_config_is_a_new_run_and_the_old_folder_is_listed(slurm_up, phantom_data, tmp_path):
@@ -86,8 +88,7 @@ def test_failed_runs_are_shown_and_only_they_are_resumed(slurm_up, phantom_data,
 
 
 def test_a_cancelled_run_saves_and_is_resumed_only_by_resume(slurm_up, phantom_data, tmp_path):
-    changes = {"seeds": [1], "rows": {"U-Net": SUPERVISED}, "reference": None}
-    sweep = write_ready_sweep(tmp_path, phantom_data, "cancelled", steps=100_000, **changes)
+    sweep = write_ready_sweep(tmp_path, phantom_data, "cancelled", steps=100_000, seeds=[1], **ONE_ROW)
     out, run = tmp_path / "cancelled", read_sweep(sweep).runs[0].folder
     for command in ("submit", "resume"):
         previous = last_step(run)
