@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out
-# Test processes, two per core: those with the Slurm tests mostly wait.
-TEST_PROCESSES ?= 4
+# Test processes for two cores: the two with Slurm tests mostly wait.
+TEST_PROCESSES ?= 5
 BUSI ?= $(or $(MGCC_DATA),../shared/data)/Dataset_BUSI_with_GT
 
 BIN := $(VENV)/bin
