@@ -21,6 +21,7 @@ TRACKERS = ["mlflow-skinny>=3.1", "alembic>=1.13", "sqlalchemy>=2", "wandb>=0.19
 SEARCH = ["optuna>=4.2"]  # `search:` in a sweep
 CLINIC = ["pydicom>=3.0", "highdicom>=0.27", "nibabel>=5.3"]  # DICOM in, NIfTI and DICOM-SEG out
 EXPORT = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]  # mgcc export
+SERVE = ["starlette>=0.46", "uvicorn>=0.34"]  # mgcc serve
 OPENVINO = ["openvino>=2025.1"]  # mgcc export --to openvino
 
 setup(
@@ -38,6 +39,7 @@ setup(
         "mgcc_dist": [
             "py.typed",
             "assessment/curate.html",
+            "serving/page.*",
             "reporting/*.html",
             "reporting/*.css",
             "kernels/**/*.json",
@@ -89,6 +91,7 @@ setup(
         "s3": ["s3fs>=2025.3"],  # s3:// as data.shards
         "clinic": CLINIC,
         "export": EXPORT,
+        "serve": SERVE,
         "openvino": [*EXPORT, *OPENVINO],
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "dev": [
@@ -100,6 +103,8 @@ setup(
             *CLINIC,
             *EXPORT,
             *OPENVINO,
+            *SERVE,
+            "httpx2>=2",  # Starlette's TestClient
             "hypothesis>=6.100",
             "mypy>=1.15",
             "packaging>=24",

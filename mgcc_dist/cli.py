@@ -17,6 +17,7 @@ PROGRAMS = {
     "segment": ("mgcc_dist.segment", "train one segmentation run: any method, network, split and seed"),
     "evaluate": ("mgcc_dist.evaluate", "score runs on labeled shards: intervals, calibration, robustness, one page"),
     "predict": ("mgcc_dist.predict", "segment images or DICOM with a trained or shipped model (research use only)"),
+    "serve": ("mgcc_dist.serve", "correct masks on a local page, and save them as training data (research use only)"),
     "export": ("mgcc_dist.export", "export a run as ONNX, TorchScript, OpenVINO, MONAI bundle or model folder"),
     "push": ("mgcc_dist.push", "upload a model folder to the Hugging Face Hub"),
     "pull": ("mgcc_dist.pull", "download and verify a model folder from the Hugging Face Hub"),

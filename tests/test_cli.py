@@ -13,7 +13,22 @@ import pytest
 import yaml
 
 import mgcc_dist
-from mgcc_dist import cli, evaluate, export, ldm, listing, predict, pull, push, report, search, segment, shards, sweeps
+from mgcc_dist import (
+    cli,
+    evaluate,
+    export,
+    ldm,
+    listing,
+    predict,
+    pull,
+    push,
+    report,
+    search,
+    segment,
+    serve,
+    shards,
+    sweeps,
+)
 from mgcc_dist.common import components
 from mgcc_dist.common.command_line import read_command_line
 from mgcc_dist.common.config import CONFIGS, settings_of
@@ -23,7 +38,22 @@ from mgcc_dist.slurm import __main__ as slurm
 
 PROGRAMS = {
     each.PROGRAM.name: each.PROGRAM
-    for each in (evaluate, export, ldm, listing, predict, pull, push, report, search, segment, shards, sweeps, slurm)
+    for each in (
+        evaluate,
+        export,
+        ldm,
+        listing,
+        predict,
+        pull,
+        push,
+        report,
+        search,
+        segment,
+        serve,
+        shards,
+        sweeps,
+        slurm,
+    )
 }
 # One argv for each program and subcommand.
 COMMANDS = [

@@ -15,7 +15,7 @@ LAYERS = [
     {"train", "evaluation", "bench"},
     {"methods", "diffusion"},
     {"inference", "sweep"},
-    {"assessment", "reporting", "segmentation"},
+    {"assessment", "reporting", "segmentation", "serving"},
 ]
 LEVEL = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}
 PROGRAMS = {path.stem for path in (ROOT / "mgcc_dist").glob("*.py")} - {"__init__", "__main__"}

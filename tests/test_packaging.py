@@ -100,7 +100,18 @@ def test_every_import_is_a_declared_dependency(requirements):
     always = {canonicalize_name(each.name) for each in requirements if not each.marker}
     by_extra = {
         part: {canonicalize_name(r.name) for r in requirements if r.marker and r.marker.evaluate({"extra": part})}
-        for part in ("kernels", "slurm", "deepspeed", "readers", "search", "augment", "encoders", "clinic", "openvino")
+        for part in (
+            "kernels",
+            "slurm",
+            "deepspeed",
+            "readers",
+            "search",
+            "augment",
+            "encoders",
+            "clinic",
+            "openvino",
+            "serve",
+        )
     }
     extra_of_file = {
         "mgcc_dist/bench/timing.py": "kernels",  # imported only on a GPU
@@ -115,6 +126,9 @@ def test_every_import_is_a_declared_dependency(requirements):
         "mgcc_dist/inference/dicom_seg.py": "clinic",
         "mgcc_dist/inference/nifti.py": "clinic",
         "mgcc_dist/inference/export_formats.py": "openvino",
+        "mgcc_dist/serving/app.py": "serve",
+        "mgcc_dist/serving/security.py": "serve",
+        "mgcc_dist/serving/server.py": "serve",
     }
     always |= {"timm"}  # used where it is installed; its torchvision has no build for every torch
     distributions = packages_distributions()

@@ -39,6 +39,7 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C, where nothing had to be saved."""
 EXTRAS = {
     **{"submitit": "slurm", "kornia": "augment", "optuna": "search", "transformers": "encoders"},
+    **{"starlette": "serve", "uvicorn": "serve"},
     **{"pydicom": "clinic", "highdicom": "clinic", "nibabel": "clinic"},
     **{"onnx": "export", "onnxscript": "export", "onnxruntime": "export", "openvino": "openvino"},
 }

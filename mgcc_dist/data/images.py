@@ -23,6 +23,9 @@ SUFFIXES = (
     *(".dib", ".pbm", ".pgm", ".ppm", ".pnm", ".tga"),
 )
 
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM", "TGA")
+"""of Pillow, which goes by a file's content; others are refused, because it opens PostScript with a program"""
+
 STRIP_PIXELS = 2**22
 """pixels that are converted at once"""
 
@@ -147,13 +150,13 @@ def load_image(path: Path, content: bytes | None = None) -> tuple[Image.Image, I
         raise bad
     source = path if content is None else io.BytesIO(content)
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=FORMATS) as image:
             # Phones append other pictures (depth, preview) to the first one and call it JPEG.
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             other_order = _other_byte_order(image)
             _rotate(image)
         if other_order and frames == 1:
-            with Image.open(path if content is None else io.BytesIO(content)) as low_bytes:
+            with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as low_bytes:
                 low_bytes.tile = other_order
                 _rotate(low_bytes)
     except Image.DecompressionBombError as error:
@@ -244,7 +247,7 @@ def _as_grey(image: Image.Image) -> Image.Image:
 def _has_16_bits(path: Path) -> bool:
     """Return whether a file has 16-bit (or 32-bit) pixels, without decoding them."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return image.mode.startswith(("I", "F")) or bool(_other_byte_order(image))
     except Exception as error:  # Pillow's decoders raise many types for damaged files
         raise BadFile(path, f"not a readable image ({error})") from error

@@ -384,5 +384,5 @@ def _encode_png(array: np.ndarray) -> bytes:
 
 
 def _decode_png(content: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
         return np.array(image)

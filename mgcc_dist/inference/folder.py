@@ -1,7 +1,7 @@
 """Segment images and cines: the work of `mgcc predict`."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from itertools import chain, groupby, islice
@@ -36,7 +36,7 @@ def predict_folder(config: PredictConfig) -> None:
     Raises:
         UserError: `run` holds no trained network, `images` no image or an unreadable one, or `out` other files.
     """
-    spacing = _spacing(config)
+    spacing = spacing_option(config.spacing)
     for kind, package in PACKAGES.items():
         if kind in config.masks:
             import_module(package)  # missing ones are named before anything is predicted
@@ -143,18 +143,18 @@ def _refuse_without_uids(source: Source) -> Source:
     return replace(source, dicom=None, problem=problem)
 
 
-def _spacing(config: PredictConfig) -> Spacing | None:
-    """mm per pixel along x and y.
+def spacing_option(values: Sequence[float]) -> Spacing | None:
+    """mm per pixel along x and y, as `--spacing` gives them.
 
     Raises:
         UserError: more than two numbers, or ones that no pixel measures.
     """
-    if len(config.spacing) > 2:
-        raise UserError(f"--spacing: got {len(config.spacing)} numbers. Give one, or one for x and one for y.")
-    if not is_plausible(config.spacing):
+    if len(values) > 2:
+        raise UserError(f"--spacing: got {len(values)} numbers. Give one, or one for x and one for y.")
+    if not is_plausible(values):
         limits = "from {:g} to {:g}".format(*PLAUSIBLE)
-        raise UserError(f"--spacing {' '.join(map(str, config.spacing))}: is not {limits} mm per pixel")
-    return (config.spacing[0], config.spacing[-1]) if config.spacing else None
+        raise UserError(f"--spacing {' '.join(map(str, values))}: is not {limits} mm per pixel")
+    return (values[0], values[-1]) if values else None
 
 
 def _open_members(config: PredictConfig, predictor: Predictor) -> Members | None:

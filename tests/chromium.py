@@ -24,7 +24,7 @@ def install() -> None:
 
 
 def browser(downloads: Path):
-    """Return a driver whose browser has no network access and saves files to `downloads`."""
+    """Return a driver whose browser can reach only this machine and saves files to `downloads`."""
     from selenium import webdriver
     from selenium.webdriver.chrome.options import Options
     from selenium.webdriver.chrome.service import Service
@@ -33,7 +33,7 @@ def browser(downloads: Path):
     options.binary_location = shutil.which("chromium")
     for option in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1280,860"):
         options.add_argument(f"--{option}")
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
     options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     return webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))

@@ -1,0 +1,359 @@
+"use strict";
+const $ = id => document.getElementById(id);
+const MASK = [255, 90, 78], HEAT = [64, 196, 255], LAYERS = ["picture", "heat", "mask", "lines"], UNDO = 100;
+const STORAGE = "mgcc serve";
+if (location.hash.length > 1) {
+  sessionStorage.setItem(STORAGE, location.hash.slice(1));
+  history.replaceState(null, "", location.pathname); // so that the token is in no bookmark
+}
+const token = sessionStorage.getItem(STORAGE) || "";
+let state = null, list = [], position = -1, item = null;
+let mask = null, predicted = null, before = null, undoStack = [], redoStack = [], unsaved = false;
+let scale = 1, brush = { x: 0, y: 0 }, stroke = null, timer = 0, opened = 0, measured = 0, waiting = 0;
+
+async function api(path, options = {}) {
+  let answer;
+  try {
+    answer = await fetch("/api/" + path, { ...options, headers: { Authorization: "Bearer " + token, ...options.headers } });
+  } catch (error) {
+    throw new Error("mgcc serve does not answer. Is it still running? Nothing was lost on this page.");
+  }
+  if (answer.ok) return answer;
+  const text = await answer.text();
+  let message = text;
+  try { message = JSON.parse(text).error; } catch (error) { /* not of the application */ }
+  throw Object.assign(new Error(message || answer.statusText), { status: answer.status });
+}
+const json = async (path, options) => (await api(path, options)).json();
+const bytes = async path => new Uint8Array(await (await api(path)).arrayBuffer());
+function say(text, bad = false) {
+  $("message").className = bad ? "bad" : "";
+  $("message").setAttribute("role", bad ? "alert" : "status");
+  $("message").textContent = text;
+}
+const attempt = work => async (...words) => { try { await work(...words); } catch (error) { say(error.message, true); } };
+
+// The queue and the list of images that this tab has shown.
+function showQueue(queue) {
+  state.queue = queue;
+  $("queue").hidden = !queue.total;
+  $("bar").max = queue.total; $("bar").value = queue.corrected;
+  const unreadable = queue.unreadable ? `, ${queue.unreadable} unreadable` : "";
+  $("queue-text").textContent = `${queue.corrected} of ${queue.total} corrected${unreadable}`;
+  $("scored-bar").max = queue.left; $("scored-bar").value = queue.scored;
+  $("scored").textContent = `${queue.scored} of ${queue.left} scored`;
+  updateButtons();
+}
+function updateButtons() {
+  $("previous").disabled = position < 1;
+  $("next").disabled = !(position + 1 < list.length || state.queue.total);
+  for (const id of ["save", "reset", "clear"]) $(id).disabled = !item;
+  $("undo").disabled = !undoStack.length; $("redo").disabled = !redoStack.length;
+}
+const mayLeave = () => !unsaved || confirm("The mask has unsaved changes. Discard them?");
+async function next(early = false) {
+  if (!mayLeave()) return;
+  if (position + 1 < list.length) { await show(position + 1); return; }
+  if (!state.queue.total) return;
+  const answer = await json("next" + (early ? "?early=1" : ""));
+  showQueue(answer.queue);
+  if (answer.id) { list.push(answer.id); await show(list.length - 1); return; }
+  if (answer.queue.left) { wait(); return; }
+  say(`All images are corrected (${answer.queue.corrected} of ${answer.queue.total}). They are in ${state.out}.`);
+}
+async function previous() { if (position > 0 && mayLeave()) await show(position - 1); }
+function wait() {
+  close();
+  $("empty").hidden = true; $("waiting").hidden = false;
+  clearInterval(waiting);
+  waiting = setInterval(attempt(async () => {
+    const { queue } = await json("state");
+    showQueue(queue);
+    if (queue.scored < queue.left || $("waiting").hidden) return;
+    clearInterval(waiting);
+    await next();
+  }), 700);
+}
+
+// One image.
+function close() {
+  item = mask = predicted = before = null; unsaved = false;
+  undoStack = []; redoStack = [];
+  $("sheet").hidden = true; $("empty").hidden = false;
+  $("name").textContent = "No image"; $("about").textContent = $("score").textContent = "";
+  $("measures").replaceChildren();
+  updateButtons();
+}
+async function show(index) {
+  const mine = ++opened, id = list[index];
+  clearInterval(waiting);
+  close();
+  position = index;
+  $("empty").hidden = true; $("waiting").hidden = true;
+  say("Segmenting …");
+  try {
+    const found = await json("items/" + id);
+    const [picture, network, heat, saved] = await Promise.all([
+      api(`items/${id}/image`).then(answer => answer.blob()).then(createImageBitmap), bytes(`items/${id}/predicted`),
+      found.score === null ? null : bytes(`items/${id}/uncertainty`), found.saved ? bytes(`items/${id}/saved`) : null,
+    ]);
+    if (mine !== opened) return; // another one was opened meanwhile
+    item = found; predicted = network; mask = (saved || network).slice();
+    for (const layer of LAYERS) { $(layer).width = item.width; $(layer).height = item.height; }
+    $("picture").getContext("2d").drawImage(picture, 0, 0);
+    drawHeat(heat);
+    $("show-heat").disabled = !heat;
+    brush = { x: item.width / 2, y: item.height / 2 };
+    $("size").max = Math.max(2, Math.round(Math.max(item.width, item.height) / 5));
+    $("size").value = Math.max(1, Math.round(Math.max(item.width, item.height) / 40));
+    describe();
+    $("sheet").hidden = false;
+    layout();
+    drawMask(all());
+    showMeasures(item.saved || item.predicted);
+    say(saved ? "This is your saved correction." : "");
+  } catch (error) {
+    if (mine !== opened) return;
+    $("empty").hidden = false;
+    say(error.message, true);
+  } finally { if (mine === opened) updateButtons(); }
+}
+function describe() {
+  const parts = [`${item.width} × ${item.height} px`];
+  if (item.frames > 1) parts.push(`frame ${item.frame} of ${item.frames}`);
+  if (item.regions > 1) parts.push(`region ${item.region} of ${item.regions}`);
+  parts.push(item.spacing ? `${item.spacing.map(each => +each.toPrecision(3)).join(" × ")} mm per px` : "pixel size unknown");
+  $("name").textContent = item.label; $("about").textContent = parts.join(", ");
+  const words = { tta: "mirrored views", decoders: "decoders", ensemble: "runs" }[state.uncertainty];
+  $("score").textContent = item.score === null ? `Confidence ${item.confidence.toFixed(2)}`
+    : `Score ${item.score.toFixed(2)}: how well ${words} agree, 1 is best. Confidence ${item.confidence.toFixed(2)}.`;
+}
+function showMeasures(yours) {
+  const row = (label, digits, key, power) => {
+    const unit = power ? ` ${item.predicted.unit}${power > 1 ? "²" : ""}` : "", line = document.createElement("tr");
+    const head = Object.assign(document.createElement("th"), { scope: "row", textContent: label + (unit && ` (${unit.trim()})`) });
+    line.append(head, ...[item.predicted, yours].map(each => Object.assign(document.createElement("td"), { textContent: each[key].toFixed(digits) })));
+    return line;
+  };
+  const digits = item.predicted.unit === "mm" ? 1 : 0;
+  $("measures").replaceChildren(row("area", digits, "area", 2), row("longest diameter", 1, "longest", 1), row("perpendicular", 1, "perpendicular", 1), row("lesions", 0, "lesions", 0));
+  const canvas = $("lines"), pen = canvas.getContext("2d");
+  pen.clearRect(0, 0, canvas.width, canvas.height);
+  pen.strokeStyle = "#ffd54a"; pen.lineWidth = 1.5 / scale; pen.setLineDash([5 / scale, 3 / scale]);
+  for (const [[x0, y0], [x1, y1]] of yours.lines) { pen.beginPath(); pen.moveTo(x0, y0); pen.lineTo(x1, y1); pen.stroke(); }
+}
+function measureSoon() {
+  clearTimeout(timer);
+  const id = item.id, mine = ++measured;
+  timer = setTimeout(attempt(async () => {
+    const measures = await json(`items/${id}/measures`, { method: "POST", body: mask });
+    if (item?.id === id && mine === measured) showMeasures(measures);
+  }), 150);
+}
+
+// Layers.
+function layout() {
+  if (!item) return;
+  const stage = $("stage"), sheet = $("sheet");
+  scale = Math.min((stage.clientWidth - 24) / item.width, (stage.clientHeight - 24) / item.height);
+  sheet.style.width = `${item.width * scale}px`; sheet.style.height = `${item.height * scale}px`;
+  for (const [layer, box] of [["mask", "show-mask"], ["lines", "show-lines"], ["heat", "show-heat"]]) $(layer).hidden = !$(box).checked;
+  drawBrush();
+}
+function drawBrush() {
+  if (!item) return;
+  const diameter = Math.max(3, 2 * $("size").value * scale), cursor = $("brush");
+  cursor.className = $("erase").checked ? "erase" : "";
+  cursor.style.width = cursor.style.height = `${diameter}px`;
+  cursor.style.left = `${brush.x * scale}px`; cursor.style.top = `${brush.y * scale}px`;
+  $("size-text").textContent = `${2 * $("size").value} px`;
+}
+const all = () => ({ left: 0, top: 0, right: item.width, bottom: item.height });
+const unite = (a, b) => a ? { left: Math.min(a.left, b.left), top: Math.min(a.top, b.top), right: Math.max(a.right, b.right), bottom: Math.max(a.bottom, b.bottom) } : b;
+function drawHeat(heat) {
+  if (!heat) return;
+  const pixels = new ImageData(item.width, item.height);
+  for (let i = 0; i < heat.length; i++) pixels.data.set([...HEAT, 220 * Math.sqrt(heat[i] / 255)], 4 * i);
+  $("heat").getContext("2d").putImageData(pixels, 0, 0);
+}
+function drawMask(box) {
+  const { width, height } = item, left = Math.max(0, box.left - 1), top = Math.max(0, box.top - 1);
+  const right = Math.min(width, box.right + 1), bottom = Math.min(height, box.bottom + 1);
+  if (right <= left || bottom <= top) return;
+  const pixels = new ImageData(right - left, bottom - top), data = pixels.data;
+  for (let y = top, to = 0; y < bottom; y++) {
+    for (let x = left; x < right; x++, to += 4) {
+      const i = y * width + x;
+      if (!mask[i]) continue;
+      const inside = x > 0 && x + 1 < width && y > 0 && y + 1 < height && mask[i - 1] && mask[i + 1] && mask[i - width] && mask[i + width];
+      data[to] = MASK[0]; data[to + 1] = MASK[1]; data[to + 2] = MASK[2]; data[to + 3] = inside ? 70 : 255;
+    }
+  }
+  $("mask").getContext("2d").putImageData(pixels, left, top);
+}
+
+// The brush: every pixel whose centre is within its radius of the line from the last position to this one.
+function paint(x0, y0, x1, y1) {
+  const radius = Number($("size").value), value = $("erase").checked ? 0 : 255;
+  const box = {
+    left: Math.max(0, Math.floor(Math.min(x0, x1) - radius)), top: Math.max(0, Math.floor(Math.min(y0, y1) - radius)),
+    right: Math.min(item.width, Math.ceil(Math.max(x0, x1) + radius)), bottom: Math.min(item.height, Math.ceil(Math.max(y0, y1) + radius)),
+  };
+  if (box.right <= box.left || box.bottom <= box.top) return;
+  const dx = x1 - x0, dy = y1 - y0, length = dx * dx + dy * dy;
+  for (let y = box.top; y < box.bottom; y++) {
+    for (let x = box.left; x < box.right; x++) {
+      const along = length ? Math.min(1, Math.max(0, ((x + .5 - x0) * dx + (y + .5 - y0) * dy) / length)) : 0;
+      if (Math.hypot(x + .5 - x0 - along * dx, y + .5 - y0 - along * dy) <= radius) mask[y * item.width + x] = value;
+    }
+  }
+  stroke = unite(stroke, box);
+  drawMask(box);
+}
+function begin() { if (!before) { before = mask.slice(); stroke = null; } }
+function finish() {
+  if (before && stroke) record(stroke, before);
+  before = stroke = null;
+}
+function cut(pixels, box) {
+  const columns = box.right - box.left, part = new Uint8Array(columns * (box.bottom - box.top));
+  for (let y = box.top; y < box.bottom; y++) part.set(pixels.subarray(y * item.width + box.left, y * item.width + box.right), (y - box.top) * columns);
+  return { box, part };
+}
+function record(box, old) {
+  undoStack.push(cut(old, box));
+  if (undoStack.length > UNDO) undoStack.shift();
+  redoStack = [];
+  changed();
+}
+function changed() { unsaved = true; say(""); updateButtons(); measureSoon(); }
+function restore(from, to) {
+  if (!item || before || !from.length) return;
+  const { box, part } = from.pop(), columns = box.right - box.left;
+  to.push(cut(mask, box));
+  for (let y = box.top; y < box.bottom; y++) mask.set(part.subarray((y - box.top) * columns, (y - box.top + 1) * columns), y * item.width + box.left);
+  drawMask(box);
+  changed();
+}
+function replace(pixels) {
+  if (!item || before) return;
+  const old = mask;
+  mask = pixels;
+  drawMask(all());
+  record(all(), old);
+}
+async function save() {
+  if (!item) return;
+  finish();
+  const saving = item, body = mask.slice();
+  const put = revision => json(`items/${saving.id}/correction?revision=${revision}`, { method: "PUT", body });
+  let answer;
+  try {
+    answer = await put(saving.revision);
+  } catch (error) {
+    if (error.status !== 409 || !confirm(`${error.message}. Replace it with yours?`)) throw error;
+    answer = await put((await json("items/" + saving.id)).revision);
+  }
+  saving.revision = answer.revision;
+  showQueue(answer.queue);
+  if (item !== saving) return;
+  unsaved = body.some((value, i) => value !== mask[i]); // strokes since
+  say(`Saved as ${saving.name}.png in ${state.out}.`);
+}
+async function saveAndNext() { await save(); if (item && !unsaved && !$("next").disabled) await next(); }
+
+// Files.
+async function receive(files) {
+  if (!files.length || !mayLeave()) return;
+  unsaved = false;
+  const first = list.length, problems = [];
+  for (const file of files) {
+    say(`Reading ${file.name} …`);
+    try {
+      if (file.size > state.max_upload) throw new Error(`${file.name}: is larger than --max-upload-mb`);
+      list.push(...(await json("uploads", { method: "POST", body: file, headers: { "X-File-Name": encodeURIComponent(file.name) } })).ids);
+    } catch (error) { problems.push(error.message); }
+  }
+  if (list.length > first) await show(first);
+  if (problems.length) say(problems.join(" · "), true);
+  updateButtons();
+}
+const open = attempt(receive);
+$("file").onchange = event => { open([...event.target.files]); event.target.value = ""; };
+document.addEventListener("dragover", event => { event.preventDefault(); $("stage").classList.add("over"); });
+document.addEventListener("dragleave", event => { if (!event.relatedTarget) $("stage").classList.remove("over"); });
+document.addEventListener("drop", event => {
+  event.preventDefault();
+  $("stage").classList.remove("over");
+  if (event.dataTransfer.files.length) open([...event.dataTransfer.files]);
+  else say("Drop a file, not a link or text.", true);
+});
+
+// Mouse, pen and finger.
+const sheet = $("sheet");
+const place = event => { const box = sheet.getBoundingClientRect(); return { x: (event.clientX - box.left) / scale, y: (event.clientY - box.top) / scale }; };
+sheet.onpointerdown = event => {
+  if (event.button || !item) return;
+  sheet.setPointerCapture(event.pointerId);
+  brush = place(event);
+  begin();
+  paint(brush.x, brush.y, brush.x, brush.y);
+};
+sheet.onpointermove = event => {
+  if (!item) return;
+  $("brush").hidden = false;
+  const last = brush;
+  brush = place(event);
+  if (before && event.buttons) paint(last.x, last.y, brush.x, brush.y);
+  drawBrush();
+};
+sheet.onpointerup = sheet.onpointercancel = finish;
+sheet.onpointerleave = () => { $("brush").hidden = document.activeElement !== sheet; };
+
+// Keyboard.
+sheet.onfocus = () => { $("brush").hidden = false; drawBrush(); };
+sheet.onblur = () => { $("brush").hidden = true; finish(); };
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+sheet.onkeydown = event => {
+  if (!item || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === " ") {
+    event.preventDefault();
+    begin();
+    paint(brush.x, brush.y, brush.x, brush.y);
+  } else if (event.key in ARROWS) {
+    event.preventDefault();
+    const step = event.shiftKey ? 1 : Math.max(1, Math.round($("size").value / 2)), [dx, dy] = ARROWS[event.key], last = brush;
+    brush = { x: Math.min(item.width, Math.max(0, last.x + dx * step)), y: Math.min(item.height, Math.max(0, last.y + dy * step)) };
+    if (before) paint(last.x, last.y, brush.x, brush.y);
+    drawBrush();
+  }
+};
+sheet.onkeyup = event => { if (event.key === " ") finish(); };
+const resize = factor => { $("size").value = Math.max(1, Math.round($("size").value * factor) + (factor > 1 ? 1 : -1)); drawBrush(); };
+const choose = id => { $(id).checked = true; drawBrush(); };
+const toggle = id => { if (!$(id).disabled) $(id).checked = !$(id).checked; layout(); };
+const undo = () => restore(undoStack, redoStack), redo = () => restore(redoStack, undoStack);
+const keys = {
+  a: () => choose("add"), e: () => choose("erase"), "[": () => resize(.85), "]": () => resize(1.15), z: undo, y: redo,
+  m: () => toggle("show-mask"), u: () => toggle("show-heat"), l: () => toggle("show-lines"),
+  s: attempt(save), d: attempt(saveAndNext), n: attempt(() => next()), p: attempt(previous), o: () => $("file").click(),
+};
+const withControl = { z: undo, y: redo, s: keys.s, Z: redo };
+document.addEventListener("keydown", event => {
+  const known = event.ctrlKey || event.metaKey ? withControl : keys;
+  if (event.altKey || !state || !Object.hasOwn(known, event.key)) return;
+  event.preventDefault();
+  known[event.key]();
+});
+for (const [id, act] of [["undo", undo], ["redo", redo], ["save", keys.s], ["next", keys.n], ["previous", keys.p], ["choose", keys.o], ["early", attempt(() => next(true))], ["reset", () => replace(predicted.slice())], ["clear", () => replace(new Uint8Array(mask.length))]]) $(id).onclick = act;
+for (const id of ["show-mask", "show-heat", "show-lines"]) $(id).onchange = layout;
+for (const id of ["add", "erase", "size"]) $(id).oninput = drawBrush;
+window.addEventListener("resize", layout);
+window.addEventListener("hashchange", () => location.reload()); // another token, after a restart
+window.addEventListener("beforeunload", event => { if (unsaved) event.preventDefault(); });
+attempt(async () => {
+  state = await json("state");
+  $("model").textContent = `${state.model} (${state.method}${state.dataset ? ", " + state.dataset : ""}), ${state.device}`;
+  showQueue(state.queue);
+  if (state.queue.total) await next();
+})();
