@@ -23,7 +23,7 @@ SUFFIXES = (
     *(".dib", ".pbm", ".pgm", ".ppm", ".pnm", ".tga"),
 )
 
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM", "TGA")
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM", "TGA")
 """of Pillow, which goes by a file's content; others are refused, because it opens PostScript with a program"""
 
 STRIP_PIXELS = 2**22

@@ -99,7 +99,7 @@ class Handlers:
 
     async def upload(self, request: Request) -> Response:
         name = unquote(request.headers.get("x-file-name", ""), errors="replace") or "file"
-        path = await run_in_threadpool(self._session.receive)
+        path = await run_in_threadpool(self._session.receive, name)
         kept = False
         try:
             with path.open("wb") as file:

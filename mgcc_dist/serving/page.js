@@ -130,16 +130,16 @@ function describe() {
 }
 function showMeasures(yours) {
   const row = (label, digits, key, power) => {
-    const unit = power ? ` ${item.predicted.unit}${power > 1 ? "²" : ""}` : "", line = document.createElement("tr");
+    const unit = power ? ` ${item.predicted.unit}${power > 1 && item.spacing ? "²" : ""}` : "", line = document.createElement("tr");
     const head = Object.assign(document.createElement("th"), { scope: "row", textContent: label + (unit && ` (${unit.trim()})`) });
     line.append(head, ...[item.predicted, yours].map(each => Object.assign(document.createElement("td"), { textContent: each[key].toFixed(digits) })));
     return line;
   };
   const digits = item.predicted.unit === "mm" ? 1 : 0;
-  $("measures").replaceChildren(row("area", digits, "area", 2), row("longest diameter", 1, "longest", 1), row("perpendicular", 1, "perpendicular", 1), row("lesions", 0, "lesions", 0));
+  $("measures").replaceChildren(row("area", digits, "area", 2), row("longest", 1, "longest", 1), row("perpendicular", 1, "perpendicular", 1), row("lesions", 0, "lesions", 0));
   const canvas = $("lines"), pen = canvas.getContext("2d");
   pen.clearRect(0, 0, canvas.width, canvas.height);
-  pen.strokeStyle = "#ffd54a"; pen.lineWidth = 1.5 / scale; pen.setLineDash([5 / scale, 3 / scale]);
+  pen.strokeStyle = "#ffd54a"; pen.lineWidth = 2 / scale; pen.setLineDash([5 / scale, 3 / scale]);
   for (const [[x0, y0], [x1, y1]] of yours.lines) { pen.beginPath(); pen.moveTo(x0, y0); pen.lineTo(x1, y1); pen.stroke(); }
 }
 function measureSoon() {
@@ -173,7 +173,7 @@ const unite = (a, b) => a ? { left: Math.min(a.left, b.left), top: Math.min(a.to
 function drawHeat(heat) {
   if (!heat) return;
   const pixels = new ImageData(item.width, item.height);
-  for (let i = 0; i < heat.length; i++) pixels.data.set([...HEAT, 220 * Math.sqrt(heat[i] / 255)], 4 * i);
+  for (let i = 0; i < heat.length; i++) pixels.data.set([...HEAT, 150 * Math.sqrt(heat[i] / 255)], 4 * i);
   $("heat").getContext("2d").putImageData(pixels, 0, 0);
 }
 function drawMask(box) {

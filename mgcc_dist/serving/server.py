@@ -42,7 +42,7 @@ def serve(config: ServeConfig) -> None:
     if config.order == "uncertainty" and config.uncertainty is None:
         raise UserError("--order uncertainty: needs a score. Leave out --uncertainty none.")
     spacing = spacing_option(config.spacing)
-    listener = _bind(config.port)
+    listener = bind(config.port)
     with listener:
         session = _open_session(config, spacing)
         token = secrets.token_urlsafe(32)
@@ -71,10 +71,11 @@ def serve(config: ServeConfig) -> None:
                 _open_browser(address, opener)
             server.run(sockets=[listener])
         except KeyboardInterrupt:  # uvicorn sends itself the signal again, when all requests are answered
-            logger.info("serve: stopped; %d corrections in %s", session.corrections.count(), config.out)
+            pass
         finally:
             session.close()
             opener.unlink(missing_ok=True)
+        logger.info("serve: stopped; %d corrections in %s", session.corrections.count(), config.out)
 
 
 def _open_session(config: ServeConfig, spacing: Spacing | None) -> Session:
@@ -88,7 +89,7 @@ def _open_session(config: ServeConfig, spacing: Spacing | None) -> Session:
     return Session(segmenter, corrections, queue, spacing)
 
 
-def _bind(port: int) -> socket.socket:
+def bind(port: int) -> socket.socket:
     """Listen on a port of this machine, before the work that a wrong one would waste.
 
     Raises:

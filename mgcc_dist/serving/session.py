@@ -16,6 +16,7 @@ import numpy as np
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of
+from mgcc_dist.data.dicom import DICOM_SUFFIXES
 from mgcc_dist.data.dicom_regions import Spacing
 from mgcc_dist.data.images import BadFile
 from mgcc_dist.serving.corrections import Corrections
@@ -83,9 +84,11 @@ class Session:
         self.queue.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def receive(self) -> Path:
-        """Return a new file for an upload; `add` or its caller deletes it."""
-        with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
+    def receive(self, name: str) -> Path:
+        """Return a new file for an upload that the browser calls `name`; who calls `add` deletes it if that fails."""
+        suffix = Path(name).suffix.lower()
+        suffix = suffix if suffix in DICOM_SUFFIXES else ""  # DICOM without preamble is known by it
+        with tempfile.NamedTemporaryFile(suffix=suffix, dir=self._folder, delete=False) as file:
             return Path(file.name)
 
     def add(self, path: Path, name: str) -> list[str]:

@@ -93,6 +93,13 @@ def test_exif_rotation_is_applied(tmp_path):
     assert read_grey(save(tmp_path / "x.jpg", GREY, exif=exif)).shape == GREY.shape[::-1]
 
 
+def test_postscript_is_refused_and_not_run_whatever_it_is_called(tmp_path):
+    path = tmp_path / "x.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(BadFile, match=r"x\.png: not a readable image$"):
+        read_grey(path)
+
+
 def test_several_images_in_a_file_are_an_error(tmp_path):
     frames = [Image.fromarray(GREY), Image.fromarray(GREY)]
     frames[0].save(tmp_path / "x.tif", save_all=True, append_images=frames[1:])

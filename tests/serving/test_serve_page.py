@@ -1,0 +1,136 @@
+"""The page of `mgcc serve` in Chromium, with mouse and keyboard, and the files that it leaves."""
+
+import base64
+import threading
+import time
+
+import numpy as np
+import pytest
+import uvicorn
+from chromium import browser, install
+from PIL import Image
+from serving_session import TOKEN, blob, open_session, png
+
+from mgcc_dist.serving.app import create_app
+from mgcc_dist.serving.server import bind
+
+DROP = """
+const data = new DataTransfer();
+for (const [name, content] of arguments[0]) {
+  data.items.add(new File([Uint8Array.from(atob(content), letter => letter.charCodeAt(0))], name));
+}
+document.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+"""
+
+
+@pytest.fixture
+def page(tmp_path):
+    install()
+    pytest.importorskip("selenium")
+    session = open_session(tmp_path / "out")
+    with bind(0) as listener:
+        server = uvicorn.Server(uvicorn.Config(create_app(session, TOKEN, 2**20), log_config=None, lifespan="on"))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        driver = browser(tmp_path / "downloads")
+        try:
+            driver.get(f"http://127.0.0.1:{listener.getsockname()[1]}/#{TOKEN}")
+            yield driver
+        finally:
+            driver.quit()
+            server.should_exit = True
+            thread.join()
+
+
+def disc(mask, x, y, radius, value):
+    """What one dab of the brush at (x, y) leaves."""
+    rows, columns = np.mgrid[: mask.shape[0], : mask.shape[1]] + 0.5
+    mask[np.hypot(columns - x, rows - y) <= radius] = value
+
+
+def test_a_dropped_image_is_corrected_by_mouse_and_keyboard_and_saved(page, tmp_path):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    def element(name):
+        return page.find_element(By.ID, name)
+
+    def press(*keys):
+        ActionChains(page, duration=0).send_keys(*keys).perform()
+
+    def wait_for(condition, *words):
+        deadline = time.monotonic() + 20
+        while not page.execute_script(f"return {condition}", *words):
+            assert time.monotonic() < deadline, (condition, element("message").text)
+            time.sleep(0.02)
+
+    def drop(*files):
+        page.execute_script(DROP, [[name, base64.b64encode(content).decode()] for name, content in files])
+
+    def dab(x, y):
+        """Press the mouse at pixel (x, y)."""
+        sheet = element("sheet")
+        size = sheet.size["width"]
+        offset = [round((each / 32 - 0.5) * size) for each in (x, y)]
+        ActionChains(page, duration=0).move_to_element_with_offset(sheet, *offset).click().perform()
+
+    def mask():
+        return np.array(page.execute_script("return Array.from(mask)"), np.uint8).reshape(32, 32)
+
+    wait_for("state !== null")
+    assert TOKEN not in page.current_url
+    drop(("evil.svg", b"<svg onload='document.title = 1'/>"))
+    wait_for("document.getElementById('message').textContent.startsWith('evil.svg: is neither an image')")
+    assert element("message").get_attribute("role") == "alert"
+
+    drop(("a.png", png(blob())))
+    wait_for("item !== null")
+    expected = np.where(blob() > 128, 255, 0).astype(np.uint8)
+    assert np.array_equal(mask(), expected)
+    rows = [row.text for row in page.find_elements(By.CSS_SELECTOR, "#measures tr")]
+    assert rows[0] == "area (px) 256 256"
+    drawn = "document.getElementById('mask').getContext('2d').getImageData(arguments[0], arguments[1], 1, 1).data[3]"
+    assert [page.execute_script(f"return {drawn}", *at) for at in ((12, 12), (8, 12), (2, 2))] == [70, 255, 0]
+    press("u")
+    assert not element("heat").get_property("hidden")
+
+    # Mouse: add a dab, undo and redo it, erase another.
+    radius = page.execute_script("return Number(document.getElementById('size').value)")
+    dab(28, 28)
+    x, y = page.execute_script("return [brush.x, brush.y]")
+    disc(expected, x, y, radius, 255)
+    assert abs(x - 28) < 0.1
+    assert np.array_equal(mask(), expected)
+    press("z")
+    assert np.array_equal(mask(), np.where(blob() > 128, 255, 0))
+    press("y")
+    assert np.array_equal(mask(), expected)
+    element("erase").click()
+    dab(16, 16)
+    x, y = page.execute_script("return [brush.x, brush.y]")
+    disc(expected, x, y, radius, 0)
+    assert np.array_equal(mask(), expected)
+
+    # Keyboard: a larger brush, and a dab one pixel further left and up.
+    press("a", "]", "]")
+    element("sheet").send_keys(Keys.SHIFT, Keys.ARROW_LEFT, Keys.ARROW_UP, Keys.NULL, " ")
+    larger = page.execute_script("return Number(document.getElementById('size').value)")
+    disc(expected, x - 1, y - 1, larger, 255)
+    assert larger > radius
+    assert np.array_equal(mask(), expected)
+    area = f"area (px) 256 {np.count_nonzero(expected)}"
+    wait_for("document.querySelector('#measures tr').innerText.replace(/\\s+/g, ' ').trim() === arguments[0]", area)
+
+    press("s")
+    wait_for("document.getElementById('message').textContent.startsWith('Saved as a-')")
+    (saved,) = (tmp_path / "out" / "masks").iterdir()
+    assert np.array_equal(np.asarray(Image.open(saved)), expected)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "images" / saved.name)), blob())
+    assert not page.execute_script("return unsaved")
+    origin = page.execute_script("return location.origin")
+    loaded = page.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert all(name.startswith((origin, "data:")) for name in loaded)
+    severe = [entry["message"] for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
+    assert len(severe) == 1
+    assert "/api/uploads" in severe[0]  # the refused file
