@@ -81,7 +81,7 @@ function close() {
   undoStack = []; redoStack = [];
   $("sheet").hidden = true; $("empty").hidden = false;
   $("name").textContent = "No image"; $("about").textContent = $("score").textContent = "";
-  $("measures").replaceChildren();
+  $("measures").replaceChildren(); $("unit").textContent = "";
   updateButtons();
 }
 async function show(index) {
@@ -129,14 +129,14 @@ function describe() {
     : `Score ${item.score.toFixed(2)}: how well ${words} agree, 1 is best. Confidence ${item.confidence.toFixed(2)}.`;
 }
 function showMeasures(yours) {
-  const row = (label, digits, key, power) => {
-    const unit = power ? ` ${item.predicted.unit}${power > 1 && item.spacing ? "²" : ""}` : "", line = document.createElement("tr");
-    const head = Object.assign(document.createElement("th"), { scope: "row", textContent: label + (unit && ` (${unit.trim()})`) });
+  const row = (label, digits, key) => {
+    const line = document.createElement("tr"), head = Object.assign(document.createElement("th"), { scope: "row", textContent: label });
     line.append(head, ...[item.predicted, yours].map(each => Object.assign(document.createElement("td"), { textContent: each[key].toFixed(digits) })));
     return line;
   };
-  const digits = item.predicted.unit === "mm" ? 1 : 0;
-  $("measures").replaceChildren(row("area", digits, "area", 2), row("longest", 1, "longest", 1), row("perpendicular", 1, "perpendicular", 1), row("lesions", 0, "lesions", 0));
+  $("unit").textContent = `in ${item.predicted.unit}`;
+  const area = item.spacing ? row("area (mm²)", 1, "area") : row("area", 0, "area");
+  $("measures").replaceChildren(area, row("longest", 1, "longest"), row("perpendicular", 1, "perpendicular"), row("lesions", 0, "lesions"));
   const canvas = $("lines"), pen = canvas.getContext("2d");
   pen.clearRect(0, 0, canvas.width, canvas.height);
   pen.strokeStyle = "#ffd54a"; pen.lineWidth = 2 / scale; pen.setLineDash([5 / scale, 3 / scale]);

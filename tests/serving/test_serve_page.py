@@ -89,7 +89,7 @@ def test_a_dropped_image_is_corrected_by_mouse_and_keyboard_and_saved(page, tmp_
     expected = np.where(blob() > 128, 255, 0).astype(np.uint8)
     assert np.array_equal(mask(), expected)
     rows = [row.text for row in page.find_elements(By.CSS_SELECTOR, "#measures tr")]
-    assert rows[0] == "area (px) 256 256"
+    assert rows[0] == "area 256 256"
     drawn = "document.getElementById('mask').getContext('2d').getImageData(arguments[0], arguments[1], 1, 1).data[3]"
     assert [page.execute_script(f"return {drawn}", *at) for at in ((12, 12), (8, 12), (2, 2))] == [70, 255, 0]
     press("u")
@@ -119,7 +119,7 @@ def test_a_dropped_image_is_corrected_by_mouse_and_keyboard_and_saved(page, tmp_
     disc(expected, x - 1, y - 1, larger, 255)
     assert larger > radius
     assert np.array_equal(mask(), expected)
-    area = f"area (px) 256 {np.count_nonzero(expected)}"
+    area = f"area 256 {np.count_nonzero(expected)}"
     wait_for("document.querySelector('#measures tr').innerText.replace(/\\s+/g, ' ').trim() === arguments[0]", area)
 
     press("s")
