@@ -5,14 +5,21 @@ from pathlib import Path
 from typing import Literal
 
 from mgcc_dist.common.options import argument, flag
-from mgcc_dist.common.value_types import FileOrFolder, FolderPath, NonNegativeInt, PositiveFloat, PositiveInt
+from mgcc_dist.common.value_types import (
+    FileOrFolder,
+    FolderPath,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    RunOrModel,
+)
 
 
 @dataclass(frozen=True)
 class ServeConfig:
-    run: FolderPath
-    """folder of a segmentation run"""
-    out: FolderPath = argument(Path("out/corrections"))
+    run: RunOrModel = argument(alias="model")
+    """folder of a segmentation run or model, or a shipped model by name (mgcc list models); --model is the same"""
+    out: FolderPath = Path("corrections")
     """folder of the corrections; new, or of an earlier start"""
     images: tuple[FileOrFolder, ...] = argument((), nargs="+")
     """images, DICOM files, or folders of them with any subfolders, to correct one after the other"""
@@ -20,7 +27,7 @@ class ServeConfig:
     """order of --images; uncertainty: the lowest score first"""
     uncertainty: Literal["decoders", "tta", "ensemble"] | None = "tta"
     """where the map and the score come from, as in mgcc predict; none is faster"""
-    members: tuple[FolderPath, ...] = argument((), nargs="+")
+    members: tuple[RunOrModel, ...] = argument((), nargs="+")
     """further runs of --uncertainty ensemble; masks are those of --run"""
     weights: Literal["best", "last"] = "best"
     """best: highest validation score; last: last step"""
