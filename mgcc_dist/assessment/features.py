@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
+from mgcc_dist.common.distributed import gather_by_index
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of
 from mgcc_dist.common.progress import ProgressBar
@@ -52,7 +52,7 @@ class FeatureExtractor:
             for batch in bar.count(loader.batches(), lambda batch: len(batch.keys)):
                 features = self._validated(network(batch.to(accelerator.device).images), len(batch.keys))
                 rows += list(zip(batch.offsets.tolist(), features.double().cpu().numpy(), strict=True))
-        return np.stack([features for _, features in sorted(gather_object(rows), key=lambda row: row[0])])
+        return np.stack(gather_by_index(rows))
 
     @torch.no_grad()
     def check(self) -> None:

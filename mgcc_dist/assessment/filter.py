@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from mgcc_dist.assessment.config import FilterConfig
-from mgcc_dist.common.distributed import raise_on_all_ranks
+from mgcc_dist.common.distributed import gather_by_index, raise_on_all_ranks
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import write_json
 from mgcc_dist.common.progress import ProgressBar
@@ -147,7 +146,7 @@ def _agreements(
             for i, sample, predicted in zip(indices, batch, _predict(predictor, batch), strict=True):
                 rows.append((i, None if sample.mask is None else agreement(predicted, sample.mask > 0)))
             bar.update(len(batch))
-    return [value for _, value in sorted(gather_object(rows), key=lambda each: each[0])]
+    return gather_by_index(rows)
 
 
 def _predict(predictor: Predictor, samples: Sequence[Sample]) -> list[np.ndarray]:

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from scipy.ndimage import binary_dilation
 
 from mgcc_dist.assessment.similarity import ANGLES, apply_alignment, pixel_similarity
+from mgcc_dist.common.distributed import gather_by_index
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.augment import SYMMETRIES
 from mgcc_dist.data.datasets import SampleDataset
@@ -81,7 +81,7 @@ class PairSimilarity:
             for place, index in zip(range(rank, len(indices), world), mine, strict=True):
                 found.append((place, self._compare(dataset[index], allowed(index))))
                 bar.update()
-        return [matches for _, matches in sorted(gather_object(found), key=lambda each: each[0])]
+        return gather_by_index(found)
 
     def _compare(self, sample: Sample, allowed: np.ndarray) -> Matches:
         lesion = self._lesion(sample)

@@ -3,9 +3,10 @@
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, In
 from mgcc_dist.common.environment import has_bf16
 from mgcc_dist.common.errors import SharedError, UserError, system_error
 
+T = TypeVar("T")
 PRECISIONS = ("no", "fp16", "bf16")
 TIMEOUT = timedelta(hours=2)
 """of collectives outside training; longer than anything that one rank does while the others wait, such as verifying all
@@ -151,6 +153,17 @@ def raise_on_all_ranks() -> Iterator[None]:
     ]
     if messages:
         raise SharedError(messages[0]) from own_error
+
+
+def gather_by_index(rows: Iterable[tuple[Any, T]]) -> list[T]:
+    """Return the values in the `rows` (index, value) of all ranks, sorted by index. Collective.
+
+    Of an index that several rows have, only the first row counts (`evaluation_batches` in data/order.py).
+    """
+    values: dict[Any, T] = {}
+    for index, value in gather_object(list(rows)):
+        values.setdefault(index, value)
+    return [values[index] for index in sorted(values)]
 
 
 def seed_step(seed: int, step: int, batch: int) -> None:

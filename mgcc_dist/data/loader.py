@@ -40,7 +40,7 @@ from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.augment import MIRROR, draw_released_symmetry, draw_symmetry, symmetry
 from mgcc_dist.data.datasets import ResizedDataset, SampleDataset
 from mgcc_dist.data.geometry import STRETCHED, Fit, fit_sample
-from mgcc_dist.data.order import StreamItem, WindowedOrder, permutation, windowed_orders
+from mgcc_dist.data.order import StreamItem, WindowedOrder, evaluation_batches, permutation, windowed_orders
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.ultrasound import strong_view, weak_view
 from mgcc_dist.data.workers import load_in_order
@@ -315,6 +315,9 @@ class ImageTrainLoader(TrainLoader[ByteBatch]):
 class EvalLoader:
     """Every sample of `dataset` exactly once over all ranks, not augmented; rank r has indices r, r + world, ...
 
+    Args:
+        in_step: give all ranks the same number of batches (`evaluation_batches`).
+
     Raises:
         UserError: `dataset` is empty.
     """
@@ -328,13 +331,14 @@ class EvalLoader:
         world: int,
         workers: int,
         fit: Fit = "stretch",
+        in_step: bool = False,
     ) -> None:
         check_stream("evaluation", dataset, batch)
         self.dataset = dataset
         self.fit = fit
-        self.batch = batch
         self.image_size = image_size
         self.indices = range(rank, len(dataset), world)
+        self._batches = evaluation_batches(len(dataset), batch, rank, world, in_step)
         self.workers = workers
 
     def batches(self) -> Generator[ByteBatch, None, None]:
@@ -345,12 +349,11 @@ class EvalLoader:
         Raises:
             UserError: a record can't be read.
         """
-        count = math.ceil(len(self.indices) / self.batch)
+        count = len(self._batches)
         yield from load_in_order(self._load, range(count), min(self.workers, count))
 
     def _load(self, number: int) -> ByteBatch:
-        indices = self.indices[number * self.batch : (number + 1) * self.batch]
-        samples = [(index, self.dataset[index]) for index in indices]
+        samples = [(index, self.dataset[index]) for index in self._batches[number]]
         samples.sort(key=lambda each: each[1].mask is None)
         elements = [
             _BatchElement(fit_sample(sample, self.image_size, self.fit), index, 0, labeled=sample.mask is not None)

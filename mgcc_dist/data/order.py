@@ -3,9 +3,12 @@
 Without a window, it is a random permutation. For data of which only a part fits on the disk of a node, a window of W
 shards gives an order that reads W shards at a time: the shards are permuted, taken in groups of W, and the samples of a
 group are shuffled with each other. Either way each sample comes once in an epoch.
+
+Evaluation reads samples in the order of the dataset (`evaluation_batches`).
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -71,3 +74,17 @@ def _shard_numbers(dataset: Any) -> np.ndarray:
             first = int(parts[-1].max(initial=first - 1)) + 1
         return np.concatenate(parts)
     return np.unique([record.shard for record in dataset.records], return_inverse=True)[1]
+
+
+def evaluation_batches(size: int, batch: int, rank: int, world: int, in_step: bool) -> list[Sequence[int]]:
+    """Return the indices into a dataset of `size` images of each batch of this rank: rank r has r, r + world, ...
+
+    With `in_step` all ranks have the same number of batches, because a sharded network gathers its weights in each
+    call. A rank with fewer batches ends with one that repeats a single image; `gather_by_index` drops its result.
+    """
+    mine = range(rank, size, world)
+    batches: list[Sequence[int]] = [mine[start : start + batch] for start in range(0, len(mine), batch)]
+    if in_step:
+        of_first_rank = math.ceil(math.ceil(size / world) / batch)
+        batches += [[rank % size]] * (of_first_rank - len(batches))
+    return batches

@@ -18,14 +18,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from diffusers import AutoencoderKL
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mgcc_dist.common.config import Layer, resolve
-from mgcc_dist.common.distributed import raise_on_all_ranks
+from mgcc_dist.common.distributed import gather_by_index, raise_on_all_ranks
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_object
 from mgcc_dist.common.migration import current
@@ -192,7 +191,7 @@ class AutoencoderTask:
         vae = build(config, images.size)
         self.module: nn.Module = AutoencoderLoss(vae, config.kl_weight, config.losses, features)
         self.loader = images.train_loader(config.batch, config.loop.seed, accelerator)
-        self._val_loader = images.val_loader(config.batch, accelerator)
+        self._val_loader = images.val_loader(config.batch, accelerator, in_step=True)
         self._val_groups = [images.shards.records[i].group for i in images.val.indices]
 
     def after_step(self, progress: Progress) -> None:
@@ -215,8 +214,7 @@ class AutoencoderTask:
             rounded = reconstructed.float().mul(GREY_LEVELS).round().div(GREY_LEVELS)
             both = torch.cat([radial_log_spectrum(images), radial_log_spectrum(rounded)], dim=1)
             spectra += list(zip(batch.offsets.tolist(), both.detach().double().cpu().numpy(), strict=True))
-        mse = np.array([value for _, value in sorted(gather_object(errors))])
-        rows = np.stack([row for _, row in sorted(gather_object(spectra), key=lambda row: row[0])])
+        mse, rows = np.array(gather_by_index(errors)), np.stack(gather_by_index(spectra))
         real, reconstructions = np.split(rows, 2, axis=1)
         scores = {
             "mse": float(mse.mean()),
@@ -231,9 +229,9 @@ class AutoencoderTask:
     def header(self) -> dict[str, str]:
         return {"program": "ldm", "stage": self.name}
 
-    def weights(self, module: nn.Module) -> dict[str, Tensor]:
+    def network(self, module: nn.Module) -> nn.Module:
         assert isinstance(module, AutoencoderLoss)
-        return module.vae.state_dict()
+        return module.vae
 
 
 def reconstruct(vae: Autoencoder, images: Tensor) -> Tensor:
@@ -253,9 +251,9 @@ def latent_moments(vae: Autoencoder, batches: Iterable[ByteBatch], accelerator: 
         mean, variance = posterior.mean.cpu().double(), posterior.var.cpu().double()
         first = mean.mean(dim=(2, 3)).tolist()
         second = (mean.square() + variance).mean(dim=(2, 3)).tolist()
-        moments += list(zip(batch.offsets.tolist(), first, second, strict=True))
-    rows = sorted(gather_object(moments))  # by image, so that the sum does not depend on the number of ranks
-    first, second = (torch.tensor([row[column] for row in rows]).double().mean(dim=0) for column in (1, 2))
+        moments += list(zip(batch.offsets.tolist(), zip(first, second, strict=True), strict=True))
+    rows = gather_by_index(moments)  # so that the sum does not depend on the number of ranks
+    first, second = (torch.tensor(column).double().mean(dim=0) for column in zip(*rows, strict=True))
     return first, (second - first.square()).sqrt()
 
 

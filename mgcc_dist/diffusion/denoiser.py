@@ -16,12 +16,12 @@ from typing import Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from diffusers import DiTTransformer2DModel, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mgcc_dist.common.distributed import gather_by_index
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.diffusion.condition import Condition
 from mgcc_dist.diffusion.config import DENOISERS, DenoiserConfig
@@ -166,11 +166,11 @@ class DenoiserTask:
             with accelerator.autocast():
                 batch_losses = module.sample_losses(batch.to(accelerator.device), generators)
             losses += list(zip(indices, batch_losses.tolist(), strict=True))
-        return {"loss": float(np.mean([loss for _, loss in sorted(gather_object(losses))]))}
+        return {"loss": float(np.mean(gather_by_index(losses)))}
 
     def header(self) -> dict[str, str]:
         return {"program": "ldm", "stage": self.name, "autoencoder": self._latents.autoencoder}
 
-    def weights(self, module: nn.Module) -> dict[str, Tensor]:
+    def network(self, module: nn.Module) -> nn.Module:
         assert isinstance(module, DenoiserLoss)
-        return module.unet.state_dict()
+        return module.unet

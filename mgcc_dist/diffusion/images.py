@@ -78,11 +78,13 @@ class ImageData:
         """Return a loader that yields every training image once, without augmentation, divided over the ranks."""
         return self.eval_loader(self.train, batch, accelerator)
 
-    def val_loader(self, batch: int, accelerator: Accelerator) -> EvalLoader:
+    def val_loader(self, batch: int, accelerator: Accelerator, in_step: bool = False) -> EvalLoader:
         """Return a loader that yields every validation image once, divided over the ranks."""
-        return self.eval_loader(self.val, batch, accelerator)
+        return self.eval_loader(self.val, batch, accelerator, in_step)
 
-    def eval_loader(self, dataset: SampleDataset, batch: int, accelerator: Accelerator) -> EvalLoader:
+    def eval_loader(
+        self, dataset: SampleDataset, batch: int, accelerator: Accelerator, in_step: bool = False
+    ) -> EvalLoader:
         """Return a loader that yields every image of `dataset` once, at the size of these, divided over the ranks."""
         return EvalLoader(
             dataset,
@@ -91,6 +93,7 @@ class ImageData:
             rank=accelerator.process_index,
             world=accelerator.num_processes,
             workers=self.workers,
+            in_step=in_step,
         )
 
     def val_examples(self, count: int) -> Tensor:

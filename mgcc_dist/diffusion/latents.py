@@ -33,7 +33,7 @@ from mgcc_dist.data.augment import MIRROR, symmetry
 from mgcc_dist.data.datasets import SampleDataset
 from mgcc_dist.data.images import resize_image, resize_mask
 from mgcc_dist.data.loader import TrainLoader, check_stream, normalize
-from mgcc_dist.data.order import StreamItem
+from mgcc_dist.data.order import StreamItem, evaluation_batches
 from mgcc_dist.data.records import RecordFolder, read_meta, write_index, write_records
 from mgcc_dist.data.sample import RecordInfo, Sample
 from mgcc_dist.data.shard_writer import is_complete, write_shards_distributed
@@ -162,11 +162,13 @@ class LatentData:
         return LatentLoader(self.train, batch, seed, rank, world, self.workers)
 
     def val_batches(self, batch: int, accelerator: Accelerator) -> Generator[LatentBatch, None, None]:
-        """Yield every validation latent once, divided over the ranks; `offsets` are indices into `val`."""
-        mine = range(accelerator.process_index, len(self.val), accelerator.num_processes)
-        for start in range(0, len(mine), batch):
-            chosen = [(i, i, 0) for i in mine[start : start + batch]]
-            yield _collate(self.val, list(self.classes), chosen)
+        """Yield the validation latents, divided over the ranks; `offsets` are indices into `val`.
+
+        All ranks have the same number of batches (`evaluation_batches`).
+        """
+        rank, world = accelerator.process_index, accelerator.num_processes
+        for indices in evaluation_batches(len(self.val), batch, rank, world, in_step=True):
+            yield _collate(self.val, list(self.classes), [(i, i, 0) for i in indices])
 
 
 def encode(

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from mgcc_dist.common.distributed import gather_by_index
 from mgcc_dist.common.errors import SharedError
 from mgcc_dist.data.geometry import STRETCHED, Fit, restore
 from mgcc_dist.data.loader import Batch, ByteBatch, EvalLoader
@@ -83,10 +83,10 @@ def score_images(
                 distances += [surface_distances(*pair) for pair in pairs]
 
     rows = torch.cat(counts).tolist() if counts else []
-    broken = gather_object([key for key, row in zip(keys, rows, strict=True) if not row[0]])
+    broken = gather_by_index((key, key) for key, row in zip(keys, rows, strict=True) if not row[0])
     if broken:
         raise SharedError(
-            f"scoring: the network's output for image {min(broken)!r} is not finite (NaN or infinity), as for "
+            f"scoring: the network's output for image {broken[0]!r} is not finite (NaN or infinity), as for "
             f"{len(broken) - 1} others. Try loop.precision no or a lower loop.learning_rate."
         )
     scores = [
@@ -94,7 +94,7 @@ def score_images(
     ]
     if surface:
         scores = [score | distance for score, distance in zip(scores, distances, strict=True)]
-    return sorted(gather_object(scores), key=lambda score: score["key"])
+    return gather_by_index((score["key"], score) for score in scores)
 
 
 def _comparisons(probability: Tensor, batch: Batch, fit: Fit) -> Iterator[tuple[Tensor, Tensor, slice]]:

@@ -29,10 +29,10 @@ from functools import lru_cache
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mgcc_dist.common.distributed import gather_by_index
 from mgcc_dist.data.loader import EvalLoader
 from mgcc_dist.evaluation.statistics import grouped_permutation
 
@@ -81,7 +81,7 @@ def extract_spectra(loader: EvalLoader, accelerator: Accelerator) -> Array:
     for batch in loader.batches():
         spectra = radial_log_spectrum(batch.to(accelerator.device).images)
         rows += list(zip(batch.offsets.tolist(), spectra.double().cpu().numpy(), strict=True))
-    return np.stack([spectrum for _, spectrum in sorted(gather_object(rows), key=lambda row: row[0])])
+    return np.stack(gather_by_index(rows))
 
 
 def spectral_distance(first: Array, second: Array) -> float:

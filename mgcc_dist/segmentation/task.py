@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import ConcatDataset, Subset
 
 from mgcc_dist.common.distributed import raise_on_all_ranks
@@ -121,8 +121,8 @@ class SegmentationTask:
         steps = total_steps(config.loop, self.loader, batches)
         method.check_length(steps * batches * config.data.batch_labeled)
         by_shard = config.data.shard_window is not None
-        validation = self._evaluation(labeled_subset(data, split.validation, "validation", by_shard), accelerator)
-        self.validation = CachedBatches(validation, accelerator.device)
+        validation = labeled_subset(data, split.validation, "validation", by_shard)
+        self.validation = CachedBatches(self._evaluation(validation, accelerator, in_step=True), accelerator.device)
         self.external = [
             (folder, CachedBatches(self._evaluation(folder, accelerator), accelerator.device))
             for folder in (self._open_other(folder, "external") for folder in config.data.external)
@@ -164,12 +164,13 @@ class SegmentationTask:
 
     def validate(self, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """Mean validation scores under the corrected protocol (evaluation/metrics.py)."""
-        network = _as_method(module).predictor()
-        images = score_images(network, self.validation, accelerator, surface=False, fit=self.config.data.fit)
+        images = score_images(
+            self.network(module), self.validation, accelerator, surface=False, fit=self.config.data.fit
+        )
         return summarize(images)["corrected"]
 
-    def weights(self, module: nn.Module) -> dict[str, Tensor]:
-        return _as_method(module).predictor().state_dict()
+    def network(self, module: nn.Module) -> nn.Module:
+        return _as_method(module).predictor()
 
     def header(self) -> dict[str, Any]:
         network = with_architecture(self.config.network, self.module)
@@ -256,7 +257,7 @@ class SegmentationTask:
             )
         return other
 
-    def _evaluation(self, source: SampleDataset, accelerator: Accelerator) -> EvalLoader:
+    def _evaluation(self, source: SampleDataset, accelerator: Accelerator, in_step: bool = False) -> EvalLoader:
         data = self.config.data
         return EvalLoader(
             source,
@@ -266,6 +267,7 @@ class SegmentationTask:
             world=accelerator.num_processes,
             workers=data.workers,
             fit=data.fit,
+            in_step=in_step,
         )
 
 

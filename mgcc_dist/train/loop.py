@@ -15,8 +15,8 @@ sums.
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import closing, nullcontext
 from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -75,10 +75,13 @@ class Task(Protocol):
         """Update what follows the weights, such as a mean teacher. Called after every optimizer step."""
 
     def validate(self, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:
-        """Return metrics of `module` (`self.module` or a copy of it), equal on all ranks. Collective."""
+        """Return metrics of `module` (`self.module` or a copy of it), equal on all ranks. Collective.
 
-    def weights(self, module: nn.Module) -> dict[str, Tensor]:
-        """Return the state dict to save in `best/` and `last/`."""
+        All ranks call `module` equally often, because a sharded one gathers its weights in each call.
+        """
+
+    def network(self, module: nn.Module) -> nn.Module:
+        """Return the part of `module` whose state dict is saved in `best/` and `last/`."""
 
     def header(self) -> dict[str, Any]:
         """Return metadata for the headers of these files; step and metrics are added."""
@@ -205,12 +208,13 @@ def fit(
             if last or int(epoch / config.validate_every) > int(progress.epoch / config.validate_every):
                 _require_finite_weights(task.name, state.step, weights)
                 heartbeat.at(state.step, "validating")
-                with step_times.paused(), _full_module(weights, ema) as module_to_save:
+                with step_times.paused(), ema.applied() if ema else nullcontext():
+                    module_to_save = weights.evaluation_module()
                     scores = _validate(task, module_to_save, accelerator)
                     metrics.write("validation", state.step, epoch, scores)
                     if _is_better(task, scores, state.best):
                         state.best = {"step": state.step, "epoch": round(epoch, 4), **scores}
-                        _export(task, module_to_save, folder / "best", state.best, accelerator)
+                        _export(task, weights, module_to_save, folder / "best", state.best, accelerator)
 
             # --- checkpoint, stop
             stopped = stop.received_on_any_rank()
@@ -229,8 +233,8 @@ def fit(
     if state.step < total:
         logger.info("%s: stopped by a signal at step %d. Rerun the same command to resume.", task.name, state.step)
         raise SystemExit(EXIT_STOPPED)
-    with _full_module(weights, ema) as module_to_save:
-        _export(task, module_to_save, folder / "last", {"step": state.step}, accelerator)
+    with ema.applied() if ema else nullcontext():
+        _export(task, weights, weights.evaluation_module(), folder / "last", {"step": state.step}, accelerator)
     release(accelerator)
     return state
 
@@ -324,13 +328,6 @@ def _clip(module: nn.Module, optimizer: torch.optim.Optimizer, norm: float, acce
         nn.utils.clip_grad_norm_(group["params"], norm)
 
 
-@contextmanager
-def _full_module(weights: Weights, ema: Ema | None) -> Iterator[nn.Module]:
-    """Yield the module to validate and save: all of its weights, averaged if there is an EMA. Collective."""
-    with ema.applied() if ema else nullcontext(), weights.full_module() as module:
-        yield module
-
-
 def _validate(task: Task, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:
     was_training = module.training
     module.eval()
@@ -347,10 +344,13 @@ def _is_better(task: Task, scores: dict[str, float], best: dict[str, float]) -> 
     return difference > 0 if task.best_is_higher else difference < 0
 
 
-def _export(task: Task, module: nn.Module, folder: Path, metrics: dict[str, float], accelerator: Accelerator) -> None:
+def _export(
+    task: Task, weights: Weights, module: nn.Module, folder: Path, metrics: dict[str, float], accelerator: Accelerator
+) -> None:
+    state = weights.state_dict(task.network(module))
     with raise_on_all_ranks():
         if accelerator.is_main_process:
-            save_weights(task.weights(module), folder / "model.safetensors", task.header() | metrics)
+            save_weights(state, folder / "model.safetensors", task.header() | metrics)
 
 
 def _require_finite(name: str, step: int, losses: dict[str, float]) -> None:

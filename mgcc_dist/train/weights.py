@@ -1,13 +1,14 @@
 """The trained weights, complete on every rank or in shards of DeepSpeed or FSDP2.
 
 Under ZeRO each rank's optimizer holds a shard of the fp32 weights; the module itself may be bf16 (any stage) or sharded
-too (stage 3). Under FSDP2 the module's parameters are fp32 shards. So averages and checks work on shards, and
-validation and export use a full fp32 copy that is gathered parameter by parameter and freed afterwards.
+too (stage 3). Under FSDP2 the module's parameters are fp32 shards. So averages and checks work on shards. Validation
+gathers each fp32 parameter when its layer runs, and frees it afterwards. Export gathers one parameter at a time, and
+only rank 0 keeps them, in CPU memory.
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -42,6 +43,29 @@ def meta_copy(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, empty)
 
 
+class _GatheredOnRead(dict[str, nn.Parameter | None]):
+    """Parameters of a layer that are sharded: its code reads the full tensor, which lives as long as it is in use.
+
+    Iterating (`parameters()`) gives placeholders that have shape, dtype and device, take no memory and are NaN.
+    """
+
+    def __init__(
+        self, placeholders: Mapping[str, nn.Parameter | None], gather: Callable[[nn.Parameter], Tensor]
+    ) -> None:
+        super().__init__(placeholders)
+        self._gather = gather
+
+    def __getitem__(self, name: str) -> Any:
+        placeholder = super().__getitem__(name)
+        return None if placeholder is None else self._gather(placeholder)
+
+
+def gather_on_read(module: nn.Module, gather: Callable[[nn.Parameter], Tensor]) -> None:
+    """Make the layers of `module` read `gather(parameter)` instead of their parameters."""
+    for layer in module.modules():
+        layer._parameters = _GatheredOnRead(layer._parameters, gather)
+
+
 class Weights:
     """Weights of a module that `accelerator` has prepared together with `optimizer`.
 
@@ -56,6 +80,7 @@ class Weights:
         self._stage = zero_stage(accelerator)
         self._accelerator = accelerator
         self._fsdp = is_fsdp(accelerator)
+        self._sources: dict[int, nn.Parameter] = {}
         self.shards: list[Tensor] = _shards(module, optimizer, self._stage)
         """fp32: the trained parameters, or this rank's part of them"""
 
@@ -85,41 +110,72 @@ class Weights:
         not_finite = sum((~shard.isfinite()).any().float() for shard in self.shards)
         return self._accelerator.reduce(torch.as_tensor(not_finite).to(self._accelerator.device)).item() == 0
 
-    @contextmanager
-    def full_module(self) -> Iterator[nn.Module]:
-        """Yield the module with all of its weights and rank 0's buffers, on all ranks; not to be trained. Collective.
+    def evaluation_module(self) -> nn.Module:
+        """Return the module with the full fp32 weights and rank 0's buffers, not to be trained. Collective.
 
-        Without shards this is the module itself; with shards an fp32 copy, which takes 4 bytes per parameter.
+        Without shards this is the module itself. With shards it is a copy whose layers gather their parameters at each
+        call, so all ranks must call it equally often.
         """
-        gather = self._gathered_from_fsdp if self._fsdp else self._gathered
-        module = gather() if self.sharded else self._module
+        module = self._unsharded_copy() if self.sharded else self._module
         broadcast(list(module.buffers()))  # each rank's BatchNorm has statistics of its own images
-        yield module
+        return module
+
+    def state_dict(self, network: nn.Module) -> dict[str, Tensor]:
+        """Return the state dict of `network`, a part of the `evaluation_module`. Collective.
+
+        With shards only the main process gets it, in CPU memory; the others get {}.
+        """
+        if not self.sharded:
+            return network.state_dict()
+        state = {}
+        for name, tensor in network.state_dict(keep_vars=True).items():
+            full = self._gather(tensor) if isinstance(tensor, nn.Parameter) else tensor
+            if self._accelerator.is_main_process:
+                state[name] = full.detach().cpu()
+        return state
 
     @torch.no_grad()
-    def _gathered(self) -> nn.Module:
+    def _unsharded_copy(self) -> nn.Module:
+        device = self._accelerator.device
+        placeholders = {
+            id(parameter): nn.Parameter(
+                torch.full((), torch.nan, dtype=parameter.dtype, device=device).expand(parameter.shape), False
+            )
+            for parameter in self._template.parameters()
+        }
+        buffers = {
+            id(empty): buffer.to(empty.dtype, copy=True)
+            for empty, buffer in zip(self._template.buffers(), self._module.buffers(), strict=True)
+        }
+        module = copy.deepcopy(self._template, placeholders | buffers)
+        self._sources = {
+            id(placeholder): source
+            for placeholder, source in zip(placeholders.values(), self._module.parameters(), strict=True)
+        }
+        gather_on_read(module, self._gather)
+        return module
+
+    @torch.no_grad()
+    def _gather(self, placeholder: nn.Parameter) -> Tensor:
+        """Return the full parameter that `placeholder` stands for. Collective."""
+        source = self._sources[id(placeholder)]
+        if isinstance(source, DTensor):
+            full = source.full_tensor()
+        elif self._stage and source.requires_grad:
+            from deepspeed.utils import safe_get_full_fp32_param
+
+            full = safe_get_full_fp32_param(source)
+        else:  # DeepSpeed's optimizer has no copy of it
+            full = self._gather_untrained(source)
+        return full.to(placeholder)
+
+    def _gather_untrained(self, source: nn.Parameter) -> Tensor:
+        if self._stage != 3:
+            return source
         from deepspeed.runtime.zero import GatheredParameters
-        from deepspeed.utils import safe_get_full_fp32_param
 
-        full = copy.deepcopy(self._template).to_empty(device=self._accelerator.device)
-        for target, source in zip(full.parameters(), self._module.parameters(), strict=True):
-            if source.requires_grad:
-                target.copy_(safe_get_full_fp32_param(source))
-            else:  # the optimizer has no copy of it
-                with GatheredParameters([source]) if self._stage == 3 else nullcontext():
-                    target.copy_(source)
-        for copied, buffer in zip(full.buffers(), self._module.buffers(), strict=True):
-            copied.copy_(buffer)
-        return full
-
-    @torch.no_grad()
-    def _gathered_from_fsdp(self) -> nn.Module:
-        full = copy.deepcopy(self._template).to_empty(device=self._accelerator.device)
-        for target, source in zip(full.parameters(), self._module.parameters(), strict=True):
-            target.copy_(source.full_tensor() if isinstance(source, DTensor) else source)
-        for copied, buffer in zip(full.buffers(), self._module.buffers(), strict=True):
-            copied.copy_(buffer)
-        return full
+        with GatheredParameters([source]):
+            return source.clone()
 
 
 @torch.no_grad()  # in which `to_local` returns the shard itself

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from in_memory_dataset import SIZE, InMemoryDataset
 from torch.utils.data import ConcatDataset
 
+from mgcc_dist.common.distributed import gather_by_index
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.augment import symmetry
 from mgcc_dist.data.loader import Batch, EvalLoader, ImageTrainLoader, StreamOffsets
+from mgcc_dist.data.order import evaluation_batches
 
 few = settings(deadline=None, derandomize=True, max_examples=30)
 
@@ -329,6 +331,23 @@ def test_evaluation_loads_each_sample_exactly_once(world, count, batch):
             assert all(index % world == rank for index in loaded.offsets.tolist())
             seen += loaded.keys
     assert sorted(seen) == sorted(f"l{i}" for i in range(count))
+
+
+@pytest.mark.parametrize(("size", "batch"), [(1, 4), (7, 2), (8, 4), (9, 4), (2, 1)])
+def test_ranks_in_step_have_equally_many_batches_and_repeat_single_images(size, batch):
+    for world in (1, 2, 3, 5):
+        by_rank = [evaluation_batches(size, batch, rank, world, in_step=True) for rank in range(world)]
+        assert len({len(batches) for batches in by_rank}) == 1
+        for rank, batches in enumerate(by_rank):
+            once = evaluation_batches(size, batch, rank, world, in_step=False)
+            assert [list(indices) for indices in batches[: len(once)]] == [list(indices) for indices in once]
+            assert [len(indices) for indices in batches[len(once) :]] in ([], [1])
+        seen = [index for batches in by_rank for indices in batches for index in indices]
+        assert set(seen) == set(range(size))
+
+
+def test_of_an_image_that_two_ranks_scored_the_first_result_counts():
+    assert gather_by_index([(2, "c"), (0, "a"), (1, "b"), (0, "again")]) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

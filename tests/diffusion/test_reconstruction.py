@@ -103,7 +103,7 @@ def test_discriminator_and_autoencoder_each_learn_from_their_own_loss(vae, image
     assert of_vae == 0 < of_discriminator
 
     task = object.__new__(AutoencoderTask)
-    assert task.weights(module).keys() == vae.state_dict().keys()
+    assert task.network(module).state_dict().keys() == vae.state_dict().keys()
 
 
 def test_least_squares_losses_of_the_discriminator(vae, images):

@@ -37,7 +37,8 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"),
 ]
 
-NO_ASSESSMENT = ["--audit.enabled", "false", "--quality.enabled", "false"]
+# 13 validation images: four batches of two on rank 0 and three on rank 1, which must gather its layers in step.
+OPTIONS = ["--data.phantom", "42", "--audit.enabled", "false", "--quality.enabled", "false"]
 
 
 LDM = ["-m", "mgcc_dist.ldm"]
@@ -48,7 +49,7 @@ def run(
 ) -> subprocess.CompletedProcess:
     config = out.parent / "toy.yaml"
     config.write_text(toy_ldm.config(steps=4, checkpoint_every=2, samples=2))
-    return ranks.run(launcher, [*program, "--config", config, "--out", out, *NO_ASSESSMENT, *words], **variables)
+    return ranks.run(launcher, [*program, "--config", config, "--out", out, *OPTIONS, *words], **variables)
 
 
 def zero_options(stage: int, folder: Path, count: int = 2) -> list[str]:
@@ -142,7 +143,7 @@ def test_zero_resumes_on_another_number_of_ranks(two_ranks, one_rank):
     assert_same_exports(out / "denoiser", one_rank)
     assert not (out / "denoiser" / "checkpoints" / ".universal").exists()
     (out / "denoiser" / "result.json").unlink()
-    words = ["--config", str(out.parent / "toy.yaml"), "--out", str(out), *NO_ASSESSMENT]
+    words = ["--config", str(out.parent / "toy.yaml"), "--out", str(out), *OPTIONS]
     with pytest.raises(
         UserError,
         match=rf"was saved with ZeRO-{stage} and can't be loaded with full weights per rank\. Resume it with the same",
@@ -161,6 +162,16 @@ def test_fsdp2_on_two_ranks_trains_and_resumes_to_the_average_of_one_rank(tmp_pa
     assert done.returncode == 0, done.stderr[-3000:]
     assert "from step 2 of 4" in done.stderr
     assert_same_exports(out / "denoiser", one_rank)
+
+
+@pytest.mark.parametrize("kind", ["fsdp2", "zero3"])
+def test_validation_and_export_do_not_gather_the_network_on_every_rank(kind, tmp_path):
+    environment = fsdp_environment() if kind == "fsdp2" else launched_environment(zero_options(3, tmp_path))
+    printed = ranks.finish(ranks.forked(2), [Path(__file__).with_name("shard_memory.py")], **environment)
+    rows = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    first, second = sorted(rows, key=lambda row: row["rank"])
+    assert max(first["validation"], second["validation"], second["export"]) < 0.5 * first["network"]
+    assert first["export"] > 0.9 * first["network"], "only rank 0 holds the network"
 
 
 def launched(**settings):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from mgcc_dist.train.config import OPTIMIZERS, AdamConfig, AdamWConfig, LoopConf
 from mgcc_dist.train.ema import Ema
 from mgcc_dist.train.loop import _optimizer
 from mgcc_dist.train.metrics_logger import MetricsLogger, read_rows
+from mgcc_dist.train.weights import gather_on_read, meta_copy
 
 
 @pytest.fixture
@@ -92,6 +94,26 @@ def test_ema_follows_its_formula_and_restores_the_weights():
             torch.testing.assert_close(a.detach(), e)
         assert module[1].num_batches_tracked == 12
     assert all(map(torch.equal, before, trained))
+
+
+def test_a_layer_gathers_its_parameters_when_it_runs_and_frees_them():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 3))
+    copy, alive, most = meta_copy(network), [], []
+    sources = dict(zip(map(id, copy.parameters()), network.parameters(), strict=True))
+
+    def gather(placeholder):
+        full = sources[id(placeholder)].detach().clone()
+        alive.append(weakref.ref(full))
+        most.append(sum(each() is not None for each in alive))
+        return full
+
+    gather_on_read(copy, gather)
+    images = torch.rand(2, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(copy(images), network(images), rtol=0, atol=0)
+    assert len(alive) == 6
+    assert max(most) == 2  # weight and bias
+    assert [id(parameter) for parameter in copy.parameters()] == list(sources), "placeholders gather nothing"
 
 
 def test_a_resumed_logger_drops_rows_after_its_checkpoint_and_a_truncated_line(tmp_path, accelerator):
