@@ -1,6 +1,7 @@
 """Process groups: join them from any launcher, fail on all ranks at once, seed each step."""
 
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -103,18 +104,20 @@ def set_distributed_environment() -> None:
 
 
 def _first_host(nodes: str) -> str:
-    """Return the name of the first node of Slurm's `n[1-2]`, or its NodeAddr if the name does not resolve."""
-
-    def scontrol(*words: str) -> list[str]:
-        return subprocess.run(["scontrol", "show", *words], capture_output=True, text=True, check=True).stdout.split()
-
-    host = scontrol("hostnames", nodes)[0]
+    """Return the name of the first node of Slurm's `n[1-2]`, or its address if the name does not resolve."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
+    assert first is not None
+    host = re.sub(r"\[([^],-]+)[^]]*\]", r"\1", first.group())
     try:
         socket.getaddrinfo(host, None)
         return host
     except OSError:
-        shown = scontrol("node", host, "-o")
-        return next(word.removeprefix("NodeAddr=") for word in shown if word.startswith("NodeAddr="))
+        pass
+    try:
+        shown = subprocess.run(["scontrol", "show", "node", host, "-o"], capture_output=True, text=True, check=True)
+    except FileNotFoundError:  # in a container; the first node runs the batch script, which starts srun
+        return os.environ["SLURM_LAUNCH_NODE_IPADDR"]
+    return next(word.removeprefix("NodeAddr=") for word in shown.stdout.split() if word.startswith("NodeAddr="))
 
 
 def describe(accelerator: Accelerator) -> str:

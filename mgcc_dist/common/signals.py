@@ -1,5 +1,6 @@
 """Stop on a signal: all ranks learn of it and stop after the same step."""
 
+import os
 import signal
 from types import FrameType
 
@@ -12,8 +13,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 class StopSignal:
     """Context that records SIGTERM, SIGINT (Ctrl-C) and SIGUSR2 (Slurm's warning) instead of acting on them.
 
-    A second SIGINT or SIGTERM has its default effect, so pressing Ctrl-C twice ends the process. SIGUSR2 comes from the
-    scheduler, which may repeat it while the run saves a checkpoint.
+    A second SIGINT or SIGTERM has its default effect, so pressing Ctrl-C twice ends the process. SIGUSR2, and SIGTERM in
+    a Slurm job, come from the scheduler and may be repeated while the run saves a checkpoint: Slurm signals all
+    processes of a job step, and a container's runtime forwards what it receives.
     """
 
     def __init__(self) -> None:
@@ -42,5 +44,6 @@ class StopSignal:
 
     def _record(self, number: int, _frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
-        if number != signal.SIGUSR2:
+        is_repeatable = number == signal.SIGUSR2 or (number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ)
+        if not is_repeatable:
             signal.signal(number, signal.SIG_DFL)
