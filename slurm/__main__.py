@@ -1,5 +1,6 @@
 """Run a sweep on a Slurm cluster: submit it, show its status, resume failed runs.
 
+    mgcc slurm doctor --cluster-file mine.yaml
     mgcc slurm submit table_1 --dry-run
     mgcc slurm submit table_1 --cluster-file one_gpu_partition
     mgcc slurm submit my_sweep.yaml --datasets BUSI --seeds 1
@@ -15,14 +16,16 @@ Finished, running and pending runs are not submitted again. docs/how-to/cluster.
 import logging
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 from mgcc_dist.common.errors import UserError, run_program
 from mgcc_dist.common.options import argument, flag
 from mgcc_dist.common.program import Command, Program
-from mgcc_dist.common.value_types import FileOrName, Name, PositiveFloat, PositiveInt
+from mgcc_dist.common.value_types import FileOrName, FolderPath, Name, PositiveFloat, PositiveInt
 from mgcc_dist.slurm import cluster, job_graph, resources, status
 from mgcc_dist.slurm.job_graph import REPORT, Task
 from mgcc_dist.slurm.status import Registry
@@ -32,7 +35,7 @@ from mgcc_dist.sweep.selection import SelectionOptions, SweepOptions
 logger = logging.getLogger("mgcc_dist.slurm")
 
 EXIT_FAILED = 1
-"""exit code if a task of the sweep has failed"""
+"""exit code if a task of the sweep, or a check of `doctor`, has failed"""
 EXIT_STOPPED = 130
 """exit code after Ctrl-C or `cancel` of a sweep on this machine"""
 
@@ -61,6 +64,18 @@ class StatusConfig(SelectionOptions):
 class LogsConfig(SweepOptions):
     run: Name = argument(positional=True)
     """the beginning of the task's name in `status`"""
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    cluster_file: FileOrName | None = None
+    """YAML file of resources, or the name of a file in slurm/clusters; none: the site's defaults"""
+    preset: FileOrName = "mgcc_busi"
+    """preset of `mgcc segment` whose resources are requested as far as the cluster file has no others"""
+    folder: FolderPath = Path()
+    """folder that this machine and the nodes share, such as the `out` of a sweep"""
+    wait: PositiveFloat = 5.0
+    """minutes after which a test job that has not started is cancelled"""
 
 
 def start(config: SubmitConfig, retry_failed: bool) -> None:
@@ -107,6 +122,8 @@ def _start(config: SubmitConfig, retry_failed: bool, sweep: Sweep) -> None:
     count = len(selected)
     if registry.cluster != "debug":
         selected = job_graph.pack_runs(selected)
+    if registry.cluster == "slurm":
+        submit.check_containers(selected)
     if config.dry_run:
         waiting = [each.task.name for each in statuses if each.state in ("pending", "running")]
         jobs = job_graph.build_jobs(selected, waiting, max_array_size, sweep.name)
@@ -199,6 +216,19 @@ def make_report(config: SelectionOptions) -> None:
     sys.exit(subprocess.run([sys.executable, *report.command, *words], check=False).returncode)
 
 
+def diagnose(config: DoctorConfig) -> None:
+    """Print what works of a cluster; exit with code 1 if a check fails."""
+    from mgcc_dist.slurm import doctor  # needs submitit
+
+    states = Counter[str]()
+    for check in doctor.examine(config.cluster_file, config.preset, config.folder, config.wait):
+        print(doctor.format_check(check), flush=True)
+        states[check.state] += 1
+    print(f"doctor: {', '.join(f'{count} {state}' for state, count in states.items())}")
+    if states["failed"]:
+        sys.exit(EXIT_FAILED)
+
+
 def _tasks(sweep: Sweep, registry: Registry) -> list[Task]:
     name = registry.cluster_file
     return job_graph.build_tasks(sweep, resources.load_cluster_file(name) if name else {}, name or "")
@@ -208,6 +238,7 @@ PROGRAM = Program(
     "slurm",
     __doc__,
     commands={
+        "doctor": Command(DoctorConfig, diagnose, "check a cluster file, the site and a node by one short job"),
         "submit": Command(
             SubmitConfig,
             partial(start, retry_failed=False),

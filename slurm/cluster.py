@@ -1,7 +1,6 @@
 """Query Slurm and control jobs with its command-line tools."""
 
 import os
-import re
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ class QueueEntry:
 
 def queue() -> dict[str, QueueEntry]:
     """Return this user's jobs in the queue by id, one entry per array task: "12", "13_0"."""
-    lines = _run("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%N|%r").splitlines()
+    lines = run("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%N|%r").splitlines()
     rows = (line.split("|") for line in lines)
     return {job: QueueEntry(state, node, reason) for job, state, node, reason in rows}
 
@@ -37,7 +36,7 @@ def final_states(jobs: Iterable[str]) -> dict[str, str]:
         return {}
     job_ids = ",".join(sorted({job.partition("_")[0] for job in jobs}))
     try:
-        text = _run("sacct", "--noheader", "--allocations", "--parsable2", "-o", "JobID,State", "-j", job_ids)
+        text = run("sacct", "--noheader", "--allocations", "--parsable2", "-o", "JobID,State", "-j", job_ids)
     except UserError:
         return {}
     return dict(line.split("|") for line in text.splitlines() if "|" in line)
@@ -45,12 +44,7 @@ def final_states(jobs: Iterable[str]) -> dict[str, str]:
 
 def cancel(jobs: list[str]) -> None:
     """Cancel pending and running jobs."""
-    _run("scancel", *jobs)
-
-
-def requeue(job: str) -> None:
-    """Put a running job back into the queue."""
-    _run("scontrol", "requeue", job)
+    run("scancel", *jobs)
 
 
 def restart_count() -> int:
@@ -58,35 +52,42 @@ def restart_count() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT", 0))
 
 
-def is_this_job_running() -> bool:
-    """Return whether this process is in a Slurm job that is neither ending (scancel, time limit) nor requeued."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if not job or os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
-        return False
-    return "JobState=RUNNING" in _run("scontrol", "show", "job", "-o", job)
+def settings() -> dict[str, str]:
+    """Return slurm.conf as the controller has it."""
+    lines = (line.partition("=") for line in run("scontrol", "show", "config").splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}
 
 
 def max_array_size() -> int:
     """Return the largest number of tasks that the site allows in a job array."""
-    match = re.search(r"MaxArraySize\s*=\s*(\d+)", _run("scontrol", "show", "config"))
-    return int(match.group(1)) if match else DEFAULT_MAX_ARRAY_SIZE
+    return int(settings().get("MaxArraySize", DEFAULT_MAX_ARRAY_SIZE))
 
 
-def check_partition(requested: Resources) -> None:
-    """Raise UserError if the partition does not exist or its time limit is below the requested time."""
-    lines = [_parse_pairs(line) for line in _run("scontrol", "show", "partition", "-o").splitlines()]
-    partitions = {pairs["PartitionName"]: pairs for pairs in lines}
-    known = ", ".join(partitions)
-    default = next((name for name, pairs in partitions.items() if pairs.get("Default") == "YES"), None)
+def partitions() -> dict[str, dict[str, str]]:
+    """Return what `scontrol show partition` says about each partition."""
+    lines = [_parse_pairs(line) for line in run("scontrol", "show", "partition", "-o").splitlines()]
+    return {pairs["PartitionName"]: pairs for pairs in lines}
+
+
+def check_partition(requested: Resources) -> list[str]:
+    """Return the partitions that a job goes to.
+
+    Raises:
+        UserError: a partition does not exist or its time limit is below the requested time.
+    """
+    existing = partitions()
+    known = ", ".join(existing)
+    default = next((name for name, pairs in existing.items() if pairs.get("Default") == "YES"), None)
     names = requested.partition or default
     if names is None:
         raise UserError(f"partition: this cluster has no default. Set one of {known} in a cluster file.")
     for name in names.split(","):
-        if name not in partitions:
+        if name not in existing:
             raise UserError(f"partition: {name!r} does not exist. Choose from: {known}.")
-        limit = partitions[name].get("MaxTime", "UNLIMITED")
+        limit = existing[name].get("MaxTime", "UNLIMITED")
         if limit != "UNLIMITED" and requested.minutes > to_minutes(limit):
             raise UserError(f"time: {requested.time} exceeds the limit {limit} of partition {name}")
+    return names.split(",")
 
 
 def check_accepted(requested: Resources) -> None:
@@ -106,7 +107,7 @@ def is_local_job_running(pid: str) -> bool:
         return False
 
 
-def _run(*command: str) -> str:
+def run(*command: str) -> str:
     """Run a Slurm command and return its standard output.
 
     Raises:

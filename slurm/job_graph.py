@@ -44,6 +44,8 @@ class Task:
     """what the command starts, if its config is in a file"""
     config_file: Path | None = None
     """file in the command, written by `write_configs`"""
+    base: Any = None
+    """config that the command changes, if it does not come from a source"""
     packed: tuple["Task", ...] = ()
     """runs that share this task's GPU; the task then has no command of its own"""
 
@@ -56,6 +58,11 @@ class Task:
     def readable_command(self) -> list[str]:
         """The command as a person would type it, without a config file."""
         return self.source.command() if self.source else self.command
+
+    @property
+    def config(self) -> Any:
+        """The config of its program, which names the files that it reads; None if it has none."""
+        return self.source.config if self.source else self.base
 
     @property
     def run(self) -> SweepRun | None:
@@ -141,6 +148,7 @@ def build_tasks(sweep: Sweep, cluster: dict[str, Any], cluster_name: str) -> lis
                         program_defaults("segment", search.preset), f"{sweep.path}: search", search.resources
                     ),
                     depends_on=_prepared(search.needs),
+                    base=search.base,
                 )
             )
     if not sweep.runs:

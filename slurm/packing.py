@@ -8,10 +8,8 @@ from pathlib import Path
 from types import FrameType
 
 from submitit import JobEnvironment
-from submitit.helpers import DelayedSubmission
 
 from mgcc_dist.common.errors import EXIT_STOPPED, EXIT_USER_ERROR
-from mgcc_dist.slurm import cluster
 from mgcc_dist.slurm.worker import (
     PREEMPTION_SIGNALS,
     Program,
@@ -25,7 +23,7 @@ EXIT_FAILED = 1
 
 
 class PackedPrograms:
-    """Programs that run at the same time, as a submitit callable; a requeued job resumes the unfinished ones.
+    """Programs that run at the same time, as a submitit callable; a requeued job starts the unfinished ones.
 
     If a program fails, the others continue, and the task fails once all have ended. On a preemption signal each program
     receives one SIGINT. Only one, because Slurm may also have signalled all processes of the task, and a second signal
@@ -38,7 +36,6 @@ class PackedPrograms:
         self.logs = logs
 
     def __call__(self) -> None:
-        requeue = signal.getsignal(signal.SIGUSR2)  # submitit's handler
         job = JobEnvironment().job_id
         processes: dict[str, subprocess.Popen] = {}
         signalled = set[str]()
@@ -76,13 +73,8 @@ class PackedPrograms:
                 give_up(program.folder)
             elif is_preempted and code is not None and (code == EXIT_STOPPED or code < 0):
                 undo_attempt(program.folder)
-        if is_preempted and self.unfinished() and callable(requeue) and cluster.is_this_job_running():
-            requeue(signal.SIGUSR2, None)  # exits this process
         if missing:
             sys.exit(EXIT_STOPPED if is_preempted else EXIT_FAILED)
-
-    def checkpoint(self) -> DelayedSubmission:
-        return DelayedSubmission(self)
 
     def unfinished(self) -> list[Program]:
         """Return the programs that another start of the job would run."""

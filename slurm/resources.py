@@ -15,6 +15,7 @@ import yaml
 from mgcc_dist.common.config import CONFIGS, read_yaml
 from mgcc_dist.common.errors import UserError, did_you_mean
 from mgcc_dist.common.presets import base_names
+from mgcc_dist.slurm.container import Container, read_container
 
 SLURM_FOLDER = Path(__file__).parent
 ON_EVERY_NODE = 'srun --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES"'
@@ -23,6 +24,7 @@ GPUS = re.compile(r"([\w.-]+:)?\d+")
 GPU_GRES = re.compile(r"\bgpu(?::[a-zA-Z][\w.-]*)?(?::(\d+))?(?=,|\(|$)")
 """GPUs among generic resources; a count that is missing is 1"""
 TMPDIR = "mgcc-$SLURM_JOB_ID"
+BATCH_SIGNALS = ("USR2", "TERM")
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Resources:
     scratch: str | None = None
     """folder on the nodes' own disks, such as /local/$USER: every node gets a new folder in it, the job's TMPDIR,
     which is removed after the job"""
+    container: Container | None = None
+    """container in which the programs run; the lines of `setup` and `node_setup` run outside"""
     srun_args: list[str] = field(default_factory=list)
     """further options of srun, with the dashes: ["--mpi=none"]"""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -98,7 +102,7 @@ class Resources:
             "wckey": self.wckey,  # without one, submitit would send its own
             "signal_delay_s": self.signal_seconds,
             "array_parallelism": self.parallel,
-            "setup": self._setup_lines() or None,
+            "setup": self._setup_lines(),
             # If a rank dies, stop the others, which would wait for it until the time limit.
             # Since Slurm 22.05, srun does not inherit --cpus-per-task.
             "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={self.cpus}", *self.srun_args],
@@ -112,8 +116,12 @@ class Resources:
 
     def _setup_lines(self) -> list[str]:
         """Return the shell lines that start the batch script."""
-        lines = [f"module load {shlex.quote(module)} || exit" for module in self.modules]
+        # srun and its ranks receive these signals; bash has to wait for them and then requeue the job.
+        lines = [f"trap : {' '.join(BATCH_SIGNALS)}"]
+        lines += [f"module load {shlex.quote(module)} || exit" for module in self.modules]
         lines += [f"export {key}={shlex.quote(value)}" for key, value in sorted(self.environment.items())]
+        if self.container:
+            lines.append("export PYTHONNOUSERSITE=1")  # not the packages in ~/.local, which are for another Python
         if self.scratch:
             lines += [
                 f'export TMPDIR="{self.scratch}/{TMPDIR}"',
@@ -166,6 +174,7 @@ class Resources:
             f"gres {self.gres}" if self.gres else gpus,
         ]
         words += [f"{self.memory_gb:g} GB"] if self.memory_gb else []
+        words += [f"in {self.container.image} ({self.container.runtime})"] if self.container else []
         words += [self.time, *(f"{key} {value}" for key in named if (value := getattr(self, key)))]
         return ", ".join(words)
 
@@ -178,6 +187,7 @@ ACCEPTED_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     str(float | None): ((int, float, type(None)), "a number"),
     str(dict[str, str]): ((dict,), "a mapping"),
     str(dict[str, Any]): ((dict,), "a mapping"),
+    str(Container | None): ((dict, type(None)), "a mapping or null"),
     str(list[str]): ((list,), "a list"),
 }
 
@@ -196,8 +206,11 @@ def merge_resources(layers: Iterable[tuple[str, dict[str, Any]]]) -> Resources:
                 known = f"Known resources: {', '.join(FIELDS)}."
                 raise UserError(f"{source}: unknown resource {key!r}.{did_you_mean(key, FIELDS)} {known}")
             _check(source, key, value)
-            values[key] = values.get(key, {}) | value if isinstance(value, dict) else value
+            values[key] = (values.get(key) or {}) | value if isinstance(value, dict) else value
     values["environment"] = {name: str(value) for name, value in values.get("environment", {}).items()}
+    if values.get("container"):
+        source = next(source for source, keys in reversed(layers) if keys.get("container"))
+        values["container"] = read_container(source, values["container"])
     merged = Resources(**values)
     if merged.runs_per_gpu > 1 and (merged.nodes > 1 or merged.tasks_per_node > 1 or merged.gpu_count > 1):
         source = next(source for source, keys in reversed(layers) if "runs_per_gpu" in keys)

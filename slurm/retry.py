@@ -1,8 +1,12 @@
-"""The last command of the batch script: `python -m mgcc_dist.slurm.retry CODE FOLDER`, with srun's exit code.
+"""Decide at a job's end whether to requeue it: `python -m mgcc_dist.slurm.retry CODE FOLDER`, with srun's exit code.
 
-Requeues a job that crashed (a killed rank, a failed GPU or network), so that it resumes from its last checkpoint, up to
-`attempts` times without progress. Starts that end before the program records them count as well. Jobs with invalid
-settings are not requeued, since they would fail again.
+Exits with 0 if the batch script should requeue the job, and with 1 otherwise. Runs where the programs ran, in their
+container too. The batch script calls scontrol itself, outside of the container: an image then needs no Slurm, no munge
+and no configuration of the site, whose versions would have to match.
+
+A job that was signalled is requeued. One that crashed (a killed rank, a failed GPU or network) is requeued up to
+`attempts` times without progress, and resumes from its last checkpoint. Starts that end before the program records
+them count as well. Jobs with invalid settings are not requeued, since they would fail again.
 """
 
 import sys
@@ -10,19 +14,16 @@ from pathlib import Path
 
 from submitit import JobEnvironment, SlurmJob
 
-from mgcc_dist.slurm import cluster
 from mgcc_dist.slurm.packing import PackedPrograms
 from mgcc_dist.slurm.worker import Program, is_attempt_recorded, read_attempts, record_attempt
 
 
-def main(code: int, folder: Path) -> None:
-    if code == 0 or not cluster.is_this_job_running():  # already requeued, or cancelled
-        return
-    job = JobEnvironment().job_id
-    submitted = SlurmJob(folder, job).submission().function
+def should_requeue(code: int, folder: Path) -> bool:
+    """Return whether another start of the current job can finish its programs."""
+    submitted = SlurmJob(folder, JobEnvironment().job_id).submission().function
     assert isinstance(submitted, (Program, PackedPrograms))
-    if [program for program in submitted.unfinished() if _has_attempts_left(program, code)]:
-        cluster.requeue(job)
+    have_attempts_left = [_has_attempts_left(program, code) for program in submitted.unfinished()]  # each says why
+    return any(have_attempts_left)
 
 
 def _has_attempts_left(program: Program, code: int) -> bool:
@@ -34,6 +35,9 @@ def _has_attempts_left(program: Program, code: int) -> bool:
     previous = read_attempts(program.folder)
     if previous.get("hopeless"):
         return False
+    if previous.get("signalled"):
+        print("slurm: stopped by a signal: requeued", file=sys.stderr)
+        return True
     retry = previous["attempts"] < program.max_attempts
     action = "requeued" if retry else "giving up. Fix the cause, then run `mgcc slurm resume SWEEP`."
     attempt = f"attempt {previous['attempts']} of {program.max_attempts} from step {previous['step']}"
@@ -42,4 +46,4 @@ def _has_attempts_left(program: Program, code: int) -> bool:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    sys.exit(not should_requeue(int(sys.argv[1]), Path(sys.argv[2])))

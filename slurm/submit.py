@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,9 +22,9 @@ from mgcc_dist.sweep.schema import slug
 
 try:
     import submitit
-    from submitit.helpers import clean_env, environment_variables
-    from submitit.slurm.slurm import _make_sbatch_string
+    from submitit.helpers import environment_variables
 
+    from mgcc_dist.slurm.batch import batch_parameters, batch_script, outside_job, python_words
     from mgcc_dist.slurm.packing import PackedPrograms
     from mgcc_dist.slurm.worker import ATTEMPTS_FILE, Program
 except ModuleNotFoundError as error:
@@ -69,6 +68,18 @@ def check_jobs(jobs: list[Job]) -> None:
         for requested in {repr(job.resources): job.resources for job in jobs}.values():
             cluster.check_partition(requested)
             cluster.check_accepted(requested)
+
+
+def check_containers(tasks: Iterable[Task]) -> None:
+    """Check the containers of tasks as far as this machine can.
+
+    Raises:
+        UserError: an image does not exist.
+    """
+    containers = {task.resources.container: None for task in tasks if task.resources.container}
+    warnings = {line: None for container in containers for line in container.check()}
+    for line in warnings:
+        logger.warning("slurm: %s", line)
 
 
 def submit_to_slurm(sweep: Sweep, tasks: list[Task], statuses: list[TaskStatus], registry: Registry) -> list[Job]:
@@ -136,61 +147,22 @@ def _remove(files: Iterable[Path], top: Path) -> None:
             folder.rmdir()
 
 
-@contextmanager
-def outside_job() -> Iterator[None]:
-    """Hide the variables of the job that this process runs in, if any. sbatch and srun would take them as options."""
-    if "SLURM_JOB_ID" not in os.environ:
-        yield
-        return
-    kept = {key: os.environ[key] for key in ("SLURM_CONF",) if key in os.environ}
-    with clean_env(), environment_variables(**kept):
-        yield
-
-
 def submit_job(job: Job, logs: Path, dependency: str | None) -> list[str]:
     """Submit one job or array with sbatch and return the id of each task.
 
     Raises:
         UserError: sbatch fails.
     """
-    parameters = batch_parameters(job, logs, dependency)
+    python = python_words(job, logs)
+    parameters = batch_parameters(job, logs, dependency, python)
     try:
-        executor = submitit.SlurmExecutor(logs, max_num_timeout=10_000)  # `attempts` limits the restarts instead
+        executor = submitit.SlurmExecutor(logs, python=python)
         executor.update_parameters(**parameters)
         with outside_job():
             submitted = executor.submit_array([make_program(task, logs) for task in job.tasks])
     except RuntimeError as error:  # the public base class of submitit's errors
         raise UserError(f"Slurm rejected {job.name}: {' '.join(str(error).split())}") from error
     return [each.job_id for each in submitted]
-
-
-def batch_parameters(job: Job, logs: Path, dependency: str | None) -> dict[str, Any]:
-    """Return the parameters of submitit's SlurmExecutor for a job.
-
-    Raises:
-        UserError: submitit would replace a part of the log folder's name.
-    """
-    if tag := next((tag for tag in ("%A", "%a", "%j", "%t") if tag in str(logs)), None):
-        raise UserError(f"out: submitit would replace {tag} in {logs}. Choose an output folder without {tag}.")
-    retry = f"{shlex.quote(sys.executable)} -m mgcc_dist.slurm.retry $code {shlex.quote(str(logs))}"
-    parameters = job.resources.executor_parameters()
-    parameters |= {"job_name": job.name, "teardown": ["code=$?", *job.resources.teardown_lines(), retry, "exit $code"]}
-    if dependency:
-        parameters["dependency"] = dependency
-    if "%" in str(logs):  # which Slurm expands in names of log files
-        job_id = "%A_%a" if len(job.tasks) > 1 else "%j"
-        pattern = f"{str(logs).replace('%', '%%')}/{job_id}_{{rank}}_log."
-        batch, ranks = pattern.format(rank="0"), pattern.format(rank="%t")
-        parameters["additional_parameters"] |= {"output": f"{batch}out", "error": f"{batch}err"}
-        parameters["srun_args"] += ["--output", f"{ranks}out", "--error", f"{ranks}err"]  # the last one counts
-    return parameters
-
-
-def batch_script(job: Job, logs: Path, dependency: str | None) -> str:
-    """Return the batch script that `submit_job` submits. Needs no Slurm, unlike submitit's executor."""
-    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(logs))}"
-    count = len(job.tasks) if len(job.tasks) > 1 else None
-    return _make_sbatch_string(command, logs, map_count=count, **batch_parameters(job, logs, dependency))
 
 
 def run_locally(tasks: list[Task], registry: Registry, parallel: int) -> list[Task]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import FrameType
 
 from submitit import JobEnvironment
-from submitit.helpers import DelayedSubmission
 
 from mgcc_dist.common.errors import EXIT_STOPPED, EXIT_USER_ERROR
 from mgcc_dist.common.files import read_json, write_json
@@ -19,11 +18,11 @@ PREEMPTION_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
 
 class Program:
-    """A program as a submitit callable: called on every rank, and requeued through `checkpoint` on rank 0.
+    """A program as a submitit callable, called on every rank.
 
     While the program trains, it handles preemption signals itself: it saves on all ranks and exits with EXIT_STOPPED.
     At any other time rank 0 exits at once; files are written by rename, so none is left half-written. In both cases
-    rank 0 then requeues the job, unless Slurm has already done so or is ending the job for good.
+    the batch script then requeues the job (`retry`), unless Slurm has already done so or is ending the job for good.
     """
 
     def __init__(self, command: list[str], folder: Path, output: Path, max_attempts: int) -> None:
@@ -34,15 +33,11 @@ class Program:
 
     def __call__(self) -> None:
         is_rank_0 = JobEnvironment().global_rank == 0
-        # submitit's handler; the other ranks keep it, where it does nothing
-        requeue = signal.getsignal(signal.SIGUSR2)
 
         def leave() -> None:
             for number in PREEMPTION_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
             undo_attempt(self.folder)
-            if callable(requeue) and cluster.is_this_job_running():
-                requeue(signal.SIGUSR2, None)  # exits this process
 
         def leave_at_once(number: int, _frame: FrameType | None) -> None:
             leave()
@@ -61,11 +56,9 @@ class Program:
                 give_up(self.folder)
             if is_rank_0 and exit.code == EXIT_STOPPED:
                 leave()
+            # srun ends the job step at the first exit code, which has to be that of rank 0.
             if is_rank_0 or exit.code != EXIT_STOPPED:
                 raise
-
-    def checkpoint(self) -> DelayedSubmission:
-        return DelayedSubmission(self)
 
     def unfinished(self) -> list["Program"]:
         """Return the programs that another start of the job would run."""
@@ -103,7 +96,7 @@ def is_attempt_recorded(folder: Path) -> bool:
 def read_attempts(folder: Path) -> dict[str, int]:
     """Return the number of starts without progress, their step, and the job's restarts before the last of them.
 
-    "hopeless" is set if another start cannot help.
+    "signalled" is set if the last start was preempted, "hopeless" if another start cannot help.
     """
     path = folder / ATTEMPTS_FILE
     return read_json(path) if path.is_file() else {"attempts": 0, "step": 0}
@@ -112,7 +105,7 @@ def read_attempts(folder: Path) -> dict[str, int]:
 def undo_attempt(folder: Path) -> None:
     """Subtract the current start from the count: a preemption is not a failure."""
     previous = read_attempts(folder)
-    write_json(folder / ATTEMPTS_FILE, previous | {"attempts": max(0, previous["attempts"] - 1)})
+    write_json(folder / ATTEMPTS_FILE, previous | {"attempts": max(0, previous["attempts"] - 1), "signalled": True})
 
 
 def give_up(folder: Path) -> None:

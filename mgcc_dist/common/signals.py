@@ -13,8 +13,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 class StopSignal:
     """Context that records SIGTERM, SIGINT (Ctrl-C) and SIGUSR2 (Slurm's warning) instead of acting on them.
 
-    A second SIGINT or SIGTERM has its default effect, so pressing Ctrl-C twice ends the process. SIGUSR2, and SIGTERM in
-    a Slurm job, come from the scheduler and may be repeated while the run saves a checkpoint: Slurm signals all
+    A second SIGINT or SIGTERM has its default effect, so pressing Ctrl-C twice ends the process. SIGUSR2, and SIGTERM
+    in a Slurm job, come from the scheduler and may be repeated while the run saves a checkpoint: Slurm signals all
     processes of a job step, and a container's runtime forwards what it receives.
     """
 

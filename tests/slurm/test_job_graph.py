@@ -14,7 +14,7 @@ from mgcc_dist.common.config import CONFIGS, resolve
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.identity import digest, identity
 from mgcc_dist.methods.segment_config import SegmentConfig
-from mgcc_dist.slurm import job_graph, resources, submit
+from mgcc_dist.slurm import batch, job_graph, resources, submit
 from mgcc_dist.slurm.job_graph import Job
 from mgcc_dist.sweep import runs as sweep_runs
 from mgcc_dist.sweep.expansion import read_sweep
@@ -157,7 +157,7 @@ def test_the_sbatch_script_matches_the_golden_file(tmp_path, fake_slurm):
     job = Job("tiny-runs-3", [task for task in tasks_of(write_sweep(tmp_path), **CLUSTER) if task.run])
     assert submit.submit_job(job, tmp_path / "jobs", "afterok:11:12") == [f"12_{index}" for index in range(6)]
     text = (tmp_path / "jobs" / "12_submission.sh").read_text()
-    assert submit.batch_script(job, tmp_path / "jobs", "afterok:11:12") == text  # what --dry-run shows
+    assert batch.batch_script(job, tmp_path / "jobs", "afterok:11:12") == text  # what --dry-run shows
     text = text.replace(str(tmp_path), "OUT").replace(sys.executable, "PYTHON")
     assert text == (GOLDEN / "array.sbatch").read_text()
     # `sbatch --test-only` checks the same options that the script sets.
@@ -211,7 +211,7 @@ def test_gpus_of_a_type_are_counted():
 
 def test_gres_replaces_gpus_and_no_wckey_is_sent_by_default(tmp_path):
     run = tasks_of(write_sweep(tmp_path), gres="gpu:a100:1", gpus=1)[0]
-    script = submit.batch_script(Job("x", [run]), tmp_path / "jobs", None)
+    script = batch.batch_script(Job("x", [run]), tmp_path / "jobs", None)
     assert "#SBATCH --gres=gpu:a100:1" in script
     assert "gpus-per-node" not in script
     assert "wckey" not in script

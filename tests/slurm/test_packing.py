@@ -12,7 +12,7 @@ from sweep_files import write_ready_sweep, write_sweep
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.shards import main as shards
-from mgcc_dist.slurm import cluster, job_graph, resources, status, submit
+from mgcc_dist.slurm import job_graph, resources, status, submit
 from mgcc_dist.slurm.packing import PackedPrograms
 from mgcc_dist.slurm.status import Registry
 from mgcc_dist.slurm.worker import Program, read_attempts
@@ -42,7 +42,7 @@ else:
 
 @pytest.fixture
 def packed(tmp_path, monkeypatch):
-    """Three programs packed in one task of a submitit job, and the signals with which submitit's handler was called."""
+    """Three programs packed in one task of a submitit job."""
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
     monkeypatch.setenv("SUBMITIT_LOCAL_JOB_ID", "7")
     programs = {}
@@ -51,11 +51,8 @@ def packed(tmp_path, monkeypatch):
         arguments = [str(tmp_path / f"{name}.py"), str(tmp_path / name / "result.json"), str(tmp_path / "signalled")]
         (tmp_path / name).mkdir()
         programs[name] = Program(arguments, tmp_path / name, tmp_path / name / "result.json", max_attempts=2)
-    requeued = []
     before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGUSR2, lambda number, frame: requeued.append(number))
-    monkeypatch.setattr(cluster, "is_this_job_running", lambda: True)
-    yield PackedPrograms(programs, tmp_path), requeued
+    yield PackedPrograms(programs, tmp_path)
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -74,21 +71,20 @@ def send_when_ready(ready, number):
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
 def test_a_signal_stops_each_run_once_and_a_requeue_resumes_the_unfinished_ones(packed, tmp_path, number):
-    task, requeued = packed
+    task = packed
     send_when_ready(tmp_path / "signalled.ready", number)
     with pytest.raises(SystemExit):
         task()
-    assert requeued == [signal.SIGUSR2]
     assert task.unfinished() == [task.programs["fails"], task.programs["trains"]]
     assert (tmp_path / "signalled").read_text() == "SIGINT"
     assert (tmp_path / "done" / "result.json").is_file()
     assert not (tmp_path / "trains" / "result.json").is_file()
-    assert read_attempts(tmp_path / "trains")["attempts"] == 0  # a preemption does not count
+    attempts = read_attempts(tmp_path / "trains")
+    assert (attempts["attempts"], attempts["signalled"]) == (0, True)  # a preemption does not count
 
     with pytest.raises(SystemExit):
         task()
     assert (tmp_path / "trains" / "result.json").is_file()
-    assert requeued == [signal.SIGUSR2]
     logs = {path.name: path.read_text() for path in tmp_path.glob("7_*_log.*")}
     assert logs["7_done_log.out"] == "done\n"  # started once
     assert "run failed" in logs["7_fails_log.err"]
@@ -96,7 +92,7 @@ def test_a_signal_stops_each_run_once_and_a_requeue_resumes_the_unfinished_ones(
 
 
 def test_a_run_that_keeps_failing_is_given_up_and_the_others_finish(packed, tmp_path, capfd):
-    task, _ = packed
+    task = packed
     (tmp_path / "signalled").touch()
     for _ in range(3):
         with pytest.raises(SystemExit) as exit:

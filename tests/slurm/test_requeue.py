@@ -1,8 +1,6 @@
 """Preempted jobs requeue and resume, with the results of undisturbed ones."""
 
-import random
 import re
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from jobs import (
@@ -12,43 +10,17 @@ from jobs import (
     last_step,
     read_log,
     restarts,
-    run_without_slurm,
     send_signal,
     slurm,
     until,
     until_in_slurm,
 )
-from same_run import assert_same_run
-from sweep_files import write_ready_sweep, write_two_node_sweep
+from sweep_files import write_ready_sweep
 
 from mgcc_dist.slurm.worker import ATTEMPTS_FILE, read_attempts
 from mgcc_dist.sweep.expansion import read_sweep
 
 pytestmark = pytest.mark.slurm
-
-STAGES = ("autoencoder", "denoiser")
-
-
-def test_a_requeued_two_node_job_has_the_same_losses_and_weights_as_an_undisturbed_one(
-    slurm_up, phantom_data, tmp_path
-):
-    quiet, noisy = (write_two_node_sweep(tmp_path, phantom_data, name) for name in ("quiet", "noisy"))
-    dispatch("submit", noisy)
-    undisturbed = ThreadPoolExecutor().submit(run_without_slurm, quiet, 2)
-    chance = random.Random(6)
-    out, expected = tmp_path / "noisy", tmp_path / "quiet"
-    job, stage, step = job_of(out, "prepare"), out / "ldm" / chance.choice(STAGES), chance.randint(3, 15)
-    until_in_slurm(lambda: last_step(stage) >= step)
-    send_signal(job, "USR2")
-    until_in_slurm(lambda: have_ended(job))
-    undisturbed.result()
-
-    log = read_log(out, job)
-    (stopped,) = map(int, re.findall(r"stopped by a signal at step (\d+)", log))
-    assert f"from step {stopped} of 30 -> {stage}" in log
-    for each in STAGES:
-        assert_same_run(out / "ldm" / each, expected / "ldm" / each)
-
 
 def test_a_job_signalled_before_training_is_requeued_and_does_not_use_an_attempt(slurm_up, phantom_data, tmp_path):
     sweep = write_ready_sweep(tmp_path, phantom_data, "early", steps=2, seeds=[1])
