@@ -74,7 +74,7 @@ def script(requested: Resources, folder: Path, token: str) -> str:
             after_setup.append(f"[ -e {shlex.quote(str(container.image_file))} ] && echo doctor: image")
     parameters = requested.executor_parameters()
     parameters["setup"] = [
-        'echo "doctor: node $(hostname)"',
+        'echo "doctor: node $SLURMD_NODENAME"',
         f'[ "$(cat {shlex.quote(str(folder / "token"))})" = {token} ] && echo doctor: token',
         'scontrol show job -o "$SLURM_JOB_ID" >/dev/null && echo doctor: scontrol',
         *parameters["setup"],
@@ -162,7 +162,7 @@ def read_report(requested: Resources, shared: Path, log: str, report: dict[str, 
         )
         return
     yield Check("test job", "ok", f"ran on {found['node']}")
-    yield Check("shared folder", "ok", f"{shared} is seen by the node")
+    yield Check("shared folder", "ok", f"the node sees {shared.absolute()}")
     if "scontrol" in found:
         yield Check("requeue", "ok", "scontrol answers on the node, so the batch script can requeue its job")
     else:
@@ -186,6 +186,8 @@ def read_report(requested: Resources, shared: Path, log: str, report: dict[str, 
         return
     yield Check("srun", "ok", f"started a task{' in the container' if requested.container else ''}")
     yield from _python(requested, report, last)
+    if "errors" not in report:  # the probe crashed, so it could not wait for the signal
+        return
     seconds = report["signal_seconds"]
     if seconds is not None:
         yield Check("signal", "ok", f"SIGUSR2 arrived {seconds:.0f} s after the start, before the time limit")
@@ -208,7 +210,7 @@ def _container(requested: Resources, found: dict[str, str], last: str) -> Iterat
 
 
 def _python(requested: Resources, report: dict[str, Any], last: str) -> Iterator[Check]:
-    name = f"Python {report['python']} ({report['executable']})"
+    name = f"{report['python']} ({report['executable']})"
     if "errors" not in report:
         yield Check("Python", "failed", f"{name} ended while it read versions: {last}", "Install the packages again.")
         return
