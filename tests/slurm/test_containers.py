@@ -103,10 +103,15 @@ def test_a_batch_script_runs_programs_in_the_container_and_scontrol_outside(tmp_
 
 def test_a_row_may_name_another_image_and_a_missing_one_is_refused_before_submission(tmp_path, monkeypatch, caplog):
     (tmp_path / "new.sif").touch()
-    rows = {"U-Net": {"resources": {"container": {"image": str(tmp_path / "new.sif")}}}, "MGCC": {}}
+    rows = {
+        "U-Net": {"resources": {"container": {"image": str(tmp_path / "new.sif")}}},
+        "MGCC": {},
+        "Outside": {"resources": {"container": None}},
+    }
     path = write_sweep(tmp_path, rows=rows)
     keys = {"container": {"runtime": "apptainer", "image": str(tmp_path / "old.sif")}}
     tasks = {task.run.row: task for task in job_graph.build_tasks(read_sweep(path), keys, "cluster.yaml") if task.run}
+    assert tasks["Outside"].resources.container is None
     monkeypatch.setenv("PATH", str(tmp_path))
     submit.check_containers([tasks["U-Net"]])
     assert "apptainer is not on the PATH here. It must be on that of the nodes." in caplog.text
