@@ -22,6 +22,7 @@ from mgcc_dist.sweep.expansion import read_sweep
 
 pytestmark = pytest.mark.slurm
 
+
 def test_a_job_signalled_before_training_is_requeued_and_does_not_use_an_attempt(slurm_up, phantom_data, tmp_path):
     sweep = write_ready_sweep(tmp_path, phantom_data, "early", steps=2, seeds=[1])
     runs = read_sweep(sweep).runs
