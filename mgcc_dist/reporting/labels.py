@@ -24,7 +24,7 @@ class Row:
 
 
 def name_groups(groups: Sequence[RunGroup], sweep_rows: Mapping[Path, str]) -> list[Row]:
-    """Name each group by its row in a sweep (by run folder), else by method and network.
+    """Name each group by the sweep's row of its runs (by folder), else by method and network.
 
     Groups that share that name get what differs between them: sources of unlabeled images, kind of split, data set,
     number of labels, then settings; in the end the name of a run.
@@ -48,9 +48,9 @@ def sources(group: RunGroup) -> list[str]:
 
 
 def _base(group: RunGroup, sweep_rows: Mapping[Path, str]) -> str:
-    rows = {sweep_rows.get(run.folder) for run in group.runs}
-    if len(rows) == 1 and (row := rows.pop()):
-        return row
+    rows = {sweep_rows[run.folder] for run in group.runs if run.folder in sweep_rows}
+    if len(rows) == 1:
+        return rows.pop()
     network = group.runs[0].result["network"].get("name", "")
     return group.method if group.runs[0].result["method"] == network else f"{group.method} ({network})"
 

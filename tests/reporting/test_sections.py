@@ -14,7 +14,8 @@ from mgcc_dist.data.splits import locate_split
 from mgcc_dist.evaluation.statistics import mean_intervals
 from mgcc_dist.report import main as report
 from mgcc_dist.reporting.image_scores import find_evaluations
-from mgcc_dist.reporting.runs import RunCollection, find_runs
+from mgcc_dist.reporting.labels import name_groups
+from mgcc_dist.reporting.runs import RunCollection, find_runs, group_runs
 from mgcc_dist.reporting.sections import cross_set, differences, folds, label_fractions, ranks, synthetic
 from mgcc_dist.reporting.views import NO_VALUE
 
@@ -236,6 +237,14 @@ def test_keys_that_differ_are_tabulated_with_the_names_of_runs(tmp_path):
         (labels[1], ["released"]),
     ]
     assert view.runs == dict(zip(labels, "ab", strict=True))
+
+
+def test_runs_of_a_row_that_were_not_selected_leave_it_its_name(tmp_path):
+    chosen = make(tmp_path / "seed_1", "mt", "busi_grouped_1", [image("a", 0.5)])
+    make(tmp_path / "seed_2", "mt", "busi_grouped_2", [image("b", 0.5)], seed=2)
+    (row,) = name_groups(group_runs(find_runs([tmp_path]).segmentation), {chosen: "MT"})
+    assert row.label == "MT"
+    assert len(row.group.runs) == 2
 
 
 def test_a_report_of_folds_as_page_and_tables(tmp_path, capsys):
