@@ -3,6 +3,7 @@
 Masks and maps are raw bytes, one per pixel: 0 and 255, or 255 for 1 bit. Errors are JSON with one line in `error`.
 """
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -70,6 +71,13 @@ def create_app(session: Session, token: str, max_upload: int) -> Starlette:
     )
 
 
+class Json(JSONResponse):
+    """JSON of ASCII, because file names that are not UTF-8 can't be encoded."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False).encode()
+
+
 class Handlers:
     """One method per route; those that are not `async` run in a thread."""
 
@@ -79,7 +87,7 @@ class Handlers:
     def state(self, _: Request) -> Response:
         segmenter, corrections = self._session.segmenter, self._session.corrections
         info = segmenter.predictor.info
-        return JSONResponse(
+        return Json(
             {
                 "model": info.get("network", {}).get("name", ""),
                 "method": info.get("method", ""),
@@ -95,7 +103,7 @@ class Handlers:
     def next(self, request: Request) -> Response:
         queue = self._session.queue
         index = queue.next(early=request.query_params.get("early") == "1")
-        return JSONResponse({"id": None if index is None else f"q-{index}", "queue": queue.progress()})
+        return Json({"id": None if index is None else f"q-{index}", "queue": queue.progress()})
 
     async def upload(self, request: Request) -> Response:
         name = unquote(request.headers.get("x-file-name", ""), errors="replace") or "file"
@@ -107,7 +115,7 @@ class Handlers:
                     file.write(chunk)
             ids = await run_in_threadpool(self._session.add, path, name)
             kept = True
-            return JSONResponse({"ids": ids})
+            return Json({"ids": ids})
         except BadFile as bad:
             raise BadFile(Path(name), bad.reason) from bad
         finally:
@@ -115,7 +123,7 @@ class Handlers:
                 path.unlink(missing_ok=True)
 
     def describe(self, request: Request) -> Response:
-        return JSONResponse(self._session.describe(request.path_params["name"]))
+        return Json(self._session.describe(request.path_params["name"]))
 
     def image(self, request: Request) -> Response:
         return Response(png(self._session.view(request.path_params["name"]).image), media_type="image/png")
@@ -133,13 +141,14 @@ class Handlers:
         name = request.path_params["name"]
         mask = await self._mask(request, name)
         view = await run_in_threadpool(self._session.view, name)
-        return JSONResponse(await run_in_threadpool(measure, mask, view.spacing))
+        return Json(await run_in_threadpool(measure, mask, view.spacing))
 
     async def save(self, request: Request) -> Response:
         name = request.path_params["name"]
         mask = await self._mask(request, name)
-        revision = request.query_params.get("revision", "")
-        return JSONResponse(await run_in_threadpool(self._session.save, name, mask, revision))
+        query = request.query_params
+        saved = await run_in_threadpool(self._session.save, name, mask, query.get("key", ""), query.get("revision", ""))
+        return Json(saved)
 
     async def _mask(self, request: Request, name: str) -> np.ndarray:
         """Read the body as a mask uint8 [H,W] of 0 and 255 of the item `name`."""
@@ -187,4 +196,4 @@ def _explain(_: Request, error: Exception) -> Response:
 
 
 def _error(status: int, message: str) -> Response:
-    return JSONResponse({"error": one_line(message)}, status)
+    return Json({"error": one_line(message)}, status)

@@ -1,12 +1,15 @@
 "use strict";
 const $ = id => document.getElementById(id);
-const MASK = [255, 90, 78], HEAT = [64, 196, 255], LAYERS = ["picture", "heat", "mask", "lines"], UNDO = 100;
+const MASK = [255, 90, 78], HEAT = [64, 196, 255], LAYERS = ["picture", "heat", "mask", "lines"], UNDO_BYTES = 2 ** 27;
 const STORAGE = "mgcc serve";
-if (location.hash.length > 1) {
-  sessionStorage.setItem(STORAGE, location.hash.slice(1));
-  history.replaceState(null, "", location.pathname); // so that the token is in no bookmark
+function readToken() {
+  if (location.hash.length > 1) {
+    sessionStorage.setItem(STORAGE, location.hash.slice(1));
+    history.replaceState(null, "", location.pathname); // so that the token is in no bookmark
+  }
+  return sessionStorage.getItem(STORAGE) || "";
 }
-const token = sessionStorage.getItem(STORAGE) || "";
+let token = readToken();
 let state = null, list = [], position = -1, item = null;
 let mask = null, predicted = null, before = null, undoStack = [], redoStack = [], unsaved = false;
 let scale = 1, brush = { x: 0, y: 0 }, stroke = null, timer = 0, opened = 0, measured = 0, waiting = 0;
@@ -16,7 +19,7 @@ async function api(path, options = {}) {
   try {
     answer = await fetch("/api/" + path, { ...options, headers: { Authorization: "Bearer " + token, ...options.headers } });
   } catch (error) {
-    throw new Error("mgcc serve does not answer. Is it still running? Nothing was lost on this page.");
+    throw new Error("mgcc serve does not answer. Start it again and put its new address into this tab; nothing is lost.");
   }
   if (answer.ok) return answer;
   const text = await answer.text();
@@ -173,7 +176,10 @@ const unite = (a, b) => a ? { left: Math.min(a.left, b.left), top: Math.min(a.to
 function drawHeat(heat) {
   if (!heat) return;
   const pixels = new ImageData(item.width, item.height);
-  for (let i = 0; i < heat.length; i++) pixels.data.set([...HEAT, 150 * Math.sqrt(heat[i] / 255)], 4 * i);
+  for (let i = 0, to = 0; i < heat.length; i++, to += 4) {
+    pixels.data[to] = HEAT[0]; pixels.data[to + 1] = HEAT[1]; pixels.data[to + 2] = HEAT[2];
+    pixels.data[to + 3] = 150 * Math.sqrt(heat[i] / 255);
+  }
   $("heat").getContext("2d").putImageData(pixels, 0, 0);
 }
 function drawMask(box) {
@@ -222,7 +228,7 @@ function cut(pixels, box) {
 }
 function record(box, old) {
   undoStack.push(cut(old, box));
-  if (undoStack.length > UNDO) undoStack.shift();
+  while (undoStack.length > 1 && undoStack.reduce((sum, each) => sum + each.part.length, 0) > UNDO_BYTES) undoStack.shift();
   redoStack = [];
   changed();
 }
@@ -246,7 +252,7 @@ async function save() {
   if (!item) return;
   finish();
   const saving = item, body = mask.slice();
-  const put = revision => json(`items/${saving.id}/correction?revision=${revision}`, { method: "PUT", body });
+  const put = revision => json(`items/${saving.id}/correction?key=${saving.key}&revision=${revision}`, { method: "PUT", body });
   let answer;
   try {
     answer = await put(saving.revision);
@@ -264,7 +270,7 @@ async function saveAndNext() { await save(); if (item && !unsaved && !$("next").
 
 // Files.
 async function receive(files) {
-  if (!files.length || !mayLeave()) return;
+  if (!state || !files.length || !mayLeave()) return;
   unsaved = false;
   const first = list.length, problems = [];
   for (const file of files) {
@@ -349,11 +355,17 @@ for (const [id, act] of [["undo", undo], ["redo", redo], ["save", keys.s], ["nex
 for (const id of ["show-mask", "show-heat", "show-lines"]) $(id).onchange = layout;
 for (const id of ["add", "erase", "size"]) $(id).oninput = drawBrush;
 window.addEventListener("resize", layout);
-window.addEventListener("hashchange", () => location.reload()); // another token, after a restart
+window.addEventListener("hashchange", attempt(async () => { // another token, after a restart: what is painted stays
+  const had = state;
+  token = readToken();
+  await connect();
+  if (had) say("Connected to the new start of mgcc serve.");
+}));
 window.addEventListener("beforeunload", event => { if (unsaved) event.preventDefault(); });
-attempt(async () => {
+async function connect() {
   state = await json("state");
   $("model").textContent = `${state.model} (${state.method}${state.dataset ? ", " + state.dataset : ""}), ${state.device}`;
   showQueue(state.queue);
-  if (state.queue.total) await next();
-})();
+  if (state.queue.total && !item) await next();
+}
+attempt(connect)();

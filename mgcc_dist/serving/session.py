@@ -4,6 +4,8 @@ Items are addressed by `q-INDEX` in the queue and `u-UPLOAD-INDEX` of a dropped 
 session; methods may be called from any thread.
 """
 
+import hashlib
+import os
 import shutil
 import tempfile
 import threading
@@ -46,6 +48,11 @@ class View:
     spacing: Spacing | None
     source_sha256: str
     predicted: Predicted
+
+    @property
+    def key(self) -> str:
+        """What identifies the image in every start of the server."""
+        return hashlib.sha256(os.fsencode(f"{self.source_sha256} {self.item.name}")).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,7 @@ class Session:
         saved = self.corrections.mask(item.name, (height, width))
         return {
             "id": name,
+            "key": view.key,
             "label": label,
             "name": item.name,
             "width": width,
@@ -162,14 +170,16 @@ class Session:
         view = self.view(name)
         return self.corrections.mask(view.item.name, (view.image.shape[0], view.image.shape[1]))
 
-    def save(self, name: str, mask: np.ndarray, revision: str) -> dict[str, Any]:
+    def save(self, name: str, mask: np.ndarray, key: str, revision: str) -> dict[str, Any]:
         """Write the correction `mask` uint8 [H,W] of 0 and 255; returns what the page shows of it.
 
         Raises:
             Conflict: the mask was saved by somebody else since the page has read `revision`.
-            UserError: no such item.
+            NotFound: no such item, or since a restart it is another one than `key`.
         """
         view = self.view(name)
+        if view.key != key:
+            raise NotFound("the image of this page is another one since a restart. Open it again.")
         record = {
             "source_sha256": view.source_sha256,
             "frame": view.item.frame + 1,
