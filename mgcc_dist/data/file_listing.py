@@ -11,6 +11,7 @@ from mgcc_dist.common.errors import UserError
 # Synology's and Windows' thumbnails and trash, macOS' resource forks in zip files; hidden folders are left out anyway.
 IGNORED_FOLDERS = {"@eadir", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "lost+found", "trash"}
 IGNORED_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db"}
+IGNORED_FILES |= {"corrections.jsonl", "scores.jsonl"}  # of mgcc serve, next to its images and masks
 
 
 def walk_files(folder: Path) -> Iterator[Path]:

@@ -53,6 +53,7 @@ def test_a_correction_becomes_training_data(client, tmp_path, capsys):
     records = [json.loads(line) for line in (out / "corrections.jsonl").read_text().splitlines()]
     assert [record["changed_pixels"] for record in records] == [40, 256]
     shards.main(["folder", "--root", str(out), "--out", str(tmp_path / "shards"), "--groups", "none"])
+    assert "not read" not in capsys.readouterr().err
     folder = ShardFolder.open(tmp_path / "shards")
     masks = {folder[i].key: folder[i].mask for i in range(2)}
     assert np.array_equal(masks[records[0]["file"]], corrected)
