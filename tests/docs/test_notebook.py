@@ -1,4 +1,4 @@
-"""The cells of docs/notebooks/predict.ipynb run as they are, with a run of random weights in the place of the tour's."""
+"""The cells of docs/notebooks/predict.ipynb run as they are, with a run of random weights instead of the tour's."""
 
 import json
 
