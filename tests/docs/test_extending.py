@@ -133,14 +133,3 @@ def install(project, tree):
 
 def copy_of(tree, folder):
     return shutil.copytree(tree, folder / "tree", symlinks=True)
-
-
-def test_page_counts_the_files_of_each_recipe():
-    rows = dict(
-        re.findall(r"^\| \[([a-z ]+)\]\(#[a-z-]+\) \| \d+ \| (\d+) \|$", PAGE.read_text(encoding="utf-8"), re.M)
-    )
-    files = {
-        title.removeprefix("A "): len({block.title for block in blocks} - {""}) for title, blocks in sections().items()
-    }
-    assert len(rows) == 5
-    assert {name: int(number) for name, number in rows.items()} == {name: files[name] for name in rows}
