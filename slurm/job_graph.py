@@ -249,7 +249,8 @@ def dependency_option(job: Job, task_ids: Mapping[str, str], job_ids: Mapping[st
 
 def _reduce(names: list[str], ancestors: Mapping[str, set[str]]) -> tuple[str, ...]:
     """Drop dependencies that another of `names` already depends on (transitive reduction)."""
-    return tuple(name for name in names if not any(name in ancestors.get(other, ()) for other in names))
+    indirect = set[str]().union(*(ancestors.get(name, ()) for name in names))
+    return tuple(name for name in names if name not in indirect)
 
 
 def _corresponding_job(dependencies: list[tuple[str, ...]], jobs: list[Job]) -> str | None:

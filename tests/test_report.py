@@ -13,6 +13,8 @@ import yaml
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.report import main
+from mgcc_dist.reporting import page, runs
+from mgcc_dist.train.saved_run import read_config
 
 SUMMARY = {
     "paper": {"iou": 0.6, "recall": 0.5, "precision": 0.4, "f1": 0.3},
@@ -101,6 +103,21 @@ def test_runs_that_differ_only_in_split_and_seed_share_a_row_with_mean_and_std(t
     assert len(rows_of("supervised", printed)) == 1
     assert "m1, m2, m3" in printed
     assert printed.splitlines()[-1] == f"report: {tmp_path / 'report.html'}"
+
+
+def test_of_many_runs_the_first_have_cards_and_the_configs_of_a_group_are_checked_once(tmp_path, monkeypatch):
+    for seed in (1, 2, 3):
+        config = with_setting("loop.seed", seed) | {"out": f"m{seed}"}
+        make_run(tmp_path / "runs" / f"m{seed}", config=config, seed=seed, best=with_iou(0.1 * seed))
+    checked = []
+    monkeypatch.setattr(runs, "read_config", lambda *words: checked.append(words) or read_config(*words))
+    monkeypatch.setattr(page, "MOST_CARDS", 2)
+    text = report(tmp_path / "runs", out=tmp_path / "report.html")
+    assert len(checked) == 1
+    assert "Segmentation runs: 3." in text
+    assert "m1, m2, m3" in text
+    assert text.count("<summary>Settings</summary>") == 2
+    assert "The first 2 of 3." in text
 
 
 @pytest.mark.parametrize(

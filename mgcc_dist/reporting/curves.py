@@ -13,6 +13,7 @@ from mgcc_dist.reporting.templates import embed
 
 INK = "#75808d"
 COLOURS = ("#3584bf", "#d97f30", "#3f9e68", "#a163b8", "#c5524f", "#b59a2c", "#2fa5a8", "#d977b5", "#8c6a4f")
+MOST_CURVES = 10
 LINE_STYLES = ("-", "--", ":")  # the next style once all colours are used, so that no two groups look the same
 STYLE = {
     "text.color": INK,
@@ -57,14 +58,17 @@ def plot_run(run: Run) -> tuple[str, str]:
 
 
 def plot_groups(groups: Sequence[RunGroup]) -> tuple[str, str]:
-    """Plot validation IoU against the epoch, one colour per group; return (data URI, alternative text)."""
+    """Plot validation IoU against the epoch, one colour per group; return (data URI, alternative text).
+
+    Of a group's runs, the first MOST_CURVES are drawn.
+    """
     key, scale, title = VALIDATION_METRICS["segmentation"]
     descriptions = []
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 3.0), layout="constrained")
         panel = figure.subplots()
         for group, style in zip(groups, line_styles(), strict=False):
-            for run in group.runs:
+            for run in group.runs[:MOST_CURVES]:
                 points = [(epoch, scale * value) for epoch, value in run.series("validation", key, x="epoch")]
                 label = f"{group.method} ({_short_names(group)})" if run is group.runs[0] else ""
                 _plot(panel, points, label=label, **style)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.identity import describe_difference
+from mgcc_dist.common.identity import describe_difference, identity
 from mgcc_dist.reporting.runs import Run, RunCollection
 from mgcc_dist.sweep.expansion import Sweep
 from mgcc_dist.sweep.runs import SweepRun, is_same_run
@@ -55,6 +55,8 @@ def _has_seed(folder: Path, seed: int) -> bool:
 
 def _check_config(sweep: Sweep, wanted: SweepRun, run: Run) -> None:
     """Raise UserError for the first key in which the run differs from the sweep's."""
+    if run.identity == identity(wanted.config):
+        return
     if differing := differences(run.folder, wanted.config):
         key, actual, expected, more = describe_difference(differing)
         raise UserError(

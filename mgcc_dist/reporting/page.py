@@ -32,6 +32,8 @@ OTHER_METRICS: list[tuple[str, tuple[str, ...], float]] = [
 ]
 HEADLINE_METRICS = CORRECTED_METRICS + OTHER_METRICS[:-1]
 PROTOCOLS = ("corrected", "lesion", "paper")
+MOST_CARDS = 50
+"""runs that the page shows one by one, with curves and gallery: these take most of its time and size"""
 SLOW_ROWS = 0.1
 """share of the logged rows in which a rank must be slow to be named"""
 
@@ -58,9 +60,15 @@ def render_page(
         synthetic=any("*" in group.count("labeled") + group.count("unlabeled") for group in groups),
         overview=curves.plot_groups(groups) if groups else None,
         all_protocols=[(group, _protocol_rows(group)) for group in groups],
-        segmentation=[(run, curves.plot_run(run), _gallery(run), _run_facts(run)) for run in found.segmentation],
-        generative=[(run, curves.plot_run(run), _run_facts(run)) for run in found.generative],
-        unfinished=[(run, curves.plot_run(run) if run.metrics else None, _run_facts(run)) for run in found.unfinished],
+        counts=[len(runs) for runs in (found.segmentation, found.generative, found.unfinished)],
+        segmentation=[
+            (run, curves.plot_run(run), _gallery(run), _run_facts(run)) for run in found.segmentation[:MOST_CARDS]
+        ],
+        generative=[(run, curves.plot_run(run), _run_facts(run)) for run in found.generative[:MOST_CARDS]],
+        unfinished=[
+            (run, curves.plot_run(run) if run.metrics else None, _run_facts(run))
+            for run in found.unfinished[:MOST_CARDS]
+        ],
         damaged=found.damaged,
         galleries=[embed_png(path) for path in found.galleries],
         provenance=_provenance_rows(found.segmentation + found.generative),

@@ -1,12 +1,13 @@
 """Find run folders, read them, and group runs that differ only in split number and seed."""
 
+import hashlib
 import json
 import logging
 import os
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -23,6 +24,7 @@ from mgcc_dist.train.saved_run import is_finished, read_config, read_result
 
 logger = logging.getLogger(__name__)
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # many times faster, where libyaml is there
 SEED = "loop.seed"
 CONTENT, CONTENT_DIGITS = "dataset_sha256", 8
 EVALUATION = "evaluate.json"
@@ -44,15 +46,36 @@ class Run:
     metrics: list[dict[str, Any]]
     """rows of metrics.jsonl"""
     result: dict[str, Any]
-    """content of result.json; empty for an unfinished run"""
+    """content of result.json, without the images of the last weights; empty for an unfinished run"""
+    checked: dict[str, SegmentConfig] = field(default_factory=dict, repr=False, compare=False)
+    """shared by the runs of a report: configs by their keys other than seed and out, because checking a config takes
+    milliseconds"""
+
+    @cached_property
+    def scores_mark(self) -> str:
+        """equal for two runs with equal scores"""
+        scores = [self.result["best"]["summary"], self.result["last"]["summary"], self.result["best"].get("images")]
+        return hashlib.sha256(json.dumps(scores, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def segment_config(self) -> SegmentConfig | None:
         """the config of a segmentation run; None if there is none, or this version can't read it"""
+        if not self.config:
+            return None
+        loop, out = self.config.get("loop"), self.config.get("out")
+        seed = loop.get("seed") if isinstance(loop, dict) else None
+        others = ""
+        if isinstance(loop, dict) and type(seed) is int and isinstance(out, str):
+            others = json.dumps({**self.config, "out": None, "loop": {**loop, "seed": None}}, default=str)
+            if known := self.checked.get(others):
+                return replace(known, out=out, loop=replace(known.loop, seed=seed))
         try:
-            return read_config(self.folder, SegmentConfig) if self.config else None
+            found = read_config(self.folder, SegmentConfig)
         except UserError:
             return None
+        if others:
+            self.checked[others] = found
+        return found
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -121,10 +144,11 @@ def find_runs(folders: Sequence[Path]) -> RunCollection:
     collection = RunCollection()
     if not run_folders:
         return collection
+    checked: dict[str, SegmentConfig] = {}
     common = Path(os.path.commonpath([run_folder.parent for run_folder in run_folders]))
     for resolved, run_folder in run_folders.items():
         try:
-            run = _read_run(run_folder, str(resolved.relative_to(common)))
+            run = _read_run(run_folder, str(resolved.relative_to(common)), checked)
         except UserError as error:
             collection.leave_out(error)
             continue
@@ -250,8 +274,7 @@ def find_repeats(runs: Sequence[Run]) -> dict[Path, str]:
     repeats: dict[Path, str] = {}
     first: dict[str, Run] = {}
     for run in runs:
-        scores = [[run.result[weights].get(key) for key in ("summary", "images")] for weights in ("best", "last")]
-        marks = {json.dumps(scores, sort_keys=True): "identical to"}
+        marks = {run.scores_mark: "identical to"}
         if run.identity:
             same = [run.identity, run.result["split"], run.result["seed"]]
             marks[json.dumps(same, sort_keys=True, default=str)] = "same settings and seed as"
@@ -291,11 +314,11 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
     return list(groups.values())
 
 
-def _read_run(folder: Path, name: str) -> Run:
+def _read_run(folder: Path, name: str, checked: dict[str, SegmentConfig]) -> Run:
     config: Any = {}
     if (folder / "config.yaml").is_file():
         try:
-            config = yaml.safe_load((folder / "config.yaml").read_text()) or {}
+            config = yaml.load((folder / "config.yaml").read_text(), LOADER) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{folder / 'config.yaml'}: not valid YAML ({reason_of(error)}). Restore it.") from error
         if not isinstance(config, dict) or not isinstance(config.get("data", {}), dict):
@@ -303,7 +326,9 @@ def _read_run(folder: Path, name: str) -> Run:
     result = read_result(folder) if is_finished(folder) else {}
     if is_finished(folder) and not _is_result(result):
         raise UserError(f"{folder / 'result.json'}: not the result of a run. Move it elsewhere and rerun the run.")
-    return Run(folder, name, config, read_rows(folder / "metrics.jsonl"), result)
+    if result.get("program") == "segment":
+        result["last"].pop("images", None)  # nothing reads them, and of many runs they would fill the memory
+    return Run(folder, name, config, read_rows(folder / "metrics.jsonl"), result, checked)
 
 
 def _is_result(result: dict[str, Any]) -> bool:

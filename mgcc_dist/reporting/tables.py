@@ -4,6 +4,7 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,10 @@ class RowResult:
     scores: dict[tuple[str, str], Score]
     """by protocol and metric"""
 
+    @cached_property
+    def repeats(self) -> dict[Path, str]:
+        return find_repeats(list(self.finished.values()))
+
     @property
     def missing(self) -> int:
         """Number of runs that have not finished or not started."""
@@ -90,10 +95,12 @@ def build_table(sweep: Sweep, found: RunCollection, folders: Sequence[Path]) -> 
         for row in sweep.rows:
             runs = [(wanted.seed, run) for wanted, run in matched if (wanted.dataset, wanted.row) == (dataset, row)]
             finished = {seed: run for seed, run in runs if run and run.result}
+            repeats = find_repeats(list(finished.values()))
+            distinct = [run for run in finished.values() if run.folder not in repeats]
             unfinished = [run for _, run in runs if run and not run.result]
             scores = {
                 (protocol, metric): Score(
-                    _values(finished, protocol, metric),
+                    _values(distinct, protocol, metric),
                     paper.score(row, column, metric) if paper and protocol == "paper" else None,
                 )
                 for protocol in PROTOCOLS
@@ -105,10 +112,8 @@ def build_table(sweep: Sweep, found: RunCollection, folders: Sequence[Path]) -> 
     return ResultTable(sweep, paper, results)
 
 
-def _values(runs: dict[int, Run], protocol: str, metric: str) -> tuple[float, ...]:
-    repeats = find_repeats(list(runs.values()))
-    distinct = [run for run in runs.values() if run.folder not in repeats]
-    values = [lookup(run.scored("best")["summary"], (protocol, metric)) for run in distinct]
+def _values(runs: Sequence[Run], protocol: str, metric: str) -> tuple[float, ...]:
+    values = [lookup(run.scored("best")["summary"], (protocol, metric)) for run in runs]
     return tuple(100 * value for value in values if value is not None)
 
 
@@ -116,11 +121,12 @@ def _with_tests(results: dict[str, RowResult], reference: str) -> dict[str, RowR
     """Add a paired test against the reference to all other rows of one data set."""
     scores = {row: dict(result.scores) for row, result in results.items()}
     for protocol in PROTOCOLS:
+        of_reference = _image_scores(results[reference], protocol)
         tests = {
             row: test
             for row, result in results.items()
             if row != reference
-            and (test := paired_bootstrap(*_differences(results[reference].finished, result.finished, protocol)))
+            and (test := paired_bootstrap(*_differences(of_reference, _image_scores(result, protocol))))
         }
         for index, metric in enumerate(METRICS):
             corrected = holm([test[index].p for test in tests.values()])
@@ -130,29 +136,44 @@ def _with_tests(results: dict[str, RowResult], reference: str) -> dict[str, RowR
     return {row: dataclasses.replace(result, scores=scores[row]) for row, result in results.items()}
 
 
-def _differences(reference: dict[int, Run], others: dict[int, Run], protocol: str) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class _ImageScores:
+    folder: Path
+    keys: list[str]
+    """sorted"""
+    values: np.ndarray
+    """float64 [images, METRICS]; NaN for an image without scores"""
+
+
+def _image_scores(result: RowResult, protocol: str) -> dict[int, _ImageScores]:
+    """Return the scores of single images by seed."""
+    nothing = dict.fromkeys(METRICS, np.nan)
+    scores = {}
+    for seed, run in result.finished.items():
+        images = {image["key"]: image[protocol] or nothing for image in run.scored("best").get("images", ())}
+        keys = sorted(images)
+        values = np.array([[images[key][metric] for metric in METRICS] for key in keys], np.float64)
+        scores[seed] = _ImageScores(run.folder, keys, values.reshape(-1, len(METRICS)))
+    return scores
+
+
+def _differences(reference: dict[int, _ImageScores], others: dict[int, _ImageScores]) -> tuple[np.ndarray, np.ndarray]:
     """Return per image, sorted by key: sum over the common seeds of 100 * (reference - other) [N,M], and count [N]."""
-    sums: dict[str, np.ndarray] = {}
-    counts: dict[str, int] = {}
+    keys: list[str] = []
+    values = [np.empty((0, len(METRICS)))]
     for seed in sorted(reference.keys() & others.keys()):
-        ours, theirs = _image_scores(reference[seed], protocol), _image_scores(others[seed], protocol)
-        if unpaired := sorted(ours.keys() ^ theirs.keys()):
+        ours, theirs = reference[seed], others[seed]
+        if ours.keys != theirs.keys:
+            unpaired = min(set(ours.keys) ^ set(theirs.keys))
             raise UserError(
-                f"{reference[seed].folder} and {others[seed].folder} cannot be compared: {unpaired[0]!r} was scored in "
-                "only one of them. Train both on the same split and shards."
+                f"{ours.folder} and {theirs.folder} cannot be compared: {unpaired!r} was scored in only one of them. "
+                "Train both on the same split and shards."
             )
-        for key, our_scores in ours.items():
-            their_scores = theirs[key]
-            if our_scores and their_scores:  # the lesion protocol skips images without a lesion
-                pair = np.array([100 * (our_scores[metric] - their_scores[metric]) for metric in METRICS])
-                sums[key] = sums.get(key, 0) + pair
-                counts[key] = counts.get(key, 0) + 1
-    keys = sorted(sums)
-    return (
-        np.array([sums[key] for key in keys]).reshape(-1, len(METRICS)),
-        np.array([counts[key] for key in keys], dtype=np.int64),
-    )
-
-
-def _image_scores(run: Run, protocol: str) -> dict[str, dict[str, float] | None]:
-    return {image["key"]: image[protocol] for image in run.scored("best").get("images", ())}
+        difference = 100 * (ours.values - theirs.values)
+        scored = ~np.isnan(difference).any(axis=1)  # the lesion protocol skips images without a lesion
+        keys += [key for key, kept in zip(ours.keys, scored, strict=True) if kept]
+        values.append(difference[scored])
+    names, image = np.unique(np.array(keys, dtype=str), return_inverse=True)
+    sums = np.zeros((len(names), len(METRICS)))
+    np.add.at(sums, image, np.concatenate(values))
+    return sums, np.bincount(image, minlength=len(names)).astype(np.int64)

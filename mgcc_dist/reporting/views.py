@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mgcc_dist.evaluation.statistics import MIN_IMAGES, RESAMPLES, Interval
-from mgcc_dist.reporting.runs import find_repeats, format_names
+from mgcc_dist.reporting.runs import format_names
 from mgcc_dist.reporting.tables import METRICS, PROTOCOLS, ResultTable, RowResult, Score
 
 METRIC_LABELS = {"iou": "IoU", "recall": "Recall", "precision": "Precision", "f1": "F1"}
@@ -88,7 +88,7 @@ def sweep_section(table: ResultTable) -> ReportSection:
             )
     for dataset, rows in table.results.items():
         for row, result in rows.items():
-            repeats = find_repeats(list(result.finished.values()))
+            repeats = result.repeats
             notes += [
                 f"{row} on {dataset}: {run.name}{repeats[run.folder]}, so it is not counted in mean and deviation."
                 for run in result.finished.values()

@@ -28,7 +28,8 @@ class MatrixRow:
 
 def section(rows: Sequence[Row], evaluations: Sequence[Evaluation]) -> ReportSection | None:
     """Tabulate all test sets of all runs; None if no run was tested on another data set than its own."""
-    matrix = _matrix(rows, evaluations)
+    own_only = not any(run.result["best"].get("external") for row in rows for run in row.group.runs)
+    matrix = {} if own_only and not evaluations else _matrix(rows, evaluations)
     if not matrix:
         return None
     columns = sorted({test_set for row in matrix.values() for test_set in row.images}, key=_order)

@@ -19,7 +19,7 @@ def section(rows: Sequence[Row]) -> ReportSection | None:
     """Tabulate rows whose runs have different splits, by data set and kind of split; None if there are none."""
     families: dict[Family, list[Row]] = {}
     for row in rows:
-        if len(_by_split(row)) > 1:
+        if len({run.result["split"] for run in row.group.distinct if run.scored("best").get("images")}) > 1:
             families.setdefault((row.group.dataset, row.group.split_kind), []).append(row)
     if not families:
         return None

@@ -36,7 +36,8 @@ def curves(rows: Sequence[Row]) -> list[Curve]:
     families: dict[str, list[Row]] = {}
     for row in rows:
         run = row.group.runs[0]
-        scored = sorted({image["key"] for each in row.group.distinct for image in own_rows(each)})
+        of_row = (image for each in row.group.distinct for image in each.scored("best").get("images", ()))
+        scored = sorted({image["key"] for image in of_row})
         if scored and isinstance(run.result.get("images", {}).get("labeled"), int):
             settings = {key: value for key, value in run.settings.items() if key != LABELS}
             same = [
