@@ -169,7 +169,8 @@ def read_report(requested: Resources, shared: Path, log: str, report: dict[str, 
         advice = "Ask the site for it. Until then restart preempted runs with `mgcc slurm resume`."
         yield Check("requeue", "failed", f"scontrol does not work on the node: {last}", advice)
     if "setup" not in found:
-        yield Check("setup", "failed", last, "Correct `modules`, `scratch`, `node_setup` or `setup`.")
+        what = f"the job ended before its program: {last}"
+        yield Check("setup", "failed", what, "Correct `modules`, `scratch`, `node_setup` or `setup`.")
         return
     if requested.modules or requested.setup or requested.node_setup:
         yield Check("setup", "ok", "modules and setup lines ran")
@@ -178,11 +179,14 @@ def read_report(requested: Resources, shared: Path, log: str, report: dict[str, 
             yield Check("scratch", "ok", f"{found['scratch']} is writable")
         else:
             yield Check("scratch", "failed", f"{requested.scratch}: {last}", "Choose another `scratch`, or drop it.")
-    yield from _container(requested, found, last)
+    container = list(_container(requested, found, last))
+    yield from container
     if not report:
+        if any(check.state == "failed" for check in container):
+            return
         advice = "Check that this Python exists on the nodes, or use a container (docs/how-to/containers.md)."
         what = f"Python did not start (exit code {found.get('srun', 'unknown')}): {last}"
-        yield Check("srun", "failed", what, "Correct container." if requested.container else advice)
+        yield Check("srun", "failed", what, "Correct `container`." if requested.container else advice)
         return
     yield Check("srun", "ok", f"started a task{' in the container' if requested.container else ''}")
     yield from _python(requested, report, last)
@@ -205,6 +209,9 @@ def _container(requested: Resources, found: dict[str, str], last: str) -> Iterat
     elif container.image_file and "image" not in found:
         advice = "Copy it to a folder that the nodes share."
         yield Check("container", "failed", f"{container.image_file} does not exist on the node", advice)
+    elif "unrecognized option '--container-image" in last:
+        advice = "Use apptainer or singularity, or ask the site for Pyxis."
+        yield Check("container", "failed", "srun has no option --container-image, so Pyxis is not installed", advice)
     else:
         yield Check("container", "ok", f"{found.get('runtime', container.runtime)}, {container.image}")
 

@@ -174,7 +174,8 @@ REPORT = {
 REQUESTED = Resources(gpus=1, modules=["cuda"], scratch="/local", container=Container("apptainer", "/images/mgcc.sif"))
 
 
-def report_checks(log, report, requested=REQUESTED):
+def report_checks(log, report, container="apptainer"):
+    requested = replace(REQUESTED, container=Container(container, "/images/mgcc.sif"))
     return list(node_check.read_report(requested, Path("/shared"), log, report))
 
 
@@ -187,6 +188,14 @@ def test_a_job_in_which_all_works(monkeypatch):
 
 def without(*keys):
     return "".join(line for line in GOOD_LOG.splitlines(keepends=True) if line.split()[1] not in keys)
+
+
+def test_a_site_without_pyxis_is_named():
+    log = "doctor: node n7\ndoctor: token\ndoctor: scontrol\ndoctor: setup\ndoctor: scratch x\ndoctor: image\n"
+    log += "srun: unrecognized option '--container-image=/images/mgcc.sif'\ndoctor: srun 255\n"
+    last = report_checks(log, {}, "pyxis")[-1]
+    assert (last.name, last.state) == ("container", "failed")
+    assert "Pyxis is not installed" in last.detail
 
 
 @pytest.mark.parametrize(
