@@ -21,7 +21,7 @@ def test_a_recipe_has_a_python_and_extras_of_setup_py(name):
     setup = (ROOT / "setup.py").read_text()
     found = arguments(name)
     assert found == arguments(RECIPES[0])
-    assert found["TORCH_INDEX"] == ""
+    assert found["TORCH_INDEX"] == "default"
     (version,) = re.findall(r"^python:([\d.]+)-", found["BASE"])
     (required,) = re.findall(r'python_requires="(.*)"', setup)
     assert SpecifierSet(required).contains(version)
