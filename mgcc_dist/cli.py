@@ -60,7 +60,7 @@ def _help() -> str:
             "usage: mgcc COMMAND [options]\n       mgcc --version",
             mgcc_dist.__doc__.split("\n")[0],
             list_commands("commands (mgcc COMMAND --help)", summaries),
-            "With several processes: accelerate launch -m mgcc_dist.segment [options], and so for ldm.",
+            "With several processes: mgcc launch NAME segment [options]; also ldm. mgcc launch --help lists the names.",
         ]
     )
 

@@ -14,9 +14,9 @@ Several runs are an ensemble: their mean probability is scored. Writes
 curve by that score. --fit-temperature fits a temperature to the validation images and stores it next to the weights;
 --calibrated applies it.
 
-Intervals resample patients (groups of the records), so they hold for other patients, not for other seeds. Choose
+Intervals resample patients (groups of the records), so they cover other patients, not other seeds. Choose
 post-processing on validation images and apply it to others: --postprocess choose, then --postprocess OUT. A finished
-evaluation is never replaced; the same command again has nothing to do. With several processes:
+evaluation is never replaced; the same command does nothing. With several processes:
 accelerate launch -m mgcc_dist.evaluate.
 """
 

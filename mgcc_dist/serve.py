@@ -14,7 +14,7 @@ mouse or keyboard, and save it:
 `mgcc shards folder --root OUT --out SHARDS` converts them for training. NAME is the image's name, of DICOM its SOP
 Instance UID. After a restart with the same --out, images that were corrected are left out of the queue.
 
-The page is served to this machine only (127.0.0.1), and to who knows the token in its address. Images are not sent
+The page is served to this machine only (127.0.0.1), and only with the token in its address. Images are not sent
 anywhere else, and the page loads nothing from elsewhere. From another machine use a tunnel:
 `ssh -L PORT:localhost:PORT HOST`. Ctrl-C stops the server. Needs the extra `serve`.
 """

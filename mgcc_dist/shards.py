@@ -59,7 +59,7 @@ else:
 @dataclass(frozen=True)
 class FilesConfig:
     root: FolderPath
-    """folder of the dataset"""
+    """folder of the data set"""
     out: FolderPath
     """folder to write; a complete one made with the same arguments is kept"""
     per_shard: PositiveInt = 128
@@ -84,7 +84,7 @@ class SimilarFilesConfig(FilesConfig):
 @dataclass(frozen=True)
 class FolderConfig(FilesConfig):
     name: Name | None = None
-    """name of the dataset in shards, results and reports; none takes the name of the folder OUT"""
+    """name of the data set in shards, results and reports; none takes the name of the folder OUT"""
     groups: Literal["similar", "patient", "none"] = "similar"
     """what a grouped split keeps together: near-duplicates, the images of a patient, or nothing"""
     patient: str = SUBFOLDER
@@ -113,7 +113,7 @@ class IndexConfig:
     out: FolderPath | None = None
     """folder to write index.json to; none: that of the tars"""
     name: Name | None = None
-    """name of the dataset in results and reports; none takes the name of the folder of index.json"""
+    """name of the data set in results and reports; none takes the name of the folder of index.json"""
     images: tuple[str, ...] = argument(("png", "jpg", "jpeg", "tif", "tiff"), nargs="+")
     """extensions of images, all after the first dot of the name; the first that a record has is its image"""
     masks: tuple[str, ...] = argument(("mask.png", "seg.png"), nargs="+")

@@ -156,7 +156,7 @@ def test_an_edited_mask_makes_the_folder_stale(image_folder, tmp_path):
     edited[0] = 255
     Image.frombytes("L", (40, 30), bytes(edited)).save(mask)
     mask.write_bytes(mask.read_bytes().ljust(size, b"\0"))  # the size may stay
-    with pytest.raises(UserError, match="out: stale, files of the dataset have changed"):
+    with pytest.raises(UserError, match="out: stale, files of the data set have changed"):
         main(command)
     assert contents(tmp_path / "out") == before
 
@@ -314,7 +314,7 @@ def test_program_exits_with_one_line_and_code_2_on_bad_input(tmp_path):
     assert bad.returncode == 2
     assert (
         bad.stderr.strip()
-        == f"shards: {tmp_path / 'nowhere'}: does not exist. Set --root to the folder of the dataset."
+        == f"shards: {tmp_path / 'nowhere'}: does not exist. Set --root to the folder of the data set."
     )
     assert not (tmp_path / "out").exists()
     helped = run_program("split", "--help")

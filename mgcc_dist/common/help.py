@@ -98,7 +98,7 @@ def _first_clause(text: str) -> str:
 
 
 def _in_words(value: object) -> str:
-    if value in (None, (), [], "null", "[]"):
+    if value in (None, (), [], "", "null", "[]"):
         return "none"
     if isinstance(value, bool):
         return str(value).lower()

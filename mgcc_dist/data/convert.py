@@ -122,7 +122,7 @@ def _check_same(out: Path, found: Any, wanted: dict[str, Any]) -> None:
     ]
     if differences and {name for name in {*wanted, *found} if found.get(name) != wanted.get(name)} <= CONTENT:
         raise UserError(
-            f"{out}: stale, files of the dataset have changed since it was made "
+            f"{out}: stale, files of the data set have changed since it was made "
             f"({found.get('files')} files then, {wanted.get('files')} now). {remedy}"
         )
     if differences:

@@ -62,7 +62,7 @@ def subset_by_keys(folder: ShardFolder, keys: Iterable[str], by_shard: bool = Fa
         shown = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
         raise UserError(
             f"{folder.folder}: {len(missing)} of {len(keys)} requested keys are missing: {shown}. "
-            "Check that the split belongs to this dataset."
+            "Check that the split belongs to this data set."
         )
     indices = [folder.index_of(key) for key in keys]
     return Subset(folder, sorted(indices) if by_shard else indices)

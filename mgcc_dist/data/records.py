@@ -221,7 +221,7 @@ class RecordFolder(Dataset[Record]):
             UserError: there is no such record.
         """
         if key not in self._index_by_key:
-            raise UserError(f"{self.folder}: no record {key!r}. Check that the split belongs to this dataset.")
+            raise UserError(f"{self.folder}: no record {key!r}. Check that the split belongs to this data set.")
         return self._index_by_key[key]
 
 

@@ -28,7 +28,7 @@ class EvaluateConfig:
     split: FileOrName | None = None
     """split file, or name of a shipped one; none: all images of the shard folders"""
     subset: str | None = None
-    """which subset of the split; none: validation"""
+    """subset of the split: validation, test, labeled or unlabeled; none: validation"""
     weights: Literal["best", "last"] = "best"
     """best: highest validation score; last: last step"""
     tta: tuple[Literal["flips", "scales"], ...] = argument((), nargs="+")
@@ -37,8 +37,8 @@ class EvaluateConfig:
     """words of fill,min=SHARE,largest (fill holes; drop components below this share of the image; keep the largest);
     choose: the best of these on the evaluated images; a folder: what that evaluation chose"""
     uncertainty: Literal["decoders", "tta", "ensemble"] | None = None
-    """score of each image, and risk-coverage by it: how well the predictions of the network's decoders, of mirrored
-    images, or of several runs agree; decoders are in a run's checkpoint, so they need --weights last"""
+    """score each image by how well the predictions of the network's decoders, of mirrored images, or of several runs
+    agree, and add a risk-coverage curve by it; decoders are in a run's checkpoint, so they need --weights last"""
     members: tuple[RunOrModel, ...] = argument((), nargs="+")
     """further runs of --uncertainty ensemble, which are not evaluated"""
     fit_temperature: bool = flag()
@@ -49,9 +49,9 @@ class EvaluateConfig:
     """also score images with speckle, gain, blur, shadow, JPEG and down-sampling, at five strengths each (pip install
     'mgcc-dist[augment]')"""
     seed: NonNegativeInt = 0
-    """of the corruptions"""
+    """random seed of the corruptions"""
     tolerance: PositiveFloat = 2.0
-    """of NSD: in pixels, and in mm where the pixel spacing is known"""
+    """tolerance of NSD, in pixels, and in mm where the pixel spacing is known"""
     size: PositiveInt | None = None
     """score squares of this size, as in training, instead of images of their stored sizes; the size a run was trained
     at reproduces its own scores"""
@@ -65,7 +65,7 @@ class EvaluateConfig:
     cache_gb: NonNegativeFloat = 0.0
     """limit of the size of --cache in GB, 0 for none"""
     kernels: Literal["auto", "torch", "triton"] = "auto"
-    """implementations of the fused layers; see mgcc_dist.kernels.dispatcher"""
+    """implementation of up-convolutions, gates and ConvMixer layers, as in mgcc segment"""
     precision: Literal["auto", "no", "bf16"] = "no"
     """no: float32; auto: bf16 where supported"""
 

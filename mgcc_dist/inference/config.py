@@ -57,7 +57,7 @@ class PredictConfig:
     workers: NonNegativeInt = 2
     """processes that read images; 0 for none"""
     kernels: Literal["auto", "torch", "triton"] = "auto"
-    """implementations of the fused layers; see mgcc_dist.kernels.dispatcher"""
+    """implementation of up-convolutions, gates and ConvMixer layers, as in mgcc segment"""
     precision: Literal["auto", "no", "bf16"] = "auto"
     """auto: bf16 where supported; no: float32"""
     skip_bad: bool = flag()

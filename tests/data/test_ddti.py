@@ -137,7 +137,7 @@ def test_missing_xml_unexpected_names_and_second_copies_are_bad_files(small_ddti
     assert sorted(text.partition(" as ")[0] for text in bad_file_messages(ddti(small_ddti))) == [
         "12_1.jpg: there is no 12.xml next to it",
         "1_1.png: has the same key '1_1'",
-        "notes.png: is not named like this dataset's files, '1_1.jpg'",
+        "notes.png: is not named like this data set's files, '1_1.jpg'",
     ]
 
 

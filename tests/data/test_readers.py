@@ -84,9 +84,9 @@ def test_unmatched_images_and_masks_and_unexpected_names_are_bad_files(small_bus
     assert [item.key for item in reader.items] == ["benign (2)", "normal (1)"]
     assert sorted(bad_file_messages(reader)) == [
         "benign (1).png: has no mask",
-        "benign (7).png: is not named like this dataset's files, 'normal (1).png'",
+        "benign (7).png: is not named like this data set's files, 'normal (1).png'",
         "malignant (1)_mask.png: has no image",
-        "normal (1) copy.png: is not named like this dataset's files, 'normal (1).png'",
+        "normal (1) copy.png: is not named like this data set's files, 'normal (1).png'",
     ]
 
 

@@ -219,7 +219,7 @@ def test_file_with_unexpected_name_is_a_bad_file(synthetic):
     name, root, layout = synthetic
     write_image((root / layout.image).with_name("Kopie von (1).png"))
     (message,) = bad_file_messages(READERS.get(name).load()(root))
-    assert message.startswith("Kopie von (1).png: is not named like this dataset's files, ")
+    assert message.startswith("Kopie von (1).png: is not named like this data set's files, ")
 
 
 def test_missing_or_empty_folder_is_one_error_with_the_expected_layout(synthetic):

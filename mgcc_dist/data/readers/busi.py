@@ -30,7 +30,7 @@ def busi(root: Path) -> ImageFileReader:
         for path in find_images(require_subfolder(root, category, LAYOUT)):
             name = NAME.fullmatch(path.name)
             if not name or name["category"] != category:
-                bad_files.append(BadFile(path, f"is not named like this dataset's files, '{category} (1).png'"))
+                bad_files.append(BadFile(path, f"is not named like this data set's files, '{category} (1).png'"))
             elif name["mask"]:
                 masks.setdefault(name["stem"], []).append(path)
             elif name["stem"] in images:

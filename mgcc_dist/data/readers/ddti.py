@@ -58,7 +58,7 @@ def ddti(root: Path) -> ImageFileReader:
     for image in images:
         name = NAME.fullmatch(image.stem)
         if not name:
-            bad_files.append(BadFile(image, "is not named like this dataset's files, '1_1.jpg'"))
+            bad_files.append(BadFile(image, "is not named like this data set's files, '1_1.jpg'"))
             continue
         path, number = image.parent / f"{name['case']}.xml", image_name(name["number"])
         unused_marks.discard((path, number))

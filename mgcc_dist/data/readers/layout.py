@@ -16,7 +16,7 @@ def require_root(root: Path) -> None:
     """Raise UserError unless the root folder exists."""
     if not root.is_dir():
         problem = "is not a folder" if root.exists() else "does not exist"
-        raise UserError(f"{root}: {problem}. Set --root to the folder of the dataset.")
+        raise UserError(f"{root}: {problem}. Set --root to the folder of the data set.")
 
 
 def require_subfolder(root: Path, name: str, layout: str) -> Path:
@@ -57,7 +57,7 @@ def index_by_name(
         match = stem.fullmatch(path.stem)
         name = image_name(match["name"]) if match else ""
         if not match:
-            bad_files.append(BadFile(path, f"is not named like this dataset's files, {example!r}"))
+            bad_files.append(BadFile(path, f"is not named like this data set's files, {example!r}"))
         elif name in found:
             bad_files.append(BadFile(path, f"has the same name as {found[name]}"))
         else:
