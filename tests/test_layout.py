@@ -1,6 +1,7 @@
 """Imports run one way through the package's layers."""
 
 import ast
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -56,6 +57,14 @@ def test_folders_do_not_import_upward(module):
 def test_programs_do_not_import_programs(module):
     if module.stem != "cli":
         assert not PROGRAMS & set(imported(ROOT / "mgcc_dist" / module)) - {"__init__"}
+
+
+def test_monai_is_imported_at_the_top_of_the_one_module_that_needs_it():
+    """It takes seconds to import, so the module is imported only to build its network."""
+    pattern = re.compile(r"^(import|from) (monai|mgcc_dist\.models\.swin_unet)\b", re.MULTILINE)
+    texts = {str(module): (ROOT / "mgcc_dist" / module).read_text(encoding="utf-8") for module in MODULES}
+    found = {module for module, text in texts.items() if pattern.search(text)}
+    assert found == {"models/swin_unet.py"}
 
 
 def test_files_of_tests_have_names_of_their_own():

@@ -2,38 +2,42 @@
 
 import errno
 import fcntl
+import multiprocessing
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
+import time
 
 import pytest
 from accelerate import Accelerator
 
 from mgcc_dist import ldm, segment
+from mgcc_dist.common import lock as module
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.lock import lock, lock_folder
 
-HOLD = """
-import sys, time, pathlib
-from accelerate import Accelerator
-from mgcc_dist.common.errors import run_program
-from mgcc_dist.common.lock import lock_folder
-def main():
-    lock_folder(pathlib.Path(sys.argv[1]), Accelerator(cpu=True))
-    print("locked", flush=True)
-    if sys.argv[2:]:
+FORK = multiprocessing.get_context("fork")
+
+
+def lock_and_wait(folder, connection):
+    """Say whether this process gets the lock, and hold it."""
+    module._held.clear()  # what the parent holds, this process does not
+    try:
+        lock(folder)
+    except UserError as error:
+        connection.send(str(error))
+    else:
+        connection.send("locked")
         time.sleep(600)
-run_program("hold", main)
-"""
 
 
-def start(folder, *words):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", HOLD, str(folder), *words]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(folder):
+    """Lock `folder` in another process: return that, and what it says."""
+    here, there = FORK.Pipe()
+    process = FORK.Process(target=lock_and_wait, args=(folder, there))
+    process.start()
+    return process, here.recv()
 
 
 @pytest.fixture
@@ -41,43 +45,44 @@ def accelerator():
     return Accelerator(cpu=True)
 
 
-def test_second_process_gets_one_line_and_a_killed_holder_is_no_obstacle(tmp_path, accelerator):
+def test_second_process_is_refused_and_a_killed_holder_is_no_obstacle(tmp_path, accelerator):
     folder = tmp_path / "run"
-    holder = start(folder, "hold")
-    assert holder.stdout.readline() == "locked\n"
+    holder, said = start(folder)
+    assert said == "locked"
     try:
-        second = start(folder)
-        output, errors = second.communicate(timeout=300)
-        assert (second.returncode, output) == (2, "")
         who = f"pid {holder.pid} on {socket.gethostname()}"
-        (line,) = errors.splitlines()
-        assert line.startswith(f"hold: {folder}: is in use by another process ({who}")
+        assert start(folder)[1].startswith(f"{folder}: is in use by another process ({who}")
         for program in (segment, ldm):
             with pytest.raises(UserError, match=f"in use by another process .pid {holder.pid} "):
                 program.main(["--out", str(folder)])
         assert [path.name for path in folder.iterdir()] == [".lock"]
     finally:
-        holder.send_signal(signal.SIGKILL)
-        holder.communicate()
+        holder.kill()
+        holder.join()
     lock_folder(folder, accelerator)
     lock_folder(folder, accelerator)  # again in the same process
-    blocked = start(folder)
-    assert f"pid {os.getpid()} " in blocked.communicate(timeout=300)[1]
-    assert blocked.returncode == 2
+    assert f"pid {os.getpid()} " in start(folder)[1]
+
+
+def lock_and_leave_a_worker(folder):
+    os.setsid()
+    lock(folder)
+    if os.fork() == 0:
+        time.sleep(600)
+    os._exit(0)
 
 
 def test_a_forked_worker_does_not_keep_the_lock(tmp_path):
     """An orphaned DataLoader worker must not block the next start."""
-    script = HOLD.replace("    if sys.argv[2:]:\n", "    import os\n    if os.fork() == 0:\n")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    parent = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True)
+    parent = FORK.Process(target=lock_and_leave_a_worker, args=(tmp_path,))
+    parent.start()
+    parent.join()
     try:
-        assert parent.stdout.readline() == b"locked\n"
-        assert parent.wait(timeout=300) == 0
-        lock_folder(tmp_path, Accelerator(cpu=True))
+        assert parent.exitcode == 0
+        assert (tmp_path / ".lock").read_text().startswith(f"pid {parent.pid} ")
+        lock(tmp_path)
     finally:
-        os.killpg(parent.pid, signal.SIGKILL)  # the forked child
+        os.killpg(parent.pid, signal.SIGKILL)  # the worker
 
 
 def test_file_system_without_locks_gives_a_warning(tmp_path, accelerator, monkeypatch, caplog):

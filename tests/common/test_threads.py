@@ -16,12 +16,12 @@ CORES = len(os.sched_getaffinity(0))
 ONE_PROCESS = ranks.accelerate("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no")
 
 
-def probe(launcher, **variables):
-    """Return what the started processes print, with no OpenMP variable set except `variables`."""
+def probe(launcher):
+    """Return what the started processes print, with no OpenMP variable set."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
     clean |= {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     words = [sys.executable, *launcher, str(PROBE)]
-    done = subprocess.run(words, env=clean | variables, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, env=clean, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
@@ -51,37 +51,51 @@ def test_two_ranks_divide_the_cores():
         assert shown["GOMP_SPINCOUNT"] == SPIN_COUNT
 
 
-@pytest.mark.multiprocess
+NAMES = ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "SUBMITIT_LOCAL_NTASKS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+
+
+@pytest.fixture
+def no_variables(monkeypatch):
+    for name in NAMES:
+        monkeypatch.setenv(name, "")  # so that it is restored, also where it was not set
+        monkeypatch.delenv(name)
+
+
 @pytest.mark.parametrize(
-    ("launcher", "variables"),
+    ("options", "variables", "kept"),
     [
-        ([], {"OMP_NUM_THREADS": "1"}),
-        (ONE_PROCESS, {"OMP_NUM_THREADS": "1"}),
-        ([*ONE_PROCESS, "--num_cpu_threads_per_process", "1"], {}),
+        ([], {}, False),
+        ([], {"OMP_NUM_THREADS": "1"}, True),
+        (["--num_cpu_threads_per_process", "1"], {}, True),
     ],
 )
-def test_one_thread_that_the_user_set_is_kept(launcher, variables):
-    [shown] = probe(launcher, **variables)
-    assert shown["OMP_NUM_THREADS"] == "1"
+def test_one_thread_under_a_launcher_is_kept_only_if_the_user_set_it(
+    options, variables, kept, no_variables, monkeypatch
+):
+    command = [sys.executable, "-Sc", "print(flush=True); input()", "accelerate", *options]  # looks like a launcher
+    with subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as launcher:
+        launcher.stdout.readline()  # before, /proc may not have its command line yet
+        monkeypatch.setattr(os, "getppid", lambda: launcher.pid)
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        configure_threads()
+        launcher.kill()
+    assert ("OMP_NUM_THREADS" in os.environ) is kept
 
 
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
+        ({"OMP_NUM_THREADS": "1"}, {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": SPIN_COUNT}),
         ({"OMP_NUM_THREADS": "3", "LOCAL_WORLD_SIZE": "2"}, {"OMP_NUM_THREADS": "3", "GOMP_SPINCOUNT": SPIN_COUNT}),
         ({"GOMP_SPINCOUNT": "77"}, {"GOMP_SPINCOUNT": "77"}),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
     ],
 )
-def test_variables_that_the_user_set_are_kept(variables, expected, monkeypatch):
-    names = ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "SUBMITIT_LOCAL_NTASKS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    for name in names:
-        monkeypatch.setenv(name, "")  # so that it is restored, also where it was not set
-        monkeypatch.delenv(name)
+def test_variables_that_the_user_set_are_kept(variables, expected, no_variables, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     configure_threads()
-    shown = {name: os.environ[name] for name in names if name in os.environ}
+    shown = {name: os.environ[name] for name in NAMES if name in os.environ}
     assert shown == variables | expected
 
 

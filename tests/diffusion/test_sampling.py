@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -169,37 +168,6 @@ def test_a_full_disk_keeps_complete_shards_and_the_same_command_resumes(
     assert len(unchanged) >= len(kept) - 1, "only the shard without an entry may be sampled again"
     sampling.sample(config, pipeline_folder, tmp_path / "complete", accelerator)
     assert contents(small / "s") == contents(tmp_path / "complete")
-
-
-@pytest.mark.multiprocess
-def test_a_process_killed_by_sigkill_resumes_and_samples_each_index_once(pipeline_folder, tmp_path, accelerator):
-    config = dataclasses.replace(SAMPLING, count=24, per_shard=1, batch=1, steps=50)
-    child = (
-        "import sys; from dataclasses import replace; from pathlib import Path; import torch; torch.set_num_threads(1);"
-        "from tiny_ldm import SAMPLING; from mgcc_dist.diffusion import sampling;"
-        "from mgcc_dist.common.distributed import create_accelerator;"
-        "config = replace(SAMPLING, count=24, per_shard=1, batch=1, steps=50);"
-        "sampling.sample(config, Path(sys.argv[1]), Path(sys.argv[2]), create_accelerator())"
-    )
-    folder = tmp_path / "killed"
-    process = ranks.start(ranks.forked(1), ["-c", child, pipeline_folder, folder])
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("*.tar"))) < 3:
-        assert process.poll() is None, "the process exited before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -9
-    assert not (folder / "index.json").exists()
-    entries = {path.name.removesuffix(".json") for path in (folder / "entries").glob("*.json")}
-    before = {name: (folder / name).stat().st_mtime_ns for name in entries}
-    assert 2 <= len(before) < 24
-
-    sampling.sample(config, pipeline_folder, folder, accelerator)
-    assert {name: (folder / name).stat().st_mtime_ns for name in entries} == before
-    samples = ShardFolder.open(folder)
-    assert [samples[i].meta["index"] for i in range(len(samples))] == list(range(24))
 
 
 @pytest.mark.parametrize("bf16", [False, True])
