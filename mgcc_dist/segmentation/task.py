@@ -56,43 +56,21 @@ class SegmentationTask:
         cache: ShardCache | None = None,
     ) -> None:
         self.config = config
-        self.cache = cache
-        network = with_saved_encoder(config.network, config.init)
-        if zero_stage(accelerator) == 3 and isinstance(network, EncoderDecoderConfig) and network.encoder:
-            raise SharedError(
-                "network.encoder: a pretrained encoder can't be trained with ZeRO-3. Use ZeRO-2, ZeRO-1 or DDP "
-                "(launch/README.md)."
-            )
-        with raise_on_all_ranks():
-            method = build(config.method, network)
-            if config.init and not has_checkpoint(Path(config.out)):
-                load_initial_weights(method, Path(config.init), network)
-        self.module: nn.Module = fuse(method, config.kernels)
-        if zero_stage(accelerator) == 3 and not all(weight.requires_grad for weight in self.module.parameters()):
-            raise SharedError(
-                f"method.name: {config.method.name} averages the weights of a teacher, which ZeRO-3 partitions. "
-                "Use ZeRO-2, ZeRO-1 or DDP (launch/README.md)."
-            )
-        if accelerator.distributed_type != DistributedType.DEEPSPEED:  # DeepSpeed needs contiguous parameters
-            # Convolutions are faster in this layout: 12 % on two CPU cores.
-            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.data = data
-        selection.warn_if_synthetic(data)
+        self.cache = cache
         self.verify = accelerator.is_local_main_process  # one rank per node verifies checksums
-        labeled, rest = split.labeled, split.unlabeled
-        if config.data.labels == "all":
-            masked = {record.key for record in data.records if record.labeled}
-            labeled = tuple(key for key in split.train if key in masked)
-            rest = tuple(key for key in split.train if key not in masked)
-        uses_unlabeled = _as_method(self.module).uses_unlabeled
-        unlabeled = self._unlabeled(rest) if uses_unlabeled else {}
+        self.module = _build_module(config, accelerator)
+        method = _as_method(self.module)
+        selection.warn_if_synthetic(data)
+        labeled, rest = self._training_keys(split)
+        unlabeled = self._unlabeled(rest) if method.uses_unlabeled else {}
         synthetic = unlabeled.get("synthetic")
         self.synthetic = selection.provenance(synthetic) if isinstance(synthetic, ShardFolder) else None
         """checkpoint and selection that the synthetic images come from"""
         pairs = self._pairs()
         self.synthetic_labeled = selection.provenance(pairs) if pairs else None
         """the same of the synthetic images with masks"""
-        _check_batch(config, uses_unlabeled, bool(unlabeled))
+        _check_batch(config, method.uses_unlabeled, bool(unlabeled))
         _check_pixels(config)
         self.counts = {
             "labeled": len(labeled),
@@ -100,6 +78,7 @@ class SegmentationTask:
             **{kind: len(source) for kind, source in unlabeled.items()},
             **({"synthetic_labeled": len(pairs)} if pairs else {}),
             "validation": len(split.validation),
+            **({"test": len(split.test)} if split.test else {}),
         }
         self.loader = ImageTrainLoader(
             labeled=labeled_subset(data, labeled, "labeled"),
@@ -118,39 +97,16 @@ class SegmentationTask:
             shard_window=config.data.shard_window,
         )
         batches = accelerator.num_processes * config.loop.accumulation
-        steps = total_steps(config.loop, self.loader, batches)
-        method.check_length(steps * batches * config.data.batch_labeled)
+        method.check_length(total_steps(config.loop, self.loader, batches) * batches * config.data.batch_labeled)
         by_shard = config.data.shard_window is not None
         validation = labeled_subset(data, split.validation, "validation", by_shard)
-        self.validation = CachedBatches(self._evaluation(validation, accelerator, in_step=True), accelerator.device)
-        self.external = [
-            (folder, CachedBatches(self._evaluation(folder, accelerator), accelerator.device))
-            for folder in (self._open_other(folder, "external") for folder in config.data.external)
-        ]
-        if cache:
-            cache.require_room(config.data.shard_window)
+        self.validation = self._evaluation(validation, accelerator, in_step=True)
         self.test: CachedBatches | None = None
         if split.test:
-            self.counts["test"] = len(split.test)
-            test = self._evaluation(labeled_subset(data, split.test, "test", by_shard), accelerator)
-            self.test = CachedBatches(test, accelerator.device)
-        names = Counter(folder.dataset for folder, _ in self.external)
-        if repeated := [name for name, times in names.items() if times > 1]:
-            raise UserError(
-                f"data.external: {names[repeated[0]]} shard folders are called {repeated[0]!r}, and results are by "
-                "name. Convert one of them with another --name."
-            )
-        for folder, _ in self.external:
-            if unmasked := [record.key for record in folder.records if not record.labeled]:
-                raise UserError(
-                    f"data.external: {len(unmasked)} records of {folder.folder} have no mask, the first is "
-                    f"{unmasked[0]!r}. Only labeled images can be scored."
-                )
-            if selection.is_synthetic(folder):
-                raise UserError(
-                    f"data.external: {folder.folder} holds samples of `mgcc ldm`, and scores on them say nothing about "
-                    "real images. Pass real images; to train on the samples, pass them as data.synthetic_labeled."
-                )
+            self.test = self._evaluation(labeled_subset(data, split.test, "test", by_shard), accelerator)
+        self.external = [(folder, self._evaluation(folder, accelerator)) for folder in self._external()]
+        if cache:
+            cache.require_room(config.data.shard_window)
 
     def parameters(self) -> dict[str, int]:
         """Number of parameters of the inference network, and of everything that is trained."""
@@ -211,6 +167,13 @@ class SegmentationTask:
             image |= {"class": record.category, "group": record.group}
         return {"summary": summarize(images), "images": images}
 
+    def _training_keys(self, split: Split) -> tuple[Sequence[str], Sequence[str]]:
+        """Return the keys of the split that are trained on with their masks, and those without."""
+        if self.config.data.labels == "half":
+            return split.labeled, split.unlabeled
+        masked = {record.key for record in self.data.records if record.labeled}
+        return [key for key in split.train if key in masked], [key for key in split.train if key not in masked]
+
     def _unlabeled(self, training: Sequence[str]) -> dict[str, UnlabeledDataset]:
         """Sources of unlabeled images that the config asks for: "training" (these keys), "synthetic", "similar"."""
         config, sources = self.config.data, dict[str, UnlabeledDataset]()
@@ -240,8 +203,27 @@ class SegmentationTask:
             )
         return pairs
 
-    def _open(self, folder: str) -> ShardFolder:
-        return ShardFolder.open(folder, self.verify, self.cache)
+    def _external(self) -> list[ShardFolder]:
+        """Open the other labeled data sets that the trained network is scored on."""
+        folders = [self._open_other(folder, "external") for folder in self.config.data.external]
+        names = Counter(folder.dataset for folder in folders)
+        if repeated := [name for name, times in names.items() if times > 1]:
+            raise UserError(
+                f"data.external: {names[repeated[0]]} shard folders are called {repeated[0]!r}, and results are by "
+                "name. Convert one of them with another --name."
+            )
+        for folder in folders:
+            if unmasked := [record.key for record in folder.records if not record.labeled]:
+                raise UserError(
+                    f"data.external: {len(unmasked)} records of {folder.folder} have no mask, the first is "
+                    f"{unmasked[0]!r}. Only labeled images can be scored."
+                )
+            if selection.is_synthetic(folder):
+                raise UserError(
+                    f"data.external: {folder.folder} holds samples of `mgcc ldm`, and scores on them say nothing about "
+                    "real images. Pass real images; to train on the samples, pass them as data.synthetic_labeled."
+                )
+        return folders
 
     def _open_other(self, folder: str, key: str) -> ShardFolder:
         """Open the folder of another data set than data.shards.
@@ -249,7 +231,7 @@ class SegmentationTask:
         Raises:
             UserError: it holds the same images, those of the validation part among them.
         """
-        other = self._open(folder)
+        other = ShardFolder.open(folder, self.verify, self.cache)
         if other.content_sha256 == self.data.content_sha256:
             raise UserError(
                 f"data.{key}: {other.folder} holds the same images as data.shards, so training and validation would "
@@ -257,9 +239,9 @@ class SegmentationTask:
             )
         return other
 
-    def _evaluation(self, source: SampleDataset, accelerator: Accelerator, in_step: bool = False) -> EvalLoader:
+    def _evaluation(self, source: SampleDataset, accelerator: Accelerator, in_step: bool = False) -> CachedBatches:
         data = self.config.data
-        return EvalLoader(
+        loader = EvalLoader(
             source,
             batch=data.batch_labeled + data.batch_unlabeled,
             image_size=data.image_size,
@@ -269,6 +251,35 @@ class SegmentationTask:
             fit=data.fit,
             in_step=in_step,
         )
+        return CachedBatches(loader, accelerator.device)
+
+
+def _build_module(config: SegmentConfig, accelerator: Accelerator) -> nn.Module:
+    """Build the method with its initial weights, kernels and memory layout.
+
+    Raises:
+        UserError: it can't train the network, the initial weights do not fit, or ZeRO-3 can't train it.
+    """
+    network = with_saved_encoder(config.network, config.init)
+    if zero_stage(accelerator) == 3 and isinstance(network, EncoderDecoderConfig) and network.encoder:
+        raise SharedError(
+            "network.encoder: a pretrained encoder can't be trained with ZeRO-3. Use ZeRO-2, ZeRO-1 or DDP "
+            "(launch/README.md)."
+        )
+    with raise_on_all_ranks():
+        method = build(config.method, network)
+        if config.init and not has_checkpoint(Path(config.out)):
+            load_initial_weights(method, Path(config.init), network)
+    module: nn.Module = fuse(method, config.kernels)
+    if zero_stage(accelerator) == 3 and not all(weight.requires_grad for weight in module.parameters()):
+        raise SharedError(
+            f"method.name: {config.method.name} averages the weights of a teacher, which ZeRO-3 partitions. "
+            "Use ZeRO-2, ZeRO-1 or DDP (launch/README.md)."
+        )
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:  # DeepSpeed needs contiguous parameters
+        # Convolutions are faster in this layout: 12 % on two CPU cores.
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
 
 
 def _check_batch(config: SegmentConfig, uses_unlabeled: bool, has_unlabeled: bool) -> None:
