@@ -16,9 +16,8 @@ of the other parts. With `drop_copies` a further stage removes the near-copies f
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,16 +32,21 @@ from torch.utils.data import Subset
 from mgcc_dist.assessment.config import AuditConfig
 from mgcc_dist.assessment.constant_images import refuse_constant_images
 from mgcc_dist.assessment.features import FeatureExtractor
-from mgcc_dist.assessment.pair_audit import KINDS, PairSimilarity, values, with_contour
-from mgcc_dist.assessment.similarity import FeatureSimilarity, apply_alignment, describe_alignment, pixel_similarity
-from mgcc_dist.common.distributed import raise_on_all_ranks
+from mgcc_dist.assessment.pair_audit import KINDS, Match, PairSimilarity, with_contour
+from mgcc_dist.assessment.similarity import (
+    FeatureSimilarity,
+    apply_alignment,
+    as_square,
+    describe_alignment,
+    pixel_similarity,
+)
+from mgcc_dist.common.distributed import gather_by_index, raise_on_all_ranks
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import replacing, write_json
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.augment import symmetry
 from mgcc_dist.data.datasets import SampleDataset
 from mgcc_dist.data.duplicates import thumbnail
-from mgcc_dist.data.images import resize_image
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.diffusion.images import ImageData
 
@@ -81,78 +85,27 @@ def audit(
     """
     shards = ShardFolder.open(samples, verify=False)
     refuse_constant_images(shards, accelerator)
-    real, train = images.shards, images.train.indices
+    train = images.train.indices
     calibration = np.random.default_rng(0).permutation([*train, *images.val.indices])[:CALIBRATION_IMAGES].tolist()
     has_pairs = any(record.labeled for record in shards.records)
     false_alarms = config.false_alarms / (1 + bool(extractor) + len(KINDS) * has_pairs)
-    pixels = _compare_pixels(images, shards, calibration, false_alarms, accelerator)
-    rows: list[dict[str, Any]] = [
-        {
-            "key": record.key,
-            "nearest": real.records[train[j]].key,
-            "similarity": round(value, 4),
-            "alignment": describe_alignment(alignment),
-            "near_copy": value > pixels.threshold,
-        }
-        for record, (value, j, alignment) in zip(shards.records, pixels.nearest, strict=True)
-    ]
-    report = {"request": _request(config, extractor, images, shards), **pixels.summary()}
+    parts = {"pixels": _compare_pixels(images, shards, calibration, false_alarms, accelerator)}
     if extractor:
-        features = _compare_features(extractor, images, shards, calibration, false_alarms, accelerator)
-        for row, (value, j, _) in zip(rows, features.nearest, strict=True):
-            row["features"] = {"nearest": real.records[train[j]].key, "similarity": round(value, 4)}
-            row["near_copy"] = row["near_copy"] or value > features.threshold
-        report["features"] = extractor.info | features.summary()
+        parts["features"] = _compare_features(extractor, images, shards, calibration, false_alarms, accelerator)
     if has_pairs:
-        similarity = PairSimilarity(images, accelerator)
-        highest, matches = similarity.highest_across_groups(calibration), similarity.nearest(shards, range(len(shards)))
-        for kind in KINDS:
-            compared = _Comparison(
-                _require_any(values(highest, kind)), false_alarms, [match[kind] for match in matches if match]
-            )
-            report[kind] = compared.summary()
-            for row, match in zip(rows, matches, strict=True):
-                if match:
-                    row[kind] = {
-                        "nearest": real.records[train[match[kind].train_index]].key,
-                        "similarity": round(match[kind].similarity, 4),
-                        "alignment": describe_alignment(match[kind].alignment),
-                    }
-                    row["near_copy"] = row["near_copy"] or match[kind].similarity > compared.threshold
-    copies = [row["key"] for row in rows if row["near_copy"]]
-    report |= {"near_copies": copies, "images": rows}
+        parts |= _compare_pairs(images, shards, calibration, false_alarms, accelerator)
+
+    rows = _rows(parts, images, shards)
+    report = {"request": _request(config, extractor, images, shards), **parts["pixels"].summary()}
+    report |= {name: part.summary() for name, part in parts.items() if name != "pixels"}
+    if extractor:
+        report["features"] = extractor.info | report["features"]
+    report |= {"near_copies": [row["key"] for row in rows if row["near_copy"]], "images": rows}
     with raise_on_all_ranks():
         if accelerator.is_main_process:
-            read_square = partial(_read_square, size=images.size)
-            rule = describe_thresholds(report)
-            pairs = [
-                (apply_alignment(read_square(shards, i), alignment), read_square(real, train[j]), rows[i])
-                for i, j, alignment in pixels.closest()
-            ]
-            _save(draw_pairs(pairs, rule), folder / "closest.png")
-            if extractor:
-                pairs = [
-                    (
-                        read_square(shards, i),
-                        symmetry(read_square(real, train[j]), symmetry_index),
-                        rows[i] | rows[i]["features"],
-                    )
-                    for i, j, symmetry_index in features.closest()
-                ]
-                _save(draw_pairs(pairs, rule), folder / "closest_features.png")
-            if has_pairs:
-                for kind in KINDS:
-                    found = [(i, match[kind]) for i, match in enumerate(matches) if match]
-                    found = sorted(found, key=lambda each: -each[1].similarity)[:SHOWN_PAIRS]
-                    pairs = [
-                        (
-                            apply_alignment(with_contour(shards[i], images.size), match.alignment),
-                            with_contour(images.train[match.train_index], images.size),
-                            rows[i] | rows[i][kind],
-                        )
-                        for i, match in found
-                    ]
-                    _save(draw_pairs(pairs, rule), folder / f"closest_{kind}.png")
+            for name, part in parts.items():
+                figure = draw_pairs(_closest_pairs(name, part, images, shards, rows), describe_thresholds(report))
+                _save(figure, folder / ("closest.png" if name == "pixels" else f"closest_{name}.png"))
             write_json(folder / "audit.json", report)
     return report
 
@@ -171,8 +124,8 @@ class _Comparison:
     """highest similarity of each calibration image with a training image of another group"""
     false_alarms: float
     """share of these above the threshold"""
-    nearest: Sequence[tuple[float, int, int]]
-    """per synthetic image: similarity with its nearest training image, index of that image, alignment"""
+    nearest: Sequence[Match | None]
+    """match of each synthetic image, in features with the symmetry of the training image; None if it has no lesion"""
 
     @property
     def threshold(self) -> float:
@@ -180,31 +133,47 @@ class _Comparison:
 
     def summary(self) -> dict[str, Any]:
         """Return the entries for audit.json."""
-        values = [value for value, _, _ in self.nearest]
         return {
             "threshold": round(self.threshold, 4),
             "real": _summarize(self.calibration),
-            "synthetic": _summarize(values),
+            "synthetic": _summarize([match.similarity for match in self.nearest if match]),
         }
 
-    def closest(self) -> list[tuple[int, int, int]]:
-        """Return the most similar pairs: index of the synthetic image, index of the training image, alignment."""
-        order = sorted(range(len(self.nearest)), key=lambda i: -self.nearest[i][0])[:SHOWN_PAIRS]
-        return [(i, *self.nearest[i][1:]) for i in order]
+    def closest(self) -> list[tuple[int, Match]]:
+        """Return the matches of the highest similarity, each with the index of its synthetic image."""
+        found = [(i, match) for i, match in enumerate(self.nearest) if match]
+        return sorted(found, key=lambda each: -each[1].similarity)[:SHOWN_PAIRS]
 
 
 def _compare_pixels(
     images: ImageData, shards: ShardFolder, calibration: list[int], false_alarms: float, accelerator: Accelerator
 ) -> _Comparison:
-    real, size = images.shards, images.size
-    squares = (_read_square(real, i, size) for i in images.train.indices)
+    squares = (as_square(images.train[i], images.size) for i in range(len(images.train)))
     thumbnails = torch.from_numpy(np.stack([thumbnail(square) for square in squares])).to(accelerator.device)
-    rows = []
-    for i in calibration[accelerator.process_index :: accelerator.num_processes]:
-        similarity, _ = pixel_similarity([_read_square(real, i, size)], thumbnails)
-        rows += [(i, value) for value in _highest_across_groups(images, [i], similarity.numpy())]
-    highest = [value for _, value in sorted(gather_object(rows))]
-    return _Comparison(_require_any(highest), false_alarms, _nearest_in_pixels(shards, thumbnails, size, accelerator))
+    rank, world = accelerator.process_index, accelerator.num_processes
+    highest: list[float] = []
+    for block, similarity, _ in _pixel_blocks(images.shards, calibration[rank::world], images.size, thumbnails):
+        highest += _highest_across_groups(images, block, similarity.numpy())
+    rows: list[tuple[int, Match]] = []
+    mine = range(len(shards))[rank::world]
+    with ProgressBar(len(shards), "comparing with training images", "images", share=len(mine)) as bar:
+        for block, similarity, alignment in _pixel_blocks(shards, mine, images.size, thumbnails):
+            best, nearest = similarity.max(dim=1)
+            best_alignment = alignment.gather(1, nearest[:, None])[:, 0]
+            found = map(Match, best.tolist(), nearest.tolist(), best_alignment.tolist())
+            rows += list(zip(block, found, strict=True))
+            bar.update(len(block))
+    nearest_images = gather_by_index(rows)
+    return _Comparison(_require_any(gather_object(highest)), false_alarms, nearest_images)
+
+
+def _pixel_blocks(
+    dataset: SampleDataset, indices: Sequence[int], size: int, thumbnails: Tensor
+) -> Iterator[tuple[Sequence[int], Tensor, Tensor]]:
+    """Yield up to BLOCK_SIZE of `indices`, with similarity and alignment [B,N] of these images to `thumbnails`."""
+    for start in range(0, len(indices), BLOCK_SIZE):
+        block = indices[start : start + BLOCK_SIZE]
+        yield block, *pixel_similarity([as_square(dataset[i], size) for i in block], thumbnails)
 
 
 def _compare_features(
@@ -220,11 +189,65 @@ def _compare_features(
     highest = _require_any(_highest_across_groups(images, calibration, of_real))
     of_synthetic, views = similarity.compare(shards)
     best = of_synthetic.argmax(axis=1)
-    nearest = [(float(row[j]), int(j), int(view[j])) for row, view, j in zip(of_synthetic, views, best, strict=True)]
+    nearest = [
+        Match(float(row[j]), int(j), int(view[j])) for row, view, j in zip(of_synthetic, views, best, strict=True)
+    ]
     return _Comparison(highest, false_alarms, nearest)
 
 
-def _highest_across_groups(images: ImageData, indices: list[int], similarity: NDArray[Any]) -> list[float]:
+def _compare_pairs(
+    images: ImageData, shards: ShardFolder, calibration: list[int], false_alarms: float, accelerator: Accelerator
+) -> dict[str, _Comparison]:
+    """Compare masks, and pairs of image and mask."""
+    similarity = PairSimilarity(images, accelerator)
+    of_real = similarity.highest_across_groups(calibration)
+    of_synthetic = similarity.nearest(shards, range(len(shards)))
+    return {
+        kind: _Comparison(
+            _require_any([match[kind].similarity for match in of_real if match]),
+            false_alarms,
+            [match.get(kind) for match in of_synthetic],
+        )
+        for kind in KINDS
+    }
+
+
+def _rows(parts: Mapping[str, _Comparison], images: ImageData, shards: ShardFolder) -> list[dict[str, Any]]:
+    """Return the entry of each synthetic image for audit.json."""
+    thresholds = {name: part.threshold for name, part in parts.items()}
+    rows = []
+    for i, record in enumerate(shards.records):
+        found: dict[str, dict[str, Any]] = {}
+        near_copy = False
+        for name, part in parts.items():
+            if not (match := part.nearest[i]):
+                continue
+            near_copy = near_copy or match.similarity > thresholds[name]
+            original = images.shards.records[images.train.indices[match.train_index]].key
+            found[name] = {"nearest": original, "similarity": round(match.similarity, 4)}
+            if name != "features":
+                found[name]["alignment"] = describe_alignment(match.alignment)
+        rows.append({"key": record.key, **found.pop("pixels"), "near_copy": near_copy, **found})
+    return rows
+
+
+def _closest_pairs(
+    name: str, part: _Comparison, images: ImageData, shards: ShardFolder, rows: Sequence[dict[str, Any]]
+) -> list[tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
+    """Return the closest pairs of a part for `draw_pairs`, with contours of the masks where these are compared."""
+    view = with_contour if name in KINDS else as_square
+    pairs = []
+    for i, match in part.closest():
+        synthetic, real = view(shards[i], images.size), view(images.train[match.train_index], images.size)
+        if name == "features":
+            real = symmetry(real, match.alignment)
+        else:
+            synthetic = apply_alignment(synthetic, match.alignment)
+        pairs.append((synthetic, real, rows[i] | rows[i].get(name, {})))
+    return pairs
+
+
+def _highest_across_groups(images: ImageData, indices: Sequence[int], similarity: NDArray[Any]) -> list[float]:
     """Return the highest similarity of each real image with a training image of another group.
 
     `similarity` [R,N] compares the real images `indices` with the training images.
@@ -241,28 +264,6 @@ def _require_any(values: list[float]) -> list[float]:
             "audit: all images belong to one group, so the threshold cannot be calibrated. Pass --audit.enabled false"
         )
     return values
-
-
-def _nearest_in_pixels(
-    shards: ShardFolder, thumbnails: Tensor, size: int, accelerator: Accelerator
-) -> list[tuple[float, int, int]]:
-    """Return, per synthetic image, similarity, index and alignment of the nearest training image."""
-    assigned = list(range(len(shards)))[accelerator.process_index :: accelerator.num_processes]
-    rows = []
-    with ProgressBar(len(shards), "comparing with training images", "images", share=len(assigned)) as bar:
-        for start in range(0, len(assigned), BLOCK_SIZE):
-            block = assigned[start : start + BLOCK_SIZE]
-            similarity, alignment = pixel_similarity([_read_square(shards, i, size) for i in block], thumbnails)
-            best, nearest = similarity.max(dim=1)
-            best_alignment = alignment.gather(1, nearest[:, None])[:, 0]
-            rows += list(zip(block, best.tolist(), nearest.tolist(), best_alignment.tolist(), strict=True))
-            bar.update(len(block))
-    return [(value, j, alignment) for _, value, j, alignment in sorted(gather_object(rows))]
-
-
-def _read_square(dataset: SampleDataset, i: int, size: int) -> np.ndarray:
-    """Return the image [S,S] as the model sees it."""
-    return resize_image(dataset[i].image, size, size)
 
 
 def _summarize(values: list[float]) -> dict[str, float]:

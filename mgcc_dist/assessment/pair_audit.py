@@ -7,7 +7,7 @@ the masks in the orientation in which the images fit best. An image that is only
 thus found if its mask is that image's, too. Masks without a lesion, and their pairs, are not compared.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,15 +15,16 @@ import torch
 from accelerate import Accelerator
 from scipy.ndimage import binary_dilation
 
-from mgcc_dist.assessment.similarity import ANGLES, apply_alignment, pixel_similarity
+from mgcc_dist.assessment.similarity import ANGLES, apply_alignment, as_square, pixel_similarity
 from mgcc_dist.common.distributed import gather_by_index
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.augment import SYMMETRIES
 from mgcc_dist.data.datasets import SampleDataset
 from mgcc_dist.data.duplicates import thumbnail
-from mgcc_dist.data.images import resize_image, resize_mask
+from mgcc_dist.data.images import resize_mask
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.diffusion.images import ImageData
+from mgcc_dist.diffusion.warped_masks import count_bits
 
 LARGEST = 128  # side at which masks are compared, at most
 UPRIGHT = range(ANGLES.index(0) * SYMMETRIES, (ANGLES.index(0) + 1) * SYMMETRIES)  # alignments without a small rotation
@@ -54,7 +55,7 @@ class PairSimilarity:
             sample = images.train[i]
             if (mask := self._lesion(sample)) is not None:
                 chosen.append(i)
-                structures.append(thumbnail(self._square(sample)))
+                structures.append(thumbnail(as_square(sample, self.images.size)))
                 masks.append(np.packbits(_centered(mask)))
         self.indices = np.array(chosen)
         """of these images in the training set"""
@@ -88,7 +89,7 @@ class PairSimilarity:
         if lesion is None or not allowed.any():
             return {}
         of_masks = np.stack([self._overlap(lesion, alignment) for alignment in UPRIGHT])
-        pixels, alignments = pixel_similarity([self._square(sample)], self._thumbnails)
+        pixels, alignments = pixel_similarity([as_square(sample, self.images.size)], self._thumbnails)
         of_pairs = np.empty(len(self.indices))
         for alignment in np.unique(alignments):
             fits = alignments[0].numpy() == alignment
@@ -105,7 +106,7 @@ class PairSimilarity:
     def _overlap(self, lesion: np.ndarray, alignment: int) -> np.ndarray:
         """Return the IoU [N] of a lesion, in one orientation and centered, with the training lesions."""
         aligned = np.packbits(_centered(apply_alignment(lesion, alignment) > 127))
-        return _count(self._masks & aligned) / _count(self._masks | aligned)
+        return count_bits(self._masks & aligned) / count_bits(self._masks | aligned)
 
     def _lesion(self, sample: Sample) -> np.ndarray | None:
         """Return the mask as uint8 [side,side] of 0 and 255; None if there is no lesion or no mask."""
@@ -114,22 +115,14 @@ class PairSimilarity:
         mask = resize_mask(sample.mask, self.side, self.side)
         return mask if mask.any() else None
 
-    def _square(self, sample: Sample) -> np.ndarray:
-        return resize_image(sample.image, self.images.size, self.images.size)
-
 
 def with_contour(sample: Sample, size: int) -> np.ndarray:
     """Return the image of a sample with a white contour around its lesion, uint8 [size,size]."""
-    image = resize_image(sample.image, size, size)
+    image = as_square(sample, size)
     if sample.mask is None:
         return image
     lesion = resize_mask(sample.mask, size, size) > 0
     return np.where(binary_dilation(lesion) & ~lesion, np.uint8(255), image)
-
-
-def values(matches: Iterable[Matches], kind: str) -> list[float]:
-    """Return the similarities of masks or of pairs."""
-    return [each[kind].similarity for each in matches if kind in each]
 
 
 def _centered(mask: np.ndarray) -> np.ndarray:
@@ -139,8 +132,3 @@ def _centered(mask: np.ndarray) -> np.ndarray:
         return mask > 0
     middle = [(len(mask) - 1 - int(each.min()) - int(each.max())) // 2 for each in (rows, columns)]
     return np.roll(mask > 0, middle, axis=(0, 1))
-
-
-def _count(packed: np.ndarray) -> np.ndarray:
-    """Count the set bits of rows uint8 [N,B]."""
-    return np.bitwise_count(packed).sum(axis=1, dtype=np.int64)

@@ -28,11 +28,17 @@ from mgcc_dist.assessment.features import FeatureExtractor
 from mgcc_dist.data.augment import SYMMETRIES, symmetry
 from mgcc_dist.data.datasets import SampleDataset
 from mgcc_dist.data.duplicates import SHIFT, SIDE, thumbnail
+from mgcc_dist.data.images import resize_image
 from mgcc_dist.data.sample import Sample
 
 ANGLES = (-5, 0, 5)  # degrees
 # Of 8 to 128, the number that finds the most copies of BUSI images (docs/explanation/audit.md).
 PCA_COMPONENTS = 64
+
+
+def as_square(sample: Sample, size: int) -> np.ndarray:
+    """Return the image of a sample as the diffusion model sees it, uint8 [size,size]."""
+    return resize_image(sample.image, size, size)
 
 
 def pixel_similarity(images: Sequence[np.ndarray], thumbnails: Tensor) -> tuple[Tensor, Tensor]:

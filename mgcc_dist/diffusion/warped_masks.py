@@ -56,7 +56,7 @@ class WarpedMasks:
         """by class, bool [N,S,S]"""
         lesions = np.concatenate([masks[masks.any(axis=(1, 2))] for masks in self.masks.values()])
         self._packed = np.packbits(np.concatenate([lesions, lesions[:, :, ::-1]]).reshape(-1, size * size), axis=1)
-        self._areas = _count(self._packed)
+        self._areas = count_bits(self._packed)
         digest = hashlib.sha256(repr((self.counts, size)).encode())
         for masks in self.masks.values():
             digest.update(np.packbits(masks).tobytes())
@@ -97,7 +97,7 @@ class WarpedMasks:
         """Return the highest IoU of a mask, bool [S,S], with a training mask or its mirror image."""
         if not len(self._packed):
             return 0.0
-        common = _count(self._packed & np.packbits(mask.ravel()))
+        common = count_bits(self._packed & np.packbits(mask.ravel()))
         return float((common / (self._areas + mask.sum() - common)).max())
 
 
@@ -139,6 +139,6 @@ def _touches_border(masks: np.ndarray) -> np.ndarray:
     return np.not_equal(masks.sum(axis=(1, 2)), inner.sum(axis=(1, 2)))
 
 
-def _count(packed: np.ndarray) -> np.ndarray:
+def count_bits(packed: np.ndarray) -> np.ndarray:
     """Count the set bits of rows uint8 [N,B]."""
     return np.bitwise_count(packed).sum(axis=1, dtype=np.int64)

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from mgcc_dist.assessment import audit as audit_module
 from mgcc_dist.assessment.audit import audit
 from mgcc_dist.assessment.config import AuditConfig
 from mgcc_dist.assessment.features import FeatureExtractor, _GlobalAveragePool
@@ -160,6 +161,14 @@ def few_of(pictures):
     return dict(list(pictures.items())[:6])
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Leave out the pictures, which take most of the time of an audit of few images."""
+    monkeypatch.setattr(audit_module, "draw_pairs", lambda pairs, rule: None)
+    monkeypatch.setattr(audit_module, "_save", lambda figure, path: None)
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_false_alarms_are_divided_between_pixels_and_features(few_images, encoder, tmp_path):
     images, others = few_images
     shards = synthetic(tmp_path / "samples", others)
@@ -191,6 +200,7 @@ class ListSource:
         return self.samples[index]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_threshold_is_the_quantile_given_by_false_alarms(train_images, tmp_path):
     images, others = train_images
     shards = synthetic(tmp_path / "samples", others)
@@ -203,6 +213,7 @@ def test_threshold_is_the_quantile_given_by_false_alarms(train_images, tmp_path)
     assert half["real"]["images"] == 90
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_drop_copies_removes_near_copies_from_the_shards(train_images, tmp_path):
     images, others = train_images
     copy = images.train[3].image[:, ::-1]
