@@ -9,8 +9,9 @@ computes only the missing ones; index.json is written last. `request.json` descr
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,7 +74,8 @@ def write_shards_distributed(
     """
     with raise_on_all_ranks():
         if accelerator.is_main_process and not (folder / INDEX).is_file():
-            _explain_full_disk(folder, task, lambda: write_json(folder / REQUEST, request))
+            with _explained_full_disk(folder, task):
+                write_json(folder / REQUEST, request)
     # Only the main process looks at the disk, so that all ranks see the same list.
     missing = [number for number, (name, items) in enumerate(shards) if not _is_written(folder, name, len(items))]
     missing = broadcast_object_list([missing])[0]
@@ -82,7 +84,8 @@ def write_shards_distributed(
     logger.info("%s: writing %d of %d shards -> %s", task, len(missing), len(shards), folder)
 
     def write_with_entry(name: str, items: Items) -> None:
-        _explain_full_disk(folder, task, lambda: write_json(_entry_file(folder, name), write(folder / name, items)))
+        with _explained_full_disk(folder, task):
+            write_json(_entry_file(folder, name), write(folder / name, items))
 
     with (
         StopSignal() as stop,
@@ -104,8 +107,7 @@ def write_shards_distributed(
                 failure = error
             _wait_for(pending, failure)
             pending = writer.submit(write_with_entry, assigned[turn][0], items) if items is not None else None
-            stopped = stop.received_on_any_rank()
-            if stopped:
+            if stopped := stop.received_on_any_rank():
                 break
         _wait_for(pending)
     if stopped:
@@ -113,10 +115,9 @@ def write_shards_distributed(
         raise SystemExit(EXIT_STOPPED)
     with raise_on_all_ranks():
         if accelerator.is_main_process:
-            _explain_full_disk(
-                folder, task, lambda: write_index([read_json(_entry_file(folder, name)) for name, _ in shards])
-            )
-            _explain_full_disk(folder, task, lambda: write_json(folder / REQUEST, request))
+            with _explained_full_disk(folder, task):
+                write_index([read_json(_entry_file(folder, name)) for name, _ in shards])
+                write_json(folder / REQUEST, request)
             shutil.rmtree(folder / ENTRIES, ignore_errors=True)
 
 
@@ -129,10 +130,11 @@ def _wait_for(pending: "Future[None] | None", failure: UserError | None = None) 
             raise failure
 
 
-def _explain_full_disk(folder: Path, task: str, write: Callable[[], None]) -> None:
-    """Call `write`; turn a full-disk error into a UserError."""
+@contextmanager
+def _explained_full_disk(folder: Path, task: str) -> Iterator[None]:
+    """Turn a full-disk error into a UserError."""
     try:
-        write()
+        yield
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
