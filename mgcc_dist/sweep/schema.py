@@ -39,7 +39,7 @@ may have its own `needs`.
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -51,21 +51,8 @@ from mgcc_dist.common.errors import UserError, did_you_mean
 PAPER_TABLES = CONFIGS / "paper" / "tables.yaml"
 REQUIRED_KEYS = ("title", "out", "preset", "seeds", "rows")
 SWEEP_KEYS = (
-    *(
-        "base",
-        "import",
-        "title",
-        "paper",
-        "out",
-        "preset",
-        "reference",
-        "seeds",
-        "splits",
-        "resources",
-        "defaults",
-        "datasets",
-    ),
-    *("rows", "search", "notes"),
+    *("base", "import", "title", "paper", "out", "preset", "reference", "seeds", "splits"),
+    *("resources", "defaults", "datasets", "rows", "search", "notes"),
 )
 SEGMENT_SECTIONS = ("data", "loop", "method", "network")
 STEP_KEYS = ("run", "makes", "needs", "resources")
@@ -162,15 +149,7 @@ def read_file(path: Path) -> SweepFile:
     for key in ("title", "out", "preset"):
         if not isinstance(content[key], str):
             raise UserError(f"{path}: {key} must be a string, got {content[key]!r}")
-    seeds, splits = content["seeds"], content.get("splits", content["seeds"])
-    for key, numbers in (("seeds", seeds), ("splits", splits)):
-        if not isinstance(numbers, list) or not all(type(number) is int and number >= 0 for number in numbers):
-            raise UserError(f"{path}: {key} must be a list of integers like [1, 2, 3], got {numbers}")
-    if len(splits) != len(seeds):
-        raise UserError(f"{path}: got {len(splits)} splits for {len(seeds)} seeds. Give one split per seed.")
-    if repeated := [seed for seed, count in Counter(seeds).items() if count > 1]:
-        raise UserError(f"{path}: seed {repeated[0]} appears more than once")
-
+    seeds, splits = _read_seeds(path, content)
     datasets = _named(path, "datasets", content.get("datasets") or {}) if seeds or content.get("datasets") else {}
     rows = _named(path, "rows", content["rows"])
     reference = content.get("reference")
@@ -192,21 +171,21 @@ def read_file(path: Path) -> SweepFile:
     if not isinstance(imports, list) or not all(isinstance(each, str) for each in imports):
         raise UserError(f"{path}: import must be a module or a file, or a list of them, got {imports!r}")
     return SweepFile(
-        path,
-        tuple(imports),
-        content["title"],
-        paper,
-        Path(content["out"]),
-        content["preset"],
-        reference,
-        tuple(seeds),
-        tuple(splits),
-        _resources(path, "", content),
-        _segment_keys(path, "defaults", content.get("defaults") or {}, {}),
-        read_datasets,
-        read_rows,
-        search,
-        str(content.get("notes") or "").strip(),
+        path=path,
+        imports=tuple(imports),
+        title=content["title"],
+        paper=paper,
+        out=Path(content["out"]),
+        preset=content["preset"],
+        reference=reference,
+        seeds=seeds,
+        splits=splits,
+        resources=_resources(path, "", content),
+        defaults=_segment_keys(path, "defaults", content.get("defaults") or {}, ()),
+        datasets=read_datasets,
+        rows=read_rows,
+        search=search,
+        notes=str(content.get("notes") or "").strip(),
     )
 
 
@@ -253,6 +232,19 @@ def merge(base: Mapping[Any, Any], changes: Mapping[Any, Any]) -> dict[Any, Any]
         nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = merge(merged[key], value) if nested else value
     return merged
+
+
+def _read_seeds(path: Path, content: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the seeds, and the split of each."""
+    seeds, splits = content["seeds"], content.get("splits", content["seeds"])
+    for key, numbers in (("seeds", seeds), ("splits", splits)):
+        if not isinstance(numbers, list) or not all(type(number) is int and number >= 0 for number in numbers):
+            raise UserError(f"{path}: {key} must be a list of integers like [1, 2, 3], got {numbers}")
+    if len(splits) != len(seeds):
+        raise UserError(f"{path}: got {len(splits)} splits for {len(seeds)} seeds. Give one split per seed.")
+    if repeated := [seed for seed, count in Counter(seeds).items() if count > 1]:
+        raise UserError(f"{path}: seed {repeated[0]} appears more than once")
+    return tuple(seeds), tuple(splits)
 
 
 def _named(path: Path, key: str, named: Any) -> dict[str, dict[str, Any]]:
@@ -326,7 +318,7 @@ def _needs(path: Path, section: str, keys: dict[str, Any], known: list[str], def
     return tuple(needs)
 
 
-def _segment_keys(path: Path, section: str, layer: Any, others: Any) -> dict[str, Any]:
+def _segment_keys(path: Path, section: str, layer: Any, others: Sequence[str]) -> dict[str, Any]:
     """Return the keys of `segment` in a section, which holds `others` too. Only the outermost level is checked."""
     if not isinstance(layer, dict):
         raise UserError(f"{path}: {section} must hold keys of `segment`, got {layer!r}")
