@@ -12,7 +12,8 @@ from mgcc_dist.evaluation.statistics import Interval, mean_intervals
 Row = dict[str, Any]
 FORMAT = "mgcc-dist evaluation"
 VERSION = 1
-SUMMARY = "summary.json"
+REQUEST, IMAGES, SUMMARY = "evaluate.json", "images.csv", "summary.json"
+"""files of the folder that `mgcc evaluate` writes; the last one completes it"""
 NAMES = {"f1": "dice", "asd": "assd", "asd_penalized": "assd_penalized"}
 """what the field calls the metrics of evaluation/metrics.py"""
 OVERLAP = ("iou", "dice", "recall", "precision")

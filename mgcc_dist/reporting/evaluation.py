@@ -22,6 +22,8 @@ from mgcc_dist.evaluation.config import EvaluateConfig
 from mgcc_dist.evaluation.gallery import LEGEND, Case, draw_cases
 from mgcc_dist.evaluation.summary import (
     FORMAT,
+    IMAGES,
+    REQUEST,
     SUMMARY,
     VERSION,
     Row,
@@ -38,11 +40,12 @@ from mgcc_dist.reporting.evaluation_page import OVERLAP, protocol_table, render_
 
 logger = logging.getLogger("mgcc_dist.evaluate")
 
-REQUEST, IMAGES, GALLERY, PAGE = "evaluate.json", "images.csv", "gallery.png", "page.html"
+GALLERY, PAGE = "gallery.png", "page.html"
 FILES = (REQUEST, IMAGES, GALLERY, PAGE, SUMMARY, LOCK)
 
 
 def is_finished(folder: Path) -> bool:
+    """Return whether the evaluation in `folder` is complete: summary.json is written last."""
     return (folder / SUMMARY).is_file()
 
 
@@ -159,9 +162,6 @@ def _panels(cases: Sequence[tuple[str, Row]], inputs: Inputs, scores: Scores) ->
 
 def main_table(summary: dict[str, Any]) -> str:
     """Format the main scores as plain text."""
-    rows = [
-        [name, *(cell.text + (f" ({cell.note})" if cell.note else "") for cell in cells)]
-        for name, cells in protocol_table(summary["overall"]).rows
-    ]
+    rows = [[name, *(cell.plain for cell in cells)] for name, cells in protocol_table(summary["overall"]).rows]
     headings = ["protocol", "images", *OVERLAP.values()]
     return tabulate(rows, headings, tablefmt="simple", disable_numparse=True)

@@ -21,7 +21,7 @@ def to_text(section: ReportSection) -> str:
     lines = [section.title]
     for table in section.tables:
         headings = [f"{group}\n{heading}" for group, names in table.column_groups for heading in names]
-        rows = [[name, *(cell.text + _note(cell) for cell in cells)] for name, cells in table.rows]
+        rows = [[name, *(cell.plain for cell in cells)] for name, cells in table.rows]
         align = ("left", *["right"] * len(headings))
         lines += ["", table.caption, ""]
         lines.append(tabulate(rows, headers=["", *headings], tablefmt="simple", colalign=align, disable_numparse=True))
@@ -29,6 +29,7 @@ def to_text(section: ReportSection) -> str:
 
 
 def to_markdown(sections: Sequence[ReportSection]) -> str:
+    """Format sections as a Markdown document."""
     lines = ["# mgcc-dist report", ""]
     for section in sections:
         lines += [f"## {_escape_markdown(section.title)}", ""]
@@ -57,7 +58,7 @@ def _markdown_table(table: TableView) -> list[str]:
 
 
 def _markdown_cell(cell: Cell) -> str:
-    text = _escape_markdown(cell.text + _note(cell))
+    text = _escape_markdown(cell.plain)
     return (f"**{text}**" if cell.bold else text) + (" †" if cell.significant else "")
 
 
@@ -131,12 +132,8 @@ def _latex_table(table: TableView, caption: str, notes: str) -> list[str]:
     ]
 
 
-def _note(cell: Cell) -> str:
-    return f" ({cell.note})" if cell.note else ""
-
-
 def _latex_cell(cell: Cell) -> str:
-    text = _escape_latex(cell.text + _note(cell))
+    text = _escape_latex(cell.plain)
     return (rf"\textbf{{{text}}}" if cell.bold else text) + (r"$^\dagger$" if cell.significant else "")
 
 

@@ -15,10 +15,9 @@ from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_versioned
 from mgcc_dist.data.sample import STRETCHED
 from mgcc_dist.evaluation.statistics import Interval
-from mgcc_dist.evaluation.summary import FORMAT, METRICS, NAMES, SUMMARY, VERSION, Row, average
-from mgcc_dist.reporting.runs import EVALUATION, Run, RunCollection
+from mgcc_dist.evaluation.summary import FORMAT, IMAGES, METRICS, NAMES, REQUEST, SUMMARY, VERSION, Row, average
+from mgcc_dist.reporting.runs import Run, RunCollection
 
-IMAGES = "images.csv"
 HEADINGS = {
     ("corrected", "iou"): "IoU",
     ("lesion", "iou"): "lesion IoU",
@@ -75,7 +74,7 @@ def find_evaluations(folders: Iterable[Path], collection: RunCollection) -> list
     """Find all finished evaluations below `folders`, each once. Damaged ones are left out of `collection`."""
     found: dict[Path, Path] = {}
     for folder in folders:
-        for path in sorted(folder.rglob(EVALUATION)):
+        for path in sorted(folder.rglob(REQUEST)):
             if (path.parent / SUMMARY).is_file() and (path.parent / IMAGES).is_file():
                 found.setdefault(path.parent.resolve(), path.parent)
     remedy = "Repeat the evaluation into another folder."

@@ -118,7 +118,7 @@ def _scores(model: Content, measured: Sequence[tuple[Path, Content]]) -> list[st
         rows = []
         for name, each in [("all", overall), *classes]:
             cells = [mean_cell(each, column) for column in COLUMNS]
-            texts = [cell.text + (f" ({cell.note})" if cell.note else "") for cell in cells]
+            texts = [cell.plain for cell in cells]
             rows.append([name, each["images"], *texts])
         headings = ["class", "images", *(heading for heading, *_ in COLUMNS)]
         align = ("left", *["right"] * (len(headings) - 1))

@@ -18,6 +18,7 @@ import yaml
 from mgcc_dist.common.config import flatten
 from mgcc_dist.common.errors import UserError, reason_of
 from mgcc_dist.common.identity import identity, input_keys
+from mgcc_dist.evaluation.summary import REQUEST
 from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.train.metrics_logger import read_rows
 from mgcc_dist.train.saved_run import is_finished, read_config, read_result
@@ -27,8 +28,6 @@ logger = logging.getLogger(__name__)
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # many times faster, where libyaml is there
 SEED = "loop.seed"
 CONTENT, CONTENT_DIGITS = "dataset_sha256", 8
-EVALUATION = "evaluate.json"
-"""in the folders of `mgcc evaluate`, which a report also reads"""
 MOST_SPLITS = 3
 """of a group's runs that are listed one by one"""
 SURFACE_METRICS = (("hd95",), ("asd",))
@@ -137,7 +136,7 @@ def find_runs(folders: Sequence[Path]) -> RunCollection:
         if not folder.is_dir():
             raise UserError(f"{folder}: not a folder")
         inside = sorted({path.parent for name in ("config.yaml", "result.json") for path in folder.rglob(name)})
-        if not inside and not any(folder.rglob(EVALUATION)):
+        if not inside and not any(folder.rglob(REQUEST)):
             raise UserError(f"{folder}: no runs found. A run folder holds a config.yaml or a result.json.")
         run_folders |= {run_folder.resolve(): run_folder for run_folder in inside}
 
@@ -164,7 +163,7 @@ def find_runs(folders: Sequence[Path]) -> RunCollection:
             collection.generative.append(run)
         else:
             collection.segmentation.append(run)
-    if len(collection.damaged) == len(run_folders) and not any(any(folder.rglob(EVALUATION)) for folder in folders):
+    if len(collection.damaged) == len(run_folders) and not any(any(folder.rglob(REQUEST)) for folder in folders):
         raise UserError(f"{folders[0]}: no run can be read. Repair them as the lines above say.")
     return collection
 

@@ -27,6 +27,11 @@ class Cell:
     shaded: bool = False
     """set apart on an HTML page"""
 
+    @property
+    def plain(self) -> str:
+        """The text and, in parentheses, the note."""
+        return f"{self.text} ({self.note})" if self.note else self.text
+
 
 @dataclass(frozen=True)
 class TableView:
@@ -75,6 +80,7 @@ def mean_cell(interval: Interval | None, shaded: bool = False) -> Cell:
 
 
 def sweep_section(table: ResultTable) -> ReportSection:
+    """Return a sweep's table, next to the paper's, with the paired tests as details."""
     sweep, paper = table.sweep, table.paper
     results = [result for rows in table.results.values() for result in rows.values()]
     finished, expected = sum(len(result.finished) for result in results), sum(result.expected for result in results)
@@ -110,6 +116,7 @@ def format_run_count(result: RowResult) -> str:
 
 
 def format_score(mean: float | None, std: float | None) -> str:
+    """Format a mean in percent with its standard deviation, if there is one."""
     if mean is None:
         return NO_VALUE
     return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
