@@ -4,14 +4,15 @@ A trial runs as a process of `mgcc_dist.segment`. The worker reads its validatio
 them to the pruner. It holds a lock meanwhile; a running trial whose lock is free has lost its worker.
 """
 
-import ctypes
 import fcntl
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
 from types import FrameType
@@ -27,7 +28,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from mgcc_dist.common.config import save
 from mgcc_dist.common.errors import EXIT_STOPPED, UserError
 from mgcc_dist.common.files import create_folder, read_json, write_json, write_text
-from mgcc_dist.common.launcher import PR_SET_PDEATHSIG
+from mgcc_dist.common.launcher import stop_with_parent
 from mgcc_dist.sweep.search import Parameter, Search, grid_size
 
 logger = logging.getLogger("mgcc_dist.search")
@@ -44,6 +45,8 @@ COUNTED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.R
 
 
 class SearchWorker:
+    """One of the processes that share a study, and the trial that it runs."""
+
     def __init__(self, search: Search, number: int) -> None:
         self.search = search
         self.number = number
@@ -127,7 +130,7 @@ class SearchWorker:
                 pass
             with (folder / LOG).open("ab") as log:
                 words = [sys.executable, "-m", "mgcc_dist.segment", "--config", str(folder / CONFIG)]
-                self.process = Popen(words, stdout=log, stderr=log, preexec_fn=_follow_parent)
+                self.process = Popen(words, stdout=log, stderr=log, preexec_fn=partial(_follow_parent, os.getpid()))
             pruned = self._follow(trial, folder)
             code = self.process.wait()
             if (folder / "result.json").is_file():
@@ -223,6 +226,7 @@ def sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
 
 
 def distribution(parameter: Parameter) -> BaseDistribution:
+    """Return the values of a parameter as Optuna draws them."""
     if parameter.choices:
         return CategoricalDistribution([encode(parameter, value) for value in parameter.choices])
     if parameter.is_integer:
@@ -237,6 +241,7 @@ def encode(parameter: Parameter, value: Any) -> Any:
 
 
 def decode(parameter: Parameter, value: Any) -> Any:
+    """Return the value that `encode` stored."""
     return json.loads(value) if parameter.choices else value
 
 
@@ -251,10 +256,10 @@ def validation_scores(path: Path, metric: str) -> list[float]:
     return scores
 
 
-def _follow_parent() -> None:
+def _follow_parent(parent: int) -> None:
     """Let the kernel signal this process when its worker dies; receive SIGINT, which background jobs ignore."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    stop_with_parent(parent, signal.SIGTERM)
 
 
 @contextmanager
