@@ -22,6 +22,7 @@ DECIDING = "graph_cold"
 
 
 def quantile(values: list[float], share: float) -> float:
+    """Return the value below which the `share` of `values` lies, by linear interpolation."""
     return torch.tensor(values, dtype=torch.float64).quantile(share).item()
 
 

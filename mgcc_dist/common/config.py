@@ -127,6 +127,11 @@ def save(config: Any, path: Path) -> None:
 
 
 def as_yaml(config: Any) -> str:
+    """Return a dataclass config as `save` writes it.
+
+    Raises:
+        UserError: a value is not UTF-8.
+    """
     plugins = imports_of(config)
     tree = with_version(({"import": plugins} if plugins else {}) | as_plain(config))
     try:

@@ -80,15 +80,18 @@ def create_folder(folder: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
     with replacing(path) as scratch:
         scratch.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a file in UTF-8 atomically."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically. Raises ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
@@ -153,5 +156,6 @@ def check_versioned(content: Any, name: str, kind: str, version: int, remedy: st
 
 
 def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's content, in hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -132,10 +132,12 @@ def alternative_to(other: str) -> Any:
 
 
 def is_neutral(field: "dataclasses.Field[Any]") -> bool:
+    """Return whether a field was made by `neutral`."""
     return bool(field.metadata.get(_NEUTRAL))
 
 
 def is_data_input(field: "dataclasses.Field[Any]") -> bool:
+    """Return whether a field was made by `data_input`."""
     return bool(field.metadata.get(_INPUT))
 
 
@@ -160,6 +162,7 @@ class ConfigField:
 
 @cache
 def fields_of(config_class: type) -> tuple[ConfigField, ...]:
+    """Return the fields of a config dataclass with their types and docstrings, those of its bases first."""
     kinds, plain_kinds = get_type_hints(config_class, include_extras=True), get_type_hints(config_class)
     texts = _field_texts(config_class)
     return tuple(

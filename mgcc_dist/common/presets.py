@@ -10,6 +10,7 @@ BASE = "base"
 
 
 def preset_names(presets: Path) -> list[str]:
+    """Return the names of the presets in a folder, sorted."""
     return sorted(path.stem for path in presets.glob("*.yaml"))
 
 

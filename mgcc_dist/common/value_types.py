@@ -103,6 +103,7 @@ def describe_one(kind: Any) -> str:
 
 
 def accepts_none(kind: Any) -> bool:
+    """Return whether None is a value of a type."""
     return get_origin(kind) in (Union, UnionType) and NoneType in get_args(kind)
 
 

@@ -254,6 +254,7 @@ def _has_16_bits(path: Path) -> bool:
 
 
 def smallest_bits(pixels: np.ndarray) -> int:
+    """Return the smallest of 8, 10, 12, 14 and 16 bits that holds all of `pixels`, uint16 of any shape."""
     return next(bits for bits in (8, 10, 12, 14, 16) if int(pixels.max()) < 2**bits)
 
 

@@ -345,6 +345,7 @@ def _check_index(index: dict[str, Any]) -> None:
 
 
 def is_file_name(name: object) -> bool:
+    """Return whether `name` is a plain file name, which can't lead out of its folder."""
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
 
 

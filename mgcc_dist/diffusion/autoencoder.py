@@ -70,6 +70,7 @@ def build(config: AutoencoderConfig, image_size: int) -> Autoencoder:
 
 
 def build_kl(config: KLAutoencoderConfig, image_size: int) -> AutoencoderKL:
+    """Return an AutoencoderKL with random weights, for images [B,1,S,S] of `image_size` S."""
     levels = len(config.channels)
     return AutoencoderKL(
         in_channels=1,

@@ -11,6 +11,7 @@ from mgcc_dist.diffusion.config import DiTDenoiserConfig
 
 
 def build(config: DiTDenoiserConfig, shape: tuple[int, int, int], labels: int) -> DiTTransformer2DModel:
+    """Return a DiT with random weights, for latents of `shape` [C,h,w] and `labels` class labels (0: no classes)."""
     channels, size, _ = shape
     model = DiTTransformer2DModel(
         num_attention_heads=config.heads,

@@ -6,6 +6,7 @@ from mgcc_dist.diffusion.config import UNetDenoiserConfig
 
 
 def build(config: UNetDenoiserConfig, shape: tuple[int, int, int], labels: int) -> UNet2DModel:
+    """Return a U-Net with random weights, for latents of `shape` [C,h,w] and `labels` class labels (0: no classes)."""
     channels, size, _ = shape
     down = ["AttnDownBlock2D" if has_attention else "DownBlock2D" for has_attention in config.attention]
     up = ["AttnUpBlock2D" if has_attention else "UpBlock2D" for has_attention in reversed(config.attention)]

@@ -33,4 +33,5 @@ def make_generators(seed: int, stream: RngStream, indices: Iterable[int]) -> lis
 
 
 def generator_seed(seed: int, stream: RngStream, index: int) -> int:
+    """Return the seed, 64 bits, of the generator of an index in a stream."""
     return int(np.random.SeedSequence((seed, stream, index)).generate_state(1, np.uint64)[0])

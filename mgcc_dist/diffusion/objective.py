@@ -98,6 +98,7 @@ class RectifiedFlow:
 
 
 def build_objective(config: DenoiserConfig) -> Objective:
+    """Return the objective that `config` names."""
     return RectifiedFlow(config) if config.objective == "flow" else Diffusion(config)
 
 

@@ -46,6 +46,8 @@ def build_terms(config: ReconstructionConfig, features: nn.Module | None) -> dic
 
 
 class SsimLoss:
+    """1 - SSIM of images [B,1,H,W] in [-1,1], in float32."""
+
     def __init__(self) -> None:
         from monai.losses import SSIMLoss  # seconds to import
 
@@ -59,6 +61,7 @@ class SsimLoss:
 
 
 def spectral_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """Return the mean difference in dB of the local power spectra of images [B,1,H,W]."""
     difference = radial_log_spectrum(_windows(reconstruction.float())) - radial_log_spectrum(_windows(images.float()))
     return difference.abs().mean()
 

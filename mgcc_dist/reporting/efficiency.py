@@ -40,6 +40,7 @@ class Efficiency:
 
 
 def efficiency_section(measured: Efficiency) -> ReportSection:
+    """Return the table of parameters, MACs and latency, next to the paper's values if the sweep names a table."""
     paper, costs = measured.paper, measured.costs
     modes = list(next(iter(costs.values())).latency)
     paper_heading = ["paper"] if paper else []

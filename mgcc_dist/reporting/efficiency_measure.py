@@ -37,6 +37,11 @@ def measure_sweep(sweep: Sweep) -> Efficiency:
 
 
 def build_row_network(sweep: Sweep, row: str) -> nn.Module:
+    """Build the network of a row, which may have no other keys.
+
+    Raises:
+        UserError: the row has other keys, or the network's are wrong.
+    """
     keys = sweep.rows[row]
     if set(keys) != {"network"}:
         raise UserError(

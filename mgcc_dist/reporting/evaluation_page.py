@@ -129,6 +129,7 @@ def _robustness_tables(summary: Summary) -> list[TableView]:
 
 
 def mean_cell(summary: Summary, column: Column, with_images: bool = False) -> Cell:
+    """Format a mean of a summary, with its interval and, `with_images`, the number of images as the note."""
     _, path, scale, decimals = column
     mean: Any = summary
     for name in path:

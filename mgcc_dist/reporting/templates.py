@@ -28,6 +28,7 @@ def embed(content: bytes, kind: str) -> str:
 
 
 def format_time(time: datetime) -> str:
+    """Format a time in UTC to the minute."""
     return time.strftime("%Y-%m-%d %H:%M UTC")
 
 

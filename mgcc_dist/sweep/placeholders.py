@@ -6,12 +6,14 @@ from mgcc_dist.common.errors import UserError
 
 
 def has_placeholder(value: Any) -> bool:
+    """Return whether a string, or one in a list of any depth, has braces."""
     if isinstance(value, list):
         return any(map(has_placeholder, value))
     return isinstance(value, str) and ("{" in value or "}" in value)
 
 
 def is_text(value: Any) -> bool:
+    """Return whether a value is a string or a list of strings."""
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
 
 

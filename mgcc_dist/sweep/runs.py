@@ -114,6 +114,13 @@ def expand_runs(
     configs: Sequence[SegmentConfig],
     chains: Mapping[tuple[str, str, int], tuple[str, ...]],
 ) -> Iterator[SweepRun]:
+    """Yield the runs of one row on one data set, with their folders and the steps that they need.
+
+    Args:
+        pairs: seed and split of each run.
+        configs: of the same runs (`resolve_runs`).
+        chains: names of the steps of each data set, entry of `prepare` and seed.
+    """
     parent = file.out / slug(dataset) / slug(row)
     existing = _existing_folders(parent)
     entries = file.rows[row].needs

@@ -17,6 +17,7 @@ PatientOf = Callable[[Path, str], str]
 
 
 def is_list(source: str) -> bool:
+    """Return whether `--patient` names a list, and not a regular expression."""
     return source.lower().endswith((".csv", ".xlsx"))
 
 
