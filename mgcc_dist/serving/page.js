@@ -19,7 +19,7 @@ async function api(path, options = {}) {
   try {
     answer = await fetch("/api/" + path, { ...options, headers: { Authorization: "Bearer " + token, ...options.headers } });
   } catch (error) {
-    throw new Error("mgcc serve does not answer. Start it again and put its new address into this tab; nothing is lost.");
+    throw new Error(`mgcc serve does not answer. Start it again with --port ${location.port} and put its new address into this tab; nothing is lost.`);
   }
   if (answer.ok) return answer;
   const text = await answer.text();
@@ -125,7 +125,8 @@ function describe() {
   const parts = [`${item.width} × ${item.height} px`];
   if (item.frames > 1) parts.push(`frame ${item.frame} of ${item.frames}`);
   if (item.regions > 1) parts.push(`region ${item.region} of ${item.regions}`);
-  parts.push(item.spacing ? `${item.spacing.map(each => +each.toPrecision(3)).join(" × ")} mm per px` : "pixel size unknown");
+  const sides = item.spacing && [...new Set(item.spacing.map(each => +each.toPrecision(3)))];
+  parts.push(sides ? `${sides.join(" × ")} mm per px` : "pixel size unknown");
   $("name").textContent = item.label; $("about").textContent = parts.join(", ");
   const words = { tta: "mirrored views", decoders: "decoders", ensemble: "runs" }[state.uncertainty];
   $("score").textContent = item.score === null ? `Confidence ${item.confidence.toFixed(2)}`
@@ -253,6 +254,7 @@ async function save() {
   finish();
   const saving = item, body = mask.slice();
   const put = revision => json(`items/${saving.id}/correction?key=${saving.key}&revision=${revision}`, { method: "PUT", body });
+  say("Saving …");
   let answer;
   try {
     answer = await put(saving.revision);

@@ -1,11 +1,12 @@
 """Predict one image at a time, whichever thread asks: the mask, a map of the uncertainty, and a score."""
 
 import hashlib
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from mgcc_dist.data.dicom_regions import Region, Spacing
 from mgcc_dist.data.geometry import restore_strips
@@ -33,7 +34,8 @@ class Segmenter:
 
     def __init__(self, predictor: Predictor, members: Members | None, kind: UncertaintyKind | None) -> None:
         self.predictor, self._members, self.kind = predictor, members, kind
-        self._lock = threading.Lock()
+        # One thread for all requests: OpenMP would keep a team of threads for each thread that ever computed.
+        self._thread = ThreadPoolExecutor(1, "network")
 
     @property
     def weights_sha256(self) -> str:
@@ -54,9 +56,8 @@ class Segmenter:
         """
         height, width = image.shape
         square = self.predictor.prepare(image).square
-        with self._lock:
-            (probability,) = self.predictor.squares([square], [name])
-            members = self._members.squares([square], [name])[0] if self._members else None
+        probability = self._compute(self.predictor, square, name)
+        members = self._compute(self._members, square, name) if self._members else None
         mask = np.zeros((height, width), np.uint8)
         region = Region(slice(0, height), slice(0, width), None)
         found = restore_region(probability, region, mask, None, self.predictor.fit, measure_all=False)
@@ -71,8 +72,10 @@ class Segmenter:
         """Return the agreement of the members, which must exist, on an image uint8 [H,W]."""
         assert self._members
         square = self.predictor.prepare(image).square
-        with self._lock:
-            return agreement(self._members.squares([square], [name])[0])
+        return agreement(self._compute(self._members, square, name))
+
+    def _compute(self, network: Predictor | Members, square: np.ndarray, name: str) -> Tensor:
+        return self._thread.submit(network.squares, [square], [name]).result()[0]
 
 
 def measure(mask: np.ndarray, spacing: Spacing | None) -> dict[str, Any]:

@@ -148,6 +148,18 @@ def test_the_most_uncertain_image_comes_first_and_corrected_ones_are_skipped_aft
     assert len(ShardFolder.open(tmp_path / "shards")) == 4
 
 
+def test_without_scores_the_images_come_by_name(tmp_path, monkeypatch):
+    """As when the disk is full: a page that waits for scores would wait for ever."""
+    (tmp_path / "images").mkdir()
+    for name, level in {"a": 250, "b": 129}.items():
+        (tmp_path / "images" / f"{name}.png").write_bytes(png(blob(level)))
+    monkeypatch.setattr("mgcc_dist.serving.queue.append_line", lambda *_: (tmp_path / "none" / "x").write_text(""))
+    session = open_session(tmp_path / "out", [tmp_path / "images"], "uncertainty")
+    session.open()
+    session.close()
+    assert [session.queue.next(), session.queue.next()] == [0, 1]
+
+
 def test_a_second_tab_does_not_replace_a_mask_that_it_has_not_seen(client, tmp_path):
     (item,) = drop(client, png(blob()))
     first = correct(client, item, MASK).json()["revision"]

@@ -122,6 +122,10 @@ def test_a_dropped_image_is_corrected_by_mouse_and_keyboard_and_saved(page, tmp_
     area = f"area 256 {np.count_nonzero(expected)}"
     wait_for("document.querySelector('#measures tr').innerText.replace(/\\s+/g, ' ').trim() === arguments[0]", area)
 
+    # The address of a new start in the same tab keeps what was painted.
+    page.execute_script("location.hash = arguments[0]", TOKEN)
+    wait_for("document.getElementById('message').textContent.startsWith('Connected to the new start')")
+    assert np.array_equal(mask(), expected)
     press("s")
     wait_for("document.getElementById('message').textContent.startsWith('Saved as a-')")
     (saved,) = (tmp_path / "out" / "masks").iterdir()
