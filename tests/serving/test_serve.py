@@ -155,8 +155,8 @@ def test_without_scores_the_images_come_by_name(tmp_path, monkeypatch):
         (tmp_path / "images" / f"{name}.png").write_bytes(png(blob(level)))
     monkeypatch.setattr("mgcc_dist.serving.queue.append_line", lambda *_: (tmp_path / "none" / "x").write_text(""))
     session = open_session(tmp_path / "out", [tmp_path / "images"], "uncertainty")
-    session.open()
-    session.close()
+    session.queue.start()
+    session.queue._thread.join()
     assert [session.queue.next(), session.queue.next()] == [0, 1]
 
 
