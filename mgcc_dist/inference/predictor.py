@@ -172,7 +172,7 @@ def load(
     """Load a trained segmentation network.
 
     Args:
-        run_or_file: the folder of a `segment` run, or a `model.safetensors` that such a run wrote.
+        run_or_file: the folder of a `segment` run or of a model, a `model.safetensors`, or the name of a shipped model.
         weights: which weights of a run folder: those of the best validation score, or the last ones.
         device: None takes the accelerator if there is one, else the CPU.
         precision: dtype of the convolutions: "bf16", "no" (float32), or "auto", bf16 where the device supports it.

@@ -25,6 +25,7 @@ COLUMNS: list[Column] = [
     ("lesion Dice", ("lesion", "dice"), 100, 1),
     ALARMS[0],
 ]
+COUNTS = ("labeled", "unlabeled", "validation", "test")
 NAMES = {"busi": "BUSI", "busbra": "BUS-BRA"}
 PAPERS = {
     "busi": "W. Al-Dhabyani, M. Gomaa, H. Khaled, A. Fahmy. Dataset of breast ultrasound images. Data in Brief 28, "
@@ -164,12 +165,14 @@ def _calibration(folder: Path) -> list[str]:
 
 def _training(model: Content) -> list[str]:
     facts = {"data set": NAMES.get(str(model.get("dataset")), model.get("dataset")), "split": model.get("split")}
-    facts["images"] = ", ".join(f"{count} {kind}" for kind, count in (model.get("images") or {}).items())
+    counts = model.get("images") or {}
+    facts["images"] = ", ".join(f"{counts[kind]} {kind}" for kind in COUNTS if counts.get(kind))
     facts |= {key: model.get(key) for key in ("step", "seed", "commit")}
     rows = [(key, value) for key, value in facts.items() if value not in (None, "")]
     if not model["training"]:
         return [tabulate(rows, ["", ""], tablefmt="pipe", disable_numparse=True)] if rows else ["Not known."]
-    config = yaml.safe_dump({key: value for key, value in model["training"].items() if value is not None})
+    given = {key: value for key, value in model["training"].items() if value is not None}
+    config = yaml.safe_dump(given, default_flow_style=None, width=120)
     return [
         tabulate(rows, ["", ""], tablefmt="pipe", disable_numparse=True),
         "```bash\nmgcc segment --config training.yaml --out run\n```",
