@@ -5,6 +5,7 @@ import email
 import os
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from importlib.metadata import packages_distributions
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from mgcc_dist.train.initial_weights import shipped_models
 
 ROOT = Path(__file__).parent.parent
 LINKED = ("kernels", "launch", "configs", "slurm")
@@ -29,17 +32,23 @@ def files_of_the_tree(*folders):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Built in a copy of the tree's own files, so that nothing left by other builds slips in."""
-    folder = tmp_path_factory.mktemp("wheel")
+def tree(tmp_path_factory):
+    """A copy of the tree's own files, so that nothing left by other builds slips in."""
+    folder = tmp_path_factory.mktemp("tree")
     for file in files_of_the_tree():
-        copy = folder / "tree" / file
+        copy = folder / file
         copy.parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / file).is_symlink():
             copy.symlink_to((ROOT / file).readlink())
         else:
             copy.write_bytes((ROOT / file).read_bytes())
-    build = [*PIP, "wheel", "--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, folder / "tree"]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(tree, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [*PIP, "wheel", "--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, tree]
     subprocess.run(build, check=True)
     (built,) = folder.glob("*.whl")
     return built
@@ -70,6 +79,18 @@ def test_wheel_carries_every_file_of_the_package(wheel):
     assert "mgcc_dist/configs/splits/busi_random_1.json" in there
 
 
+def test_wheel_and_sdist_carry_the_shipped_models(wheel, tree, tmp_path):
+    code = f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=tree, stdout=subprocess.DEVNULL, check=True)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        in_sdist = {name.partition("/")[2] for name in archive.getnames()}
+    in_wheel = set(zipfile.ZipFile(wheel).namelist())
+    for model in shipped_models():
+        for name in ("model.safetensors", "model.json", "calibration.json", "README.md"):
+            assert f"mgcc_dist/zoo/{model}/{name}" in in_sdist & in_wheel
+
+
 def test_installed_wheel_runs_from_elsewhere(wheel, tmp_path):
     """In a new environment that sees this one's packages, but not this tree."""
     environment = tmp_path / "venv"
@@ -90,6 +111,7 @@ def test_installed_wheel_runs_from_elsewhere(wheel, tmp_path):
     assert run("-c", "import mgcc_dist; print(mgcc_dist.__file__)").strip() == str(site / "mgcc_dist" / "__init__.py")
     assert "--autoencoder.loop.learning_rate" in run("-m", "mgcc_dist.ldm", "--help-all")
     assert run(site / "bin" / "mgcc", "--version").startswith("mgcc-dist ")
+    assert run("-m", "mgcc_dist.listing", "models").split()[0] == "busi-small"
     assert "epochs: 300" in run("-m", "mgcc_dist.segment", "--preset", "mgcc_busi", "--print_config")
     assert "--out=out/sweeps/table_1/" in run("-m", "mgcc_dist.sweeps", "table_1")
     code = "from mgcc_dist.accelerate_launch import *; print(*launch_command(['8gpu_zero3', 'ldm']))"

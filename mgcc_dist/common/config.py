@@ -232,7 +232,7 @@ def build(config_class: type[Config], settings: Settings) -> Config:
     """
     values = {key: _checked(settings.options[key], setting) for key, setting in settings.given.items()}
     if settings.missing:
-        names = ", ".join(f"{option.name} ({option.type_name})" for option in settings.missing)
+        names = ", ".join(f"{option.names} ({option.type_name})" for option in settings.missing)
         raise SharedError(f"{names}: required")
     try:
         return _instance(config_class, values, settings.chosen, "")

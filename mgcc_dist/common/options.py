@@ -54,6 +54,11 @@ class Option:
         return f"--{self.key if self.section else self.key.replace('_', '-')}"
 
     @property
+    def names(self) -> str:
+        """All names that a person may type: `--run or --model`."""
+        return f"{self.name} or --{self.alias}" if self.alias else self.name
+
+    @property
     def positional(self) -> bool:
         return bool(self.argument.get("positional"))
 

@@ -58,10 +58,11 @@ def export_model(config: ExportConfig, card: Card) -> None:
         raise UserError(f"--out {config.out}: --to safetensors writes a folder. Name a folder.")
     weights = find_weights(config.run, config.weights)
     load_network(weights)
+    auxiliary = _auxiliary(weights) if config.decoders else None
     create_folder(config.out.parent)
     with tempfile.TemporaryDirectory(prefix=".export.", dir=config.out.parent) as scratch:
         folder = Path(scratch) / config.out.resolve().name
-        _write(folder, weights, config)
+        _write(folder, weights, config, auxiliary)
         _add_temperature(folder, weights, config.out)
         write_text(folder / CARD, card(folder, config.evaluations))
         if _is_same(folder, config.out):
@@ -119,16 +120,19 @@ def in_half_precision(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def _write(folder: Path, weights: Path, config: ExportConfig) -> None:
+def _auxiliary(weights: Path) -> dict[str, Tensor]:
+    return auxiliary_weights(load_with_auxiliary(weights, "--decoders", "Leave out --decoders."))
+
+
+def _write(folder: Path, weights: Path, config: ExportConfig, auxiliary: dict[str, Tensor] | None) -> None:
     """Write weights and model.json."""
     _, state = read_weights(weights)
     header = read_header(weights)
     kept = with_version({key: header[key] for key in HEADER_KEYS if key in header})
     save_weights(in_half_precision(state), folder / WEIGHTS, kept)
     names = [WEIGHTS]
-    if config.decoders:
-        method = load_with_auxiliary(weights, "--decoders", "Leave out --decoders.")
-        save_weights(in_half_precision(auxiliary_weights(method)), folder / AUXILIARY)
+    if auxiliary is not None:
+        save_weights(in_half_precision(auxiliary), folder / AUXILIARY)
         names.append(AUXILIARY)
     info = run_info(weights)
     earlier = read_model(weights.parent) if (weights.parent / MODEL).is_file() else {}

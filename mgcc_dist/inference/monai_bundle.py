@@ -5,7 +5,7 @@
     models/model.ts           TorchScript
     docs/README.md            how to run it
 
-Needs MONAI and pytorch-ignite to run, not this package.
+Needs MONAI with fire and pytorch-ignite to run, not this package.
 """
 
 import logging
@@ -126,7 +126,7 @@ def _metadata(info: dict[str, Any], origin: dict[str, str]) -> dict[str, Any]:
         "monai_version": version("monai"),
         "pytorch_version": torch.__version__.partition("+")[0],
         "numpy_version": np.__version__,
-        "required_packages_version": {"pytorch-ignite": "0.4.11", "pillow": version("pillow")},
+        "required_packages_version": {"fire": "0.7", "pytorch-ignite": "0.4.11", "pillow": version("pillow")},
         "task": "Lesion segmentation in ultrasound images",
         "description": f"{info['network']['name']} trained by mgcc-dist. Research use only. Not a medical device.",
         "authors": "mgcc-dist contributors",
@@ -147,7 +147,7 @@ def _page(info: dict[str, Any]) -> str:
         f"# {info['network']['name']} for lesions in ultrasound images\n\n"
         "Research use only. Not a medical device.\n\n"
         "Put PNG files into `images/`, then:\n\n"
-        "```bash\npip install 'monai[ignite,pillow]'\n"
+        "```bash\npip install 'monai[fire,ignite]'\n"
         "python -m monai.bundle run --bundle_root . --meta_file configs/metadata.json "
         "--config_file configs/inference.json\n```\n\n"
         "Masks are written to `masks/`. `models/model.ts` takes images float32 `[B,3,H,W]` in [0,255] of any size, and "

@@ -165,6 +165,8 @@ def load_with_auxiliary(weights: Path, option: str, remedy: str) -> MultiLevelCr
         method.predictor().load_state_dict(load_file(weights))
         _load(method, path, option, remedy, partial=True)
         return method
+    if weights.with_name(MODEL).is_file():
+        raise UserError(f"{option}: {weights.parent} was exported without its auxiliary decoders. {remedy}")
     checkpoint = newest_checkpoint(weights.parent.parent)
     path = checkpoint / WEIGHTS if checkpoint else weights.parent.parent / "checkpoints"
     if not path.is_file():

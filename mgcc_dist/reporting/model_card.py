@@ -63,8 +63,8 @@ def model_card(folder: Path, evaluations: Sequence[Path]) -> str:
         "**Research use only. Not a medical device.** Do not base a diagnosis or a treatment on its masks.",
         "## Use",
         f"```bash\npip install mgcc-dist\nmgcc predict --model {model['name']} image.png --out masks\n```",
-        f"```python\nimport mgcc_dist\n\npredictor = mgcc_dist.load('{model['name']}')\n"
-        "mask, probability = predictor.predict('image.png')\n```",
+        f'```python\nimport mgcc_dist\n\npredictor = mgcc_dist.load("{model["name"]}")\n'
+        'mask, probability = predictor.predict("image.png")\n```',
         f"`{model['name']}` stands for the path of this folder, unless it is a shipped model. Images may have any "
         f"size; the network sees {model['image_size']}x{model['image_size']} pixels.",
         "## Scores",
@@ -110,7 +110,7 @@ def _scores(model: Content, measured: Sequence[tuple[Path, Content]]) -> list[st
     for folder, summary in measured:
         names = " + ".join(NAMES.get(name, name) for name in summary["datasets"])
         overall, subset = summary["overall"], summary["request"]["subset"]
-        parts.append(f"### {names}" + (f", {subset} images of `{summary['config']['split']}`" if subset else ""))
+        parts.append(f"### {names}" + (f", {subset} images of `{_split(summary)}`" if subset else ""))
         parts.append(
             f"{overall['images']} images, {overall['lesions']} of them with a lesion, {overall['groups']} patients or "
             f"groups; scored at {_size(folder)}. {_provenance(model, summary)}"
@@ -132,7 +132,7 @@ def _provenance(model: Content, summary: Content) -> str:
     subset = summary["request"]["subset"]
     if model.get("dataset") not in summary["datasets"]:
         said = "A data set that was not used for training or selection."
-    elif summary["config"]["split"] != model.get("split"):
+    elif _split(summary) != model.get("split"):
         said = "Some of these images may have been used for training."
     elif subset == "test":
         said = "Not used for training or selection."
@@ -142,6 +142,12 @@ def _provenance(model: Content, summary: Content) -> str:
     if (setting := summary["postprocess"]["setting"]) != "none":
         extras.append(f"--postprocess {setting}")
     return said + (f" With {' and '.join(extras)}, which `mgcc predict` does not apply." if extras else "")
+
+
+def _split(summary: Content) -> str | None:
+    """Return the name of the split, which may have been given as a file."""
+    split = summary["config"]["split"]
+    return Path(split).name.removesuffix(".json") if split else None
 
 
 def _size(folder: Path) -> str:

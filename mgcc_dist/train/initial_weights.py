@@ -34,11 +34,11 @@ def find_weights(source: Path, which: str) -> Path:
     candidates = (source, source / which / WEIGHTS, source / WEIGHTS)
     if path := next((path for path in candidates if path.is_file()), None):
         return path
-    if source.is_dir():
-        raise UserError(f"{source / which / WEIGHTS}: does not exist. Is {source} the folder of a finished run?")
     shipped = shipped_models()
     if folder := shipped.get(str(source)):
         return folder / WEIGHTS
+    if source.is_dir():
+        raise UserError(f"{source / which / WEIGHTS}: does not exist. Is {source} the folder of a finished run?")
     names = f", or a shipped model ({', '.join(shipped)})" if shipped else ""
     hint = did_you_mean(str(source), shipped)
     raise UserError(f"{source}: does not exist.{hint} Name the folder of a run or model, or its {WEIGHTS}{names}.")

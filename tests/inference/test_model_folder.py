@@ -137,7 +137,7 @@ def test_changed_weights_are_refused(copy):
         mgcc.load(copy)
 
 
-def test_an_export_keeps_what_is_the_same_and_refuses_the_rest(exported, copy, tmp_path, caplog):
+def test_an_export_keeps_what_is_the_same_and_refuses_the_rest(exported, copy, tmp_path, monkeypatch):
     run, _ = exported
     write_temperature(
         Temperature(3.0, 8, *[BeforeAfter(1, 1)] * 2),
@@ -147,9 +147,14 @@ def test_an_export_keeps_what_is_the_same_and_refuses_the_rest(exported, copy, t
     )
     with pytest.raises(UserError, match="exists and is not this export"):
         to_folder(run, copy)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^--run or --model \(run or model\): required$"):
+        export.main(["--out", "new"])
     to_folder(run, copy, "--overwrite")
     assert read_temperature(mgcc.load(copy).info) == 3.0
     assert files_in(copy) == ["README.md", "calibration.json", "model.json", "model.safetensors"]
+    with pytest.raises(UserError, match=r"copy was exported without its auxiliary decoders\. Choose tta or ensemble\."):
+        load_decoders(mgcc.load(copy))
     before = (copy / "model.json").stat().st_ino
     to_folder(copy, copy)  # of itself: the same
     assert (copy / "model.json").stat().st_ino == before
