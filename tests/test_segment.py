@@ -55,6 +55,24 @@ def copied(folder, samples, dataset="synthetic", **extra):
     return folder
 
 
+@pytest.mark.parametrize(
+    ("method", "network", "message"),
+    [
+        ("mgcc", "mgcc", r"^network\.name: mgcc has BatchNorm, and DeepSpeed would give it bf16 weights"),
+        (
+            "mean_teacher",
+            "unet",
+            r"^method\.name: mean_teacher averages .* DeepSpeed keeps in bf16, too coarse for an average",
+        ),
+    ],
+)
+def test_what_the_bf16_of_deepspeed_cannot_train_is_refused(data, monkeypatch, method, network, message):
+    """BatchNorm was a stack trace in the first step; the average of a teacher in bf16 stands still."""
+    monkeypatch.setattr("mgcc_dist.segmentation.task.deepspeed_precision", lambda accelerator: "bf16")
+    with pytest.raises(UserError, match=message):
+        counts_of(configured(data, "--method.name", method, "--network.name", network))
+
+
 def test_run_trains_on_synthetic_images_with_masks(data, tmp_path, phantom_shards):
     folder = copied(tmp_path / "pairs", list(phantom_shards))
     words = ["--loop.epochs", "null", "--loop.steps", "2", "--out", tmp_path / "run"]

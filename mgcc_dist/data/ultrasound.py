@@ -39,7 +39,8 @@ def weak_view(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def strong_view(images: Tensor) -> Tensor:
-    """Change how images float [B,1,S,S] in [-1,1] look; each effect is applied to some of them."""
+    """Change how images float [B,1,S,S] in [-1,1] look; each effect is applied to some of them, in float32."""
+    dtype, images = images.dtype, images.float()
     grey, count = ((images + 1) / 2).clamp(0, 1), len(images)
     new = images.new_zeros(count)
     grey = effects.speckle(grey, _sometimes(0.5, _between(new, 0.05, 0.25)), torch.randn_like(grey))
@@ -56,7 +57,7 @@ def strong_view(images: Tensor) -> Tensor:
     grey = effects.gamma(grey, _sometimes(0.5, _between(new, -0.3, 0.3)).exp())
     compressed = effects.jpeg(grey, _between(torch.zeros(count), 10, 60))
     chosen = _sometimes(0.2, torch.ones_like(new))[:, None, None, None] > 0
-    return torch.where(chosen, compressed, grey) * 2 - 1
+    return (torch.where(chosen, compressed, grey) * 2 - 1).to(dtype)
 
 
 def _sampling_grid(images: Tensor) -> Tensor:

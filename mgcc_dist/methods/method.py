@@ -1,6 +1,7 @@
 """The interface of a training method: its networks and the losses of one batch."""
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
@@ -24,6 +25,10 @@ class Method(nn.Module, ABC):
     """whether it has a loss on unlabeled images and needs some in each batch"""
 
     def forward(self, batch: "Batch", progress: Progress) -> dict[str, Tensor]:
+        dtype = next(self.parameters()).dtype
+        if batch.images.dtype != dtype:  # DeepSpeed makes the weights bf16 and casts tensors, but no batches
+            weak = None if batch.weak is None else batch.weak.to(dtype)
+            batch = replace(batch, images=batch.images.to(dtype), weak=weak)
         return self.step(batch, progress)
 
     @abstractmethod

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import nn
 from torch.utils.data import ConcatDataset, Subset
 
@@ -35,7 +34,7 @@ from mgcc_dist.segmentation.initial_weights import load_initial_weights, with_sa
 from mgcc_dist.train.loop import total_steps
 from mgcc_dist.train.saved_run import has_checkpoint
 from mgcc_dist.train.schedules import Progress
-from mgcc_dist.train.weights import count_parameters, zero_stage
+from mgcc_dist.train.weights import count_parameters, deepspeed_precision, is_sharded, zero_stage
 
 UnlabeledDataset = ShardFolder | Subset[Sample] | ConcatDataset[Sample]
 
@@ -258,7 +257,7 @@ def _build_module(config: SegmentConfig, accelerator: Accelerator) -> nn.Module:
     """Build the method with its initial weights, kernels and memory layout.
 
     Raises:
-        UserError: it can't train the network, the initial weights do not fit, or ZeRO-3 can't train it.
+        UserError: it can't train the network, the initial weights do not fit, or DeepSpeed can't train it.
     """
     network = with_saved_encoder(config.network, config.init)
     if zero_stage(accelerator) == 3 and isinstance(network, EncoderDecoderConfig) and network.encoder:
@@ -271,15 +270,31 @@ def _build_module(config: SegmentConfig, accelerator: Accelerator) -> nn.Module:
         if config.init and not has_checkpoint(Path(config.out)):
             load_initial_weights(method, Path(config.init), network)
     module: nn.Module = fuse(method, config.kernels)
-    if zero_stage(accelerator) == 3 and not all(weight.requires_grad for weight in module.parameters()):
-        raise SharedError(
-            f"method.name: {config.method.name} averages the weights of a teacher, which ZeRO-3 partitions. "
-            "Use ZeRO-2, ZeRO-1 or DDP (launch/README.md)."
-        )
-    if accelerator.distributed_type != DistributedType.DEEPSPEED:  # DeepSpeed needs contiguous parameters
+    _check_sharding(module, config, accelerator)
+    if not is_sharded(accelerator):  # DeepSpeed and FSDP2 need contiguous parameters
         # Convolutions are faster in this layout: 12 % on two CPU cores.
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module
+
+
+def _check_sharding(module: nn.Module, config: SegmentConfig, accelerator: Accelerator) -> None:
+    """Raise SharedError if DeepSpeed can't train the module as the launch file asks for."""
+    precision = deepspeed_precision(accelerator)
+    if not all(weight.requires_grad for weight in module.parameters()):
+        teacher = f"method.name: {config.method.name} averages the weights of a teacher, which "
+        if zero_stage(accelerator) == 3:
+            raise SharedError(f"{teacher}ZeRO-3 partitions. Use ZeRO-2, ZeRO-1 or DDP (launch/README.md).")
+        if precision != "no":
+            raise SharedError(
+                f"{teacher}DeepSpeed keeps in {precision}, too coarse for an average. Set loop.precision no, or use "
+                "DDP (launch/README.md)."
+            )
+    if precision != "no" and any(isinstance(each, nn.BatchNorm2d) for each in module.modules()):
+        raise SharedError(
+            f"network.name: {config.network.name} has BatchNorm, and DeepSpeed would give it {precision} weights next "
+            "to float32 statistics, which PyTorch refuses. Set loop.precision no, or use DDP or FSDP2 for "
+            f"{precision} (launch/README.md)."
+        )
 
 
 def _check_batch(config: SegmentConfig, uses_unlabeled: bool, has_unlabeled: bool) -> None:

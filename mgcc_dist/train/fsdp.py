@@ -23,9 +23,12 @@ def wrap_blocks(module: nn.Module, accelerator: Accelerator) -> None:
 
 
 def register_methods(module: nn.Module) -> None:
-    """Let FSDP2 gather weights also for the methods by which autoencoders are called instead of `forward`."""
+    """Let FSDP2 gather weights also for the methods that are called instead of `forward`.
+
+    Those of autoencoders, of encoder-decoder networks and of ConvMixer stacks.
+    """
     for each in module.modules():
-        for name in ("encode", "decode"):
+        for name in ("encode", "decode", "outputs"):
             if isinstance(each, FSDPModule) and hasattr(each, name):
                 register_fsdp_forward_method(each, name)
 

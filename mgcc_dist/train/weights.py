@@ -26,6 +26,21 @@ def zero_stage(accelerator: Accelerator) -> int:
     return accelerator.state.deepspeed_plugin.zero_stage
 
 
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Return whether each rank trains a shard of the weights of its own: under DeepSpeed and FSDP2."""
+    return zero_stage(accelerator) > 0 or is_fsdp(accelerator)
+
+
+def deepspeed_precision(accelerator: Accelerator) -> str:
+    """Return the precision of the module's weights, which DeepSpeed sets: "bf16", "fp16", or "no" for float32."""
+    if not zero_stage(accelerator):
+        return "no"
+    settings = accelerator.state.deepspeed_plugin.deepspeed_config
+    enabled = {kind: settings.get(kind, {}).get("enabled", False) for kind in ("bf16", "fp16")}
+    asked = accelerator.mixed_precision
+    return next((kind for kind, value in enabled.items() if (asked == kind if value == "auto" else value)), "no")
+
+
 def count_parameters(module: nn.Module) -> int:
     """Return the number of parameters of the full module, also if this rank holds only shards of it."""
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
@@ -79,7 +94,6 @@ class Weights:
         self._template = template
         self._stage = zero_stage(accelerator)
         self._accelerator = accelerator
-        self._fsdp = is_fsdp(accelerator)
         self._sources: dict[int, nn.Parameter] = {}
         self.shards: list[Tensor] = _shards(module, optimizer, self._stage)
         """fp32: the trained parameters, or this rank's part of them"""
@@ -87,7 +101,7 @@ class Weights:
     @property
     def sharded(self) -> bool:
         """Whether each rank holds a shard of its own."""
-        return self._stage > 0 or self._fsdp
+        return is_sharded(self._accelerator)
 
     @property
     def shapes(self) -> dict[str, list[int]]:

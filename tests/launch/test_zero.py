@@ -29,6 +29,7 @@ from mgcc_dist.ldm import LdmConfig
 from mgcc_dist.ldm import run as run_here
 from mgcc_dist.train.config import AdamWConfig, LoopConfig
 from mgcc_dist.train.launch_settings import apply_launch_settings
+from mgcc_dist.train.weights import deepspeed_precision
 
 LAUNCH = ranks.REPOSITORY / "launch"
 
@@ -182,6 +183,16 @@ def launched(**settings):
 
 
 LOADER = SimpleNamespace(batch=8)
+
+
+@pytest.mark.parametrize(
+    ("enabled", "mixed_precision", "expected"),
+    [(True, "no", "bf16"), ("auto", "bf16", "bf16"), ("auto", "no", "no"), (False, "bf16", "no")],
+)
+def test_precision_of_the_weights_is_that_of_the_deepspeed_file(enabled, mixed_precision, expected):
+    accelerator = launched(bf16={"enabled": enabled})
+    accelerator.mixed_precision = mixed_precision
+    assert deepspeed_precision(accelerator) == expected
 
 
 def test_sgd_with_offload_is_refused():

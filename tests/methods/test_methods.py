@@ -68,6 +68,16 @@ def test_every_trained_parameter_gets_a_gradient_as_ddp_requires(method, network
     assert [name for name, p in module.named_parameters() if p.grad is None and p.requires_grad] == []
 
 
+@pytest.mark.parametrize(("method", "network"), [pair for pair in PAIRS if pair[1] != "swin_unet"])
+def test_every_method_trains_bfloat16_weights_as_deepspeed_gives_them(method, network):
+    """Its engine casts tensors but no batches. The losses are float32."""
+    batch = batch_of(2, 2)
+    module = made(method, network).bfloat16()
+    losses = module(Batch(batch.images, batch.masks, torch.arange(4), [], weak=batch.images), PROGRESS)
+    losses["loss"].backward()
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+
+
 @pytest.mark.parametrize("pair", ["uamt:unet", "dct:unet", "unimatch:unet", "ctbct:unet", "cutmix_teacher:cct"])
 def test_the_flops_of_a_method_are_counted_without_running_it(pair):
     module, batch = made(*pair.split(":")), batch_of(2, 3)

@@ -1,4 +1,4 @@
-"""Every method under two real ranks: DDP, and DeepSpeed's ZeRO-2."""
+"""Methods under two real ranks: all of them with DDP and one ZeRO stage, some with FSDP2."""
 
 import importlib.util
 import json
@@ -21,6 +21,8 @@ UNDER_ZERO_3 = [
     *("mean_teacher:unet", "uamt:unet", "bcp:unet", "cutmix_teacher:mgcc"),
     *("unimatch:unet", "dct:unet", "cps:unet", "mgcc:mgcc"),
 ]
+UNDER_ZERO_2 = [pair for pair in PAIRS if pair not in UNDER_ZERO_3[4:]]
+UNDER_FSDP = ["mean_teacher:unet", "unimatch:unet", "mgcc:mgcc"]
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +73,23 @@ def test_every_method_trains_under_ddp(under_ddp):
 
 @pytest.mark.multiprocess
 @needs_deepspeed
-def test_every_method_trains_under_zero_2_to_the_weights_of_ddp(data, under_ddp, tmp_path):
+def test_the_methods_that_zero_3_does_not_train_below_train_under_zero_2(data, under_ddp, tmp_path):
     expected, (losses, _) = under_ddp
-    found, _ = train(data, tmp_path, ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_ZERO_STAGE="2")
-    assert found == {pair: pytest.approx(values, rel=1e-4) for pair, values in losses.items()}
-    assert_same_weights(PAIRS, tmp_path, expected)
+    zero_2 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
+    found, _ = train(data, tmp_path, UNDER_ZERO_2, **zero_2)
+    assert found == {pair: pytest.approx(losses[pair], rel=1e-4) for pair in UNDER_ZERO_2}
+    assert_same_weights(UNDER_ZERO_2, tmp_path, expected)
+
+
+@pytest.mark.multiprocess
+def test_fsdp2_trains_to_the_weights_of_ddp(data, under_ddp, tmp_path):
+    """With a teacher, with `encode` and with `outputs` instead of `forward`. It takes only contiguous weights."""
+    expected, (losses, _) = under_ddp
+    variables = {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    variables |= {"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP", "FSDP_MIN_NUM_PARAMS": "1000"}
+    found, _ = train(data, tmp_path, UNDER_FSDP, **variables)
+    assert found == {pair: pytest.approx(losses[pair], rel=1e-4) for pair in UNDER_FSDP}
+    assert_same_weights(UNDER_FSDP, tmp_path, expected)
 
 
 @pytest.mark.multiprocess
