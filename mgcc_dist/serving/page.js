@@ -273,7 +273,6 @@ async function saveAndNext() { await save(); if (item && !unsaved && !$("next").
 // Files.
 async function receive(files) {
   if (!state || !files.length || !mayLeave()) return;
-  unsaved = false;
   const first = list.length, problems = [];
   for (const file of files) {
     say(`Reading ${file.name} …`);
