@@ -12,7 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.kernels.operation import fusible
+
+
+def fit_input(x: Tensor, multiple: int, channels: int, rule: str = "It must be") -> Tensor:
+    """Return images [B,1 or channels,H,W] with `channels` channels; a grey one is repeated, without a copy.
+
+    Raises:
+        UserError: H or W is not a multiple of `multiple`; `rule` says why it must be.
+    """
+    height, width = x.shape[2:]
+    if height % multiple or width % multiple:
+        raise UserError(f"image_size: {width}x{height} does not fit the network. {rule} a multiple of {multiple}.")
+    return x.expand(-1, channels, -1, -1) if x.shape[1] == 1 else x
 
 
 class DoubleConv(nn.Module):

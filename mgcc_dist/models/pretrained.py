@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from mgcc_dist.common.errors import UserError, reason_of
 from mgcc_dist.common.files import read_json
-from mgcc_dist.models.blocks import DoubleConv
+from mgcc_dist.models.blocks import DoubleConv, fit_input
 from mgcc_dist.models.config import EncoderDecoderConfig, NetworkConfig
 
 CONFIG, NORMALIZATION, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
@@ -87,13 +87,7 @@ class PretrainedEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        height, width = x.shape[2:]
-        if height % self.multiple or width % self.multiple:
-            raise UserError(
-                f"image_size: {width}x{height} does not fit the network. It must be a multiple of {self.multiple}."
-            )
-        if x.shape[1] == 1:
-            x = x.expand(-1, self.in_channels, -1, -1)
+        x = fit_input(x, self.multiple, self.in_channels)
         features: list[Tensor] = []
         for block in self.shallow:
             features.append(block(F.max_pool2d(features[-1], 2) if features else x))

@@ -15,7 +15,7 @@ import torch
 from monai.networks.nets.swin_unetr import PatchMergingV2, SwinTransformerBlock, compute_mask, get_window_size
 from torch import Tensor, nn
 
-from mgcc_dist.common.errors import UserError
+from mgcc_dist.models.blocks import fit_input
 from mgcc_dist.models.config import SWIN_PATCH
 from mgcc_dist.models.network import Network
 
@@ -98,14 +98,7 @@ class SwinUNet(Network):
 
     def forward(self, x: Tensor) -> Tensor:
         multiple = SWIN_PATCH * 2 ** len(self.merges) * self.window
-        height, width = x.shape[2:]
-        if height % multiple or width % multiple:
-            raise UserError(
-                f"image_size: {width}x{height} does not fit the network. With network.window {self.window} it must be "
-                f"a multiple of {multiple}."
-            )
-        if x.shape[1] == 1:
-            x = x.expand(-1, self.in_channels, -1, -1)
+        x = fit_input(x, multiple, self.in_channels, f"With network.window {self.window} it must be")
         x = self.embed_norm(self.embed(x).permute(0, 2, 3, 1))  # [B,H/4,W/4,C], channels last from here
         skips = []
         for stage, merge in zip(self.encoder[:-1], self.merges, strict=True):

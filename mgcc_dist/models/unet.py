@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgcc_dist.common.errors import UserError
-from mgcc_dist.models.blocks import MSAG, DoubleConv, UpConv
+from mgcc_dist.models.blocks import MSAG, DoubleConv, UpConv, fit_input
 from mgcc_dist.models.config import InputRange
 from mgcc_dist.models.network import EncoderDecoder
 from mgcc_dist.models.pretrained import IMAGENET, PretrainedEncoder, pretrained_encoder
@@ -30,14 +29,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(DoubleConv(before, width) for before, width in pairwise((in_channels, *widths)))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        multiple = 2 ** (len(self.blocks) - 1)
-        height, width = x.shape[2:]
-        if height % multiple or width % multiple:
-            raise UserError(
-                f"image_size: {width}x{height} does not fit the network. It must be a multiple of {multiple}."
-            )
-        if x.shape[1] == 1:
-            x = x.expand(-1, self.in_channels, -1, -1)
+        x = fit_input(x, 2 ** (len(self.blocks) - 1), self.in_channels)
         if self.input_range == "released":
             x = released_range(x)
         features = []
