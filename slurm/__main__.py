@@ -124,6 +124,17 @@ def _start(config: SubmitConfig, retry_failed: bool, sweep: Sweep) -> None:
         selected = job_graph.pack_runs(selected)
     if registry.cluster == "slurm":
         submit.check_containers(selected)
+    if registry.cluster == "slurm" and not unreachable:
+        selected = submit.within_limit(selected)
+        fitting = sum(len(task.subtasks) for task in selected)
+        if fitting < count:
+            logger.warning(
+                "slurm: max_submitted leaves room for %d of %d tasks. Run the same command again when some have ended.",
+                *(fitting, count),
+            )
+            count = fitting
+        if not selected:
+            return
     if config.dry_run:
         waiting = [each.task.name for each in statuses if each.state in ("pending", "running")]
         jobs = job_graph.build_jobs(selected, waiting, max_array_size, sweep.name)

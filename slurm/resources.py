@@ -58,6 +58,8 @@ class Resources:
     """seconds before the time limit at which a run is signalled to save and requeue"""
     parallel: int = 256
     """maximum number of array tasks that run at the same time"""
+    max_submitted: int | None = None
+    """number of tasks that you may have in the queue (the site's MaxSubmitJobs); None: no limit"""
     attempts: int = 3
     """consecutive starts without progress after which a run is not started again"""
     runs_per_gpu: int = 1
@@ -183,6 +185,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(Resources)}
 ACCEPTED_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     str(int): ((int,), "an integer"),
     str(int | str): ((int, str), "an integer"),
+    str(int | None): ((int, type(None)), "an integer"),
     str(str | None): ((str, type(None)), "a string"),
     str(float | None): ((int, float, type(None)), "a number"),
     str(dict[str, str]): ((dict,), "a mapping"),

@@ -58,6 +58,12 @@ def select_tasks(statuses: list[TaskStatus], retry_failed: bool) -> list[Task]:
     return list(selected.values())
 
 
+def within_limit(tasks: list[Task]) -> list[Task]:
+    """Return those of `tasks`, which are in the order of their dependencies, that fit into the queue now."""
+    limits = [task.resources.max_submitted for task in tasks if task.resources.max_submitted]
+    return tasks[: max(0, min(limits) - len(cluster.queue()))] if limits else tasks
+
+
 def check_jobs(jobs: list[Job]) -> None:
     """Ask Slurm whether it would accept these jobs.
 

@@ -32,7 +32,7 @@ OTHER_METRICS: list[tuple[str, tuple[str, ...], float]] = [
 ]
 HEADLINE_METRICS = CORRECTED_METRICS + OTHER_METRICS[:-1]
 PROTOCOLS = ("corrected", "lesion", "paper")
-MOST_CARDS = 50
+MOST_CARDS = 30
 """runs that the page shows one by one, with curves and gallery: these take most of its time and size"""
 SLOW_ROWS = 0.1
 """share of the logged rows in which a rank must be slow to be named"""

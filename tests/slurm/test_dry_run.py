@@ -71,6 +71,19 @@ def test_a_dry_run_asks_slurm_whether_it_accepts_the_jobs(tmp_path, commands, ca
     assert not (tmp_path / "tiny").exists()
 
 
+def test_no_more_tasks_are_submitted_than_the_site_allows(tmp_path, commands, capsys):
+    commands("scontrol", SCONTROL)
+    commands("sbatch", "exit 0")
+    commands("squeue", 'for job in 1 2 3; do echo "$job|PENDING||Resources"; done')
+    sweep = write_sweep(tmp_path, resources={"max_submitted": 7})
+    output, (warning,) = dry_run(sweep, capsys)
+    assert "4 tasks in 3 jobs were not submitted" in output  # two preparation steps and two of six runs
+    assert warning.endswith("room for 4 of 9 tasks. Run the same command again when some have ended.")
+    output, (warning,) = dry_run(write_sweep(tmp_path, resources={"max_submitted": 3}), capsys)
+    assert "room for 0 of 9 tasks" in warning
+    assert not output
+
+
 def test_a_submission_that_fails_halfway_cancels_its_jobs_and_leaves_no_files(tmp_path, commands):
     commands("scontrol", SCONTROL)
     commands("srun", "exit 0")
