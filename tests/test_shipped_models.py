@@ -6,7 +6,8 @@ from PIL import Image
 from predict_runs import read_csv
 
 import mgcc_dist as mgcc
-from mgcc_dist import predict
+from mgcc_dist import evaluate, predict
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.phantom import draw
 from mgcc_dist.evaluation.temperature import read_temperature
 from mgcc_dist.inference.model_folder import FILES, read_model, verify_model
@@ -34,6 +35,12 @@ def test_a_shipped_model_is_complete_and_small_and_has_a_card(name):
         *("### BUSI, test images of `busi_test_1`", "### BUS-BRA", "mgcc segment --config training.yaml"),
     ):
         assert text in card
+
+
+def test_a_temperature_is_not_written_into_the_package(tmp_path):
+    words = ["--models", "busi-small", "--shards", str(tmp_path), "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match=r"^--fit-temperature: busi-small is a part of this package, .* Export it by"):
+        evaluate.main([*words, "--split", "busi_test_1", "--fit-temperature"])
 
 
 def test_the_shipped_model_segments_a_phantom(tmp_path):

@@ -21,6 +21,7 @@ from mgcc_dist.inference.ensemble import Ensemble
 from mgcc_dist.inference.evaluation import open_records
 from mgcc_dist.inference.predictor import Predictor, load
 from mgcc_dist.inference.uncertainty import Members, open_members
+from mgcc_dist.train.initial_weights import shipped_models
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,11 @@ def _read_temperature(config: EvaluateConfig, predictors: Sequence[Predictor]) -
         raise UserError(f"{option}: a temperature belongs to one network. Name one run and leave out --tta.")
     if config.fit_temperature and config.calibrated:
         raise UserError("--calibrated: fit the temperature first, then apply it. Leave out one of the two options.")
+    if config.fit_temperature and str(config.runs[0]) in shipped_models():
+        raise UserError(
+            f"--fit-temperature: {config.runs[0]} is a part of this package, which has its temperature. Export it by "
+            f"`mgcc export --model {config.runs[0]} --to safetensors --out DIR`, and fit one for that folder."
+        )
     if config.fit_temperature and config.evaluated != "validation":
         raise UserError("--fit-temperature: needs the validation images. Pass --split and leave out --subset.")
     return read_temperature(predictors[0].info) if config.calibrated else 1.0

@@ -64,7 +64,8 @@ def export_model(config: ExportConfig, card: Card) -> None:
         folder = Path(scratch) / config.out.resolve().name
         _write(folder, weights, config, auxiliary)
         _add_temperature(folder, weights, config.out)
-        write_text(folder / CARD, card(folder, config.evaluations))
+        kept = None if config.evaluations else _card_of(weights, sha256_of(folder / WEIGHTS))
+        write_text(folder / CARD, kept or card(folder, config.evaluations))
         if _is_same(folder, config.out):
             logger.info("export: %s is up to date", config.out)
             return
@@ -175,6 +176,14 @@ def _add_temperature(folder: Path, weights: Path, existing: Path) -> None:
     for source, path in ((folder / WEIGHTS, existing / WEIGHTS), (weights, weights)):
         if copy_temperature(path.with_name(CALIBRATION), sha256_of(source), folder / WEIGHTS):
             return
+
+
+def _card_of(weights: Path, sha256: str) -> str | None:
+    """Return the card of the exported model folder, whose scores hold for the same weights; None for a run."""
+    path = weights.with_name(CARD)
+    if not path.is_file() or not weights.with_name(MODEL).is_file() or sha256_of(weights) != sha256:
+        return None
+    return path.read_text(encoding="utf-8")
 
 
 def _is_same(folder: Path, existing: Path) -> bool:

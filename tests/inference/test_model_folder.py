@@ -158,6 +158,8 @@ def test_an_export_keeps_what_is_the_same_and_refuses_the_rest(exported, copy, t
     before = (copy / "model.json").stat().st_ino
     to_folder(copy, copy)  # of itself: the same
     assert (copy / "model.json").stat().st_ino == before
+    (copy / "README.md").write_text("with scores")
+    assert (to_folder(copy, tmp_path / "second") / "README.md").read_text() == "with scores"
     (copy / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds 'notes\.txt' and is not a model folder"):
         to_folder(run, copy, "--overwrite", "--decoders")
