@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from mgcc_dist.assessment import audit, features, quality
+from mgcc_dist.assessment import audit, features
 from mgcc_dist.assessment import stages as assessment
 from mgcc_dist.assessment.filter import filter_pairs
 from mgcc_dist.assessment.ldm_config import LdmConfig
@@ -17,6 +17,7 @@ from mgcc_dist.data.remote import hash_file
 from mgcc_dist.diffusion import pipeline, sampling
 from mgcc_dist.diffusion import stages as diffusion
 from mgcc_dist.diffusion.images import ImageData
+from mgcc_dist.evaluation.sample_metrics import METRICS
 from mgcc_dist.inference.encoders import load_feature_maps, locate_encoder
 from mgcc_dist.train.initial_weights import find_weights
 
@@ -100,7 +101,7 @@ def list_stages(config: LdmConfig, images: Callable[[], ImageData], accelerator:
             "quality",
             own,
             {
-                **{**real, "samples": samples, "encoder": encoder_file or vae, "metrics": quality.METRICS},
+                **{**real, "samples": samples, "encoder": encoder_file or vae, "metrics": METRICS},
                 "quality": replace(config.quality, encoder=None),
             },
             ("quality/quality.json", "quality/quality.md"),

@@ -45,15 +45,12 @@ from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import write_json, write_text
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.diffusion.images import ImageData
+from mgcc_dist.evaluation.sample_metrics import LOWER, METRICS
 from mgcc_dist.evaluation.spectra import extract_spectra, spectral_distance
 from mgcc_dist.evaluation.statistics import grouped_permutation
 
 BATCH_SIZE = 16  # images loaded at a time
 BLOCK_SIZE = 1024  # rows of the distance matrix computed at a time, to limit memory
-METRICS = ("fid", "kid", "precision", "recall", "density", "coverage", "spectral_distance")
-LOWER = ("fid", "kid", "spectral_distance")
-"""metrics of which lower values are better"""
-LABELS = {"fid": "FID", "kid": "KID", "spectral_distance": "spectral distance (dB)"}
 RANGES = {
     "fid": (0, np.inf),
     "precision": (0, 1),
@@ -236,7 +233,7 @@ def markdown_report(report: dict[str, Any]) -> str:
     rows = []
     for name in METRICS:
         values = [_format(report[column][name]) for column in ("synthetic", "synthetic_halves", "real_halves")]
-        rows.append([LABELS.get(name, name), "lower" if name in LOWER else "higher", *values])
+        rows.append([LOWER.get(name, name), "lower" if name in LOWER else "higher", *values])
     table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
     return (
         f"{table}\n\n"

@@ -1,9 +1,9 @@
 """Choose the images that a gallery shows, by a rule that can be stated under it."""
 
 from collections.abc import Sequence
-from typing import Any
 
-Row = dict[str, Any]
+from mgcc_dist.evaluation.summary import Row
+
 RULE = (
     "Lesions from the worst to the best Dice (the two worst, lower quartile, median, upper quartile, best), the "
     "smallest and the largest lesion, and of the images without lesion the one with the largest false alarm and the "

@@ -7,9 +7,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from mgcc_dist.evaluation.summary import Row
 from mgcc_dist.reporting.curves import COLOURS, INK, STYLE, data_uri, line_styles
 
-Row = dict[str, Any]
 Chart = tuple[str, str]
 """data URI and alternative text"""
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mgcc_dist.common.files import InvalidJson, read_object
+from mgcc_dist.evaluation.sample_metrics import LOWER, METRICS
 from mgcc_dist.reporting.runs import Run, RunCollection, format_names
 from mgcc_dist.reporting.templates import embed_png
 from mgcc_dist.reporting.views import NO_VALUE, Cell, Picture, ReportSection, TableView
 
-METRICS = ("fid", "kid", "precision", "recall", "density", "coverage", "spectral_distance")
 REQUIRED = {
     "quality": ("features", "images", "synthetic_halves", "real_halves"),
     "audit": ("threshold", "near_copies", "synthetic"),
@@ -19,8 +19,6 @@ REQUIRED = {
 """keys of quality.json and audit.json that the tables show"""
 KEYS = ("synthetic", "synthetic_labeled")
 """of a run's data and result: unlabeled samples, and samples with masks"""
-LOWER = {"fid": "FID", "kid": "KID", "spectral_distance": "spectral distance (dB)"}
-"""headings of the metrics of which lower values are better"""
 
 
 @dataclass(frozen=True)
