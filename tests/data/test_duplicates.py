@@ -65,21 +65,23 @@ def test_images_without_structure_are_not_similar():
 
 
 @pytest.fixture(scope="module")
-def copied_images(images):
-    """Phantoms, changed copies of them, and a chain in which each image is like the next one."""
+def copies_and_groups(images):
+    """Thumbnails by key and their groups by brute force: phantoms, changed copies of them, and a chain in which each
+    image is like the next one."""
     copies = [np.ascontiguousarray(change(images[i])) for i, change in enumerate(CHANGES.values())]
     chain = [np.roll(images[20], 6 * i, axis=1) for i in range(6)]
-    return [*images, *copies, *map(resaved, images[30:]), *chain]
+    pictures = [*images, *copies, *map(resaved, images[30:]), *chain]
+    thumbnails = {f"key {i:03}": thumbnail(picture) for i, picture in enumerate(pictures)}
+    return thumbnails, components(list(thumbnails), all_similar_pairs(list(thumbnails.values())))
 
 
 @pytest.mark.parametrize("block", [7, 1024])
 @pytest.mark.parametrize("order", [1, -1])
-def test_groups_are_the_connected_components_of_all_similar_pairs(copied_images, monkeypatch, block, order):
+def test_groups_are_the_connected_components_of_all_similar_pairs(copies_and_groups, monkeypatch, block, order):
     monkeypatch.setattr("mgcc_dist.data.duplicates.BLOCK", block)
-    images = {f"key {i:03}": thumbnail(image) for i, image in enumerate(copied_images)}
-    expected = components(list(images), all_similar_pairs(list(images.values())))
-    assert len(set(expected.values())) < len(images) - 16
-    assert groups(list(images.items())[::order]) == expected
+    thumbnails, expected = copies_and_groups
+    assert len(set(expected.values())) < len(thumbnails) - 16
+    assert groups(list(thumbnails.items())[::order]) == expected
 
 
 def test_correlations_are_those_of_all_shifts(images):
