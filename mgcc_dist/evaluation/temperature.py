@@ -99,7 +99,7 @@ def copy_temperature(source: Path, sha256: str, weights: Path) -> bool:
     """
     if not source.is_file():
         return False
-    content = read_versioned(source, FORMAT, VERSION, "Delete it, or fit it again.")
+    content = read_versioned(source, FORMAT, VERSION, "Move it elsewhere, or fit it again.")
     if content.get("weights_sha256") != sha256:
         return False
     write_json(weights.with_name(CALIBRATION), content | {"weights_sha256": sha256_of(weights)})
