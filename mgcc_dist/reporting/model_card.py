@@ -62,7 +62,7 @@ def model_card(folder: Path, evaluations: Sequence[Path]) -> str:
         f"method `{model['method']}`.",
         "**Research use only. Not a medical device.** Do not base a diagnosis or a treatment on its masks.",
         "## Use",
-        f"```bash\npip install mgcc-dist\nmgcc predict --model {model['name']} image.png --out masks\n```",
+        f"```bash\nmgcc predict --model {model['name']} image.png --out masks\n```",
         f'```python\nimport mgcc_dist\n\npredictor = mgcc_dist.load("{model["name"]}")\n'
         'mask, probability = predictor.predict("image.png")\n```',
         f"`{model['name']}` stands for the path of this folder, unless it is a shipped model. Images may have any "
