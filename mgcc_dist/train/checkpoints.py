@@ -10,7 +10,8 @@ import logging
 import os
 import pickle
 import shutil
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed import checkpoint as distributed_checkpoint
+from torch.distributed.checkpoint import CheckpointException
 
 from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.errors import REFUSED, UserError, reason_of
@@ -85,7 +87,7 @@ def save(
                 scratch.mkdir(parents=True)
         # With shards, save_state is collective itself: a rank that fails in it can only exit, and its launcher ends the
         # others.
-        with nullcontext() if weights.sharded else raise_on_all_ranks(), explained(scratch):
+        with nullcontext() if weights.sharded else raise_on_all_ranks(), explained(scratch), _first_failure():
             accelerator.save_state(str(scratch))
             if ema and is_fsdp(accelerator):
                 distributed_checkpoint.save(weights.as_distributed(ema.averages), checkpoint_id=scratch / "ema")
@@ -130,9 +132,10 @@ def restore(folder: Path, weights: Weights, ema: Ema | None, accelerator: Accele
             logger.info("%s: saved by %d ranks, converting it for %d", path, ranks, accelerator.num_processes)
             load_resharded(path, ema, accelerator)
         else:
-            accelerator.load_state(str(path))
-            if ema:
-                _load_averages(path, ema, weights, accelerator)
+            with _first_failure():
+                accelerator.load_state(str(path))
+                if ema:
+                    _load_averages(path, ema, weights, accelerator)
         accelerator.step = 0  # Accelerate's count of micro-steps, which may differ on another number of ranks
         updates = saved.pop("ema_updates")
         if ema:
@@ -155,6 +158,15 @@ def saved_batches(folder: Path) -> int:
         return read_object(saved_checkpoints(folder)[-1] / "state.json").get("batches", 0)
     except (IndexError, UserError):  # which `restore` reports
         return 0
+
+
+@contextmanager
+def _first_failure() -> Iterator[None]:
+    """Raise the error of the first rank that failed instead of FSDP2's CheckpointException, which is no Exception."""
+    try:
+        yield
+    except CheckpointException as error:
+        raise error.failures[min(error.failures)][0] from None
 
 
 def _as_json(state: TrainState) -> dict[str, Any]:

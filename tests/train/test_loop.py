@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import ranks
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from same_run import losses
 from torch import nn
+from torch.distributed.checkpoint import CheckpointException
 from toy import CONFIG, Toy, ToyTask, run
 
 from mgcc_dist.common.errors import UserError
@@ -187,6 +189,22 @@ def test_kill_dash_nine_at_any_moment_of_saving_loses_nothing(tmp_path):
     assert weights[0] == weights[1]
     state = json.loads((killed / "checkpoints" / "step-00000200" / "state.json").read_text())
     assert state["step"] == 200
+
+
+def test_a_failure_of_fsdp_checkpoints_is_reported_in_one_line(tmp_path, monkeypatch):
+    """It was the stack traces of all ranks, because torch's CheckpointException is no Exception."""
+
+    def fail(*_):
+        raise CheckpointException("save", {1: (OSError(28, "No space left on device"), None), 3: (KeyError(), None)})
+
+    run(tmp_path / "complete")
+    for method in ("save_state", "load_state"):
+        monkeypatch.setattr(Accelerator, method, fail)
+    with pytest.raises(UserError, match=r"can't be written \(\[Errno 28\] No space left on device\); [\d,]+ bytes"):
+        run(tmp_path / "new")
+    assert list((tmp_path / "new" / "checkpoints").iterdir()) == []
+    with pytest.raises(UserError, match=r"step-00000012: can't be loaded \(\[Errno 28\] No space left on device\)"):
+        run(tmp_path / "complete")
 
 
 @pytest.mark.parametrize("file", ["optimizer.bin", "state.json", "model.safetensors"])
