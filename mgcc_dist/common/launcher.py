@@ -7,12 +7,17 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-LAUNCHERS = {"accelerate", "accelerate.commands.launch", "torchrun", "torch.distributed.run"}
+LAUNCHERS = {
+    *("accelerate", "accelerate-launch", "accelerate.commands.launch"),
+    *("torchrun", "torch.distributed.run", "torch.distributed.launch"),
+    *("deepspeed", "deepspeed.launcher.launch"),
+}
+"""programs and modules that start ranks"""
 PR_SET_PDEATHSIG = 1
 
 
 def stop_with_launcher() -> None:
-    """Make the kernel send this process SIGTERM when `accelerate launch` or torchrun, its parent, ends (Linux only).
+    """Make the kernel send this process SIGTERM when the launcher that is its parent ends (Linux only).
 
     With one process `accelerate launch` forwards no signal, and no launcher can forward SIGKILL.
     """
@@ -33,12 +38,12 @@ def stop_with_parent(parent: int, number: signal.Signals) -> None:
 
 
 def launcher_words() -> list[str]:
-    """Return the command line of `accelerate launch` or torchrun, if it is the parent of this process (Linux only)."""
+    """Return the command line of the launcher, if it is the parent of this process (Linux only)."""
     try:
         words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:  # it has ended, or belongs to another user
         return []
-    return words if LAUNCHERS & {Path(word).name for word in words[:4]} else []  # python -u -m MODULE
+    return words if LAUNCHERS & {Path(word).name for word in words[:5]} else []  # python -u -m MODULE
 
 
 def launcher_option(name: str) -> str | None:

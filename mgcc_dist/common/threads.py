@@ -10,13 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mgcc_dist.common.launcher import launcher_words
+
 # Iterations that a waiting thread spins before it sleeps. libgomp's default spins for milliseconds: fastest on a quiet
 # machine, but next to other busy processes the spinning threads take the cores from those that compute. 30 steps of
 # `segment --preset mgcc_demo` on two cores, by libgomp's default, with 3000, with OMP_WAIT_POLICY=PASSIVE: 18.2, 19.3,
 # 23.0 s on a quiet machine; 48.9, 41.2, 35.9 s next to one busy process.
 SPIN_COUNT = "3000"
-
-_LAUNCHERS = ("accelerate", "torchrun", "torch.distributed", "deepspeed")
 
 
 def is_program(command: Sequence[str] | None = None) -> bool:
@@ -54,12 +54,10 @@ def configure_threads() -> None:
 
 def _is_launcher_default() -> bool:
     """Return whether the parent process is a launcher whose user set neither OMP_NUM_THREADS nor its option for it."""
+    words = launcher_words()
     try:
-        parent = Path(f"/proc/{os.getppid()}")
-        words = (parent / "cmdline").read_text(errors="replace").split("\0")
-        variables = (parent / "environ").read_text(errors="replace").split("\0")
+        variables = Path(f"/proc/{os.getppid()}/environ").read_text(errors="replace").split("\0")
     except OSError:
         return False
-    is_launcher = any(Path(word).name.startswith(_LAUNCHERS) for word in words[:5])
     asked = any(word.startswith("--num_cpu_threads_per_process") for word in words)
-    return is_launcher and not asked and not any(variable.startswith("OMP_NUM_THREADS=") for variable in variables)
+    return bool(words) and not asked and not any(variable.startswith("OMP_NUM_THREADS=") for variable in variables)

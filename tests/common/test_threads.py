@@ -45,6 +45,16 @@ def test_accelerate_launch_with_one_process_uses_the_same_threads(plain):
 
 
 @pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("words", "expected"), [(["torchrun"], True), (["deepspeed.launcher.launch"], True), (["accelerate_all.sh"], False)]
+)
+def test_the_parent_is_a_launcher_by_its_name(words, expected):
+    code = "from mgcc_dist.common.launcher import launcher_words; print(bool(launcher_words()))"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}], check=True)"
+    done = subprocess.run([sys.executable, "-c", parent, *words], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{expected}\n"
+
+
 def test_two_ranks_divide_the_cores():
     for shown in probe(ranks.torchrun(2)):
         assert shown["threads"] == max(1, CORES // 2)
