@@ -309,7 +309,7 @@ def test_uncertainty_marks_images_for_review_and_changes_no_mask(run, images):
     scores = list(map(agreement, members))
     limit = sorted(scores)[1]
     options = ("--uncertainty", "ensemble", "--members", str(other), "--reject-below", str(limit), "--uncertainty-maps")
-    with pytest.raises(UserError, match="with other options"):
+    with pytest.raises(UserError, match="with other uncertainty and members and uncertainty_maps and reject_below"):
         predict(run, images, "--precision", "no", *options)
     out = predict(run, images, "--precision", "no", "--overwrite", *options)
     rows = read_csv(out / "predictions.csv")

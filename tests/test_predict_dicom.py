@@ -226,7 +226,7 @@ def test_options_that_change_the_output_do_not_pass_for_finished(run, images):
     images.mkdir()
     Image.fromarray(noise(SIZE, SIZE)).save(images / "a.png")
     predict(run, images)
-    with pytest.raises(UserError, match="with other options"):
+    with pytest.raises(UserError, match=r"with other contours \(see its predict\.json\)"):
         predict(run, images, "--contours")
 
 

@@ -88,14 +88,22 @@ def test_predictions_of_other_weights_or_images_need_overwrite(run, images, tmp_
     others.mkdir()
     Image.fromarray(noise(21, 20)).save(others / "b.png")
     save_run(tmp_path / "run", seed=1)
-    for folder in (images, others):
-        with pytest.raises(UserError, match="predictions of other images or weights"):
+    for folder, differing in ((images, "weights_sha256"), (others, "images and weights_sha256")):
+        with pytest.raises(UserError, match=rf"holds predictions with other {differing} \(see its predict\.json\)"):
             predict(run, folder)
     assert bytes_in(out) == before
     predict(run, others, "--overwrite")
     outputs = ["masks/b.png", "overlays/b.png", "predict.json", "predictions.csv", "written.jsonl"]
     assert files_in(out) == sorted([".lock", "images.jsonl", *outputs])
     assert json.loads((out / "predict.json").read_text())["images"] == str(others)
+
+
+def test_the_same_weights_in_another_folder_are_the_same_prediction(run, images, capsys):
+    Image.fromarray(noise(20, 20)).save(images / "a.png")
+    before = bytes_in(predict(run, images))
+    run.rename(run.with_name("moved"))
+    assert bytes_in(predict(run.with_name("moved"), images)) == before
+    assert "nothing to do" in capsys.readouterr().err
 
 
 def test_finished_prediction_is_left_as_it_is_with_its_corrections(run, images, capsys):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,15 +55,40 @@ def link(source: Path, path: Path) -> None:
             shutil.copyfile(source, scratch)
 
 
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder next to `path`, in which its files are made, and delete it at the end.
+
+    What killed processes of this machine left of earlier attempts at `path` is deleted first.
+    """
+    create_folder(path.parent)
+    path = path.resolve()
+    prefix = f".{path.name}.of.{socket.gethostname()}"
+    for left in path.parent.iterdir():
+        if left.name.startswith(f"{prefix}.") and _is_abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
+    scratch = path.with_name(f"{prefix}.{os.getpid()}.tmp")
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def remove_scratch(folder: Path) -> None:
     """Delete the scratch files below `folder` that processes left which were killed in `replacing`.
 
     Call it only if no process on another machine writes there. Those of running processes on this one are kept.
     """
     for path in folder.rglob(".*.tmp"):
-        pid = path.name.split(".")[-2]
-        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+        if _is_abandoned(path) and not path.is_dir():
             path.unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether it is the scratch file or folder, `.NAME.PID.tmp`, of a process that no longer runs on this machine."""
+    *_, pid, suffix = path.name.rsplit(".", 2)
+    return suffix == "tmp" and pid.isdecimal() and not Path(f"/proc/{pid}").exists()
 
 
 def create_folder(folder: Path) -> None:

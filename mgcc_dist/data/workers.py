@@ -3,6 +3,7 @@
 import atexit
 import os
 import signal
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -33,16 +34,18 @@ def load_in_order(load: Callable[[int], Loaded], indices: Iterable[int], workers
     if workers == 0:
         yield from map(load, indices)
         return
-    loader = DataLoader(
-        _FunctionDataset(load),
-        sampler=indices,
-        batch_size=None,  # each item is a complete batch
-        num_workers=workers,
-        worker_init_fn=partial(_start_worker, os.getpid()),
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # otherwise the workers' seed would be drawn from the global generator
-    )
-    with _blocked_signals():
+    with _blocked_signals(), warnings.catch_warnings():
+        # Said twice wherever there are fewer cores than workers. Workers also wait for disks and networks.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        loader = DataLoader(
+            _FunctionDataset(load),
+            sampler=indices,
+            batch_size=None,  # each item is a complete batch
+            num_workers=workers,
+            worker_init_fn=partial(_start_worker, os.getpid()),
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # otherwise the workers' seed would be drawn from the global generator
+        )
         iterator = iter(loader)
     stop = iterator._shutdown_workers  # type: ignore[attr-defined] # the public way is to drop the last reference
     # At exit multiprocessing joins the remaining workers, which would block forever: they ignore its SIGTERM.

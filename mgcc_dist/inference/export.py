@@ -4,7 +4,6 @@ A file is run by its own backend and compared with PyTorch before it gets its na
 """
 
 import logging
-import tempfile
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 
 import mgcc_dist
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import create_folder, link
+from mgcc_dist.common.files import link, scratch_folder
 from mgcc_dist.inference.config import ExportConfig
 from mgcc_dist.inference.export_formats import FORMATS, Format, Metadata
 from mgcc_dist.inference.export_graph import ExportGraph
@@ -53,12 +52,11 @@ def export(config: ExportConfig) -> None:
         return
 
     graph = ExportGraph(network, image_size, info["fit"]).eval().requires_grad_(False)
-    create_folder(config.out.parent)
-    with tempfile.TemporaryDirectory(prefix=".export.", dir=config.out.parent) as folder:
-        draft = Path(folder) / config.out.name
+    with scratch_folder(config.out) as folder:
+        draft = folder / config.out.name
         form.write(graph, torch.from_numpy(example_images(2, image_size + 3, image_size + 5)), metadata, draft)
         difference = _compare(graph, config.to, draft, example_images(1, image_size + 9, max(image_size - 7, 1)))
-        for path in sorted(Path(folder).iterdir(), key=lambda path: path == draft):  # the file that is given last
+        for path in sorted(folder.iterdir(), key=lambda path: path == draft):  # the file that is given last
             link(path, config.out.with_name(path.name))
     logger.info(
         "export: %s -> %s (%.1f MB; largest difference of a probability from PyTorch: %.1e)",

@@ -40,10 +40,10 @@ def predict_folder(config: PredictConfig) -> None:
     for kind, package in PACKAGES.items():
         if kind in config.masks:
             import_module(package)  # missing ones are named before anything is predicted
+    paths = read_inputs(config.images)
     predictor = load(config.run, config.weights, precision=config.precision, kernels=config.kernels)
     members = _open_members(config, predictor)
     temperature = read_temperature(predictor.info) if config.calibrated else 1.0
-    paths = read_inputs(config.images)
     sources = list_sources(paths, config.out, config.keep_identifiers, from_list=config.images == (STDIN,))
     options = OutputOptions(
         config.masks,
@@ -117,7 +117,7 @@ def _predict(
     Frames that can't be read are added to `skipped`.
     """
     with ProgressBar(sum(map(len, reader.chunks)), "predict", "images") as bar:
-        for read in load_in_order(reader, range(len(reader.chunks)), workers):
+        for read in load_in_order(reader, range(len(reader.chunks)), min(workers, len(reader.chunks))):
             frames = [frame for frame in read if isinstance(frame, Frame)]
             names = [_name(reader.sources[frame.source], frame.index) for frame in frames for _ in frame.regions]
             inputs = [square for frame in frames for square in frame.squares]

@@ -4,7 +4,6 @@ Only the files of a model folder are transferred. Weights are safetensors, and n
 """
 
 import logging
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from mgcc_dist.common.errors import UserError, reason_of
-from mgcc_dist.common.files import create_folder, link
+from mgcc_dist.common.files import create_folder, link, scratch_folder
 from mgcc_dist.inference.config import PullConfig, PushConfig
 from mgcc_dist.inference.model_folder import CARD, FILES, read_model, verify_model
 from mgcc_dist.train.initial_weights import MODEL, WEIGHTS, find_weights
@@ -76,9 +75,7 @@ def pull(config: PullConfig) -> None:
     if names and not config.overwrite:
         raise UserError(f"--out {out}: already holds a model. Choose another --out, or use --overwrite.")
     api = HfApi()
-    create_folder(out.parent)
-    with tempfile.TemporaryDirectory(prefix=".pull.", dir=out.parent) as scratch:
-        folder = Path(scratch)
+    with scratch_folder(out) as folder:
         with _explained(config.repo, "read it"):
             info = api.model_info(config.repo, revision=config.revision, files_metadata=True)
             sizes = {each.rfilename: each.size or 0 for each in info.siblings or []}

@@ -10,7 +10,6 @@ A model folder is read as the folder of a run is. Nothing in it is unpickled.
 """
 
 import logging
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,15 @@ from torch import Tensor
 
 from mgcc_dist.common.config import flatten, read_layer
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import create_folder, link, read_versioned, sha256_of, write_json, write_text
+from mgcc_dist.common.files import (
+    create_folder,
+    link,
+    read_versioned,
+    scratch_folder,
+    sha256_of,
+    write_json,
+    write_text,
+)
 from mgcc_dist.common.migration import with_version
 from mgcc_dist.evaluation.temperature import CALIBRATION, copy_temperature
 from mgcc_dist.inference.config import ExportConfig
@@ -59,9 +66,8 @@ def export_model(config: ExportConfig, card: Card) -> None:
     weights = find_weights(config.run, config.weights)
     load_network(weights)
     auxiliary = _auxiliary(weights) if config.decoders else None
-    create_folder(config.out.parent)
-    with tempfile.TemporaryDirectory(prefix=".export.", dir=config.out.parent) as scratch:
-        folder = Path(scratch) / config.out.resolve().name
+    with scratch_folder(config.out) as scratch:
+        folder = scratch / config.out.resolve().name
         _write(folder, weights, config, auxiliary)
         _add_temperature(folder, weights, config.out)
         kept = None if config.evaluations else _card_of(weights, sha256_of(folder / WEIGHTS))

@@ -9,7 +9,6 @@ Needs MONAI with fire and pytorch-ignite to run, not this package.
 """
 
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 import mgcc_dist
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.common.files import InvalidJson, create_folder, link, read_object, write_json, write_text
+from mgcc_dist.common.files import InvalidJson, link, read_object, scratch_folder, write_json, write_text
 from mgcc_dist.inference.config import ExportConfig
 from mgcc_dist.inference.export import TOLERANCE, example_images, metadata_of
 from mgcc_dist.inference.export_formats import write_torchscript
@@ -69,9 +68,7 @@ def export_bundle(config: ExportConfig) -> None:
         return
 
     graph = BundleGraph(ExportGraph(network, image_size, info["fit"])).eval().requires_grad_(False)
-    create_folder(config.out.parent)
-    with tempfile.TemporaryDirectory(prefix=".export.", dir=config.out.parent) as scratch:
-        draft = Path(scratch)
+    with scratch_folder(config.out) as draft:
         (draft / NETWORK).parent.mkdir()
         write_torchscript(graph, _channels_first(2, image_size + 3, image_size + 5), {}, draft / NETWORK)
         difference = _compare(graph, draft / NETWORK, _channels_first(1, image_size + 9, max(image_size - 7, 1)))

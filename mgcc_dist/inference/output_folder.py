@@ -186,10 +186,13 @@ class OutputFolder:
             earlier = read_json(path)
         except ValueError as error:
             raise UserError(f"{path}: damaged. Pass --overwrite to replace these predictions.") from error
-        if earlier != self.contents:
+        if not isinstance(earlier, dict):
+            raise UserError(f"{path}: damaged. Pass --overwrite to replace these predictions.")
+        keys = dict.fromkeys([*self.contents, *earlier])
+        # The same weights are the same at another path, such as a shipped model's after the package was reinstalled.
+        if differing := [key for key in keys if key != "weights" and earlier.get(key) != self.contents.get(key)]:
             raise UserError(
-                f"--out {self.path}: holds predictions of other images or weights, or with other options "
-                f"(see its {CONTENTS}). "
+                f"--out {self.path}: holds predictions with other {' and '.join(differing)} (see its {CONTENTS}). "
                 "Choose another --out, or pass --overwrite to replace them."
             )
 

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mgcc_dist.common.files import (
     read_object,
     remove_scratch,
     replacing,
+    scratch_folder,
     sha256_of,
     share_files,
     write_json,
@@ -91,3 +93,23 @@ def test_scratch_files_of_killed_processes_are_removed_and_those_of_running_ones
     remove_scratch(tmp_path)
     assert not stale.exists()
     assert all(path.exists() for path in [alive, *others])
+
+
+def test_a_scratch_folder_is_deleted_at_the_end_and_by_the_next_attempt_after_a_kill(tmp_path, monkeypatch):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with scratch_folder(tmp_path / "model.onnx") as scratch:
+        assert list(tmp_path.iterdir()) == [scratch]
+        name = scratch.name
+    stale = name.replace(str(os.getpid()), str(gone.pid))
+    kept = [name.replace(str(os.getpid()), "1"), stale.replace("onnx", "pt"), stale.replace(".of.", ".of.elsewhere-")]
+    for each in [stale, *kept]:
+        (tmp_path / each).mkdir()
+        (tmp_path / each / "draft").touch()
+    with scratch_folder(tmp_path / "model.onnx"):
+        assert not (tmp_path / stale).exists()
+    remove_scratch(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(kept)
+    monkeypatch.chdir(tmp_path / kept[0])
+    with scratch_folder(Path()) as scratch:
+        assert scratch.parent == tmp_path
