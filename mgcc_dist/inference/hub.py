@@ -108,7 +108,7 @@ def _explained(repo: str, what: str) -> Iterator[None]:
     except UserError:
         raise
     except HFValidationError as error:
-        raise UserError(f"{repo}: is not the name of a repository, such as USER/NAME ({reason_of(error)})") from error
+        raise UserError(f"{repo}: is not the name of a repository, such as USER/NAME") from error
     except OfflineModeIsEnabled as error:
         raise UserError(f"{repo}: HF_HUB_OFFLINE is set, so the Hub is not asked. Unset it.") from error
     except LocalTokenNotFoundError as error:
