@@ -60,15 +60,21 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder next to `path`, in which its files are made, and delete it at the end.
 
     What killed processes of this machine left of earlier attempts at `path` is deleted first.
+
+    Raises:
+        UserError: the folder of `path` can't be created or written.
     """
     create_folder(path.parent)
-    path = path.resolve()
+    out, path = path, path.resolve()
     prefix = f".{path.name}.of.{socket.gethostname()}"
     for left in path.parent.iterdir():
         if left.name.startswith(f"{prefix}.") and _is_abandoned(left):
             shutil.rmtree(left, ignore_errors=True)
     scratch = path.with_name(f"{prefix}.{os.getpid()}.tmp")
-    scratch.mkdir()
+    try:
+        scratch.mkdir()
+    except OSError as error:
+        raise UserError(f"--out {out}: can't be written ({error.strerror}). Choose another --out.") from error
     try:
         yield scratch
     finally:

@@ -113,3 +113,5 @@ def test_a_scratch_folder_is_deleted_at_the_end_and_by_the_next_attempt_after_a_
     monkeypatch.chdir(tmp_path / kept[0])
     with scratch_folder(Path()) as scratch:
         assert scratch.parent == tmp_path
+    with pytest.raises(UserError, match=r"--out /proc/a\.onnx: can't be written"), scratch_folder(Path("/proc/a.onnx")):
+        pass
