@@ -37,6 +37,8 @@ class forked:
     """Stands for a launcher whose ranks are forked from a process that has imported all libraries."""
 
     ranks: int
+    folder: Path = REPOSITORY
+    """current folder of the ranks"""
 
 
 Launcher = Sequence[str] | forked
@@ -59,7 +61,7 @@ def start(launcher: Launcher, words: Sequence[str], **variables: str) -> "Starte
     fixed = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     fixed["PYTHONPATH"] = os.pathsep.join(sys.path)
     if isinstance(launcher, forked):
-        return ForkedRanks(launcher.ranks, [str(word) for word in words], os.environ | fixed | variables)
+        return ForkedRanks(launcher, [str(word) for word in words], os.environ | fixed | variables)
     return subprocess.Popen(
         [sys.executable, *launcher, *map(str, words)],
         cwd=REPOSITORY,  # paths in the files of launch/ are relative to it
@@ -101,8 +103,8 @@ def _checked(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProc
 class ForkedRanks:
     """The forked processes of a program, with the interface of a launcher's Popen; a signal goes to each of them."""
 
-    def __init__(self, ranks: int, words: list[str], environment: dict[str, str]) -> None:
-        self.args = words
+    def __init__(self, launcher: forked, words: list[str], environment: dict[str, str]) -> None:
+        self.args, ranks = words, launcher.ranks
         self._files = [Path(tempfile.mkstemp(prefix=f"rank-{kind}-")[1]) for kind in ("stdout", "stderr")]
         self._store = None
         grouped = ranks > 1 or "ACCELERATE_USE_DEEPSPEED" in environment
@@ -121,7 +123,7 @@ class ForkedRanks:
         self.processes = []
         for rank in range(ranks):
             numbers = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if grouped else {}
-            arguments = (words, environment | numbers, *self._files)
+            arguments = (words, launcher.folder, environment | numbers, *self._files)
             self.processes.append(_fork_server().Process(target=_run_rank, args=arguments))
             self.processes[-1].start()
 
@@ -172,13 +174,13 @@ def _fork_server() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _run_rank(words: list[str], environment: dict[str, str], stdout: Path, stderr: Path) -> None:
+def _run_rank(words: list[str], folder: Path, environment: dict[str, str], stdout: Path, stderr: Path) -> None:
     """Do in this forked process what `python WORDS` does in a new one."""
     for number, file in ((1, stdout), (2, stderr)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(REPOSITORY)
+    os.chdir(folder)
     multiprocessing.set_start_method("fork", force=True)  # of DataLoader workers: it was inherited
     gc.freeze()  # otherwise each collection would touch, and so copy, the memory that was forked
     gc.enable()
