@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out
-# Test processes for two cores: the two with Slurm tests mostly wait.
-TEST_PROCESSES ?= 5
+# Test processes for two cores: those with Slurm tests wait for their jobs.
+TEST_PROCESSES ?= 4
 BUSI ?= $(or $(MGCC_DATA),../shared/data)/Dataset_BUSI_with_GT
 
 BIN := $(VENV)/bin

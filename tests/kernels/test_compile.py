@@ -131,9 +131,12 @@ def test_compile_says_that_the_installed_triton_has_no_ledger(tmp_path, capsys):
         read_ledger(tmp_path, check=True, write=False)
 
 
+KERNEL = "msag.gate gradient sums bf16 C512"
+
+
 @compiles
 def test_write_then_check_fails_on_a_regression_and_an_unknown_kernel(tmp_path):
-    """Runs with a temporary ledger, so that the repository's stays unchanged."""
+    """Runs with a temporary ledger, so that the repository's stays unchanged, on a kernel that compiles quickly."""
     launcher = tmp_path / "run.py"
     launcher.write_text(
         "from mgcc_dist.kernels import aot, compile as program\n"
@@ -143,7 +146,7 @@ def test_write_then_check_fails_on_a_regression_and_an_unknown_kernel(tmp_path):
 
     def run(*options):
         folders = ("--cache", str(tmp_path / "cache"), "--ledger", str(tmp_path))
-        options = ("--only", "msag.gate bf16 C64", "--jobs", "1", *folders, *options)
+        options = ("--only", KERNEL, "--jobs", "1", *folders, *options)
         done = subprocess.run([sys.executable, launcher, *options], capture_output=True, text=True, check=False)
         return done.returncode, done.stdout + done.stderr
 
@@ -152,14 +155,14 @@ def test_write_then_check_fails_on_a_regression_and_an_unknown_kernel(tmp_path):
     assert "compile: 1/1" in message
     file = aot.ledger_path(tmp_path)
     written = json.loads(file.read_text())
-    entry = written["kernels"]["msag.gate bf16 C64"]["sm_90"]
+    entry = written["kernels"][KERNEL]["sm_90"]
     better = entry | {"vector_loads": entry["vector_loads"] + 1}
-    file.write_text(json.dumps({"kernels": {"msag.gate bf16 C64": {"sm_90": better}, "msag.gate bf16 C64 gone": {}}}))
+    file.write_text(json.dumps({"kernels": {KERNEL: {"sm_90": better}, f"{KERNEL} gone": {}}}))
     code, message = run("--check")
     assert code == 1
     change = f"was {better['vector_loads']}, now {entry['vector_loads']}"
-    assert f"msag.gate bf16 C64, sm_90, vector_loads: {change}" in message
-    assert "msag.gate bf16 C64 gone: in the ledger, but there is no such kernel" in message
+    assert f"{KERNEL}, sm_90, vector_loads: {change}" in message
+    assert f"{KERNEL} gone: in the ledger, but there is no such kernel" in message
     assert "compile: 1 compiled, 2 problems" in message
 
 

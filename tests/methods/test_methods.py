@@ -78,7 +78,7 @@ def test_every_method_trains_bfloat16_weights_as_deepspeed_gives_them(method, ne
     assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
 
 
-@pytest.mark.parametrize("pair", ["uamt:unet", "dct:unet", "unimatch:unet", "ctbct:unet", "cutmix_teacher:cct"])
+@pytest.mark.parametrize("pair", ["dct:unet", "ctbct:unet", "cutmix_teacher:cct"])
 def test_the_flops_of_a_method_are_counted_without_running_it(pair):
     module, batch = made(*pair.split(":")), batch_of(2, 3)
     tensors = Batch(batch.images, batch.masks, torch.arange(5), [])
