@@ -192,6 +192,7 @@ def _run_rank(words: list[str], folder: Path, environment: dict[str, str], stdou
     with contextlib.suppress(KeyboardInterrupt):
         if words[0] == "-m":
             sys.argv = words[1:]
+            sys.path.insert(0, str(folder))
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
         elif words[0] == "-c":
             sys.argv = ["-c", *words[2:]]

@@ -49,15 +49,15 @@ def _queue() -> list[list[str]]:
 
 
 def until(condition: Callable[[], Any], seconds: float = 240, meanwhile: Callable[[], Any] = lambda: None) -> Any:
-    """Wait until `condition` is true and return its value; call `meanwhile` every half second."""
+    """Wait until `condition` is true and return its value; call `meanwhile` about once a second."""
     start = last = time.monotonic()
     while not (result := condition()):
         now = time.monotonic()
         assert now < start + seconds, "timed out"
-        if now > last + 0.5:
+        if now > last + 1:
             last = now
             meanwhile()
-        time.sleep(0.1)
+        time.sleep(0.3)  # each look may start several programs of Slurm
     return result
 
 

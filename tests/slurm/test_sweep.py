@@ -22,7 +22,7 @@ def test_a_table_is_one_array_and_one_report_and_a_second_submission_starts_noth
     assert {job.partition("_")[0] for job in runs} == {runs[0].partition("_")[0]}
     assert sorted(int(job.partition("_")[2]) for job in runs) == list(range(2))
 
-    assert "3 tasks: 3 done" in dispatch("status", sweep, "--watch", "--every", "0.5")
+    assert "3 tasks: 3 done" in dispatch("status", sweep, "--watch", "--every", "2")
     assert "2 of 2 runs are finished" in dispatch("logs", sweep, "report")
     page = (out / "report.html").read_text()
     assert page.count("±") >= 2
