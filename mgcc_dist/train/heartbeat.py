@@ -92,7 +92,10 @@ class Heartbeat:
         self._ended.set()
         self._thread.join()
         if error is not None and (is_timeout(error) or is_lost_connection(error)):
-            logger.error("%s", describe_ranks(read_states(self._folder.parent), self._state.rank))
+            states = read_states(self._folder.parent)
+            if is_lost_connection(error):
+                _wait_for_an_end(states)
+            logger.error("%s", describe_ranks(states, self._state.rank))
             return
         from mgcc_dist.common.distributed import TIMEOUT
 
@@ -174,6 +177,13 @@ def describe_ranks(states: list[RankState], own: int) -> str:
     if frozen:
         return f"{name} has not answered for {timedelta(seconds=round(now - state.written))}, last seen {place}"
     return f"{name} has been {place} for {timedelta(seconds=round(now - state.since))}"
+
+
+def _wait_for_an_end(states: list[RankState]) -> None:
+    """Wait up to a second until one of them has ended: a process closes its connections before it counts as ended."""
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline and not any(map(_has_ended, states)):
+        time.sleep(0.05)
 
 
 def _has_ended(state: RankState) -> bool:
