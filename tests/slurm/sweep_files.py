@@ -56,7 +56,7 @@ def write_ready_sweep(folder: Path, data: Path, name: str, steps: int = 30, imag
 
 
 def write_two_node_sweep(folder: Path, data: Path, name: str) -> Path:
-    """Write a sweep of a diffusion model, a two-node job with one rank per node, and one small run beside it."""
+    """Write a sweep of a diffusion model, a two-node job of one rank per node, and of an independent small run."""
     config, ldm = folder / "ldm.yaml", folder / name / "ldm"
     config.write_text(toy_ldm.config(steps=30, checkpoint_every=7))
     resources = {"cpus": 1, "gpus": 0, "time": "0:20:00", "environment": {"OMP_NUM_THREADS": "1"}}
