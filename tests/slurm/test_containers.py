@@ -93,7 +93,7 @@ def test_a_batch_script_runs_programs_in_the_container_and_scontrol_outside(tmp_
     keys = {"container": {"runtime": "singularity", "image": "docker://lab/mgcc"}, "gpus": 0}
     tasks = job_graph.build_tasks(read_sweep(path), keys, "cluster.yaml")
     script = batch.batch_script(Job("x", [tasks[0]]), tmp_path / "elsewhere" / "jobs", None)
-    binds = f"--bind {tmp_path}:{tmp_path} --bind {Path.cwd()}:{Path.cwd()}"
+    binds = " ".join(f"--bind {folder}:{folder}" for folder in sorted([tmp_path, Path.cwd()]))
     python = f'singularity exec {binds} --pwd {Path.cwd()} "docker://lab/mgcc" python3'
     assert f" {python} -u -m submitit.core._submit " in script
     assert f"is_running && {python} -m mgcc_dist.slurm.retry $code " in script
