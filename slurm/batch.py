@@ -17,6 +17,9 @@ from mgcc_dist.slurm.container import existing_folders
 from mgcc_dist.slurm.job_graph import Job
 from mgcc_dist.slurm.worker import ATTEMPTS_FILE
 
+CONTROLLER_TRIES = 60
+"""calls of scontrol, ten seconds apart, until slurmctld answers"""
+
 
 def batch_parameters(job: Job, logs: Path, dependency: str | None, python: str) -> dict[str, Any]:
     """Return the parameters of submitit's SlurmExecutor for a job.
@@ -67,8 +70,14 @@ def requeue_lines(retry: str) -> list[str]:
     return [
         # Not SLURM_JOB_ID, which for one task of an array is the id of the array.
         "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}",
-        'is_running() { [[ $(scontrol show job -o "$job") == *" JobState=RUNNING "* ]]; }',
-        f'if ((code)) && is_running && {retry} && is_running; then scontrol requeue "$job"; fi',
+        # slurmctld may be restarting: without an answer the job would end here and never be requeued.
+        f'ask() {{ local i; for i in {{1..{CONTROLLER_TRIES}}}; do answer=$(scontrol "$@" 2>&1) && break; '
+        '[[ $answer == *"contact slurm controller"* ]] || break; sleep 10; done; }',
+        # Slurm may have taken this node for dead and restarted the job elsewhere, which must not be requeued then.
+        'is_running() { ask show job -o "$job"; '
+        '[[ $answer == *" JobState=RUNNING "* && $answer == *" Restarts=${SLURM_RESTART_COUNT:-0} "* ]]; }',
+        f'if ((code)) && is_running && {retry} && is_running; then ask requeue "$job"; '
+        '[[ ! $answer ]] || echo "slurm: not requeued: $answer" >&2; fi',
     ]
 
 

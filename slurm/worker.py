@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from submitit import JobEnvironment
 
@@ -37,7 +38,8 @@ class Program:
         def leave() -> None:
             for number in PREEMPTION_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
-            undo_attempt(self.folder)
+            if is_attempt_recorded(self.folder):
+                undo_attempt(self.folder)
 
         def leave_at_once(number: int, _frame: FrameType | None) -> None:
             leave()
@@ -52,7 +54,7 @@ class Program:
         try:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         except SystemExit as exit:
-            if is_rank_0 and exit.code == EXIT_USER_ERROR:
+            if is_rank_0 and exit.code == EXIT_USER_ERROR and is_attempt_recorded(self.folder):
                 give_up(self.folder)
             if is_rank_0 and exit.code == EXIT_STOPPED:
                 leave()
@@ -85,16 +87,23 @@ def record_attempt(folder: Path, output: Path, max_attempts: int) -> None:
         )
         give_up(folder)
         sys.exit(EXIT_USER_ERROR)
-    write_json(folder / ATTEMPTS_FILE, {"attempts": attempts, "step": step, "restarts": cluster.restart_count()})
+    write_json(folder / ATTEMPTS_FILE, {"attempts": attempts, "step": step, **_this_start()})
 
 
 def is_attempt_recorded(folder: Path) -> bool:
-    """Return whether the program has recorded the current start of the job."""
-    return read_attempts(folder).get("restarts") == cluster.restart_count()
+    """Return whether the last start that a program has recorded is the current start of this job.
+
+    It is a later one if Slurm took this node for dead and started the job elsewhere.
+    """
+    return read_attempts(folder).items() >= _this_start().items()
 
 
-def read_attempts(folder: Path) -> dict[str, int]:
-    """Return the number of starts without progress, their step, and the job's restarts before the last of them.
+def _this_start() -> dict[str, str | int]:
+    return {"job": cluster.job_id(), "restarts": cluster.restart_count()}
+
+
+def read_attempts(folder: Path) -> dict[str, Any]:
+    """Return the number of starts without progress, their step, and of the last one the job and its restarts before.
 
     "signalled" is set if the last start was preempted, "hopeless" if another start cannot help.
     """

@@ -3,8 +3,6 @@
 import errno
 import fcntl
 import logging
-import os
-import socket
 from pathlib import Path
 from typing import IO
 
@@ -12,6 +10,7 @@ from accelerate import Accelerator
 
 from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.fence import process_name
 from mgcc_dist.common.files import create_folder, remove_scratch
 
 logger = logging.getLogger(__name__)
@@ -64,8 +63,7 @@ def lock(folder: Path) -> None:
         )
         return
     file.truncate(0)
-    job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
-    file.write(f"pid {os.getpid()} on {socket.gethostname()}{job}\n")
+    file.write(f"{process_name()}\n")
     file.flush()
     _held[path] = file
     remove_scratch(folder)

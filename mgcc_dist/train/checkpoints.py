@@ -25,6 +25,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.errors import REFUSED, UserError, reason_of
+from mgcc_dist.common.fence import check_fence, fence_number
 from mgcc_dist.common.files import InvalidJson, read_json, read_object, write_json
 from mgcc_dist.data.loader import StreamOffsets
 from mgcc_dist.train.ema import Ema
@@ -41,7 +42,8 @@ _DAMAGE = (
     *(SafetensorError, pickle.UnpicklingError),
 )
 """what loading a damaged checkpoint raises"""
-_SCRATCH = ".saving"
+_SCRATCH = ".saving-"
+"""followed by the number of the start that saves, so that no two starts save into one folder (common/fence.py)"""
 _DELETING = ".deleting-"
 
 
@@ -73,17 +75,22 @@ def save(
     """Save a checkpoint and delete all but the newest `keep`. Collective.
 
     Raises:
-        UserError: the checkpoint can't be written, for example because the disk is full; earlier ones are kept.
+        UserError: the checkpoint can't be written, for example because the disk is full; earlier ones are kept. Or
+            another start of the run has taken over the folder.
     """
     final = _path(folder, state.step)
+    main = accelerator.is_main_process
+    with raise_on_all_ranks():
+        if main:
+            check_fence(folder)
     if final.is_dir():
         return
-    scratch = final.parent / _SCRATCH
-    main = accelerator.is_main_process
+    scratch = final.parent / f"{_SCRATCH}{fence_number(folder)}"
     try:
         with raise_on_all_ranks(), explained(scratch):
             if main:
-                shutil.rmtree(scratch, ignore_errors=True)
+                for left in final.parent.glob(f"{_SCRATCH}*"):
+                    shutil.rmtree(left, ignore_errors=True)
                 scratch.mkdir(parents=True)
         # With shards, save_state is collective itself: a rank that fails in it can only exit, and its launcher ends the
         # others.
@@ -106,6 +113,7 @@ def save(
         with raise_on_all_ranks(), explained(scratch):
             if main:
                 _sync(scratch)
+                check_fence(folder)
                 scratch.rename(final)
                 _prune(final.parent, keep)
     except UserError:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.fence import is_fenced_off
 from mgcc_dist.common.files import read_object, write_json
 from mgcc_dist.common.rank_errors import is_lost_connection, is_timeout
 
@@ -101,6 +102,8 @@ class Heartbeat:
 
         with suppress(RuntimeError):  # the group is gone
             _set_timeout(TIMEOUT)
+        if is_fenced_off(self._folder.parent):
+            return
         self._path(self._state.rank).unlink(missing_ok=True)
         with suppress(OSError):  # other ranks are still there
             self._folder.rmdir()
@@ -110,8 +113,9 @@ class Heartbeat:
 
     def _write(self) -> None:
         state = replace(self._state, written=time.time())
-        with suppress(OSError):  # a full disk ends the run in its checkpoint, with a message
-            write_json(self._path(state.rank), asdict(state))
+        with suppress(OSError, UserError):  # a full disk ends the run in its checkpoint, with a message
+            if not is_fenced_off(self._folder.parent):  # else the files are those of the later start
+                write_json(self._path(state.rank), asdict(state))
 
     def _work(self) -> None:
         warned: tuple[int, str] | None = None

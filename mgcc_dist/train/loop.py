@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from mgcc_dist.common.components import component_keys
 from mgcc_dist.common.distributed import raise_on_all_ranks, release, seed_step
 from mgcc_dist.common.errors import EXIT_STOPPED, SharedError, UserError
+from mgcc_dist.common.fence import check_fence
 from mgcc_dist.common.signals import StopSignal
 from mgcc_dist.data.loader import TrainLoader
 from mgcc_dist.train import checkpoints
@@ -350,6 +351,7 @@ def _export(
     state = weights.state_dict(task.network(module))
     with raise_on_all_ranks():
         if accelerator.is_main_process:
+            check_fence(folder.parent)
             save_weights(state, folder / "model.safetensors", task.header() | metrics)
 
 

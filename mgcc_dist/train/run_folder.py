@@ -17,6 +17,7 @@ from mgcc_dist.common.config import save
 from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.environment import describe_environment, source
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.fence import check_fence, raise_fence
 from mgcc_dist.common.files import InvalidJson, read_json, write_bytes, write_json, write_text
 from mgcc_dist.common.identity import describe_difference
 from mgcc_dist.common.lock import lock_folder
@@ -46,6 +47,7 @@ def open_run_folder(folder: Path, config: Any, accelerator: Accelerator, fixed_l
     if is_finished(folder) and not check_run_folder(folder, config, fixed_length):
         return
     lock_folder(folder, accelerator)
+    raise_fence(folder, accelerator)
     longer = check_run_folder(folder, config, fixed_length)
     resumes = has_run(folder)
     accelerator.wait_for_everyone()
@@ -142,6 +144,7 @@ def write_result(folder: Path, result: dict[str, Any], accelerator: Accelerator)
     """
     with raise_on_all_ranks():
         if accelerator.is_main_process:
+            check_fence(folder)
             *earlier, last = _earlier_starts(folder / ENVIRONMENT) or [{}]
             ranks = {"world_size": accelerator.num_processes, "precision": accelerator.mixed_precision}
             write_json(folder / "result.json", result | ranks | {"environment": last | {"earlier": earlier}})

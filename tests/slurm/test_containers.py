@@ -97,7 +97,7 @@ def test_a_batch_script_runs_programs_in_the_container_and_scontrol_outside(tmp_
     python = f'singularity exec {binds} --pwd {Path.cwd()} "docker://lab/mgcc" python3'
     assert f" {python} -u -m submitit.core._submit " in script
     assert f"is_running && {python} -m mgcc_dist.slurm.retry $code " in script
-    assert '; then scontrol requeue "$job"; fi' in script
+    assert '; then ask requeue "$job"; ' in script
     assert "export PYTHONNOUSERSITE=1" in script
 
 

@@ -18,7 +18,9 @@ from torch.distributed.checkpoint import CheckpointException
 from toy import CONFIG, Toy, ToyTask, run
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.train import loop, step_times
+from mgcc_dist.common.fence import FENCE, raise_fence
+from mgcc_dist.common.files import read_json, write_json
+from mgcc_dist.train import checkpoints, loop, step_times
 from mgcc_dist.train.config import LoopConfig, SGDConfig
 from mgcc_dist.train.loop import total_steps
 from mgcc_dist.train.metrics_logger import read_rows
@@ -129,11 +131,33 @@ def test_resuming_from_a_checkpoint_gives_the_same_rows_and_weights(tmp_path, st
 
 
 def test_a_half_saved_checkpoint_is_ignored_and_deleted(tmp_path):
-    scratch = tmp_path / "checkpoints" / ".saving"
+    scratch = tmp_path / "checkpoints" / ".saving-0"
     scratch.mkdir(parents=True)
     (scratch / "model.safetensors").write_bytes(b"half")
     run(tmp_path)
     assert not scratch.exists()
+
+
+def test_a_run_whose_folder_was_taken_over_saves_nothing_any_more(tmp_path, monkeypatch):
+    """A node that was called dead comes back: the later start has the folder, its checkpoints and its weights."""
+    raise_fence(tmp_path, Accelerator(cpu=True))
+    sync = checkpoints._sync
+
+    def taken_over_while_saving(scratch):
+        sync(scratch)
+        if read_json(scratch / "state.json")["step"] == 6:
+            write_json(tmp_path / FENCE, {"number": 2, "holder": "pid 7 on n2"})
+
+    monkeypatch.setattr(checkpoints, "_sync", taken_over_while_saving)
+    with pytest.raises(UserError, match="taken over by pid 7 on n2"):
+        run(tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+    assert json.loads((tmp_path / FENCE).read_text())["number"] == 2
+    saved_by_other = tmp_path / "checkpoints" / ".saving-2"
+    saved_by_other.mkdir()
+    with pytest.raises(UserError, match="taken over by pid 7 on n2"):
+        run(tmp_path)
+    assert saved_by_other.exists()
 
 
 def test_a_damaged_checkpoint_is_named_in_the_error(tmp_path):
