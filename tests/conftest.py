@@ -1,6 +1,7 @@
 import gc
 import os
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,9 +56,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=rank)
 
 
-def pytest_collection_finish():
+def pytest_collection_finish(session):
     gc.enable()
     gc.freeze()  # otherwise each full collection, of which pytest does five at the end, visits all that was imported
+    if session.items and "ranks" in sys.modules:
+        sys.modules["ranks"].start_fork_server()
 
 
 @pytest.fixture(scope="session", autouse=True)

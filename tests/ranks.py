@@ -9,6 +9,7 @@ import functools
 import gc
 import importlib.util
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
 import subprocess
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 DEADLINE = 600  # seconds, enough for a busy machine
@@ -172,6 +174,32 @@ def _fork_server() -> multiprocessing.context.BaseContext:
     optional = [name for name in ("deepspeed",) if importlib.util.find_spec(name)]
     context.set_forkserver_preload([*PRELOADED, *optional])
     return context
+
+
+def start_fork_server() -> None:
+    """Fork the fork server from this process, which has imported most of the libraries, instead of starting Python.
+
+    Call it before tests run, which start threads: a fork has only the thread that forks.
+    """
+    _fork_server()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing.util, "spawnv_passfds", _fork)
+        multiprocessing.forkserver.ensure_running()
+
+
+def _fork(path: str, arguments: Sequence[str], kept: Sequence[int]) -> int:
+    """Do what `spawnv_passfds` does for `python -c TEXT` in a fork of this process."""
+    if pid := os.fork():
+        return pid
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+        for file in map(int, os.listdir("/proc/self/fd")):
+            if file not in (0, 1, 2, null, *kept):  # such as pytest-xdist's, whose ends the other side waits for
+                with contextlib.suppress(OSError):  # that of listdir itself
+                    os.dup2(null, file)
+        exec(arguments[-1])
+    finally:
+        os._exit(1)
 
 
 def _run_rank(words: list[str], folder: Path, environment: dict[str, str], stdout: Path, stderr: Path) -> None:

@@ -48,10 +48,12 @@ def test_one_submission_runs_the_pipeline_from_raw_images_to_the_report(slurm_up
     sweep = tmp_path / "chain.yaml"
     content = yaml.safe_load(text) | {"seeds": [1], "defaults": SEGMENT, "resources": resources}
     del content["rows"]["MT"]  # the same tasks as MGCC
+    stages = content["datasets"]["Phantom"]["prepare"]["ldm"]["makes"]
+    del stages["autoencoder"], stages["samples"]  # which the next task then makes
     sweep.write_text(yaml.safe_dump(content))
 
-    assert "9 tasks submitted in 9 jobs" in dispatch("submit", sweep)
-    assert "9 tasks: 9 done" in dispatch("status", sweep, "--watch", "--every", "2")
+    assert "7 tasks submitted in 7 jobs" in dispatch("submit", sweep)
+    assert "7 tasks: 7 done" in dispatch("status", sweep, "--watch", "--every", "2")
     assert "2 of 2 runs are finished" in dispatch("logs", sweep, "report")
     counts = {run.row: read_json(run.folder / "result.json")["images"] for run in read_sweep(sweep).runs}
     assert "synthetic" not in counts["U-Net"]
