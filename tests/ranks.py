@@ -193,9 +193,9 @@ def _fork(path: str, arguments: Sequence[str], kept: Sequence[int]) -> int:
         return pid
     try:
         null = os.open(os.devnull, os.O_RDWR)
-        for file in map(int, os.listdir("/proc/self/fd")):
+        for file in [int(link.name) for link in Path("/proc/self/fd").iterdir()]:
             if file not in (0, 1, 2, null, *kept):  # such as pytest-xdist's, whose ends the other side waits for
-                with contextlib.suppress(OSError):  # that of listdir itself
+                with contextlib.suppress(OSError):  # that of the folder itself
                     os.dup2(null, file)
         exec(arguments[-1])
     finally:
