@@ -16,13 +16,14 @@ DOCS_READY := $(VENV)/.docs-ready
 DEMO := $(OUT)/demo
 BUSI_OUT := $(OUT)/demo-busi
 
-.PHONY: help setup demo demo-busi test lint docs clean
+.PHONY: help setup demo demo-busi test test-cluster lint docs clean
 
 help:
 	@echo "make setup      virtual environment in $(VENV), with everything installed"
 	@echo "make demo       the complete pipeline on built-in phantom data, 6 minutes on two CPU cores"
 	@echo "make demo-busi  the same on BUSI (MGCC_DATA=folder that holds Dataset_BUSI_with_GT)"
 	@echo "make test       all tests"
+	@echo "make test-cluster  long tests of Slurm: time limits, dead nodes, cut networks; root on Debian or Ubuntu, half an hour"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       the documentation site in $(OUT)/site"
 	@echo "make clean      remove $(VENV), what the demos made in $(OUT), and caches; your own runs stay"
@@ -64,6 +65,9 @@ test: $(READY)
 	env -u PYTHONDONTWRITEBYTECODE $(RUN) compileall -q benchmarks kernels mgcc_dist slurm
 	env -u PYTHONDONTWRITEBYTECODE PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 OMP_NUM_THREADS=1 $(RUN) pytest -p xdist \
 	    -n $(TEST_PROCESSES) --no-loadscope-reorder --durations=15 $(PYTEST_ARGS)
+
+test-cluster: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) pytest -m cluster tests/slurm $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Query Slurm and control jobs with its command-line tools."""
 
+import logging
 import os
 import subprocess
 from collections.abc import Iterable
@@ -8,6 +9,8 @@ from pathlib import Path
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.slurm.resources import Resources, to_minutes
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_ARRAY_SIZE = 1000
 """used where Slurm does not say"""
@@ -30,14 +33,20 @@ def queue() -> dict[str, QueueEntry]:
 
 
 def final_states(jobs: Iterable[str]) -> dict[str, str]:
-    """Return the states of finished jobs ("FAILED", "CANCELLED by 0", "NODE_FAIL", ...); {} without accounting."""
+    """Return the states of finished jobs ("FAILED", "CANCELLED by 0", "NODE_FAIL", ...); {} without accounting.
+
+    Warn if the site has accounting but it does not answer.
+    """
     jobs = list(jobs)
     if not jobs:
         return {}
     job_ids = ",".join(sorted({job.partition("_")[0] for job in jobs}))
     try:
         text = run("sacct", "--noheader", "--allocations", "--parsable2", "-o", "JobID,State", "-j", job_ids)
-    except UserError:
+    except UserError as error:
+        if "accounting storage is disabled" not in str(error):
+            reason = str(error).rpartition("error: ")[2]
+            logger.warning("slurm: sacct does not answer (%s), so how jobs have failed is not shown", reason)
         return {}
     return dict(line.split("|") for line in text.splitlines() if "|" in line)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_json, write_json
 from mgcc_dist.slurm import cluster
 from mgcc_dist.slurm.job_graph import Task
@@ -218,10 +219,18 @@ def format_duration(seconds: float) -> str:
 
 
 def watch(tasks: list[Task], registry: Registry, interval: float) -> list[TaskStatus]:
-    """Print the table every `interval` seconds until no task is pending or running; return the last statuses."""
+    """Print the table every `interval` seconds until no task is pending or running; return the last statuses.
+
+    Raises:
+        UserError: Slurm does not answer the first time. Later it may be restarting.
+    """
+    statuses = query(tasks, registry)
     while True:
-        statuses = query(tasks, registry)
         print(f"\033[2J\033[H{format_table(statuses, registry)}", flush=True)
         if not any(status.state in ("pending", "running") for status in statuses):
             return statuses
         time.sleep(interval)
+        try:
+            statuses = query(tasks, registry)
+        except UserError as error:
+            print(f"slurm: {error}. Asking again in {interval:g} seconds.", flush=True)

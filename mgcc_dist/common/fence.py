@@ -10,6 +10,7 @@ torch only when a run starts.
 """
 
 import os
+import re
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,9 +65,21 @@ def check_fence(folder: Path) -> None:
 
 
 def process_name() -> str:
-    """Return `pid 12 on HOST, Slurm job 3` for this process."""
-    job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
-    return f"pid {os.getpid()} on {socket.gethostname()}{job}"
+    """Return `pid 12 on HOST` for this process; in a Slurm job, `pid 12 on HOST, Slurm job 3, restart 1`."""
+    job, restart = _slurm_start()
+    return f"pid {os.getpid()} on {socket.gethostname()}" + (f", Slurm job {job}, restart {restart}" if job else "")
+
+
+def is_earlier_start(name: str) -> bool:
+    """Return whether the process with this name belongs to an earlier start of the Slurm job of this process."""
+    job, restart = _slurm_start()
+    found = re.search(r", Slurm job (\d+), restart (\d+)$", name)
+    return found is not None and found[1] == job and int(found[2]) < restart
+
+
+def _slurm_start() -> tuple[str, int]:
+    """Return this process's Slurm job, or "", and how often Slurm has restarted it."""
+    return os.environ.get("SLURM_JOB_ID", ""), int(os.environ.get("SLURM_RESTART_COUNT", 0))
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -64,6 +64,27 @@ def test_second_process_is_refused_and_a_killed_holder_is_no_obstacle(tmp_path, 
     assert f"pid {os.getpid()} " in start(folder)[1]
 
 
+def test_a_restarted_slurm_job_takes_over_from_its_start_on_a_node_that_was_taken_for_dead(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(module, "SLURM_WAIT", 0.1)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    holder, said = start(tmp_path)
+    assert said == "locked"
+    try:
+        for job, restarts in (("12", "0"), ("13", "1")):  # a second process of the same start, and another job
+            monkeypatch.setenv("SLURM_JOB_ID", job)
+            monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+            with pytest.raises(UserError, match=f"in use by another process .pid {holder.pid} .* job 12, restart 0"):
+                lock(tmp_path)
+        monkeypatch.setenv("SLURM_JOB_ID", "12")
+        lock(tmp_path)
+        assert f"taken over from an earlier start of this job (pid {holder.pid} on " in caplog.text
+    finally:
+        holder.kill()
+        holder.join()
+
+
 def lock_and_leave_a_worker(folder):
     os.setsid()
     lock(folder)

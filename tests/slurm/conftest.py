@@ -2,6 +2,7 @@ import fcntl
 import os
 import socket
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,19 @@ def slurm_up(testbed):
 @pytest.fixture(scope="session")
 def testbed(tmp_path_factory):
     """Start a two-node Slurm for the session, with SLURM_CONF set."""
+    with running_testbed(tmp_path_factory) as state:
+        yield state
+
+
+@pytest.fixture(scope="module")
+def four_nodes(tmp_path_factory):
+    """Start a Slurm of four nodes, each in a network namespace of its own, with SLURM_CONF set."""
+    with running_testbed(tmp_path_factory, "--namespaces", "4") as state:
+        yield state
+
+
+@contextmanager
+def running_testbed(tmp_path_factory, *options):
     if os.geteuid() != 0:
         pytest.skip("the Slurm testbed needs root")
     if not Path("/etc/debian_version").exists():
@@ -45,7 +59,7 @@ def testbed(tmp_path_factory):
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with (shared / "slurm.lock").open("w") as lock:  # two would install packages, and take ports, at the same time
         fcntl.flock(lock, fcntl.LOCK_EX)
-        command = [TESTBED / "up", "--state", state, "--port", str(free_base_port())]
+        command = [TESTBED / "up", "--state", state, "--port", str(free_base_port()), *options]
         up = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if up.returncode and "apt-get could not install" in up.stderr:
         pytest.skip(up.stderr.splitlines()[-1])
