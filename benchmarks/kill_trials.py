@@ -34,7 +34,7 @@ from mgcc_dist.train.metrics_logger import read_rows
 
 KINDS = ("USR2", "TERM", "rank", "srun", "slurmd")
 SIZE = 32
-LDM = {
+LDM: dict[str, dict[str, Any]] = {
     "data": {"phantom": 40, "image_size": 16, "workers": 0},
     "autoencoder": {"channels": [4, 4, 8], "layers": 1, "latent_channels": 2, "norm_groups": 4, "batch": 2},
     "denoiser": {"channels": [8, 8], "attention": [False, True], "layers": 1, "norm_groups": 4, "head_channels": 4}

@@ -61,14 +61,14 @@ def lock(folder: Path) -> None:
         raise UserError(f"--out {folder}: can't be written ({error.strerror}). Choose another --out.") from error
     deadline = time.monotonic() + (SLURM_WAIT if "SLURM_JOB_ID" in os.environ else 0)
     waited = False
-    while error := _try_lock(file):
+    while refusal := _try_lock(file):
         file.seek(0)
         holder = file.read().strip()
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
+        if refusal.errno not in (errno.EACCES, errno.EAGAIN):
             file.close()
             logger.warning(
                 "%s: its file system supports no locks (%s). Make sure that only one process writes there.",
-                *(folder, error.strerror),
+                *(folder, refusal.strerror),
             )
             return
         if time.monotonic() < deadline:
@@ -84,7 +84,7 @@ def lock(folder: Path) -> None:
         raise UserError(
             f"{folder}: is in use by another process{f' ({holder})' if holder else ''}. "
             "Wait for it to finish, stop it, or choose another --out."
-        ) from error
+        ) from refusal
     file.truncate(0)
     file.write(f"{process_name()}\n")
     file.flush()
