@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.scale_sweep import ROWS, VALIDATION_IMAGES, measure, measure_report, measure_sweep, write_sweep
+from benchmarks.scale_sweep import ROWS, measure, measure_report, measure_sweep, write_sweep
 from mgcc_dist.common.files import write_json
 
 LAUNCH = Path(__file__).parents[1] / "launch"
@@ -206,7 +206,7 @@ def run_words(sweep: Path, out: Path, stage: int, scratch: Path) -> list[str]:
 
 STAGES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "sweep": lambda options: measure_sweep(options.runs),
-    "report": lambda options: measure_report(options.runs, 25) | measure_report(options.runs // 10, VALIDATION_IMAGES),
+    "report": lambda options: measure_report(options.runs // 10) | measure_report(options.runs),
     "zero": lambda options: measure_zero([0, 1, 2, 3]),
     "loader": lambda options: measure_loader(options.images, options.images // 1000),
     "ranks": lambda options: measure_stragglers(),

@@ -133,10 +133,8 @@ def write_runs(sweep: Path, real: Path, finished: int, unfinished: int, images: 
         own["network"]["name"] = run.config.network.name
         for which in ("best", "last"):
             own[which]["summary"]["corrected"]["iou"] = draw.random()
-            own[which]["images"] = f"IMAGES {which}"
-        text = json.dumps(own, indent=1)
-        for which, offset in (("best", 0), ("last", 1)):
-            text = text.replace(f'"IMAGES {which}"', texts[(number + offset) % VARIANTS])
+        own["best"]["images"] = "IMAGES"
+        text = json.dumps(own, indent=1).replace('"IMAGES"', texts[number % VARIANTS])
         (run.folder / "result.json").write_text(text)
 
 
@@ -184,7 +182,7 @@ def measure_sweep(runs: int) -> dict[str, Any]:
     return rows
 
 
-def measure_report(runs: int, images: int) -> dict[str, Any]:
+def measure_report(runs: int, images: int = VALIDATION_IMAGES) -> dict[str, Any]:
     """Measure the report of a sweep of `runs` finished runs, each with the scores of `images` images."""
     with tempfile.TemporaryDirectory() as scratch:
         sweep, page = write_sweep(Path(scratch), runs), Path(scratch) / "report.html"
@@ -196,4 +194,4 @@ def measure_report(runs: int, images: int) -> dict[str, Any]:
         }
         row["page_mib"] = round(page.stat().st_size / 2**20, 1)
     print(f"report: {row}", flush=True)
-    return {f"report, {images} images": row}
+    return {f"report, {runs} runs": row}

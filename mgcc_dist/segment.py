@@ -66,6 +66,8 @@ def run(config: SegmentConfig) -> None:
     best = {"step": state.best["step"], "epoch": state.best["epoch"]} | task.score_saved(folder, "best", accelerator)
     epoch = round(task.loader.epoch_of(state.offsets), 4)
     last = {"step": state.step, "epoch": epoch} | task.score_saved(folder, "last", accelerator)
+    for scored in (last, *last.get("external", {}).values()):
+        del scored["images"]  # half of the file, which nothing reads; `mgcc evaluate --weights last` has them
     result = {
         "program": "segment",
         "method": config.method.name,

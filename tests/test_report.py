@@ -13,7 +13,7 @@ import yaml
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.report import main
-from mgcc_dist.reporting import page, runs
+from mgcc_dist.reporting import page, run_configs
 from mgcc_dist.train.saved_run import read_config
 
 SUMMARY = {
@@ -110,7 +110,7 @@ def test_of_many_runs_the_first_have_cards_and_the_configs_of_a_group_are_checke
         config = with_setting("loop.seed", seed) | {"out": f"m{seed}"}
         make_run(tmp_path / "runs" / f"m{seed}", config=config, seed=seed, best=with_iou(0.1 * seed))
     checked = []
-    monkeypatch.setattr(runs, "read_config", lambda *words: checked.append(words) or read_config(*words))
+    monkeypatch.setattr(run_configs, "read_config", lambda *words: checked.append(words) or read_config(*words))
     monkeypatch.setattr(page, "MOST_CARDS", 2)
     text = report(tmp_path / "runs", out=tmp_path / "report.html")
     assert len(checked) == 1

@@ -11,11 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_versioned
 from mgcc_dist.data.sample import STRETCHED
 from mgcc_dist.evaluation.statistics import Interval
 from mgcc_dist.evaluation.summary import FORMAT, IMAGES, METRICS, NAMES, REQUEST, SUMMARY, VERSION, Row, average
+from mgcc_dist.reporting.image_arrays import METRICS as METRIC_KEYS
+from mgcc_dist.reporting.image_arrays import ImageArrays
 from mgcc_dist.reporting.runs import Run, RunCollection
 
 HEADINGS = {
@@ -95,7 +99,7 @@ def find_evaluations(folders: Iterable[Path], collection: RunCollection) -> list
 
 def own_rows(run: Run) -> list[Row]:
     """Return the images that a run's tables are about (`Run.scored`), at its best step; none in some early results."""
-    return _rows(run.scored("best").get("images", ()), run.result.get("dataset", "-"))
+    return _rows(run.scored("best").get("images"), run.result.get("dataset", "-"))
 
 
 def all_rows(run: Run) -> dict[TestSet, list[Row]]:
@@ -105,7 +109,7 @@ def all_rows(run: Run) -> dict[TestSet, list[Row]]:
     part = "test" if "test" in run.result["best"] else "validation"
     sets = {TestSet(run.result.get("dataset", "-"), f"{_part(part)}, {size}"): own_rows(run)}
     for dataset, scored in run.result["best"].get("external", {}).items():
-        sets[TestSet(dataset, f"{_part(None)}, {size}")] = _rows(scored["images"], dataset)
+        sets[TestSet(dataset, f"{_part(None)}, {size}")] = _rows(scored.get("images"), dataset)
     return {test_set: rows for test_set, rows in sets.items() if rows}
 
 
@@ -122,18 +126,26 @@ def group_note(rows: Iterable[Row]) -> list[str]:
     return [UNGROUPED] if any(row["ungrouped"] for row in rows) else []
 
 
-def _rows(images: Iterable[dict[str, Any]], dataset: str) -> list[Row]:
+def _rows(images: ImageArrays | None, dataset: str) -> list[Row]:
+    if images is None:
+        return []
+    names = [NAMES.get(name, name) for name in METRIC_KEYS]
+    without_lesion = np.isnan(images.protocol("lesion")[:, 0]).tolist()
+    columns = zip(
+        *(images.keys, images.groups, images.predicted_empty, without_lesion, images.protocol("corrected").tolist()),
+        strict=True,
+    )
     return [
         {
             "dataset": dataset,
-            "key": image["key"],
-            "group": image.get("group", image["key"]),
-            "ungrouped": "group" not in image,
-            "lesion": image["lesion"] is not None,
-            "predicted_area": 0.0 if image["predicted_empty"] else None,
-            **{NAMES.get(name, name): value for name, value in image["corrected"].items()},
+            "key": key,
+            "group": group or key,
+            "ungrouped": group is None,
+            "lesion": not normal,
+            "predicted_area": 0.0 if empty else None,
+            **dict(zip(names, scores, strict=True)),
         }
-        for image in images
+        for key, group, empty, normal, scores in columns
     ]
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from mgcc_dist.reporting import curves
+from mgcc_dist.reporting.image_arrays import METRICS
 from mgcc_dist.reporting.runs import Run, RunCollection, RunGroup, group_runs
-from mgcc_dist.reporting.tables import METRICS
 from mgcc_dist.reporting.templates import embed_png, format_time, render
 from mgcc_dist.reporting.views import ReportSection
 from mgcc_dist.train.stragglers import COUNT, slow_rank

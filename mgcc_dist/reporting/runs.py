@@ -1,38 +1,36 @@
 """Find run folders, read them, and group runs that differ only in split number and seed."""
 
-import hashlib
 import json
 import logging
 import os
 import re
 import statistics
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mgcc_dist.common.config import flatten
-from mgcc_dist.common.errors import UserError, reason_of
+from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.identity import identity, input_keys
 from mgcc_dist.evaluation.summary import REQUEST
 from mgcc_dist.methods.segment_config import SegmentConfig
+from mgcc_dist.reporting.image_arrays import compact
+from mgcc_dist.reporting.run_configs import RunConfigs
 from mgcc_dist.train.metrics_logger import read_rows
-from mgcc_dist.train.saved_run import is_finished, read_config, read_result
+from mgcc_dist.train.saved_run import is_finished, read_result
 
 logger = logging.getLogger(__name__)
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # many times faster, where libyaml is there
 SEED = "loop.seed"
 CONTENT, CONTENT_DIGITS = "dataset_sha256", 8
 MOST_SPLITS = 3
 """of a group's runs that are listed one by one"""
 SURFACE_METRICS = (("hd95",), ("asd",))
 REQUIRED_RESULT_KEYS = {"segment": ("method", "network", "split", "seed", "best", "last"), "ldm": ("stage",)}
-IMAGE_KEYS = {"key", "lesion", "predicted_empty", "corrected", "paper"}
 
 
 @dataclass(frozen=True)
@@ -42,44 +40,44 @@ class Run:
     """path relative to the common parent of all runs of the report"""
     config: dict[str, Any]
     """content of config.yaml"""
-    metrics: list[dict[str, Any]]
-    """rows of metrics.jsonl"""
     result: dict[str, Any]
-    """content of result.json, without the images of the last weights; empty for an unfinished run"""
-    checked: dict[str, SegmentConfig] = field(default_factory=dict, repr=False, compare=False)
-    """shared by the runs of a report: configs by their keys other than seed and out, because checking a config takes
-    milliseconds"""
+    """content of result.json, with `ImageArrays` as images and without those of the last weights; empty for an
+    unfinished run"""
+    configs: RunConfigs = field(default_factory=RunConfigs, repr=False, compare=False)
+    """shared by the runs of a report"""
 
     @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """rows of metrics.jsonl; a report reads those of the runs that it draws"""
+        return read_rows(self.folder / "metrics.jsonl")
+
+    @cached_property
+    def summary_mark(self) -> str:
+        """equal for two runs with equal mean scores"""
+        summaries = [self.result["best"]["summary"], self.result["last"]["summary"]]
+        return json.dumps(summaries, sort_keys=True)
+
+    @property
     def scores_mark(self) -> str:
         """equal for two runs with equal scores"""
-        scores = [self.result["best"]["summary"], self.result["last"]["summary"], self.result["best"].get("images")]
-        return hashlib.sha256(json.dumps(scores, sort_keys=True).encode()).hexdigest()
+        images = self.result["best"].get("images")
+        return self.summary_mark + (images.mark() if images else "")
 
     @cached_property
     def segment_config(self) -> SegmentConfig | None:
         """the config of a segmentation run; None if there is none, or this version can't read it"""
-        if not self.config:
-            return None
-        loop, out = self.config.get("loop"), self.config.get("out")
-        seed = loop.get("seed") if isinstance(loop, dict) else None
-        others = ""
-        if isinstance(loop, dict) and type(seed) is int and isinstance(out, str):
-            others = json.dumps({**self.config, "out": None, "loop": {**loop, "seed": None}}, default=str)
-            if known := self.checked.get(others):
-                return replace(known, out=out, loop=replace(known.loop, seed=seed))
-        try:
-            found = read_config(self.folder, SegmentConfig)
-        except UserError:
-            return None
-        if others:
-            self.checked[others] = found
-        return found
+        return self.configs.check(self.folder, self.config)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """what identifies a segmentation run: all of its keys if this version can't read its config"""
         return identity(self.segment_config) if self.segment_config else flatten(self.config)
+
+    @cached_property
+    def identity_mark(self) -> str:
+        """equal for two runs with the same settings, data, split and seed; "" if they are not known"""
+        same = [self.identity, self.result["split"], self.result["seed"]]
+        return json.dumps(same, sort_keys=True, default=str) if self.identity else ""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -143,11 +141,11 @@ def find_runs(folders: Sequence[Path]) -> RunCollection:
     collection = RunCollection()
     if not run_folders:
         return collection
-    checked: dict[str, SegmentConfig] = {}
+    configs, names = RunConfigs(), dict[str, str]()
     common = Path(os.path.commonpath([run_folder.parent for run_folder in run_folders]))
     for resolved, run_folder in run_folders.items():
         try:
-            run = _read_run(run_folder, str(resolved.relative_to(common)), checked)
+            run = _read_run(run_folder, str(resolved.relative_to(common)), configs, names)
         except UserError as error:
             collection.leave_out(error)
             continue
@@ -272,11 +270,11 @@ def find_repeats(runs: Sequence[Run]) -> dict[Path, str]:
     """
     repeats: dict[Path, str] = {}
     first: dict[str, Run] = {}
+    summaries = Counter(run.summary_mark for run in runs)
     for run in runs:
-        marks = {run.scores_mark: "identical to"}
-        if run.identity:
-            same = [run.identity, run.result["split"], run.result["seed"]]
-            marks[json.dumps(same, sort_keys=True, default=str)] = "same settings and seed as"
+        marks = {run.scores_mark: "identical to"} if summaries[run.summary_mark] > 1 else {}
+        if run.identity_mark:
+            marks[run.identity_mark] = "same settings and seed as"
         remark = next((f" ({words} {first[mark].name})" for mark, words in marks.items() if mark in first), None)
         if remark:
             repeats[run.folder] = remark
@@ -313,21 +311,19 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
     return list(groups.values())
 
 
-def _read_run(folder: Path, name: str, checked: dict[str, SegmentConfig]) -> Run:
-    config: Any = {}
-    if (folder / "config.yaml").is_file():
-        try:
-            config = yaml.load((folder / "config.yaml").read_text(), LOADER) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{folder / 'config.yaml'}: not valid YAML ({reason_of(error)}). Restore it.") from error
-        if not isinstance(config, dict) or not isinstance(config.get("data", {}), dict):
-            raise UserError(f"{folder / 'config.yaml'}: not a run's config. Restore it.")
+def _read_run(folder: Path, name: str, configs: RunConfigs, names: dict[str, str]) -> Run:
+    config = configs.read(folder / "config.yaml")
     result = read_result(folder) if is_finished(folder) else {}
-    if is_finished(folder) and not _is_result(result):
-        raise UserError(f"{folder / 'result.json'}: not the result of a run. Move it elsewhere and rerun the run.")
-    if result.get("program") == "segment":
-        result["last"].pop("images", None)  # nothing reads them, and of many runs they would fill the memory
-    return Run(folder, name, config, read_rows(folder / "metrics.jsonl"), result, checked)
+    if is_finished(folder):
+        valid = _is_result(result)
+        try:
+            if valid and result["program"] == "segment":
+                compact(result, names)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            valid = False
+        if not valid:
+            raise UserError(f"{folder / 'result.json'}: not the result of a run. Move it elsewhere and rerun the run.")
+    return Run(folder, name, config, result, configs)
 
 
 def _is_result(result: dict[str, Any]) -> bool:
@@ -341,15 +337,8 @@ def _is_result(result: dict[str, Any]) -> bool:
     if not isinstance(external, dict) or not all(isinstance(result[key], str) for key in ("method", "split")):
         return False
     return isinstance(result["network"], dict) and all(
-        isinstance(scored, dict) and isinstance(scored.get("summary"), dict) and _are_images(scored.get("images", []))
+        isinstance(scored, dict) and isinstance(scored.get("summary"), dict)
         for scored in (best, result["last"], best.get("test", best), *external.values())
-    )
-
-
-def _are_images(images: Any) -> bool:
-    return isinstance(images, list) and all(
-        isinstance(image, dict) and image.keys() >= IMAGE_KEYS and isinstance(image["corrected"], dict)
-        for image in images
     )
 
 

@@ -11,13 +11,11 @@ import numpy as np
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.evaluation.statistics import Difference, holm, paired_bootstrap
+from mgcc_dist.reporting.image_arrays import METRICS, PROTOCOLS, ImageArrays
 from mgcc_dist.reporting.matching import match_runs
 from mgcc_dist.reporting.paper import PaperTable, load_paper_table
 from mgcc_dist.reporting.runs import Run, RunCollection, find_repeats, lookup
 from mgcc_dist.sweep.expansion import Sweep
-
-PROTOCOLS = ("paper", "corrected", "lesion")
-METRICS = ("iou", "recall", "precision", "f1")
 
 
 @dataclass(frozen=True)
@@ -147,13 +145,13 @@ class _ImageScores:
 
 def _image_scores(result: RowResult, protocol: str) -> dict[int, _ImageScores]:
     """Return the scores of single images by seed."""
-    nothing = dict.fromkeys(METRICS, np.nan)
     scores = {}
     for seed, run in result.finished.items():
-        images = {image["key"]: image[protocol] or nothing for image in run.scored("best").get("images", ())}
-        keys = sorted(images)
-        values = np.array([[images[key][metric] for metric in METRICS] for key in keys], np.float64)
-        scores[seed] = _ImageScores(run.folder, keys, values.reshape(-1, len(METRICS)))
+        images = run.scored("best").get("images") or ImageArrays([], {})
+        order = sorted(range(len(images)), key=images.keys.__getitem__)
+        scores[seed] = _ImageScores(
+            run.folder, [images.keys[index] for index in order], images.protocol(protocol)[order]
+        )
     return scores
 
 

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mgcc_dist.evaluation.statistics import MIN_IMAGES, RESAMPLES, Interval
+from mgcc_dist.reporting.image_arrays import METRICS, PROTOCOLS
 from mgcc_dist.reporting.runs import format_names
-from mgcc_dist.reporting.tables import METRICS, PROTOCOLS, ResultTable, RowResult, Score
+from mgcc_dist.reporting.tables import ResultTable, RowResult, Score
 
 METRIC_LABELS = {"iou": "IoU", "recall": "Recall", "precision": "Precision", "f1": "F1"}
 NO_VALUE = "\N{EN DASH}"

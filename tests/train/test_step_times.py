@@ -13,7 +13,7 @@ from mgcc_dist.reporting.runs import Run
 from mgcc_dist.slurm.status import held_up, latest_timed_row
 from mgcc_dist.train.profiling import _name_forward_passes
 from mgcc_dist.train.step_times import StepTimes
-from mgcc_dist.train.stragglers import slow_rank, slowest_ranks
+from mgcc_dist.train.stragglers import named_ranks, slow_rank, slowest_ranks
 
 
 def test_the_five_slowest_of_many_ranks_are_named():
@@ -55,9 +55,13 @@ def test_status_names_the_rank_that_the_others_wait_for(tmp_path):
 
 
 def test_the_report_says_how_often_a_rank_was_slow(tmp_path):
-    run = Run(tmp_path, "run", {}, [*rows_with_a_slow_rank(3), {"step": 40, "split": "train", "loss": 1.0}], {})
-    assert _speed(run) == "50 images per second; model FLOP utilisation 25.0%; rank 1 (n2) was slow in 3 of 3 rows"
-    assert _speed(Run(tmp_path, "run", {}, [], {})) == ""
+    rows = [*rows_with_a_slow_rank(3), {"step": 40, "split": "train", "loss": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert (
+        _speed(Run(tmp_path, "run", {}, {}))
+        == "50 images per second; model FLOP utilisation 25.0%; rank 1 (n2) was slow in 3 of 3 rows"
+    )
+    assert _speed(Run(tmp_path / "other", "run", {}, {})) == ""
 
 
 def test_a_rank_that_stays_slow_is_warned_of_once(tmp_path, caplog):
@@ -78,6 +82,11 @@ def test_a_rank_that_stays_slow_is_warned_of_once(tmp_path, caplog):
         "toy: rank 1 needs 9 s per step for data (0 s) and forward pass, the median is 1 s. The other"
     )
     assert warned[4] == []
+
+
+@pytest.mark.parametrize(("seconds", "named"), [((1.0, 1.03, 0.98), []), ((1.0, 1.2, 0.98, 1.05), [1])])
+def test_the_end_of_the_log_names_no_rank_for_a_few_percent(seconds, named):
+    assert [rank["rank"] for rank in named_ranks(slowest_ranks([[0.0, each] for each in seconds], 0.0))] == named
 
 
 def test_speed_leaves_out_pauses_and_what_other_ranks_need(tmp_path, monkeypatch):

@@ -36,8 +36,8 @@ def curves(rows: Sequence[Row]) -> list[Curve]:
     families: dict[str, list[Row]] = {}
     for row in rows:
         run = row.group.runs[0]
-        of_row = (image for each in row.group.distinct for image in each.scored("best").get("images", ()))
-        scored = sorted({image["key"] for image in of_row})
+        of_row = (images for each in row.group.distinct if (images := each.scored("best").get("images")))
+        scored = sorted({key for images in of_row for key in images.keys})
         if scored and isinstance(run.result.get("images", {}).get("labeled"), int):
             settings = {key: value for key, value in run.settings.items() if key != LABELS}
             same = [
