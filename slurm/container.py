@@ -114,11 +114,13 @@ def read_container(source: str, keys: dict[str, Any]) -> Container:
         if not several and not isinstance(value, str):
             raise UserError(f"{where}.{key} must be a string, got {value!r}")
         for text in [value] if key == "image" else value if key == "binds" else []:
-            if not text or FORBIDDEN.search(text):
+            if not text:
+                raise UserError(f"{where}.{key} must not be empty")
+            if FORBIDDEN.search(text):
                 raise UserError(f"{where}.{key} must be without quotes and spaces, got {text!r}")
     for key in ("runtime", "image"):
         if key not in keys:
-            raise UserError(f"{where}: {key} is missing")
+            raise UserError(f"{where}: {key} is missing. Set runtime ({', '.join(RUNTIMES)}) and image.")
     runtime = keys["runtime"]
     if runtime not in RUNTIMES:
         hint = did_you_mean(runtime, RUNTIMES)

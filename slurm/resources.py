@@ -25,6 +25,13 @@ GPU_GRES = re.compile(r"\bgpu(?::[a-zA-Z][\w.-]*)?(?::(\d+))?(?=,|\(|$)")
 """GPUs among generic resources; a count that is missing is 1"""
 TMPDIR = "mgcc-$SLURM_JOB_ID"
 BATCH_SIGNALS = ("USR2", "TERM")
+OTHER_NAMES = {"mem": "memory_gb", "cpus-per-task": "cpus", "ntasks-per-node": "tasks_per_node"}
+"""options of sbatch that have a key of another name"""
+OWN_OPTIONS = {
+    *("array", "dependency", "error", "job-name", "kill-on-invalid-dep", "no-requeue", "open-mode", "output"),
+    *("parsable", "requeue", "signal", "test-only", "wrap"),
+}
+"""options of sbatch on which submitting, requeueing and `mgcc slurm status` rely"""
 
 
 @dataclass(frozen=True)
@@ -215,6 +222,12 @@ def merge_resources(layers: Iterable[tuple[str, dict[str, Any]]]) -> Resources:
         source = next(source for source, keys in reversed(layers) if keys.get("container"))
         values["container"] = read_container(source, values["container"])
     merged = Resources(**values)
+    if 0 < merged.minutes * 60 <= merged.signal_seconds:
+        source = next(source for source, keys in reversed(layers) if keys.keys() & {"time", "signal_seconds"})
+        raise UserError(
+            f"{source}: signal_seconds {merged.signal_seconds} is not shorter than time {merged.time}, so a run would "
+            "be stopped when it starts. Raise time, or lower signal_seconds."
+        )
     if merged.runs_per_gpu > 1 and (merged.nodes > 1 or merged.tasks_per_node > 1 or merged.gpu_count > 1):
         source = next(source for source, keys in reversed(layers) if "runs_per_gpu" in keys)
         raise UserError(
@@ -278,7 +291,10 @@ def _check(source: str, key: str, value: Any) -> None:
     if key == "time":
         if not isinstance(value, str):  # YAML reads 1:00:00 without quotes as the number 3600
             raise UserError(f'{source}: time must be a string in quotes, like "12:00:00", got {value!r}')
-        to_minutes(value)
+        try:
+            to_minutes(value)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
         return
     types, description = ACCEPTED_TYPES[str(FIELDS[key].type)]
     if key == "gpus" and isinstance(value, str) and not GPUS.fullmatch(value):
@@ -302,6 +318,8 @@ def _check(source: str, key: str, value: Any) -> None:
         raise UserError(f"{source}: {key} must be a list of strings, got {strange[0]!r}. Put it in quotes.")
     if key == "environment" and isinstance(value, dict):
         _check_environment(source, value)
+    if key == "extra" and isinstance(value, dict):
+        _check_extra(source, value)
 
 
 def _check_environment(source: str, environment: dict[Any, Any]) -> None:
@@ -310,3 +328,16 @@ def _check_environment(source: str, environment: dict[Any, Any]) -> None:
             raise UserError(f"{source}: environment: {name!r} is not a name of an environment variable")
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             raise UserError(f"{source}: environment: {name} must be a string, got {value!r}. Put it in quotes.")
+
+
+def _check_extra(source: str, extra: dict[Any, Any]) -> None:
+    for name, value in extra.items():
+        option = str(name).replace("_", "-")
+        if (own := option.replace("-", "_")) in FIELDS or (own := OTHER_NAMES.get(option, "")):
+            raise UserError(f"{source}: extra: {name} would replace the key {own}. Set {own} itself.")
+        if option in OWN_OPTIONS:
+            raise UserError(f"{source}: extra: {name} is set for each job by `mgcc slurm submit`. Remove it.")
+        if value is not True and (isinstance(value, bool) or not isinstance(value, (str, int, float))):
+            raise UserError(
+                f"{source}: extra: {name} must be true, a string or a number, got {value!r}. Leave it out for none."
+            )

@@ -193,7 +193,8 @@ def read_yaml(text: str, source: str) -> dict[str, Any]:
         content = yaml.load(text, _Loader) or {}
         json.dumps(content, default=str, skipkeys=True)  # fails if it contains itself, by an alias
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SharedError(f"{source}: not valid YAML ({reason_of(error)})") from error
+        reason = reason_of(error).replace('in "<unicode string>", line', "in line")
+        raise SharedError(f"{source}: not valid YAML ({reason})") from error
     if not isinstance(content, dict):
         raise SharedError(f"{source}: expected a mapping of keys, got {content!r}")
     return content

@@ -20,7 +20,7 @@ from mgcc_dist.common.gpus import peak_flops
 from mgcc_dist.train.flops import count_flops
 from mgcc_dist.train.heartbeat import read_host
 from mgcc_dist.train.schedules import Progress
-from mgcc_dist.train.stragglers import describe_rank, slow_rank, slowest_ranks
+from mgcc_dist.train.stragglers import describe_rank, named_ranks, slow_rank, slowest_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +81,9 @@ class StepTimes:
         if self._is_main and self._ranks > 1 and self._steps:
             per_step = [[seconds / self._steps for seconds in total] for total in self._totals]
             found = self._with_hosts(slowest_ranks(per_step, 0.0))
-            ranks = "; ".join(describe_rank(rank, found["median_seconds"]) for rank in found["slowest"])
-            logger.info("%s: slowest ranks: %s", self._name, ranks)
+            if slowest := named_ranks(found):
+                ranks = "; ".join(describe_rank(rank, found["median_seconds"]) for rank in slowest)
+                logger.info("%s: slowest ranks: %s", self._name, ranks)
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:

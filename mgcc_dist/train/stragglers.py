@@ -15,6 +15,8 @@ SLOW = 1.5
 """times the median from which a rank counts as slow,"""
 SLOW_SHARE = 0.1
 """if the difference is also this share of the step"""
+NAMED = 1.1
+"""times the median of the complete run from which the last lines of its log name a rank; less is noise"""
 
 
 def slowest_ranks(by_rank: Sequence[Sequence[float]], step_seconds: float) -> dict[str, Any]:
@@ -40,6 +42,11 @@ def slow_rank(stragglers: dict[str, Any]) -> dict[str, Any] | None:
     slowest, median = stragglers["slowest"][0], stragglers["median_seconds"]
     waited = slowest["seconds"] - median
     return slowest if waited > max((SLOW - 1) * median, SLOW_SHARE * stragglers["step_seconds"]) else None
+
+
+def named_ranks(stragglers: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return those of the slowest ranks that differ from the median by more than noise."""
+    return [rank for rank in stragglers["slowest"] if rank["seconds"] > NAMED * stragglers["median_seconds"]]
 
 
 def describe_rank(rank: dict[str, Any], median: float) -> str:
