@@ -39,7 +39,8 @@ setup(
         "mgcc_dist": [
             "py.typed",
             "assessment/curate.html",
-            "serving/page.*",
+            "serving/*.html",
+            "serving/*.js",
             "reporting/*.html",
             "reporting/*.css",
             "kernels/**/*.json",

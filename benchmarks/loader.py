@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.files import write_json
 from mgcc_dist.data.convert import write_shards
-from mgcc_dist.data.loader import ImageTrainLoader, StreamOffsets
+from mgcc_dist.data.loader import ImageTrainLoader, Ranks, Stream, StreamOffsets
 from mgcc_dist.data.readers.busi import busi
 from mgcc_dist.data.records import ShardFolder
 
@@ -63,8 +63,9 @@ def plain(root: Path, workers: int) -> Iterator[object]:
 
 
 def sharded(folder: ShardFolder, workers: int) -> Iterator[object]:
+    images = Stream(folder, BATCH)
     loader = ImageTrainLoader(
-        folder, None, BATCH, 0, SIZE, seed=0, rank=0, world=1, workers=workers, augment="symmetries"
+        images, None, image_size=SIZE, seed=0, ranks=Ranks(), workers=workers, augment="symmetries"
     )
     return (batch.to("cpu") for batch, _ in loader.batches(StreamOffsets()))
 

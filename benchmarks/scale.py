@@ -45,7 +45,7 @@ def resident_mib() -> float:
 
 def measure_loader(images: int, shards: int, batches: int = 1000) -> dict[str, Any]:
     """Measure one rank of RANKS on an index of `images` images in `shards` shards, which have no content."""
-    from mgcc_dist.data.loader import StreamOffsets, TrainLoader
+    from mgcc_dist.data.loader import Ranks, Stream, StreamOffsets, TrainLoader
     from mgcc_dist.data.order import WindowedOrder, permutation
     from mgcc_dist.data.records import ShardFolder, write_index
 
@@ -93,7 +93,7 @@ def measure_loader(images: int, shards: int, batches: int = 1000) -> dict[str, A
     many = 20 * images
     order, drawing = timed(lambda: permutation(0, 1, 0, many))
     rows["permutation"] = {"images": many, "processor_seconds": round(drawing, 2), "mib": round(order.nbytes / 2**20)}
-    loader = IndicesOnly((0, many), (0, 8), 0, RANKS - 1, RANKS, 0, "symmetries")
+    loader = IndicesOnly(None, Stream(range(many), 8), seed=0, ranks=Ranks(RANKS - 1, RANKS), augment="symmetries")
     stream = loader.batches(StreamOffsets())
     _, seconds = timed(lambda: [next(stream) for _ in range(batches)])
     rows["indices of a batch"] = {

@@ -14,7 +14,7 @@ from ranks import finish, torchrun
 from torch import nn
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.data.loader import EvalLoader
+from mgcc_dist.data.loader import EvalLoader, Ranks
 from mgcc_dist.data.records import write_index, write_shard
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.splits import Split, write_split
@@ -87,7 +87,7 @@ def test_scores_at_the_training_size_equal_those_of_a_training_run(run, phantom_
     """By `score_images`, which wrote a run's result.json."""
     evaluate(run, phantom_shards.folder, tmp_path / "out", "--size", str(SIZE))
     network, _ = load_predictor(run)
-    loader = EvalLoader(phantom_shards, 5, SIZE, rank=0, world=1, workers=0)
+    loader = EvalLoader(phantom_shards, 5, SIZE, Ranks())
     expected = score_images(network, loader.batches(), Accelerator(cpu=True), surface=True)
     for row, score in zip(table(tmp_path / "out"), expected, strict=True):
         assert row["key"] == score["key"]

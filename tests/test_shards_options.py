@@ -73,7 +73,7 @@ def test_patients_in_subfolders_are_converted_and_split_by_patient(tmp_path, cap
     write_patients(tmp_path)
     with pytest.raises(
         UserError,
-        match=r"p1/frame_0\.png: has the same key .* If subfolders are patients, use --groups patient \(3 more",
+        match=r"p1/frame_0\.png: has the same key .* If subfolders are patients, use --groups patient; .* \(3 more",
     ):
         main(["folder", "--root", str(tmp_path), "--out", str(tmp_path / "out")])
     assert "not read" not in capsys.readouterr().err

@@ -21,7 +21,7 @@ from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.datasets import SampleDataset
-from mgcc_dist.data.loader import EvalLoader
+from mgcc_dist.data.loader import EvalLoader, Ranks
 from mgcc_dist.diffusion import autoencoder
 from mgcc_dist.diffusion.custom_autoencoder import CustomAutoencoder
 from mgcc_dist.inference.encoders import load_encoder
@@ -45,8 +45,7 @@ class FeatureExtractor:
         Raises:
             UserError: the network does not return one finite vector per image.
         """
-        rank, world = accelerator.process_index, accelerator.num_processes
-        loader = EvalLoader(dataset, BATCH_SIZE, self.image_size, rank=rank, world=world, workers=0)
+        loader = EvalLoader(dataset, BATCH_SIZE, self.image_size, Ranks.of(accelerator))
         network, rows = self.network.to(accelerator.device), []
         with ProgressBar(len(dataset), "extracting features", "images", share=len(loader.indices)) as bar:
             for batch in bar.count(loader.batches(), lambda batch: len(batch.keys)):

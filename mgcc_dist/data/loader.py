@@ -34,6 +34,7 @@ from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from mgcc_dist.common.errors import UserError
@@ -49,6 +50,7 @@ LABELED, UNLABELED, SYNTHETIC = 0, 1, 2
 CACHE_BYTES = 256 << 20  # decoded samples cached per process and stream: 2048 of 256x256 with their masks
 
 Loaded = TypeVar("Loaded")
+Source_co = TypeVar("Source_co", bound=Sized, covariant=True)
 Augment = Literal["none", "mirror", "symmetries", "released", "ultrasound"]
 
 
@@ -131,35 +133,63 @@ class StreamOffsets:
     unlabeled: int = 0
 
 
+@dataclass(frozen=True)
+class Stream(Generic[Source_co]):
+    """A dataset that training cycles through, and how many of its samples each rank takes per step."""
+
+    dataset: Source_co
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's rank, and how many there are."""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def of(cls, accelerator: Accelerator) -> "Ranks":
+        return cls(accelerator.process_index, accelerator.num_processes)
+
+
 class TrainLoader(ABC, Generic[Loaded]):
     """Endless training batches for one rank; the module docstring says how samples are distributed.
 
     Args:
-        sizes: samples in the labeled and in the unlabeled stream; 0 if there is none.
-        batches: samples per rank and step from each stream; 0 if there is none.
-        synthetic: size and batch size of the stream of labeled synthetic images.
+        labeled, unlabeled: the streams, at least one.
+        synthetic: labeled synthetic images; they need a labeled stream.
         workers: processes that prefetch; 0 loads in this process. Does not change the batches.
         augment: "symmetries" and "released" rotate and flip; "mirror" flips only horizontally, for models that must
             keep images upright; "ultrasound" too, and then augments on the device.
+
+    Raises:
+        UserError: there is no stream, or one is empty.
     """
 
     def __init__(
         self,
-        sizes: tuple[int, int],
-        batches: tuple[int, int],
+        labeled: Stream[Sized] | None,
+        unlabeled: Stream[Sized] | None,
+        *,
+        synthetic: Stream[Sized] | None = None,
         seed: int,
-        rank: int,
-        world: int,
-        workers: int,
-        augment: Augment,
-        synthetic: tuple[int, int] = (0, 0),
+        ranks: Ranks,
+        workers: int = 0,
+        augment: Augment = "none",
     ) -> None:
-        self.sizes = (*sizes, synthetic[0])
-        self.batch_labeled, self.batch_unlabeled = batches
-        self.batch_synthetic = synthetic[1]
+        streams = {"labeled": labeled, "unlabeled": unlabeled, "labeled synthetic": synthetic}
+        for name, stream in streams.items():
+            if stream is not None:
+                check_stream(name, stream)
+        if labeled is None and unlabeled is None:
+            raise UserError("loader: there are neither labeled nor unlabeled images to train on")
+        self.sizes = tuple(len(stream.dataset) if stream else 0 for stream in streams.values())
+        self.batch_labeled, self.batch_unlabeled, self.batch_synthetic = (
+            stream.batch_size if stream else 0 for stream in streams.values()
+        )
         self.seed = seed
-        self.rank = rank
-        self.world = world
+        self.rank, self.world = ranks.rank, ranks.world
         self.workers = workers
         self.augment = augment
         self.windowed: Mapping[int, WindowedOrder] = {}
@@ -244,48 +274,35 @@ class ImageTrainLoader(TrainLoader[ByteBatch]):
     """Endless training batches of labeled and unlabeled images.
 
     Args:
-        labeled, unlabeled, synthetic: the datasets; None if there is none, and then its batch size is 0. `synthetic`
-            are labeled images too, and need real ones next to them.
-        batch_labeled, batch_unlabeled, batch_synthetic: samples of each dataset per rank and step.
         image_size: side of the square that images become.
         fit: how they become one (data/geometry.py).
         shard_window: read so many shards at a time (order.py); None: all in random order.
-        workers, augment: as in TrainLoader. Each process decodes a sample once, until its cache (CACHE_BYTES) is full.
-
-    Raises:
-        UserError: there is no dataset, a dataset is empty, or its batch size does not fit.
+        others: as in TrainLoader. Each process decodes a sample once, until its cache (CACHE_BYTES) is full.
     """
 
     def __init__(
         self,
-        labeled: SampleDataset | None,
-        unlabeled: SampleDataset | None,
-        batch_labeled: int,
-        batch_unlabeled: int,
+        labeled: Stream[SampleDataset] | None,
+        unlabeled: Stream[SampleDataset] | None,
+        *,
+        synthetic: Stream[SampleDataset] | None = None,
         image_size: int,
-        seed: int,
-        rank: int,
-        world: int,
-        workers: int,
-        augment: Augment,
         fit: Fit = "stretch",
-        synthetic: SampleDataset | None = None,
-        batch_synthetic: int = 0,
         shard_window: int | None = None,
+        seed: int,
+        ranks: Ranks,
+        workers: int = 0,
+        augment: Augment = "none",
     ) -> None:
-        check_stream("labeled", labeled, batch_labeled)
-        check_stream("unlabeled", unlabeled, batch_unlabeled)
-        check_stream("labeled synthetic", synthetic, batch_synthetic)
-        if labeled is None and unlabeled is None:
-            raise UserError("loader: there are neither labeled nor unlabeled images to train on")
-        sizes = (len(labeled) if labeled else 0, len(unlabeled) if unlabeled else 0)
-        third = (len(synthetic) if synthetic else 0, batch_synthetic)
-        super().__init__(sizes, (batch_labeled, batch_unlabeled), seed, rank, world, workers, augment, third)
+        super().__init__(
+            labeled, unlabeled, synthetic=synthetic, seed=seed, ranks=ranks, workers=workers, augment=augment
+        )
         self.image_size = image_size
-        self.labeled = ResizedDataset(labeled, image_size, CACHE_BYTES, fit) if labeled else None
-        self.unlabeled = ResizedDataset(unlabeled, image_size, CACHE_BYTES, fit) if unlabeled else None
-        self.synthetic = ResizedDataset(synthetic, image_size, CACHE_BYTES, fit) if synthetic else None
-        self.windowed = windowed_orders((labeled, unlabeled, synthetic), shard_window)
+        sources = [stream.dataset if stream else None for stream in (labeled, unlabeled, synthetic)]
+        self.labeled, self.unlabeled, self.synthetic = (
+            ResizedDataset(source, image_size, CACHE_BYTES, fit) if source else None for source in sources
+        )
+        self.windowed = windowed_orders(sources, shard_window)
 
     def load(
         self, labeled: list[StreamItem], unlabeled: list[StreamItem], synthetic: Sequence[StreamItem] = ()
@@ -327,18 +344,17 @@ class EvalLoader:
         dataset: SampleDataset,
         batch: int,
         image_size: int,
-        rank: int,
-        world: int,
-        workers: int,
+        ranks: Ranks,
+        workers: int = 0,
         fit: Fit = "stretch",
         in_step: bool = False,
     ) -> None:
-        check_stream("evaluation", dataset, batch)
+        check_stream("evaluation", Stream(dataset, batch))
         self.dataset = dataset
         self.fit = fit
         self.image_size = image_size
-        self.indices = range(rank, len(dataset), world)
-        self._batches = evaluation_batches(len(dataset), batch, rank, world, in_step)
+        self.indices = range(ranks.rank, len(dataset), ranks.world)
+        self._batches = evaluation_batches(len(dataset), batch, ranks.rank, ranks.world, in_step)
         self.workers = workers
 
     def batches(self) -> Generator[ByteBatch, None, None]:
@@ -365,13 +381,12 @@ class EvalLoader:
         return batch
 
 
-def check_stream(name: str, dataset: Sized | None, batch: int) -> None:
-    """Raise UserError if a stream is empty, or only one of dataset and batch size is given."""
-    if dataset is not None and len(dataset) == 0:
+def check_stream(name: str, stream: Stream[Sized]) -> None:
+    """Raise UserError if a stream has no samples, or takes none per step."""
+    if len(stream.dataset) == 0:
         raise UserError(f"loader: there are no {name} images. Check the split and the shard folder.")
-    if (dataset is not None) != (batch > 0):
-        has = "no dataset" if dataset is None else f"{len(dataset)} images"
-        raise UserError(f"loader: the batch size of the {name} stream is {batch} but it has {has}")
+    if stream.batch_size < 1:
+        raise UserError(f"loader: the batch size of the {name} stream is {stream.batch_size}. Set it to 1 or more.")
 
 
 @dataclass(frozen=True)

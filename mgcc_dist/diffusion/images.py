@@ -10,7 +10,7 @@ from torch.utils.data import Subset
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.datasets import SampleDataset, subset_by_keys
-from mgcc_dist.data.loader import EvalLoader, ImageTrainLoader
+from mgcc_dist.data.loader import EvalLoader, ImageTrainLoader, Ranks, Stream
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.splits import Split
@@ -62,16 +62,13 @@ class ImageData:
         """Return an endless loader of shuffled training images, as the unlabeled stream."""
         return ImageTrainLoader(
             labeled=None,
-            unlabeled=self.train,
-            batch_labeled=0,
-            batch_unlabeled=batch,
+            unlabeled=Stream(self.train, batch),
             image_size=self.size,
+            shard_window=self.shard_window,
             seed=seed,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
+            ranks=Ranks.of(accelerator),
             workers=self.workers,
             augment="mirror" if self.mirror else "none",
-            shard_window=self.shard_window,
         )
 
     def train_eval_loader(self, batch: int, accelerator: Accelerator) -> EvalLoader:
@@ -90,8 +87,7 @@ class ImageData:
             dataset,
             batch=batch,
             image_size=self.size,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
+            ranks=Ranks.of(accelerator),
             workers=self.workers,
             in_step=in_step,
         )
@@ -99,5 +95,5 @@ class ImageData:
     def val_examples(self, count: int) -> Tensor:
         """Return at most `count` validation images [N,1,H,W] in [-1, 1], spaced evenly over the split."""
         indices = np.linspace(0, len(self.val) - 1, min(count, len(self.val))).round().astype(int)
-        loader = EvalLoader(Subset(self.val, indices.tolist()), count, self.size, rank=0, world=1, workers=0)
+        loader = EvalLoader(Subset(self.val, indices.tolist()), count, self.size, Ranks())
         return next(iter(loader.batches())).to("cpu").images

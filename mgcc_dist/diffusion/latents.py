@@ -32,7 +32,7 @@ from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.augment import MIRROR, symmetry
 from mgcc_dist.data.datasets import SampleDataset
 from mgcc_dist.data.images import resize_image, resize_mask
-from mgcc_dist.data.loader import TrainLoader, check_stream, normalize
+from mgcc_dist.data.loader import Augment, Ranks, Stream, TrainLoader, normalize
 from mgcc_dist.data.order import StreamItem, evaluation_batches
 from mgcc_dist.data.records import RecordFolder, read_meta, write_index, write_records
 from mgcc_dist.data.sample import RecordInfo, Sample
@@ -119,10 +119,9 @@ class LatentLoader(TrainLoader[LatentBatch]):
         UserError: the folder is empty.
     """
 
-    def __init__(self, latents: LatentFolder, batch: int, seed: int, rank: int, world: int, workers: int) -> None:
-        check_stream("training", latents, batch)
-        mirror = latents.index["request"]["mirror"]
-        super().__init__((0, len(latents)), (0, batch), seed, rank, world, workers, "mirror" if mirror else "none")
+    def __init__(self, latents: LatentFolder, batch: int, seed: int, ranks: Ranks, workers: int = 0) -> None:
+        augment: Augment = "mirror" if latents.index["request"]["mirror"] else "none"
+        super().__init__(None, Stream(latents, batch), seed=seed, ranks=ranks, workers=workers, augment=augment)
         self.latents = latents
 
     def load(
@@ -158,8 +157,7 @@ class LatentData:
 
     def train_loader(self, batch: int, seed: int, accelerator: Accelerator) -> LatentLoader:
         """Return an endless loader of shuffled training latents, mirrored at random with `data.mirror`."""
-        rank, world = accelerator.process_index, accelerator.num_processes
-        return LatentLoader(self.train, batch, seed, rank, world, self.workers)
+        return LatentLoader(self.train, batch, seed, Ranks.of(accelerator), self.workers)
 
     def val_batches(self, batch: int, accelerator: Accelerator) -> Generator[LatentBatch, None, None]:
         """Yield the validation latents, divided over the ranks; `offsets` are indices into `val`.

@@ -13,7 +13,7 @@ from torch import nn
 from mgcc_dist.common.files import replacing
 from mgcc_dist.data.datasets import subset_by_keys
 from mgcc_dist.data.geometry import Fit
-from mgcc_dist.data.loader import EvalLoader
+from mgcc_dist.data.loader import EvalLoader, Ranks
 from mgcc_dist.data.records import ShardFolder
 
 TRUTH, PREDICTION = "#35c46a", "#ff5a4e"
@@ -90,7 +90,7 @@ def segmentation_gallery(
     device = next(network.parameters()).device
     chosen = subset_by_keys(data, [score["key"] for score in shown])
     cases = []
-    batches = EvalLoader(chosen, batch=1, image_size=image_size, rank=0, world=1, workers=0, fit=fit).batches()
+    batches = EvalLoader(chosen, batch=1, image_size=image_size, ranks=Ranks(), fit=fit).batches()
     for score, batch in zip(shown, batches, strict=True):
         predicted = network(batch.to(device).images).float().sigmoid()[0, 0].cpu().numpy()
         title = f"{score['key']}\nIoU {100 * score['lesion']['iou']:.0f} %"

@@ -15,7 +15,7 @@ from mgcc_dist.common.errors import SharedError, UserError
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data import selection
 from mgcc_dist.data.datasets import SampleDataset, labeled_subset, subset_by_keys
-from mgcc_dist.data.loader import EvalLoader, ImageTrainLoader
+from mgcc_dist.data.loader import EvalLoader, ImageTrainLoader, Ranks, Stream
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.remote import is_url
 from mgcc_dist.data.sample import Sample
@@ -79,21 +79,18 @@ class SegmentationTask:
             "validation": len(split.validation),
             **({"test": len(split.test)} if split.test else {}),
         }
+        sources = list(unlabeled.values())
         self.loader = ImageTrainLoader(
-            labeled=labeled_subset(data, labeled, "labeled"),
-            unlabeled=ConcatDataset(list(unlabeled.values())) if unlabeled else None,
-            batch_labeled=config.data.batch_labeled,
-            batch_unlabeled=config.data.batch_unlabeled,
+            Stream(labeled_subset(data, labeled, "labeled"), config.data.batch_labeled),
+            Stream(ConcatDataset(sources), config.data.batch_unlabeled) if sources else None,
+            synthetic=Stream(pairs, config.data.batch_synthetic) if pairs else None,
             image_size=config.data.image_size,
+            fit=config.data.fit,
+            shard_window=config.data.shard_window,
             seed=config.loop.seed,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
+            ranks=Ranks.of(accelerator),
             workers=config.data.workers,
             augment=config.data.augment,
-            fit=config.data.fit,
-            synthetic=pairs,
-            batch_synthetic=config.data.batch_synthetic if pairs else 0,
-            shard_window=config.data.shard_window,
         )
         batches = accelerator.num_processes * config.loop.accumulation
         method.check_length(total_steps(config.loop, self.loader, batches) * batches * config.data.batch_labeled)
@@ -244,8 +241,7 @@ class SegmentationTask:
             source,
             batch=data.batch_labeled + data.batch_unlabeled,
             image_size=data.image_size,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
+            ranks=Ranks.of(accelerator),
             workers=data.workers,
             fit=data.fit,
             in_step=in_step,

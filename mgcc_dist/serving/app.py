@@ -1,6 +1,6 @@
 """The web application of `mgcc serve`: its page, and the requests that the page makes.
 
-Masks and maps are raw bytes, one per pixel: 0 and 255, or 255 for 1 bit. Errors are JSON with one line in `error`.
+Images, masks and maps are raw bytes, one per pixel: grey, 0 and 255, or 255 for 1 bit. Errors are JSON with one line in `error`.
 """
 
 import json
@@ -20,20 +20,19 @@ from starlette.routing import Route
 
 from mgcc_dist.common.errors import EXTRAS, UserError, one_line, system_error
 from mgcc_dist.data.images import BadFile
-from mgcc_dist.inference.results import png
 from mgcc_dist.serving.corrections import Conflict
 from mgcc_dist.serving.predictions import measure
 from mgcc_dist.serving.security import content_policy, middleware
 from mgcc_dist.serving.session import NotFound, Session
 
 PAGE = Path(__file__).with_name("page.html")
-SCRIPT = "/* page.js */"
-"""where that file goes in page.html, so that the page is one file in the browser"""
+SCRIPT = "/* view.js, page.js */"
+"""where these files go in page.html, so that the page is one file in the browser"""
 
 
 def create_app(session: Session, token: str, max_upload: int) -> Starlette:
     """Return the application; `max_upload` is the size in bytes of the largest file that it accepts."""
-    script = PAGE.with_suffix(".js").read_text(encoding="utf-8")
+    script = "".join(PAGE.with_name(name).read_text(encoding="utf-8") for name in ("view.js", "page.js"))
     page = PAGE.read_text(encoding="utf-8").replace(SCRIPT, script)
 
     @asynccontextmanager
@@ -126,7 +125,7 @@ class Handlers:
         return Json(self._session.describe(request.path_params["name"]))
 
     def image(self, request: Request) -> Response:
-        return Response(png(self._session.view(request.path_params["name"]).image), media_type="image/png")
+        return _raw(self._session.view(request.path_params["name"]).image)
 
     def predicted(self, request: Request) -> Response:
         return _raw(self._session.view(request.path_params["name"]).predicted.mask)

@@ -1,6 +1,4 @@
-"use strict";
-const $ = id => document.getElementById(id);
-const MASK = [255, 90, 78], HEAT = [64, 196, 255], LAYERS = ["picture", "heat", "mask", "lines"], UNDO_BYTES = 2 ** 27;
+const UNDO_BYTES = 2 ** 27;
 const STORAGE = "mgcc serve";
 function readToken() {
   if (location.hash.length > 1) {
@@ -12,7 +10,7 @@ function readToken() {
 let token = readToken();
 let state = null, list = [], position = -1, item = null;
 let mask = null, predicted = null, before = null, undoStack = [], redoStack = [], unsaved = false;
-let scale = 1, brush = { x: 0, y: 0 }, stroke = null, timer = 0, opened = 0, measured = 0, waiting = 0;
+let brush = { x: 0, y: 0 }, panned = null, stroke = null, timer = 0, opened = 0, measured = 0, waiting = 0;
 
 async function api(path, options = {}) {
   let answer;
@@ -96,24 +94,23 @@ async function show(index) {
   say("Segmenting …");
   try {
     const found = await json("items/" + id);
-    const [picture, network, heat, saved] = await Promise.all([
-      api(`items/${id}/image`).then(answer => answer.blob()).then(createImageBitmap), bytes(`items/${id}/predicted`),
+    const [grey, network, uncertainty, saved] = await Promise.all([
+      bytes(`items/${id}/image`), bytes(`items/${id}/predicted`),
       found.score === null ? null : bytes(`items/${id}/uncertainty`), found.saved ? bytes(`items/${id}/saved`) : null,
     ]);
     if (mine !== opened) return; // another one was opened meanwhile
-    item = found; predicted = network; mask = (saved || network).slice();
-    for (const layer of LAYERS) { $(layer).width = item.width; $(layer).height = item.height; }
-    $("picture").getContext("2d").drawImage(picture, 0, 0);
-    drawHeat(heat);
+    await setPicture(grey, found.width, found.height);
+    if (mine !== opened) return;
+    item = found; predicted = network; heat = uncertainty; mask = (saved || network).slice();
     $("show-heat").disabled = !heat;
     brush = { x: item.width / 2, y: item.height / 2 };
     $("size").max = Math.max(2, Math.round(Math.max(item.width, item.height) / 5));
     $("size").value = Math.max(1, Math.round(Math.max(item.width, item.height) / 40));
     describe();
     $("sheet").hidden = false;
-    layout();
-    drawMask(all());
+    view.fitted = true;
     showMeasures(item.saved || item.predicted);
+    layout();
     say(saved ? "This is your saved correction." : "");
   } catch (error) {
     if (mine !== opened) return;
@@ -141,10 +138,8 @@ function showMeasures(yours) {
   $("unit").textContent = `in ${item.predicted.unit}`;
   const area = item.spacing ? row("area (mm²)", 1, "area") : row("area", 0, "area");
   $("measures").replaceChildren(area, row("longest", 1, "longest"), row("perpendicular", 1, "perpendicular"), row("lesions", 0, "lesions"));
-  const canvas = $("lines"), pen = canvas.getContext("2d");
-  pen.clearRect(0, 0, canvas.width, canvas.height);
-  pen.strokeStyle = "#ffd54a"; pen.lineWidth = 2 / scale; pen.setLineDash([5 / scale, 3 / scale]);
-  for (const [[x0, y0], [x1, y1]] of yours.lines) { pen.beginPath(); pen.moveTo(x0, y0); pen.lineTo(x1, y1); pen.stroke(); }
+  lines = yours.lines;
+  drawLines();
 }
 function measureSoon() {
   clearTimeout(timer);
@@ -153,50 +148,6 @@ function measureSoon() {
     const measures = await json(`items/${id}/measures`, { method: "POST", body: mask });
     if (item?.id === id && mine === measured) showMeasures(measures);
   }), 150);
-}
-
-// Layers.
-function layout() {
-  if (!item) return;
-  const stage = $("stage"), sheet = $("sheet");
-  scale = Math.min((stage.clientWidth - 24) / item.width, (stage.clientHeight - 24) / item.height);
-  sheet.style.width = `${item.width * scale}px`; sheet.style.height = `${item.height * scale}px`;
-  for (const [layer, box] of [["mask", "show-mask"], ["lines", "show-lines"], ["heat", "show-heat"]]) $(layer).hidden = !$(box).checked;
-  drawBrush();
-}
-function drawBrush() {
-  if (!item) return;
-  const diameter = Math.max(3, 2 * $("size").value * scale), cursor = $("brush");
-  cursor.className = $("erase").checked ? "erase" : "";
-  cursor.style.width = cursor.style.height = `${diameter}px`;
-  cursor.style.left = `${brush.x * scale}px`; cursor.style.top = `${brush.y * scale}px`;
-  $("size-text").textContent = `${2 * $("size").value} px`;
-}
-const all = () => ({ left: 0, top: 0, right: item.width, bottom: item.height });
-const unite = (a, b) => a ? { left: Math.min(a.left, b.left), top: Math.min(a.top, b.top), right: Math.max(a.right, b.right), bottom: Math.max(a.bottom, b.bottom) } : b;
-function drawHeat(heat) {
-  if (!heat) return;
-  const pixels = new ImageData(item.width, item.height);
-  for (let i = 0, to = 0; i < heat.length; i++, to += 4) {
-    pixels.data[to] = HEAT[0]; pixels.data[to + 1] = HEAT[1]; pixels.data[to + 2] = HEAT[2];
-    pixels.data[to + 3] = 150 * Math.sqrt(heat[i] / 255);
-  }
-  $("heat").getContext("2d").putImageData(pixels, 0, 0);
-}
-function drawMask(box) {
-  const { width, height } = item, left = Math.max(0, box.left - 1), top = Math.max(0, box.top - 1);
-  const right = Math.min(width, box.right + 1), bottom = Math.min(height, box.bottom + 1);
-  if (right <= left || bottom <= top) return;
-  const pixels = new ImageData(right - left, bottom - top), data = pixels.data;
-  for (let y = top, to = 0; y < bottom; y++) {
-    for (let x = left; x < right; x++, to += 4) {
-      const i = y * width + x;
-      if (!mask[i]) continue;
-      const inside = x > 0 && x + 1 < width && y > 0 && y + 1 < height && mask[i - 1] && mask[i + 1] && mask[i - width] && mask[i + width];
-      data[to] = MASK[0]; data[to + 1] = MASK[1]; data[to + 2] = MASK[2]; data[to + 3] = inside ? 70 : 255;
-    }
-  }
-  $("mask").getContext("2d").putImageData(pixels, left, top);
 }
 
 // The brush: every pixel whose centre is within its radius of the line from the last position to this one.
@@ -298,23 +249,31 @@ document.addEventListener("drop", event => {
 
 // Mouse, pen and finger.
 const sheet = $("sheet");
-const place = event => { const box = sheet.getBoundingClientRect(); return { x: (event.clientX - box.left) / scale, y: (event.clientY - box.top) / scale }; };
+const onStage = event => { const box = sheet.getBoundingClientRect(); return { x: event.clientX - box.left, y: event.clientY - box.top }; };
 sheet.onpointerdown = event => {
-  if (event.button || !item) return;
+  if (!item || event.button > 2 || before || panned) return;
   sheet.setPointerCapture(event.pointerId);
-  brush = place(event);
+  if (event.button) { event.preventDefault(); panned = onStage(event); return; } // middle or right
+  brush = toImage(onStage(event));
   begin();
   paint(brush.x, brush.y, brush.x, brush.y);
 };
 sheet.onpointermove = event => {
   if (!item) return;
+  const last = brush, now = onStage(event);
+  if (panned) { move(now.x - panned.x, now.y - panned.y); panned = now; return; }
   $("brush").hidden = false;
-  const last = brush;
-  brush = place(event);
+  brush = toImage(now);
   if (before && event.buttons) paint(last.x, last.y, brush.x, brush.y);
   drawBrush();
 };
-sheet.onpointerup = sheet.onpointercancel = finish;
+sheet.onpointerup = sheet.onpointercancel = () => { panned = null; finish(); };
+sheet.oncontextmenu = event => event.preventDefault();
+sheet.addEventListener("wheel", event => {
+  event.preventDefault(); // also of a pinch on a touchpad, which the browser reports as a wheel with Ctrl
+  const ticks = event.deltaMode ? event.deltaY : event.deltaY / (event.ctrlKey ? 5 : 40);
+  zoom(Math.exp(-Math.max(-4, Math.min(4, ticks)) / 12), onStage(event));
+}, { passive: false });
 sheet.onpointerleave = () => { $("brush").hidden = document.activeElement !== sheet; };
 
 // Keyboard.
@@ -332,6 +291,7 @@ sheet.onkeydown = event => {
     const step = event.shiftKey ? 1 : Math.max(1, Math.round($("size").value / 2)), [dx, dy] = ARROWS[event.key], last = brush;
     brush = { x: Math.min(item.width, Math.max(0, last.x + dx * step)), y: Math.min(item.height, Math.max(0, last.y + dy * step)) };
     if (before) paint(last.x, last.y, brush.x, brush.y);
+    reveal(brush);
     drawBrush();
   }
 };
@@ -343,6 +303,7 @@ const undo = () => restore(undoStack, redoStack), redo = () => restore(redoStack
 const keys = {
   a: () => choose("add"), e: () => choose("erase"), "[": () => resize(.85), "]": () => resize(1.15), z: undo, y: redo,
   m: () => toggle("show-mask"), u: () => toggle("show-heat"), l: () => toggle("show-lines"),
+  "+": () => zoom(1.25), "=": () => zoom(1.25), "-": () => zoom(.8), 0: fit,
   s: attempt(save), d: attempt(saveAndNext), n: attempt(() => next()), p: attempt(previous), o: () => $("file").click(),
 };
 const withControl = { z: undo, y: redo, s: keys.s, Z: redo };
@@ -352,9 +313,11 @@ document.addEventListener("keydown", event => {
   event.preventDefault();
   known[event.key]();
 });
-for (const [id, act] of [["undo", undo], ["redo", redo], ["save", keys.s], ["next", keys.n], ["previous", keys.p], ["choose", keys.o], ["early", attempt(() => next(true))], ["reset", () => replace(predicted.slice())], ["clear", () => replace(new Uint8Array(mask.length))]]) $(id).onclick = act;
+for (const [id, act] of [["undo", undo], ["redo", redo], ["save", keys.s], ["next", keys.n], ["previous", keys.p], ["choose", keys.o], ["early", attempt(() => next(true))], ["larger", keys["+"]], ["smaller", keys["-"]], ["fit", fit], ["reset", () => replace(predicted.slice())], ["clear", () => replace(new Uint8Array(mask.length))]]) $(id).onclick = act;
 for (const id of ["show-mask", "show-heat", "show-lines"]) $(id).onchange = layout;
 for (const id of ["add", "erase", "size"]) $(id).oninput = drawBrush;
+for (const id of ["brightness", "contrast"]) $(id).oninput = drawGrey;
+$("grey").onclick = () => { $("brightness").value = $("contrast").value = 100; drawGrey(); };
 window.addEventListener("resize", layout);
 window.addEventListener("hashchange", attempt(async () => { // another token, after a restart: what is painted stays
   const had = state;

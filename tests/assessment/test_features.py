@@ -9,7 +9,7 @@ from torch import nn
 
 from mgcc_dist.assessment import features
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.data.loader import EvalLoader
+from mgcc_dist.data.loader import EvalLoader, Ranks
 from mgcc_dist.inference.loading import header
 from mgcc_dist.methods.config import MultiLevelCrossConsistencyConfig, SupervisedConfig
 from mgcc_dist.methods.method import build
@@ -33,7 +33,7 @@ def scripted(module, path):
 
 
 def images_of(source, size):
-    loader = EvalLoader(source, len(source), size, rank=0, world=1, workers=0)
+    loader = EvalLoader(source, len(source), size, Ranks())
     return next(iter(loader.batches())).to("cpu").images
 
 

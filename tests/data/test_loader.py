@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset
 from mgcc_dist.common.distributed import gather_by_index
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.augment import symmetry
-from mgcc_dist.data.loader import Batch, EvalLoader, ImageTrainLoader, StreamOffsets
+from mgcc_dist.data.loader import Batch, EvalLoader, ImageTrainLoader, Ranks, Stream, StreamOffsets
 from mgcc_dist.data.order import evaluation_batches
 
 few = settings(deadline=None, derandomize=True, max_examples=30)
@@ -24,13 +24,11 @@ few = settings(deadline=None, derandomize=True, max_examples=30)
 def loader(rank=0, world=1, labeled=7, unlabeled=5, batches=(2, 2), workers=0, seed=3, augment="symmetries"):
     """A loader of one rank; the unlabeled records have masks too, which batches must not contain."""
     return ImageTrainLoader(
-        InMemoryDataset("l", labeled) if batches[0] else None,
-        InMemoryDataset("u", unlabeled) if batches[1] else None,
-        *batches,
+        Stream(InMemoryDataset("l", labeled), batches[0]) if batches[0] else None,
+        Stream(InMemoryDataset("u", unlabeled), batches[1]) if batches[1] else None,
         image_size=SIZE,
         seed=seed,
-        rank=rank,
-        world=world,
+        ranks=Ranks(rank, world),
         workers=workers,
         augment=augment,
     )
@@ -42,7 +40,7 @@ def take(stream_loader, steps, start=None):
 
 
 def evaluate(dataset, batch, size=SIZE, rank=0, world=1, workers=0):
-    return [loaded.to("cpu") for loaded in EvalLoader(dataset, batch, size, rank, world, workers).batches()]
+    return [loaded.to("cpu") for loaded in EvalLoader(dataset, batch, size, Ranks(rank, world), workers).batches()]
 
 
 def streams(world, steps, start=None, **settings):
@@ -104,9 +102,9 @@ def test_labeled_synthetic_images_come_in_order_next_to_unchanged_real_ones(worl
     (real, pairs), steps = batches, 2 * count + 1
 
     def with_pairs(rank, ranks):
-        settings = {"seed": 3, "rank": rank, "world": ranks, "workers": 0, "augment": "symmetries"}
-        images = InMemoryDataset("l", 7), InMemoryDataset("u", 5), real, 2, SIZE
-        return ImageTrainLoader(*images, synthetic=InMemoryDataset("s", count), batch_synthetic=pairs, **settings)
+        settings = {"image_size": SIZE, "seed": 3, "ranks": Ranks(rank, ranks), "augment": "symmetries"}
+        streams = Stream(InMemoryDataset("l", 7), real), Stream(InMemoryDataset("u", 5), 2)
+        return ImageTrainLoader(*streams, synthetic=Stream(InMemoryDataset("s", count), pairs), **settings)
 
     seen, start = {}, StreamOffsets()
     for ranks_now, length in ((world, stopped), (more, steps)):
@@ -294,29 +292,23 @@ def test_steps_of_a_fraction_of_an_epoch_are_exact():
 
 def test_unlabeled_record_in_the_labeled_stream_is_reported():
     dataset = ConcatDataset([InMemoryDataset("l", 3), InMemoryDataset("n", 1, labeled=False)])
-    stream = ImageTrainLoader(dataset, None, 4, 0, SIZE, seed=0, rank=0, world=1, workers=1, augment="symmetries")
+    stream = ImageTrainLoader(Stream(dataset, 4), None, image_size=SIZE, seed=0, ranks=Ranks(), workers=1)
     with pytest.raises(UserError, match="record 'n0' of the labeled stream has no mask"):
         take(stream, 1)
 
 
 @pytest.mark.parametrize(
-    ("labeled", "unlabeled", "batches", "expected"),
+    ("labeled", "unlabeled", "expected"),
     [
-        (InMemoryDataset("l", 0), None, (1, 0), "no labeled images"),
-        (InMemoryDataset("l", 1), InMemoryDataset("u", 0), (1, 1), "no unlabeled images"),
-        (None, None, (0, 0), "neither labeled nor unlabeled"),
-        (InMemoryDataset("l", 3), None, (1, 2), "batch size of the unlabeled stream is 2 but it has no dataset"),
-        (
-            InMemoryDataset("l", 3),
-            InMemoryDataset("u", 4),
-            (1, 0),
-            "batch size of the unlabeled stream is 0 but it has 4 images",
-        ),
+        (Stream(InMemoryDataset("l", 0), 1), None, "no labeled images"),
+        (Stream(InMemoryDataset("l", 1), 1), Stream(InMemoryDataset("u", 0), 1), "no unlabeled images"),
+        (None, None, "neither labeled nor unlabeled"),
+        (None, Stream(InMemoryDataset("u", 4), 0), "batch size of the unlabeled stream is 0. Set it to 1 or more"),
     ],
 )
-def test_invalid_streams_are_rejected_at_construction(labeled, unlabeled, batches, expected):
+def test_invalid_streams_are_rejected_at_construction(labeled, unlabeled, expected):
     with pytest.raises(UserError, match=expected):
-        ImageTrainLoader(labeled, unlabeled, *batches, SIZE, seed=0, rank=0, world=1, workers=0, augment="symmetries")
+        ImageTrainLoader(labeled, unlabeled, image_size=SIZE, seed=0, ranks=Ranks())
 
 
 @few
@@ -360,7 +352,7 @@ def test_evaluation_does_not_depend_on_the_number_of_workers(workers):
 
 def test_evaluation_of_an_empty_dataset_is_rejected():
     with pytest.raises(UserError, match="no evaluation images"):
-        EvalLoader(InMemoryDataset("l", 0), 2, SIZE, rank=0, world=1, workers=0)
+        EvalLoader(InMemoryDataset("l", 0), 2, SIZE, Ranks())
 
 
 def test_evaluation_with_unlabeled_images_keeps_masks_aligned_with_images():
@@ -375,9 +367,8 @@ def test_evaluation_with_unlabeled_images_keeps_masks_aligned_with_images():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_do_not_depend_on_the_number_of_shards(shard_folder, workers):
     def stream(dataset, rank, workers):
-        return ImageTrainLoader(
-            dataset, None, 2, 0, SIZE, seed=0, rank=rank, world=3, workers=workers, augment="symmetries"
-        )
+        settings = {"image_size": SIZE, "seed": 0, "workers": workers, "augment": "symmetries"}
+        return ImageTrainLoader(Stream(dataset, 2), None, ranks=Ranks(rank, 3), **settings)
 
     for rank in range(3):
         from_shards = take(stream(shard_folder, rank, workers), 5)
@@ -390,8 +381,6 @@ def test_corrupt_record_stops_the_loader_with_shard_and_key(shard_folder, worker
     content = path.read_bytes()
     png = content.index(b"IDAT", content.index(b"l3.png"))
     path.write_bytes(content[: png + 8] + b"\0\0\0\0" + content[png + 12 :])
-    stream = ImageTrainLoader(
-        shard_folder, None, 7, 0, SIZE, seed=0, rank=0, world=1, workers=workers, augment="symmetries"
-    )
+    stream = ImageTrainLoader(Stream(shard_folder, 7), None, image_size=SIZE, seed=0, ranks=Ranks(), workers=workers)
     with pytest.raises(UserError, match=rf"{path.name}: record 'l3' is corrupt"):
         take(stream, 1)

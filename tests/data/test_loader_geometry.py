@@ -9,7 +9,7 @@ import torch
 from in_memory_dataset import SIZE, InMemoryDataset
 from torch.utils.data import ConcatDataset
 
-from mgcc_dist.data.loader import EvalLoader, ImageTrainLoader, StreamOffsets
+from mgcc_dist.data.loader import EvalLoader, ImageTrainLoader, Ranks, Stream, StreamOffsets
 from mgcc_dist.data.sample import Sample
 
 
@@ -30,7 +30,7 @@ class HalfWhiteImage:
 
 @pytest.mark.parametrize("size", [30, 120])
 def test_images_are_resized_with_antialiasing_and_masks_stay_binary(size):
-    (batch,) = EvalLoader(HalfWhiteImage(), 1, size, rank=0, world=1, workers=0).batches()
+    (batch,) = EvalLoader(HalfWhiteImage(), 1, size, Ranks()).batches()
     batch = batch.to("cpu")
     assert batch.images.shape == batch.masks.shape == (1, 1, size, size)
     assert set(batch.masks.unique().tolist()) == {0.0, 1.0}
@@ -55,7 +55,7 @@ class HalfWhiteImageUnderAMask(HalfWhiteImage):
 def test_image_and_mask_agree_under_every_fit_and_symmetry(fit, lesion):
     dataset = HalfWhiteImageUnderAMask()
     stream = ImageTrainLoader(
-        dataset, None, 8, 0, 30, seed=0, rank=0, world=1, workers=0, augment="symmetries", fit=fit
+        Stream(dataset, 8), None, image_size=30, seed=0, ranks=Ranks(), augment="symmetries", fit=fit
     )
     with closing(stream.batches(StreamOffsets())) as batches:
         batch = next(batches)[0].to("cpu")
@@ -67,7 +67,7 @@ def test_image_and_mask_agree_under_every_fit_and_symmetry(fit, lesion):
 @pytest.mark.parametrize("fit", ["stretch", "letterbox", "crop"])
 def test_evaluation_keeps_masks_at_their_own_size_unless_stretched(fit):
     mixed = ConcatDataset([InMemoryDataset("n", 1, shape=(5, 7), labeled=False), InMemoryDataset("l", 2, shape=(6, 4))])
-    (batch,) = EvalLoader(mixed, 3, SIZE, rank=0, world=1, workers=0, fit=fit).batches()
+    (batch,) = EvalLoader(mixed, 3, SIZE, Ranks(), fit=fit).batches()
     own = [mixed[index].mask > 0 for index in (1, 2)]
     assert batch.masks.shape == (2, 1, SIZE, SIZE)
     assert len(batch.own_masks) == (0 if fit == "stretch" else 2)

@@ -6,7 +6,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.convert import write_shards
-from mgcc_dist.data.loader import ImageTrainLoader, StreamOffsets
+from mgcc_dist.data.loader import ImageTrainLoader, Ranks, Stream, StreamOffsets
 from mgcc_dist.data.order import WindowedOrder, windowed_orders
 from mgcc_dist.data.readers.phantoms import Phantoms
 from mgcc_dist.data.records import ShardFolder
@@ -20,9 +20,9 @@ def folder(tmp_path_factory):
 
 
 def loader(dataset, rank=0, world=1, window=2, workers=0) -> ImageTrainLoader:
-    return ImageTrainLoader(
-        None, dataset, 0, 2, 16, 3, rank, world, workers, "none", shard_window=window
-    )  # two images per rank and step
+    images = Stream(dataset, 2)
+    settings = {"image_size": 16, "shard_window": window, "seed": 3, "ranks": Ranks(rank, world), "workers": workers}
+    return ImageTrainLoader(None, images, **settings)
 
 
 def keys(loader, start, steps) -> list[str]:

@@ -194,7 +194,7 @@ def test_duplicate_key_makes_the_later_file_a_bad_file(small_folder, second):
     assert [item.key for item in reader.items] == ["a", "b"]
     (message,) = bad_file_messages(reader)
     assert "has the same key" in message
-    hint = ". If subfolders are patients, use --groups patient"
+    hint = ". If subfolders are patients, use --groups patient; otherwise give each image a name of its own"
     assert message.endswith(f"/images/a.png{hint}" if "deeper" in second else "/images/a.png")
 
 

@@ -7,7 +7,7 @@ import pytest
 import ranks
 
 from mgcc_dist.data.convert import write_shards
-from mgcc_dist.data.loader import ImageTrainLoader, StreamOffsets
+from mgcc_dist.data.loader import ImageTrainLoader, Ranks, Stream, StreamOffsets
 from mgcc_dist.data.readers.phantoms import Phantoms
 from mgcc_dist.data.records import ShardFolder
 from tests.data.http_folder import serving
@@ -18,14 +18,15 @@ PROGRAM = """
 import json, os, sys
 from pathlib import Path
 from mgcc_dist.data import remote
-from mgcc_dist.data.loader import ImageTrainLoader, StreamOffsets
+from mgcc_dist.data.loader import ImageTrainLoader, Ranks, Stream, StreamOffsets
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.shard_cache import ShardCache
 remote.DELAY = 0.01
 url, folder, limit, window, steps = sys.argv[1:]
 rank = int(os.environ["RANK"])
 shards = ShardFolder.open(url, cache=ShardCache(Path(folder), int(limit)))
-loader = ImageTrainLoader(None, shards, 0, 2, 16, 3, rank, 2, 2, "none", shard_window=int(window) or None)
+settings = {"image_size": 16, "seed": 3, "shard_window": int(window) or None}
+loader = ImageTrainLoader(None, Stream(shards, 2), ranks=Ranks(rank, 2), workers=2, **settings)
 batches = loader.batches(StreamOffsets())
 keys = [next(batches)[0].keys for _ in range(int(steps))]
 batches.close()
@@ -47,9 +48,9 @@ def test_ranks_share_copies_and_see_the_order_of_one_local_rank(tmp_path, window
         ranks.finish(ranks.forked(2), ["-c", PROGRAM, *words])
         requests = {name: count for name, count in server.requests.items() if name.endswith(".tar")}
     both = [json.loads((tmp_path / "node" / f"rank-{rank}.json").read_text()) for rank in range(2)]
-    one = ImageTrainLoader(
-        None, ShardFolder.open(folder), 0, 2, 16, 3, 0, 1, 0, "none", shard_window=window or None
-    ).batches(StreamOffsets())
+    settings = {"image_size": 16, "seed": 3, "shard_window": window or None}
+    loader = ImageTrainLoader(None, Stream(ShardFolder.open(folder), 2), ranks=Ranks(), **settings)
+    one = loader.batches(StreamOffsets())
     expected = [key for _ in range(2 * STEPS) for key in next(one)[0].keys]
     assert np.concatenate([both[0], both[1]], axis=1).ravel().tolist() == expected
     assert len(requests) == 6

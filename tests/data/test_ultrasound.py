@@ -9,7 +9,7 @@ from in_memory_dataset import InMemoryDataset
 
 from mgcc_dist.common.distributed import seed_step
 from mgcc_dist.data import ultrasound
-from mgcc_dist.data.loader import ImageTrainLoader, StreamOffsets
+from mgcc_dist.data.loader import ImageTrainLoader, Ranks, Stream, StreamOffsets
 from mgcc_dist.data.phantom import draw
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.ultrasound import strong_view, weak_view
@@ -128,8 +128,8 @@ class Phantoms:
 
 
 def loader(rank=0, world=1, workers=0, augment="ultrasound"):
-    settings = {"seed": 3, "rank": rank, "world": world, "workers": workers, "augment": augment}
-    return ImageTrainLoader(Phantoms(), Phantoms(), 2, 2, SIZE, **settings)
+    settings = {"image_size": SIZE, "seed": 3, "ranks": Ranks(rank, world), "workers": workers, "augment": augment}
+    return ImageTrainLoader(Stream(Phantoms(), 2), Stream(Phantoms(), 2), **settings)
 
 
 def batches(stream, steps, start=None):
@@ -184,7 +184,7 @@ def test_images_of_other_augmentations_are_their_own_weak_views(augment):
 
 def test_unlabeled_images_only():
     stream = ImageTrainLoader(
-        None, InMemoryDataset("u", 4), 0, 2, 16, seed=0, rank=0, world=1, workers=0, augment="ultrasound"
+        None, Stream(InMemoryDataset("u", 4), 2), image_size=16, seed=0, ranks=Ranks(), augment="ultrasound"
     )
     batch = next(batches(stream, 1))
     assert batch.images.shape == (2, 1, 16, 16)

@@ -18,7 +18,7 @@ from tiny_ldm import AUTOENCODER, DENOISER, PROGRESS, SHAPE, latents_of
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of
 from mgcc_dist.data import shard_writer
-from mgcc_dist.data.loader import StreamOffsets
+from mgcc_dist.data.loader import Ranks, StreamOffsets
 from mgcc_dist.data.splits import make_split
 from mgcc_dist.diffusion import autoencoder, denoiser, latents
 from mgcc_dist.diffusion.config import DataConfig
@@ -127,7 +127,7 @@ def stream_of(folder, world, batch, steps, seed, start, workers):
     """Return {offset: (key, mean)} of all ranks together, and the final offsets."""
     samples, ends = {}, set()
     for rank in range(world):
-        taken = take(LatentLoader(folder, batch, seed, rank, world, workers), steps, start)
+        taken = take(LatentLoader(folder, batch, seed, Ranks(rank, world), workers), steps, start)
         ends.add(taken[-1][1])
         for got, _ in taken:
             for key, offset, mean in zip(got.keys, got.offsets.tolist(), got.mean, strict=True):

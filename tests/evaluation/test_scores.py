@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from mgcc_dist.common.errors import SharedError
-from mgcc_dist.data.loader import Batch, EvalLoader
+from mgcc_dist.data.loader import Batch, EvalLoader, Ranks
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.evaluation import scores
 from mgcc_dist.evaluation.metrics import score_image
@@ -58,7 +58,7 @@ class WhiteDisc:
 )
 def test_a_lesion_outside_the_crop_counts_as_missed(fit, seen):
     """The network thresholds: it finds all that it sees."""
-    loader = EvalLoader(WhiteDisc(), 1, 64, rank=0, world=1, workers=0, fit=fit)
+    loader = EvalLoader(WhiteDisc(), 1, 64, Ranks(), fit=fit)
     (score,) = score_images(nn.Identity(), loader.batches(), Accelerator(cpu=True), surface=True, fit=fit)
     disc = WhiteDisc()[0].mask > 0
     visible = disc[:, seen].sum() / disc.sum()

@@ -23,6 +23,23 @@ document.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true
 """
 
 
+AXES = (
+    "(arguments[0] - view.left) * view.scale - stageSize()[0] / 2",
+    "(arguments[0] - view.top) * view.scale - stageSize()[1] / 2",
+)
+"""from a position on the image to the offset from the middle of the stage"""
+DRAWN = """
+const at = toScreen({ x: arguments[0], y: arguments[1] });
+return document.getElementById("mask").getContext("2d").getImageData(at.x, at.y, 1, 1).data[3];
+"""
+WHEEL = """
+const at = toScreen({ x: arguments[0], y: arguments[1] }), box = document.getElementById("sheet").getBoundingClientRect();
+const options = { deltaY: -120, clientX: at.x + box.left, clientY: at.y + box.top, cancelable: true };
+document.getElementById("sheet").dispatchEvent(new WheelEvent("wheel", options));
+"""
+"""how opaque the mask is drawn at a position on the image"""
+
+
 @pytest.fixture
 def page(tmp_path):
     install()
@@ -70,10 +87,8 @@ def test_a_dropped_image_is_corrected_by_mouse_and_keyboard_and_saved(page, tmp_
 
     def dab(x, y):
         """Press the mouse at pixel (x, y)."""
-        sheet = element("sheet")
-        size = sheet.size["width"]
-        offset = [round((each / 32 - 0.5) * size) for each in (x, y)]
-        ActionChains(page, duration=0).move_to_element_with_offset(sheet, *offset).click().perform()
+        offset = [page.execute_script(f"return Math.round({AXES[i]})", [x, y][i]) for i in range(2)]
+        ActionChains(page, duration=0).move_to_element_with_offset(element("sheet"), *offset).click().perform()
 
     def mask():
         return np.array(page.execute_script("return Array.from(mask)"), np.uint8).reshape(32, 32)
@@ -90,12 +105,12 @@ def test_a_dropped_image_is_corrected_by_mouse_and_keyboard_and_saved(page, tmp_
     assert np.array_equal(mask(), expected)
     rows = [row.text for row in page.find_elements(By.CSS_SELECTOR, "#measures tr")]
     assert rows[0] == "area 256 256"
-    drawn = "document.getElementById('mask').getContext('2d').getImageData(arguments[0], arguments[1], 1, 1).data[3]"
-    assert [page.execute_script(f"return {drawn}", *at) for at in ((12, 12), (8, 12), (2, 2))] == [70, 255, 0]
+    assert [page.execute_script(DRAWN, *at) for at in ((12, 12), (8.05, 12), (2, 2))] == [70, 255, 0]
     press("u")
     assert not element("heat").get_property("hidden")
 
-    # Mouse: add a dab, undo and redo it, erase another.
+    # Mouse: add a dab, undo and redo it, zoom in and erase another.
+    fitted = page.execute_script("return view.scale")
     radius = page.execute_script("return Number(document.getElementById('size').value)")
     dab(28, 28)
     x, y = page.execute_script("return [brush.x, brush.y]")
@@ -107,6 +122,9 @@ def test_a_dropped_image_is_corrected_by_mouse_and_keyboard_and_saved(page, tmp_
     press("y")
     assert np.array_equal(mask(), expected)
     element("erase").click()
+    press("+", "+")
+    page.execute_script(WHEEL, 16, 16)
+    assert page.execute_script("return view.scale") > 1.6 * fitted
     dab(16, 16)
     x, y = page.execute_script("return [brush.x, brush.y]")
     disc(expected, x, y, radius, 0)
@@ -115,6 +133,8 @@ def test_a_dropped_image_is_corrected_by_mouse_and_keyboard_and_saved(page, tmp_
     # Keyboard: a larger brush, and a dab one pixel further left and up.
     press("a", "]", "]")
     element("sheet").send_keys(Keys.SHIFT, Keys.ARROW_LEFT, Keys.ARROW_UP, Keys.NULL, " ")
+    press("0")
+    assert page.execute_script("return view.scale") == fitted
     larger = page.execute_script("return Number(document.getElementById('size').value)")
     disc(expected, x - 1, y - 1, larger, 255)
     assert larger > radius

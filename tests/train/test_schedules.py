@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mgcc_dist.common.command_line import parse
 from mgcc_dist.common.config import CONFIGS
-from mgcc_dist.data.loader import ImageTrainLoader, StreamOffsets
+from mgcc_dist.data.loader import ImageTrainLoader, Ranks, Stream, StreamOffsets
 from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.train.loop import total_steps
 from mgcc_dist.train.schedules import Progress, consistency_weight, gaussian_ramp, learning_rate_factor, poly
@@ -71,9 +71,8 @@ def run_of(preset, ranks, *words):
     """The progress of each step of a preset on BUSI, on one or several ranks, and its config."""
     config = parse(SegmentConfig, ["--preset", preset, *words], CONFIGS / "segment")
     data = config.data
-    loader = ImageTrainLoader(
-        BUSI, BUSI, data.batch_labeled, data.batch_unlabeled, 8, seed=0, rank=0, world=ranks, workers=0, augment="none"
-    )
+    unlabeled = Stream(BUSI, data.batch_unlabeled)
+    loader = ImageTrainLoader(Stream(BUSI, data.batch_labeled), unlabeled, image_size=8, seed=0, ranks=Ranks(0, ranks))
     total = total_steps(config.loop, loader, batches=ranks * config.loop.accumulation)
     images = ranks * data.batch_labeled * config.loop.accumulation
     for step in range(total):

@@ -20,7 +20,7 @@ from torch import nn
 
 from mgcc_dist.common.distributed import create_accelerator
 from mgcc_dist.common.errors import run_program
-from mgcc_dist.data.loader import ImageTrainLoader
+from mgcc_dist.data.loader import ImageTrainLoader, Ranks, Stream
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.train.config import LoopConfig
 from mgcc_dist.train.loop import fit
@@ -74,9 +74,8 @@ class ToyTask:
 
     def __init__(self, module=None, batch=2, rank=0, world=1, stop_at=None, slow=0.0, killed_at=None):
         self.module = module or Toy()
-        self.loader = ImageTrainLoader(
-            None, Numbers(slow), 0, batch, 8, seed=0, rank=rank, world=world, workers=0, augment="none"
-        )
+        images = Stream(Numbers(slow), batch)
+        self.loader = ImageTrainLoader(None, images, image_size=8, seed=0, ranks=Ranks(rank, world))
         self.stop_at, self.killed_at = stop_at, killed_at
         self.steps_seen = []
 

@@ -57,6 +57,9 @@ class ImageItem:
     device: str | None = None  # the scanner, if the dataset names it
 
 
+SAME_NAME = ". If subfolders are patients, use --groups patient; otherwise give each image a name of its own"
+
+
 class ImageFileReader:
     """Reader of image files. Groups are patients, or near-duplicates (duplicates.py) if patients are unknown.
 
@@ -89,7 +92,7 @@ class ImageFileReader:
         for item in sorted(items, key=lambda item: (item.key, item.image)):
             if item.key in image_by_key:
                 other = image_by_key[item.key]
-                hint = ". If subfolders are patients, use --groups patient" if item.image.name == other.name else ""
+                hint = SAME_NAME if item.image.name == other.name else ""
                 self.bad_files.append(BadFile(item.image, f"has the same key {item.key!r} as {other}{hint}"))
             elif not is_key(item.key):
                 self.bad_files.append(BadFile(item.image, "its name has characters that cannot be printed"))
