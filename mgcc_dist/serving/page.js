@@ -126,8 +126,9 @@ function describe() {
   parts.push(sides ? `${sides.join(" × ")} mm per px` : "pixel size unknown");
   $("name").textContent = item.label; $("about").textContent = parts.join(", ");
   const words = { tta: "mirrored views", decoders: "decoders", ensemble: "runs" }[state.uncertainty];
-  $("score").textContent = item.score === null ? `Confidence ${item.confidence.toFixed(2)}`
-    : `Score ${item.score.toFixed(2)}: how well ${words} agree, 1 is best. Confidence ${item.confidence.toFixed(2)}.`;
+  const found = item.predicted.area ? "" : "No lesion found. ", low = item.predicted.area ? "" : "; low without a lesion";
+  const score = item.score === null ? "" : `Score ${item.score.toFixed(2)}: how well ${words} agree, 1 is best${low}. `;
+  $("score").textContent = `${found}${score}Confidence ${item.confidence.toFixed(2)}.`;
 }
 function showMeasures(yours) {
   const row = (label, digits, key) => {

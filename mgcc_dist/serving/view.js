@@ -73,6 +73,7 @@ function reveal(point) { // so that the keyboard does not move the brush out of 
 function draw() {
   drawPicture();
   drawHeat();
+  cleared("mask");
   drawMask(all());
   drawLines();
   drawBrush();
