@@ -1,6 +1,7 @@
 """The web application of `mgcc serve`: its page, and the requests that the page makes.
 
-Images, masks and maps are raw bytes, one per pixel: grey, 0 and 255, or 255 for 1 bit. Errors are JSON with one line in `error`.
+Images, masks and maps are raw bytes, one per pixel: grey, 0 and 255, or 255 for 1 bit. Errors are JSON with one line in
+`error`.
 """
 
 import json

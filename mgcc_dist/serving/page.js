@@ -225,17 +225,23 @@ async function saveAndNext() { await save(); if (item && !unsaved && !$("next").
 // Files.
 async function receive(files) {
   if (!state || !files.length || !mayLeave()) return;
-  const first = list.length, problems = [];
-  for (const file of files) {
-    say(`Reading ${file.name} …`);
+  const problems = [];
+  let shown = false;
+  for (const [i, file] of files.entries()) {
+    say(files.length > 1 ? `Reading ${file.name} (${i + 1} of ${files.length}) …` : `Reading ${file.name} …`);
     try {
       if (file.size > state.max_upload) throw new Error(`${file.name}: is larger than --max-upload-mb`);
-      list.push(...(await json("uploads", { method: "POST", body: file, headers: { "X-File-Name": encodeURIComponent(file.name) } })).ids);
+      const { ids } = await json("uploads", { method: "POST", body: file, headers: { "X-File-Name": encodeURIComponent(file.name) } });
+      list.push(...ids);
+      updateButtons();
+      if (shown) continue;
+      shown = true;
+      await show(list.length - ids.length); // the others follow while it is corrected
     } catch (error) { problems.push(error.message); }
   }
-  if (list.length > first) await show(first);
-  if (problems.length) say(problems.join(" · "), true);
-  updateButtons();
+  const more = problems.length > 3 ? ` · and ${problems.length - 3} more` : "";
+  if (problems.length) say(problems.slice(0, 3).join(" · ") + more, true);
+  else if (files.length > 1) say(`Read ${files.length} files. n shows the next one.`);
 }
 const open = attempt(receive);
 $("file").onchange = event => { open([...event.target.files]); event.target.value = ""; };

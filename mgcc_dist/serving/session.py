@@ -27,8 +27,8 @@ from mgcc_dist.serving.predictions import Predicted, Segmenter, measure
 from mgcc_dist.serving.queue import Queue
 
 UPLOADS = ".uploads"
-MAX_UPLOADS = 16
-"""dropped files that are kept; older ones have to be dropped again"""
+MAX_UPLOAD_BYTES = 2**32
+"""of dropped files that are kept, together; older ones have to be dropped again"""
 MAX_VIEWS = 4
 """predictions that are kept"""
 MAX_ITEMS = 2**12
@@ -61,6 +61,8 @@ class Upload:
     label: str
     """name for the page"""
     items: list[Item]
+    size: int
+    """bytes"""
 
 
 class Session:
@@ -111,8 +113,9 @@ class Session:
         with self._lock:
             self._count += 1
             number = self._count
-            self._uploads[number] = Upload(path, source.file if source.private else Path(name).name, items)
-            while len(self._uploads) > MAX_UPLOADS:
+            label = source.file if source.private else Path(name).name
+            self._uploads[number] = Upload(path, label, items, path.stat().st_size)
+            while len(self._uploads) > 1 and sum(each.size for each in self._uploads.values()) > MAX_UPLOAD_BYTES:
                 self._uploads.popitem(last=False)[1].path.unlink(missing_ok=True)
         return [f"u-{number}-{index}" for index in range(len(items))]
 

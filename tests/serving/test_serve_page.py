@@ -33,9 +33,9 @@ const at = toScreen({ x: arguments[0], y: arguments[1] });
 return document.getElementById("mask").getContext("2d").getImageData(at.x, at.y, 1, 1).data[3];
 """
 WHEEL = """
-const at = toScreen({ x: arguments[0], y: arguments[1] }), box = document.getElementById("sheet").getBoundingClientRect();
+const at = toScreen({ x: arguments[0], y: arguments[1] }), box = sheet.getBoundingClientRect();
 const options = { deltaY: -120, clientX: at.x + box.left, clientY: at.y + box.top, cancelable: true };
-document.getElementById("sheet").dispatchEvent(new WheelEvent("wheel", options));
+sheet.dispatchEvent(new WheelEvent("wheel", options));
 """
 """how opaque the mask is drawn at a position on the image"""
 
