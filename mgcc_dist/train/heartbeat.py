@@ -180,7 +180,11 @@ def describe_ranks(states: list[RankState], own: int) -> str:
         return f"{name} has ended, last seen {place}"
     if frozen:
         return f"{name} has not answered for {timedelta(seconds=round(now - state.written))}, last seen {place}"
-    return f"{name} has been {place} for {timedelta(seconds=round(now - state.since))}"
+    described = f"{name} has been {place} for {timedelta(seconds=round(now - state.since))}"
+    is_common = all((one.step, one.phase) == (first, "training") for one in states)
+    if is_common and len({one.host for one in states}) > 1:
+        described += ", like all others: the network between the nodes may be cut"
+    return described
 
 
 def _wait_for_an_end(states: list[RankState]) -> None:

@@ -158,6 +158,6 @@ def test_jobs_are_submitted_run_and_requeued_while_accounting_is_down(slurm_up, 
         assert "2 tasks: 2 done" in dispatch("status", sweep)
         (run / "result.json").rename(run / "result")
         status = dispatch("status", sweep, code=1)
-        assert "slurm: sacct does not answer (Connection refused), so how jobs have failed is not shown" in status
+        assert "slurm: sacct does not answer (Problem talking to the database: Connection refused), so how" in status
     (run / "result").rename(run / "result.json")
     assert_same_run(run, undisturbed)

@@ -46,6 +46,13 @@ def test_the_rank_that_the_others_wait_for_is_named(state, text):
     assert described.endswith(text)
 
 
+def test_ranks_of_several_nodes_that_all_wait_may_have_lost_their_network():
+    states = [*WAITS, rank(1, 7, "training", 97, host="n7")]
+    assert describe_ranks(states, own=0).endswith(", like all others: the network between the nodes may be cut")
+    states[1] = rank(2, 7, "validating", 98)
+    assert describe_ranks(states, own=0).endswith("validating for 0:01:38")
+
+
 @pytest.mark.parametrize(
     ("states", "text"),
     [
