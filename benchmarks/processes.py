@@ -1,11 +1,20 @@
-"""Child processes with a deadline."""
+"""Child processes: commands with a deadline, and forks that start in milliseconds."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
 import time
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
+
+
+def fork_context() -> ForkServerContext:
+    """Return a context whose processes are forked from one that has imported torch, but not initialised CUDA."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.step"])
+    return context
 
 
 def raise_on_sigterm() -> None:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 
 from mgcc_dist.common.files import write_json
 from mgcc_dist.common.gpus import PEAKS
+from mgcc_dist.kernels import bias_free
 from mgcc_dist.kernels.operation import Workload, find_operation, specs
 from mgcc_dist.methods.losses import consistency_loss, supervised_loss
 from mgcc_dist.models.config import MGCCConfig
@@ -72,12 +74,16 @@ class Setting:
     fused: tuple[str, ...] = ()
     """operations that run as their spec says"""
     compiled: bool = False
+    added_biases: bool = False
+    """also before batch norm"""
 
 
 SETTINGS = (
+    Setting(f"{MIXED} added_biases", added_biases=True),
     Setting(MIXED),
     Setting(f"{MIXED} phase_upconv", ("upconv",)),
     Setting(f"{MIXED} fused_kernels", ("upconv", "msag", "mixer")),
+    Setting(f"{MIXED} compile added_biases", compiled=True, added_biases=True),
     Setting(f"{MIXED} compile", compiled=True),
     Setting(f"{MIXED} compile phase_upconv", ("upconv",), compiled=True),
     Setting(f"{MIXED} compile fused_kernels", ("upconv", "msag", "mixer"), compiled=True),
@@ -148,9 +154,16 @@ class Part:
     costs: list[Cost]
 
 
-def trace(images: int = IMAGES, size: int = SIZE, config: MGCCConfig | None = None) -> list[Part]:
+Traces = dict[bool, list[Part]]
+"""the parts of a step, with and without `Setting.added_biases`"""
+
+
+def trace(
+    images: int = IMAGES, size: int = SIZE, config: MGCCConfig | None = None, added_biases: bool = False
+) -> list[Part]:
     """Return the costs of one step by part, as PyTorch runs it; those of a fusible module are traced on their own."""
-    with FakeTensorMode():
+    devices = () if added_biases else ("cpu",)  # on which the tensors are that stand for a GPU's
+    with FakeTensorMode(), mock.patch.object(bias_free, "DEVICES", devices):
         network = build_network(config or MGCCConfig()).train()
         modules = {name: module for name, module in network.named_modules() if find_operation(module)[0]}
         outer = {name for name in modules if not any(name.startswith(f"{other}.") for other in modules)}
@@ -199,14 +212,14 @@ def costs_of(part: Part, setting: Setting, images: int = IMAGES) -> list[Cost]:
         kept = [replace(cost, flops=cost.flops * 16 / 36) for cost in part.costs if "upsample" not in cost.operation]
         output = 4 * workload.pixels * part.shape[3] * workload.dtype.itemsize
         return [*kept, *(Cost("interleave", 0.0, 2.0 * output) for _ in ("forward", "backward"))]
-    phases = [phase for each in ("forward", "backward") for phase in workload.phases(each)]
+    phases = [phase for each in ("forward", "backward") for phase in workload.roofline_phases(each)]
     return [Cost(part.operation, flops, moved, triton=True) for flops, moved in phases]
 
 
-def predict(parts: list[Part], setting: Setting, gpu: GPU) -> tuple[float, dict[str, dict[str, float]]]:
+def predict(parts: Traces, setting: Setting, gpu: GPU) -> tuple[float, dict[str, dict[str, float]]]:
     """Return the milliseconds of a step, and by operation its milliseconds, TFLOP, GB and calls; the longest first."""
     rows: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for part in parts:
+    for part in parts[setting.added_biases]:
         for cost in costs_of(part, setting):
             row = rows[f"{part.operation or 'rest'}: {cost.operation}"]
             row["ms"] += 1e3 * cost.seconds(gpu, setting.compiled and not cost.triton)
@@ -232,7 +245,7 @@ def measured_steps(folder: Path | None) -> dict[tuple[str, str], float]:
     return found
 
 
-def table(parts: list[Part], measured: dict[tuple[str, str], float]) -> Iterator[str]:
+def table(parts: Traces, measured: dict[tuple[str, str], float]) -> Iterator[str]:
     """Yield the lines of a Markdown table: milliseconds per step, predicted and, where it exists, measured."""
     yield f"| setting | {' | '.join(GPUS)} |"
     yield f"| --- |{' ---: |' * len(GPUS)}"
@@ -253,7 +266,7 @@ def main() -> None:
     parser.add_argument("--measured", type=Path, metavar="FOLDER", help="folder with results of benchmarks.train_step")
     parser.add_argument("--out", type=Path, help="JSON file to write: every operation of every setting and GPU")
     options = parser.parse_args()
-    parts, measured = trace(), measured_steps(options.measured)
+    parts, measured = {added: trace(added_biases=added) for added in (True, False)}, measured_steps(options.measured)
     print("\n".join(table(parts, measured)))
     print("milliseconds per step, predicted" + ("" if measured else "; none has been measured"))
     for setting in SETTINGS if options.ops else ():

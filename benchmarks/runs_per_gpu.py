@@ -10,7 +10,6 @@ cores, with --threads each.
 """
 
 import argparse
-import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.processes import fork_context
 from benchmarks.step import SETTINGS, StepConfig, StepSettings, package_step
 from benchmarks.train_step import WARM_UP_STEPS, add_size_options, enabled, step_config
 from mgcc_dist.common.environment import benchmark_header
@@ -54,7 +54,7 @@ def main() -> None:
 
 def throughput(number: int, settings: StepSettings, config: StepConfig, seconds: float) -> dict[str, Any]:
     """Return sum, lowest and highest steps per second of `number` processes; if one fails, the reason."""
-    context = multiprocessing.get_context("spawn")
+    context = fork_context()
     with context.Manager() as manager, ProcessPoolExecutor(number, context) as pool:
         ready = manager.Barrier(number)
         futures = [pool.submit(train, settings, config, seconds, ready) for _ in range(number)]

@@ -134,6 +134,11 @@ def profile(name: str, settings: str) -> MakeCommand:
     return command
 
 
+def latency(context: Context, seconds: float) -> Command:
+    toy = ["--size", str(TOY_SIZE), "--widths", *map(str, TOY_WIDTHS)]
+    return ["benchmarks.latency", *_out(context, "latency"), *(toy if context.quick else [])]
+
+
 def training_run(context: Context, seconds: float) -> Command:
     data = ["--shards", str(context.shards), "--split", context.split] if context.shards else []
     length = ["--total-seconds", _number(context.total_seconds)] if context.total_seconds else []
@@ -209,6 +214,7 @@ _ORDERED = (
         most=60,
         needs=needs_cuda,
     ),
+    Stage("latency", "one image through the network, next to the paper", latency, share=25, least=15, most=60),
     Stage("training_run", "full-size MGCC training", training_run, share=250, least=120),
     extra("runs_per_gpu", "several runs on one device", runs_per_gpu),
     extra("sampling", "diffusion sampling against diffusers", sampling),

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from mgcc_dist.common.distributed import seed_step
 from mgcc_dist.data.loader import ByteBatch
+from mgcc_dist.kernels import bias_free
 from mgcc_dist.kernels.dispatcher import KernelDispatcher, fuse
-from mgcc_dist.kernels.upconv.phases import upsample_conv
+from mgcc_dist.kernels.upconv.module import norm_of_upsample_conv
 from mgcc_dist.methods.config import MultiLevelCrossConsistencyConfig
 from mgcc_dist.methods.method import build
 from mgcc_dist.models import mgcc
@@ -55,10 +56,12 @@ class StepSettings:
     fused_sgd: bool = False
     two_forwards: bool = False
     """separate forward passes for labeled and unlabeled images; measures what the joint forward saves"""
+    added_biases: bool = False
+    """add biases also before batch norm; measures what leaving them out saves"""
 
 
 SETTINGS = list(asdict(StepSettings()))
-CUDA_ONLY = ("tf32", "cudnn_benchmark", "cuda_graphs")
+CUDA_ONLY = ("tf32", "cudnn_benchmark", "cuda_graphs", "added_biases")
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ def package_step(settings: StepSettings, config: StepConfig) -> tuple[Step, dict
     torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
     torch.backends.cudnn.benchmark = settings.cudnn_benchmark
     torch.backends.cudnn.deterministic = False
+    bias_free.DEVICES = () if settings.added_biases else ("cuda",)
 
     method: Any = build(MultiLevelCrossConsistencyConfig(), MGCCConfig(widths=config.widths)).to(config.device).train()
     if settings.phase_upconv:
@@ -215,7 +219,7 @@ class PhaseUpConv(UpConv):
     """UpConv as four 2x2 convolutions of the low-resolution map."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(upsample_conv(x, self.conv.weight, self.conv.bias)), inplace=True)
+        return F.relu(norm_of_upsample_conv(x, self.conv, self.norm), inplace=True)
 
 
 class TwoForwards(nn.Module):
@@ -241,6 +245,7 @@ def released_step(config: StepConfig) -> Step:
     """Build the loop of the paper's released code, which benchmarks/train_step.py describes."""
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    bias_free.DEVICES = ()
     mgcc.PERTURBATIONS = (_released_feature_dropout, lambda x: F.dropout(x, 0.3), _released_feature_noise)
     network = build_network(MGCCConfig(widths=config.widths)).to(config.device).train()
     optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)

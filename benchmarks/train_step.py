@@ -25,7 +25,6 @@ file is rewritten after every row.
 
 import argparse
 import math
-import multiprocessing
 import resource
 import statistics
 import time
@@ -37,6 +36,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.processes import fork_context
 from benchmarks.step import PAPER_WIDTHS, SETTINGS, StepConfig, StepSettings, Unsupported, package_step, released_step
 from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.errors import reason_of
@@ -72,6 +72,7 @@ COMBINATIONS = (
     combination(f"{MIXED} auto_kernels", 20),
     combination(f"{MIXED} fused_kernels cuda_graphs", 25),
     PLAIN,
+    combination(f"{MIXED} added_biases", 20),
     combination(f"{MIXED} compile", 100),
     combination(f"{MIXED} phase_upconv", 20),
     combination(f"{MIXED} cuda_graphs", 25),
@@ -148,7 +149,7 @@ def ablation(names: list[str]) -> list[Row]:
 
 def faster_than_eager(results: dict[str, dict[str, Any]]) -> list[str]:
     """Return the settings that "fastest" combines."""
-    speeds = {name: _speed(results.get(name, {})) for name in SETTINGS if name != "two_forwards"}
+    speeds = {name: _speed(results.get(name, {})) for name in SETTINGS if name not in ("two_forwards", "added_biases")}
     slower_kernels = min("fused_kernels", "auto_kernels", key=lambda name: speeds[name])
     eager = _speed(results["eager"])
     return [name for name, speed in speeds.items() if speed > eager > 0 and name != slower_kernels]
@@ -168,7 +169,7 @@ def _speed(row: dict[str, Any]) -> float:
 
 def measure_in_process(row: Row, config: StepConfig, limit: float) -> dict[str, Any]:
     """Run `measure` in a new process, for at most `limit` seconds; a failure becomes the row's `not_run`."""
-    context = multiprocessing.get_context("spawn")
+    context = fork_context()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure_and_send, args=(sender, row.settings, config))
     process.start()

@@ -2,9 +2,16 @@
 
     from mgcc_dist.kernels import FusedConvMixer, FusedMSAG, FusedUpConv, fuse
 
-Each operation is one folder: Triton kernels (`kernels*.py`), custom operators (`op*.py`), the drop-in module
-(`module.py`), and a spec (`spec.py`) with all that `fuse`, the compiler, the benchmark and the table need to know. The
-folder's docstring derives the kernels. Nothing here imports the rest of the package.
+Each operation is one folder, whose docstring derives its kernels. `upconv` is the smallest.
+
+    spec.py           all that `fuse`, the compiler, the benchmark and the table know of it; `specs()` imports it
+    module.py         the drop-in module
+    op*.py            launches, custom operators and their autograd
+    kernels*.py       Triton kernels; `device.py` has the functions that they share
+    plan.py, tiles.py block sizes and compiler options by shape and GPU
+    compile_specs.py  what is compiled ahead of time, where that is too long for spec.py or op.py
+
+Nothing here imports the rest of the package.
 """
 
 from importlib import import_module

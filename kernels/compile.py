@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     start, entries, num_problems = time.monotonic(), aot.Ledger(), 0
     cache = options.cache or _default_cache(aot.triton.__version__)
-    context, settings = get_context("spawn"), (str(cache), options.imports)
-    with ProcessPoolExecutor(options.jobs, context, _start_process, settings) as pool:
+    aot.triton.knobs.cache.dir = str(cache)
+    with ProcessPoolExecutor(options.jobs, get_context("fork")) as pool:  # which inherit the cache and the plugins
         futures = {pool.submit(aot.build_by_name, *job): job for job in jobs}
         for done, future in enumerate(as_completed(futures), 1):
             name, target = futures[future]
@@ -92,14 +92,6 @@ def read_ledger(folder: Path, check: bool, write: bool) -> dict[str, Any]:
         if not write:
             print(f"compile: {error} Resource usage is printed without a comparison.", file=sys.stderr)
         return {}
-
-
-def _start_process(cache: str, imports: Sequence[str]) -> None:
-    """Let a process of the pool use the cache folder, and know the kernels of plugins."""
-    import triton
-
-    triton.knobs.cache.dir = cache
-    _import_plugins(imports)
 
 
 def _import_plugins(words: Sequence[str]) -> None:

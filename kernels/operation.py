@@ -92,8 +92,8 @@ class OperationSpec:
         """Return what the benchmark measures, the most valuable first."""
         return []
 
-    def phases(self, workload: "Workload", direction: str) -> list[Phase]:
-        """Return the phases of `Workload.phases`."""
+    def roofline_phases(self, workload: "Workload", direction: str) -> list[Phase]:
+        """Return the phases of `Workload.roofline_phases`."""
         raise NotImplementedError
 
     def compile_specs(self, target: str) -> Iterable[CompileSpec]:
@@ -199,13 +199,13 @@ class Workload:
         _, height, width = self.shape[:3]
         return self.batch * height * width
 
-    def phases(self, direction: str) -> list[Phase]:
+    def roofline_phases(self, direction: str) -> list[Phase]:
         """Return the FLOPs and bytes of phases that must run one after another, because a norm needs all pixels first.
 
         `direction` is "forward" or "backward". A multiply-add counts as two operations. Each phase reads its inputs and
         writes its outputs once. In backward, values between convolutions are recomputed, not read.
         """
-        return specs()[self.op].phases(self, direction)
+        return specs()[self.op].roofline_phases(self, direction)
 
 
 PAPER_LEVELS: tuple[tuple[Any, ...], ...] = ((64, 256), (128, 128), (256, 64), (512, 32), (1024, 16))

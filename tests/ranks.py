@@ -126,7 +126,7 @@ class ForkedRanks:
         for rank in range(ranks):
             numbers = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if grouped else {}
             arguments = (words, launcher.folder, environment | numbers, *self._files)
-            self.processes.append(_fork_server().Process(target=_run_rank, args=arguments))
+            self.processes.append(fork_server().Process(target=_run_rank, args=arguments))
             self.processes[-1].start()
 
     @property
@@ -169,7 +169,7 @@ Started = subprocess.Popen | ForkedRanks
 
 
 @functools.cache
-def _fork_server() -> multiprocessing.context.BaseContext:
+def fork_server() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     optional = [name for name in ("deepspeed",) if importlib.util.find_spec(name)]
     context.set_forkserver_preload([*PRELOADED, *optional])

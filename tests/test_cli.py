@@ -29,6 +29,7 @@ from mgcc_dist import (
     shards,
     sweeps,
 )
+from mgcc_dist.bench import __main__ as bench
 from mgcc_dist.common import components
 from mgcc_dist.common.command_line import read_command_line
 from mgcc_dist.common.config import CONFIGS, settings_of
@@ -39,6 +40,7 @@ from mgcc_dist.slurm import __main__ as slurm
 PROGRAMS = {
     each.PROGRAM.name: each.PROGRAM
     for each in (
+        bench,
         evaluate,
         export,
         ldm,
@@ -107,7 +109,7 @@ def test_a_program_that_divides_no_work_is_refused_on_several_ranks(words, monke
 
 
 def test_every_program_is_a_command_with_one_line_of_help(capsys):
-    assert {*PROGRAMS, "bench", "launch"} == set(cli.PROGRAMS)
+    assert {*PROGRAMS, "launch"} == set(cli.PROGRAMS)
     printed = help_of(capsys, "--help")
     for name, (_, summary) in cli.PROGRAMS.items():
         assert name in printed

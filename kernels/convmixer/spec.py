@@ -92,7 +92,7 @@ class ConvMixerLayerSpec(OperationSpec):
         found = [Workload(self.name, (1024, 16, 16, kernel), batch, dtype, training) for kernel, batch in sizes]
         return found if device_type == "cuda" else []
 
-    def phases(self, workload: Workload, direction: str) -> list[Phase]:
+    def roofline_phases(self, workload: Workload, direction: str) -> list[Phase]:
         channels, _, _, kernel, *layers = workload.shape
         pixels, size = workload.pixels, workload.dtype.itemsize
         plane, weight = pixels * channels * size, channels**2 * size

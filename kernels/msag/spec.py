@@ -88,7 +88,7 @@ class MSAGSpec(OperationSpec):
         ]
         return found[:1] if quick else found
 
-    def phases(self, workload: Workload, direction: str) -> list[Phase]:
+    def roofline_phases(self, workload: Workload, direction: str) -> list[Phase]:
         channels, _, _ = workload.shape
         pixels, size = workload.pixels, workload.dtype.itemsize
         plane, weight = pixels * channels * size, channels**2 * size

@@ -7,8 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..bias_free import bias_is_needed, norm_without_bias
 from ..fused_module import FusedModule
 from .phases import InterleavePhases, new_output, phase_pixels, phase_weights, phase_windows, upsample_conv
+
+
+def norm_of_upsample_conv(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
+    """Return norm(conv(upsampled x)), and update running statistics."""
+    if bias_is_needed(x, conv, norm):
+        return norm(upsample_conv(x, conv.weight, conv.bias))
+    return norm_without_bias(upsample_conv(x, conv.weight), conv.bias, norm)
 
 
 class FusedUpConv(FusedModule):
@@ -40,7 +48,7 @@ class FusedUpConv(FusedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training or torch.is_grad_enabled():
-            return F.relu(self.norm(upsample_conv(x, self.conv.weight, self.conv.bias)), inplace=True)
+            return F.relu(norm_of_upsample_conv(x, self.conv, self.norm), inplace=True)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         weight, bias = self._evaluation_weights(x.dtype)

@@ -80,7 +80,7 @@ class UpConvSpec(OperationSpec):
                     found.append(Workload(self.name, (channels, side, side, out), batch, dtype, training))
         return found[:1] if quick and device_type == "cuda" else found
 
-    def phases(self, workload: Workload, direction: str) -> list[Phase]:
+    def roofline_phases(self, workload: Workload, direction: str) -> list[Phase]:
         channels, _, _, out_channels = workload.shape
         pixels, size = workload.pixels, workload.dtype.itemsize
         plane, out = pixels * channels * size, 4 * pixels * out_channels * size

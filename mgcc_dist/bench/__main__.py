@@ -18,59 +18,26 @@ is measured last, so it is skipped first. Results and table are written after ea
 killed loses at most one.
 """
 
-import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-
-from mgcc_dist.common.components import load_installed_plugins, take_imports
-from mgcc_dist.common.errors import run_program
-from mgcc_dist.kernels import TABLE_PATH
+from mgcc_dist.bench.config import BenchConfig
+from mgcc_dist.common.components import load_installed_plugins
+from mgcc_dist.common.errors import UserError, did_you_mean, run_program
+from mgcc_dist.common.program import Command, Program
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line first; torch, which takes seconds to import, follows."""
-    parser = _parser()
-    options = parser.parse_args(take_imports(sys.argv[1:] if argv is None else argv))
+def run(config: BenchConfig) -> None:
+    """Measure, and write what the options ask for."""
     load_installed_plugins()
-    from mgcc_dist.bench.run import run
+    from mgcc_dist.bench.run import run_benchmark
     from mgcc_dist.kernels.operation import specs
 
-    if options.op not in (None, *specs()):
-        parser.error(f"--op {options.op}: unknown operation. Choose one of {', '.join(specs())}.")
-    run(options)
+    if config.op and config.op not in specs():
+        hint = did_you_mean(config.op, specs()) or f" Choose one of {', '.join(specs())}."
+        raise UserError(f"--op {config.op}: unknown operation.{hint}")
+    run_benchmark(config)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "mgcc bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--op", metavar="NAME", help="measure only this operation, such as upconv, msag or mixer")
-    parser.add_argument("--import", metavar="MODULE", help="import a module or file that registers kernels; repeatable")
-    parser.add_argument("--json", "--out", type=Path, metavar="FILE", help="write all results to FILE")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="plot speedups and roofline shares to FILE")
-    parser.add_argument(
-        "--write-table",
-        nargs="?",
-        type=Path,
-        const=TABLE_PATH,
-        metavar="FILE",
-        help=f"replace this device's rows of FILE (default: {TABLE_PATH.name})",
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer shapes, shorter rounds, no torch.compile")
-    parser.add_argument("--no-compile", action="store_true", help="skip torch.compile")
-    parser.add_argument("--seconds", type=float, default=240, help="start no workload after this time (default: 240)")
-    parser.add_argument(
-        "--dtypes",
-        nargs="+",
-        choices=("float32", "float16", "bfloat16"),
-        help="dtypes to measure (default: bfloat16; on a CPU float32, and bfloat16 if native)",
-    )
-    return parser
-
+PROGRAM = Program("bench", __doc__, Command(BenchConfig, run, "benchmark the kernels on this device", __doc__))
+main = PROGRAM.main
 
 if __name__ == "__main__":
     run_program("bench", main)

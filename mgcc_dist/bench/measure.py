@@ -119,7 +119,9 @@ def as_row(measurement: Measurement, roofline: Roofline) -> dict[str, Any]:
     row: dict[str, Any] = {"floor_ms": {}, "counts": measurement.counts}
     for direction, times in measurement.times.items():
         directions = ("forward", "backward") if direction == "both" else (direction,)
-        floor = roofline.floor([phase for each in directions for phase in workload.phases(each)], workload.dtype)
+        floor = roofline.floor(
+            [phase for each in directions for phase in workload.roofline_phases(each)], workload.dtype
+        )
         row["floor_ms"][direction] = round(floor, 5)
         row[direction] = {name: {} for name in measurement.variants}
         for timer, by_variant in times.items():

@@ -1,12 +1,12 @@
 """Run the benchmark: measure all workloads within the time limit, and write results after each."""
 
-import argparse
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from mgcc_dist.bench.config import BenchConfig
 from mgcc_dist.bench.measure import Effort, Measurement, add_variants, as_row, measure, table_rows
 from mgcc_dist.bench.roofline import Roofline, fastest_convolutions
 from mgcc_dist.bench.table import write_table
@@ -20,8 +20,8 @@ from mgcc_dist.kernels.operation import Workload
 OUT_OF_TIME = "out of time; increase --seconds"
 
 
-def run(options: argparse.Namespace) -> None:
-    """Run the benchmark with the options of `__main__`."""
+def run_benchmark(options: BenchConfig) -> None:
+    """Measure the operations that `options` choose, and write results, plot and table."""
     if options.png:
         from mgcc_dist.bench import plot  # matplotlib is optional: fail now, not after minutes
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

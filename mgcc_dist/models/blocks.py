@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.kernels.bias_free import norm_of_convolution
 from mgcc_dist.kernels.operation import fusible
 
 
@@ -39,8 +40,8 @@ class DoubleConv(nn.Module):
         self.norm2 = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        return F.relu(self.norm2(self.conv2(x)), inplace=True)
+        x = F.relu(norm_of_convolution(x, self.conv1, self.norm1), inplace=True)
+        return F.relu(norm_of_convolution(x, self.conv2, self.norm2), inplace=True)
 
 
 @fusible("upconv")
@@ -54,7 +55,7 @@ class UpConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.interpolate(x, scale_factor=2, mode="nearest")
-        return F.relu(self.norm(self.conv(x)), inplace=True)
+        return F.relu(norm_of_convolution(x, self.conv, self.norm), inplace=True)
 
 
 @fusible("convmixer")
@@ -132,13 +133,13 @@ class MSAG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scales = (
-            self.pointwise_norm(self.pointwise(x)),
-            self.ordinary_norm(self.ordinary(x)),
-            self.dilated_norm(self.dilated(x)),
+            norm_of_convolution(x, self.pointwise, self.pointwise_norm),
+            norm_of_convolution(x, self.ordinary, self.ordinary_norm),
+            norm_of_convolution(x, self.dilated, self.dilated_norm),
         )
         # TorchScript, traced without gradients, has no autograd functions. Eq. 5
         multi_scale = FusedCatReLU.apply(*scales) if torch.is_grad_enabled() else torch.cat(scales, dim=1).relu_()
-        return x + x * self.vote_norm(self.vote(multi_scale)).sigmoid()  # Eq. 6
+        return x + x * norm_of_convolution(multi_scale, self.vote, self.vote_norm).sigmoid()  # Eq. 6
 
 
 def _drawn(draw: Callable[[Sequence[int]], Tensor], shape: Sequence[int], x: Tensor) -> Tensor:

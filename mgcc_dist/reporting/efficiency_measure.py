@@ -63,8 +63,13 @@ def measure_cost(network: nn.Module, device: torch.device, image_size: int = IMA
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         macs=int(counted.total()),
         uncounted={name.removeprefix("aten::"): calls for name, calls in sorted(counted.unsupported_ops().items())},
-        latency=_latency_cuda(network, image) if device.type == "cuda" else _latency_cpu(network, image),
+        latency=measure_latency(network, image),
     )
+
+
+def measure_latency(network: nn.Module, image: Tensor) -> dict[str, float]:
+    """Return the median milliseconds of network(image) by mode: eager, and on a GPU as a CUDA graph."""
+    return _latency_cuda(network, image) if image.device.type == "cuda" else _latency_cpu(network, image)
 
 
 def describe_machine(device: torch.device) -> str:

@@ -12,6 +12,7 @@ from benchmarks.roofline_step import (
     MIXED,
     SETTINGS,
     Cost,
+    Setting,
     costs_of,
     measured_steps,
     predict,
@@ -23,10 +24,12 @@ from mgcc_dist.models.config import MGCCConfig
 PHASE = next(setting for setting in SETTINGS if setting.fused == ("upconv",))
 
 
+CONFIG = MGCCConfig(in_channels=1, widths=(16, 32), taps=(1,), gates=(True, False), kernel_size=3)
+
+
 @pytest.fixture(scope="module")
 def parts():
-    config = MGCCConfig(in_channels=1, widths=(16, 32), taps=(1,), gates=(True, False), kernel_size=3)
-    return trace(images=2, size=32, config=config)
+    return trace(images=2, size=32, config=CONFIG)
 
 
 def flops(costs, operation):
@@ -49,6 +52,16 @@ def test_parts_are_the_fusible_modules_and_the_rest(parts):
     assert flops(mixer.costs, "convolution") == 2 * 2 * 16 * 16 * 32 * (3 * 3 + 32)
 
 
+def test_only_convolutions_without_a_norm_add_their_bias(parts):
+    def calls(parts, operation):
+        return sum(cost.operation == operation for part in parts for cost in part.costs)
+
+    with_biases = trace(images=2, size=32, config=CONFIG, added_biases=True)
+    for operation in ("bias of a convolution", "bias of a convolution, backward"):
+        assert calls(parts, operation) == 2 + 2  # of the heads of two decoders, and of the mixer's layer
+        assert calls(with_biases, operation) == calls(parts, "convolution")
+
+
 def test_phase_convolutions_take_16_of_36_products_and_no_upsampling(parts):
     part = next(part for part in parts if part.operation == "upconv")
     ours = costs_of(part, PHASE)
@@ -63,7 +76,7 @@ def test_time_is_the_larger_of_products_and_bytes(parts):
     assert products.seconds(gpu, compiled=True) == pytest.approx(1e12 / (100e12 * LIBRARY_SHARE))
     assert passes.seconds(gpu, compiled=False) == pytest.approx(1e9 / (1e12 * MEMORY_SHARE))
     assert passes.seconds(gpu, compiled=True) == passes.seconds(gpu, compiled=False) / 2
-    milliseconds, rows = predict(parts, SETTINGS[0], GPUS["H100"])
+    milliseconds, rows = predict({True: parts}, SETTINGS[0], GPUS["H100"])
     assert milliseconds == pytest.approx(sum(row["ms"] for row in rows.values()), rel=1e-2)
 
 
@@ -74,6 +87,6 @@ def test_measured_times_stand_next_to_predictions(parts, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps(content | {"case": {"size": 128, "batch": 4}, "rows": rows}))
     measured = measured_steps(tmp_path)
     assert measured == {("H100", MIXED): 100.0}
-    lines = list(table(parts, measured))
+    lines = list(table({True: parts, False: parts}, measured))
     assert len(lines) == 2 + len(SETTINGS)
-    assert "(measured 100.0)" in lines[2]
+    assert "(measured 100.0)" in lines[2 + SETTINGS.index(Setting(MIXED))]

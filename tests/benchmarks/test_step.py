@@ -31,6 +31,7 @@ from mgcc_dist.methods.config import MultiLevelCrossConsistencyConfig
 from mgcc_dist.methods.method import build
 from mgcc_dist.models.config import MGCCConfig
 
+TINY = StepConfig(16, (4, 8), batch=1, steps=3, device="cpu", threads=1)
 TOY = StepConfig(TOY_SIZE, TOY_WIDTHS, batch=1, steps=3, device="cpu", threads=1)
 REPOSITORY = Path(__file__).parents[2]
 KERNEL_SETTINGS = ("fused_kernels", "auto_kernels")
@@ -50,14 +51,14 @@ def stubs(monkeypatch):
     "names", [(), *((name,) for name in SETTINGS if name not in ("fused_kernels", "auto_kernels"))]
 )
 def test_every_setting_takes_training_steps(names, stubs):
-    step, facts = package_step(enabled(names), TOY)
+    step, facts = package_step(enabled(names), TINY)
     losses = [step(number).item() for number in range(2)]
     assert all(0 < loss < 10 for loss in losses)
     assert facts == {}
 
 
 def test_the_released_loop_takes_training_steps():
-    step = released_step(TOY)
+    step = released_step(TINY)
     assert 0 < step(0).item() < 10
 
 
@@ -88,7 +89,7 @@ def test_fused_kernels_run_triton_in_the_training_step():
     code = """
 import json
 from benchmarks.step import StepConfig, StepSettings, package_step
-step, facts = package_step(StepSettings(fused_kernels=True), StepConfig(16, (16, 16), 1, 3, "cpu", 1))
+step, facts = package_step(StepSettings(fused_kernels=True), StepConfig(8, (16, 16), 1, 3, "cpu", 1))
 print(json.dumps([facts["implementations"], step(0).item()]))
 """
     run = subprocess.run(

@@ -6,7 +6,6 @@ import math
 import os
 import runpy
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -14,28 +13,49 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ranks
+import torch
 
 from benchmarks import suite as program
 from benchmarks.collect import collected
 from benchmarks.compare import metrics
 from benchmarks.stages import STAGES, Context, Stage, modules
 from benchmarks.suite import START_SECONDS, Suite
+from mgcc_dist.bench.config import BenchConfig
+from mgcc_dist.common.command_line import parse
 from mgcc_dist.common.files import read_json
 from mgcc_dist.kernels import TABLE_PATH
 
-REPOSITORY = Path(__file__).parents[2]
 IMAGES, SHARDS = Path("images"), Path("shards")
 
 
-def test_the_quick_suite_runs_its_stages_on_a_cpu(tmp_path):
-    stages = ["environment", "gpu_tests", "train_step", "training_run"]
-    command = [sys.executable, "-m", "benchmarks.suite", "--quick", "--seconds", "900", "--out", str(tmp_path)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--stages", *stages], cwd=REPOSITORY, env=environment, capture_output=True, text=True
-    )
+class ForkedChild:
+    """A `Child` that is forked from a process that has imported all libraries."""
+
+    timed_out = False
+
+    def __init__(self, command, seconds, grace, log):
+        self.started, self.log = time.monotonic(), log
+        self.process = ranks.start(ranks.forked(1), command[1:])
+
+    def wait(self):
+        self.log.write_text("".join(self.process.communicate()))
+        return self.process.returncode
+
+
+def test_the_quick_suite_runs_its_stages_on_a_cpu(tmp_path, monkeypatch):
+    stages = ["gpu_tests", "train_step", "training_run"]
+    words = ["suite", "--quick", "--seconds", "900", "--out", str(tmp_path), "--stages", *stages]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(program, "Child", ForkedChild)
+    monkeypatch.setattr(program, "raise_on_sigterm", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name, value in program.ENVIRONMENT.items():  # which the suite sets for its stages
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        program.main()
     logs = {path.name: path.read_text() for path in tmp_path.glob("*.log")}
-    assert done.returncode == 0, (done.stdout, logs)
+    assert ended.value.code == 0, logs
     summary = read_json(tmp_path / "summary.json")
     assert {name: row["status"] for name, row in summary["stages"].items()} == {
         name: "skipped" if name == "gpu_tests" else "ran" for name in stages
@@ -68,10 +88,13 @@ class Parsed(BaseException):
 def test_programs_accept_the_options_of_their_stage(name, quick, cuda, tmp_path, monkeypatch):
     context = Context(tmp_path, tmp_path, cuda, quick, shards=SHARDS, images=IMAGES, total_seconds=500)
     module, *words = STAGES[name].command(replace(context, modules=("json",)), 100)
-    parse = argparse.ArgumentParser.parse_args
+    if module == "mgcc_dist.bench":
+        assert parse(BenchConfig, words).op == name.removeprefix("kernels_")
+        return
+    parse_args = argparse.ArgumentParser.parse_args
 
     def parse_and_end(self, *args):
-        parse(self, *args)
+        parse_args(self, *args)
         raise Parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_end)

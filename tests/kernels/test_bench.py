@@ -9,10 +9,14 @@ import torch
 from benchmarks.compare import metrics as metrics_of_file
 from mgcc_dist.bench import __main__ as program
 from mgcc_dist.bench import counts, run, timing, variants
+from mgcc_dist.bench.config import BenchConfig
 from mgcc_dist.bench.measure import Effort, add_variants, as_row, measure, table_rows
 from mgcc_dist.bench.table import write_table
 from mgcc_dist.bench.variants import Runner, compiled_variants, plain_and_fused
 from mgcc_dist.bench.workloads import workloads
+from mgcc_dist.common.command_line import parse
+from mgcc_dist.common.errors import UserError
+from mgcc_dist.kernels import TABLE_PATH
 from mgcc_dist.kernels import measured as table
 from mgcc_dist.kernels.dispatcher import fuse
 from mgcc_dist.kernels.operation import LAYOUTS, Workload, specs
@@ -31,17 +35,17 @@ def measure_briefly(each):
 
 
 @pytest.fixture
-def tiny_run(monkeypatch, tmp_path):
-    """Run the benchmark on two tiny workloads, with a table in a temporary folder."""
+def tiny_run(monkeypatch):
+    """Run the benchmark on two tiny workloads."""
     monkeypatch.setattr(run, "workloads", lambda device, dtypes, quick: [workload(), workload(training=True)])
-    monkeypatch.setattr(program, "TABLE_PATH", tmp_path / "measured.json")
+    monkeypatch.setattr(run, "_effort", lambda device, quick: BRIEF)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     return lambda *arguments: program.main(["--quick", "--dtypes", "float32", *map(str, arguments)])
 
 
 def test_benchmark_on_a_cpu_writes_results_plot_and_table(tiny_run, tmp_path, capsys):
     result, plot = tmp_path / "b.json", tmp_path / "b.png"
-    tiny_run("--json", result, "--png", plot, "--write-table")
+    tiny_run("--json", result, "--png", plot, "--write-table", tmp_path / "measured.json")
     assert capsys.readouterr().out.startswith("bench: no GPU found")
     content = json.loads(result.read_text())
     assert list(content["rows"]) == ["upconv 8x4x4x4 B2 float32 evaluation", "upconv 8x4x4x4 B2 float32 training"]
@@ -63,6 +67,16 @@ def test_benchmark_on_a_cpu_writes_results_plot_and_table(tiny_run, tmp_path, ca
     keys = {(row["implementation"], row["mode"], row["layout"]) for row in rows}
     assert keys == {("torch", mode, each) for mode in ("evaluation", "training") for each in LAYOUTS}
     assert {row["device"] for row in rows} == {table.CPU}
+
+
+def test_write_table_without_a_file_means_the_table_that_auto_reads():
+    assert parse(BenchConfig, ["--write-table", "--quick"]).write_table == TABLE_PATH
+    assert parse(BenchConfig, ["--quick"]).write_table is None
+
+
+def test_an_operation_that_does_not_exist_is_rejected_with_the_nearest():
+    with pytest.raises(UserError, match=r"^--op upcon: unknown operation\. Did you mean upconv\?$"):
+        program.main(["--op", "upcon"])
 
 
 @torch.no_grad()
@@ -139,7 +153,6 @@ def test_a_benchmark_that_fails_keeps_the_results_and_table_of_earlier_workloads
         tiny_run("--json", tmp_path / "b.json", "--write-table", tmp_path / "own_table.json")
     assert list(json.loads((tmp_path / "b.json").read_text())["rows"]) == ["upconv 8x4x4x4 B2 float32 evaluation"]
     assert {row["mode"] for row in table.read_rows(tmp_path / "own_table.json")} == {"evaluation"}
-    assert not (tmp_path / "measured.json").exists()
 
 
 def test_workloads_skipped_for_lack_of_time_are_listed(tiny_run, tmp_path, capsys):
@@ -152,7 +165,7 @@ def test_workloads_skipped_for_lack_of_time_are_listed(tiny_run, tmp_path, capsy
 
 def test_minimum_times_match_a_calculation_by_hand():
     def microseconds(*arguments, direction="forward", training=True):  # on an H100: 800 TFLOP/s, 3 TB/s
-        phases = Workload(*arguments, torch.bfloat16, training).phases(direction)
+        phases = Workload(*arguments, torch.bfloat16, training).roofline_phases(direction)
         return 1e6 * sum(max(flops / 800e12, moved / 3e12) for flops, moved in phases)
 
     layer, gate = ("convmixer", (1024, 16, 16, 7), 8), ("msag", (64, 256, 256), 8)

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 pytest.importorskip("triton")
 
 from mgcc_dist.kernels import aot, targets
+from mgcc_dist.kernels import compile as program
 from mgcc_dist.kernels.compile import read_ledger
 from tests.conftest import REPOSITORY
 
@@ -135,20 +137,17 @@ KERNEL = "msag.gate gradient sums bf16 C512"
 
 
 @compiles
-def test_write_then_check_fails_on_a_regression_and_an_unknown_kernel(tmp_path):
+def test_write_then_check_fails_on_a_regression_and_an_unknown_kernel(tmp_path, monkeypatch, capsys):
     """Runs with a temporary ledger, so that the repository's stays unchanged, on a kernel that compiles quickly."""
-    launcher = tmp_path / "run.py"
-    launcher.write_text(
-        "from mgcc_dist.kernels import aot, compile as program\n"
-        "aot.TARGETS = ('sm_90',)\n"
-        "if __name__ == '__main__':\n    program.main()\n"
-    )
+    monkeypatch.setattr(aot, "TARGETS", ("sm_90",))
+    monkeypatch.setattr("triton.knobs.cache.dir", "")  # which the program sets
+    monkeypatch.setattr(program, "ProcessPoolExecutor", lambda jobs, context: ThreadPoolExecutor(jobs))
 
     def run(*options):
         folders = ("--cache", str(tmp_path / "cache"), "--ledger", str(tmp_path))
-        options = ("--only", KERNEL, "--jobs", "1", *folders, *options)
-        done = subprocess.run([sys.executable, launcher, *options], capture_output=True, text=True, check=False)
-        return done.returncode, done.stdout + done.stderr
+        with pytest.raises(SystemExit) as ended:
+            program.main(["--only", KERNEL, "--jobs", "1", *folders, *options])
+        return ended.value.code, "".join(capsys.readouterr())
 
     code, message = run("--write")
     assert code == 0, message

@@ -169,7 +169,7 @@ def test_train_and_eval_reach_every_implementation():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_torch_compile_traces_one_graph(training, without_perturbation):
-    model, images = network()
+    model, images = network(auxiliary=1)
     fused = fuse(model, "torch").train(training)
     with torch.set_grad_enabled(training):
         compiled = torch.compile(copy.deepcopy(fused), backend="eager", fullgraph=True)(images)

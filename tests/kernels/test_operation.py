@@ -48,7 +48,7 @@ TOY = """
         def workloads(self, device_type, dtype, training, quick):
             return [Workload(self.name, (4, 3, 3), 2, dtype, training)]
 
-        def phases(self, workload, direction):
+        def roofline_phases(self, workload, direction):
             return [(0.0, 2.0 * workload.input_bytes)]
 
         def compile_specs(self, target):
