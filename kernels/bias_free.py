@@ -51,4 +51,4 @@ class _ZeroGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return gradient, gradient.new_zeros(ctx.shape, dtype=ctx.dtype)
+        return gradient, torch.zeros(ctx.shape, dtype=ctx.dtype, device=gradient.device)

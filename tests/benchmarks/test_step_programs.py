@@ -9,19 +9,20 @@ from torch.autograd import DeviceType
 from benchmarks import profile_step, runs_per_gpu
 from benchmarks.profile_step import kind_of, summarize
 from benchmarks.runs_per_gpu import throughput
-from benchmarks.step import TOY_SIZE, TOY_WIDTHS, StepConfig, StepSettings
+from benchmarks.step import StepConfig, StepSettings
 from mgcc_dist.common.files import read_json
 
-TOY = ["--size", str(TOY_SIZE), "--widths", *map(str, TOY_WIDTHS), "--batch", "1", "--threads", "1"]
+SIZE, WIDTHS = 16, (4, 8)
+TINY = ["--size", str(SIZE), "--widths", *map(str, WIDTHS), "--batch", "1", "--threads", "1"]
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Runs a program at toy size; returns the result it wrote."""
+    """Runs a program at a tiny size; returns the result it wrote."""
 
     def run(program, *words):
         out = tmp_path / "result.json"
-        monkeypatch.setattr(sys, "argv", ["program", "--out", str(out), *TOY, *words])
+        monkeypatch.setattr(sys, "argv", ["program", "--out", str(out), *TINY, *words])
         program.main()
         return read_json(out)
 
@@ -92,7 +93,7 @@ def test_operations_are_grouped_by_name(operation, kind):
 
 
 def test_runs_that_share_a_device_are_timed_together():
-    config = StepConfig(TOY_SIZE, TOY_WIDTHS, batch=1, steps=0, device="cpu", threads=1)
+    config = StepConfig(SIZE, WIDTHS, batch=1, steps=0, device="cpu", threads=1)
     row = throughput(2, StepSettings(), config, seconds=0.2)
     low, high = row["steps_per_second_lowest_highest"]
     assert 0 < low <= high

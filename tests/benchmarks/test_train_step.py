@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import train_step
-from benchmarks.step import SETTINGS, TOY_SIZE, TOY_WIDTHS, StepConfig, StepSettings
+from benchmarks.step import SETTINGS, StepConfig, StepSettings
 from benchmarks.train_step import COMBINATIONS, EAGER, PLAIN, Row, enabled, measure, measure_in_process
 from mgcc_dist.common.files import read_json
 
-TOY = StepConfig(TOY_SIZE, TOY_WIDTHS, batch=1, steps=3, device="cpu", threads=1)
+TINY = StepConfig(16, (4, 8), batch=1, steps=3, device="cpu", threads=1)
 SPEEDS = {"plain": 1.0, "eager": 2.0, "channels_last": 3.0, "bf16": 1.9, "phase_upconv": 2.5, "two_forwards": 9.0}
 
 
@@ -74,7 +74,7 @@ def test_combinations_have_distinct_names_and_settings_that_exist():
 
 @pytest.mark.parametrize("settings", [None, StepSettings(channels_last=True)])
 def test_a_row_has_speed_memory_and_loss(settings):
-    row = measure(settings, TOY)
+    row = measure(settings, TINY)
     low, high = row["steps_per_second_lowest_highest"]
     assert 0 < low <= row["steps_per_second"] <= high
     assert row["steps_per_processor_second"] > 0
@@ -84,8 +84,8 @@ def test_a_row_has_speed_memory_and_loss(settings):
 
 
 def test_a_row_that_fails_or_is_unsupported_or_late_gives_its_reason():
-    tf32 = measure_in_process(Row("tf32", StepSettings(tf32=True)), TOY, limit=60)
+    tf32 = measure_in_process(Row("tf32", StepSettings(tf32=True)), TINY, limit=60)
     assert tf32 == {"not_run": "tf32 needs a CUDA device"}
-    too_deep = measure_in_process(EAGER, replace(TOY, size=8), limit=60)
+    too_deep = measure_in_process(EAGER, replace(TINY, size=5), limit=60)
     assert too_deep["not_run"].startswith(("ValueError", "RuntimeError", "UserError"))
-    assert "stopped after 0 s" in measure_in_process(EAGER, TOY, limit=0)["not_run"]
+    assert "stopped after 0 s" in measure_in_process(EAGER, TINY, limit=0)["not_run"]

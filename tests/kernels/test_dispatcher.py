@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.step import StepConfig, StepSettings, package_step
 from mgcc_dist.bench.counts import saved_bytes
 from mgcc_dist.kernels import TABLE_PATH, measured
 from mgcc_dist.kernels.dispatcher import KernelDispatcher, fuse
@@ -125,6 +126,14 @@ def test_torch_compile_traces_triton_implementations_and_gradients_into_one_grap
         model(x).backward()
     for ours, expected in zip(fused.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.interpreted
+def test_fused_kernels_run_triton_in_the_benchmarked_training_step():
+    config = StepConfig(8, (16, 16), batch=1, steps=3, device="cpu", threads=1)
+    step, facts = package_step(StepSettings(fused_kernels=True), config)
+    assert facts["implementations"]["triton"] == 4  # the gate of each decoder
+    assert 0 < step(0).item() < 10
 
 
 def test_unknown_kernels_are_rejected():
