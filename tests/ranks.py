@@ -181,7 +181,7 @@ def start_fork_server() -> None:
 
     Call it before tests run, which start threads: a fork has only the thread that forks.
     """
-    _fork_server()
+    fork_server()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(multiprocessing.util, "spawnv_passfds", _fork)
         multiprocessing.forkserver.ensure_running()
