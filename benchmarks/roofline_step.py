@@ -1,6 +1,7 @@
 """A model of one MGCC training step: bytes, operations and predicted milliseconds of every operation, by GPU.
 
     python -m benchmarks.roofline_step                            # the table of settings
+    python -m benchmarks.roofline_step --parts                    # operations of the convolutions by part
     python -m benchmarks.roofline_step --ops 20 --gpu H100        # the longest operations of each setting
     python -m benchmarks.roofline_step --out roofline.json --measured benchmarks/results
 
@@ -17,6 +18,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -257,15 +259,51 @@ def table(parts: Traces, measured: dict[tuple[str, str], float]) -> Iterator[str
         yield f"| `{setting.name}` | {' | '.join(cells)} |"
 
 
+def part_of(name: str) -> str:
+    """Return the part of MGCC that a convolution belongs to."""
+    parts = {"encoder": "encoder", "mixer": "nine ConvMixer layers"}
+    in_decoder = {"gates": "four decoders: gates", "ups": "four decoders: up-convolutions"}
+    names = name.split(".")
+    found = [in_decoder[each] for each in names if each in in_decoder]
+    return parts.get(names[0]) or (found[0] if found else "four decoders: other convolutions")
+
+
+def convolutions() -> list[str]:
+    """Return a table of a forward pass: operations and outputs of all convolutions by part of the network."""
+    flops: Counter[str] = Counter()
+    outputs: Counter[str] = Counter()
+    with torch.device("meta"):
+        network = build_network(MGCCConfig()).train()
+        images = torch.empty(IMAGES, 1, SIZE, SIZE)
+
+    def count(part: str, layer: torch.nn.Conv2d, _: Any, output: Tensor) -> None:
+        flops[part] += 2 * output.numel() * layer.weight[0].numel()
+        outputs[part] += output.numel()
+
+    for name, layer in network.named_modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(partial(count, part_of(name)))
+    network(images)
+    lines = ["| part | TFLOP | share | convolution outputs in bfloat16 |", "| --- | ---: | ---: | ---: |"]
+    for part, flop in [*flops.items(), ("**all**", flops.total())]:
+        size = outputs[part] or outputs.total()
+        lines.append(f"| {part} | {flop / 1e12:.3f} | {flop / flops.total():.1%} | {2 * size / 1e9:.2f} GB |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--ops", type=int, default=0, metavar="N", help="also print the N longest operations per setting"
     )
+    parser.add_argument("--parts", action="store_true", help="only print the operations of the convolutions by part")
     parser.add_argument("--gpu", choices=GPUS, default="H100", help="of --ops (default: H100)")
     parser.add_argument("--measured", type=Path, metavar="FOLDER", help="folder with results of benchmarks.train_step")
     parser.add_argument("--out", type=Path, help="JSON file to write: every operation of every setting and GPU")
     options = parser.parse_args()
+    if options.parts:
+        print("\n".join(convolutions()))
+        return
     parts, measured = {added: trace(added_biases=added) for added in (True, False)}, measured_steps(options.measured)
     print("\n".join(table(parts, measured)))
     print("milliseconds per step, predicted" + ("" if measured else "; none has been measured"))

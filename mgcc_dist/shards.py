@@ -78,7 +78,7 @@ class FilesConfig:
 @dataclass(frozen=True)
 class SimilarFilesConfig(FilesConfig):
     groups: Literal["similar", "none"] = "similar"
-    """what a grouped split keeps together: near-duplicates, or nothing; the search takes minutes for 20,000 images"""
+    """what a grouped split keeps together: near-duplicates, or nothing; the search is slow for large data sets"""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from benchmarks.roofline_step import (
     SETTINGS,
     Cost,
     Setting,
+    convolutions,
     costs_of,
     measured_steps,
     predict,
@@ -25,6 +26,13 @@ PHASE = next(setting for setting in SETTINGS if setting.fused == ("upconv",))
 
 
 CONFIG = MGCCConfig(in_channels=1, widths=(16, 32), taps=(1,), gates=(True, False), kernel_size=3)
+
+
+def test_convolutions_are_counted_by_part():
+    """The table of docs/explanation/performance.md."""
+    cells = [line.split(" | ") for line in convolutions()[2:]]
+    assert [row[1] for row in cells] == ["0.272", "0.041", "1.512", "1.237", "1.856", "4.917"]
+    assert cells[-1][3] == "3.86 GB |"
 
 
 @pytest.fixture(scope="module")
