@@ -167,7 +167,7 @@ def convert_folder(config: FolderConfig) -> None:
     reader = folder(config.root, config.patient if config.groups == "patient" else "")
     if config.groups == "none":
         reader.leave_ungrouped()
-    reader.dataset = config.name or re.sub(r"[^\w-]", "_", readable_name(config.out.resolve().name))
+    reader.dataset = config.name or _dataset_name(config.out)
     if config.name:
         if not re.fullmatch(r"[\w-]+", config.name):
             raise UserError(f"--name {config.name}: use only letters, digits, - and _")
@@ -175,6 +175,11 @@ def convert_folder(config: FolderConfig) -> None:
     if config.groups == "patient":
         reader.arguments["patient"] = Path(config.patient).name if is_list(config.patient) else config.patient
     _convert_files(reader, config)
+
+
+def _dataset_name(folder: Path) -> str:
+    """Return the name of a data set after its folder, with `_` for what a name can't have."""
+    return re.sub(r"[^\w-]", "_", readable_name(folder.resolve().name))
 
 
 def _convert_files(reader: ImageFileReader, config: FilesConfig) -> None:
@@ -220,7 +225,7 @@ def write_index_file(config: IndexConfig) -> None:
     from mgcc_dist.data.indexing import Layout, index_shards, list_shards
 
     folder = config.out or Path(list_shards(config.root)[0])
-    name = config.name or re.sub(r"[^\w-]", "_", folder.resolve().name)
+    name = config.name or _dataset_name(folder)
     layout = Layout(
         config.images,
         config.masks,

@@ -35,7 +35,7 @@ _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class _Loader(_SAFE_LOADER):  # type: ignore[valid-type, misc]
-    """Refuses a key that stands twice in a mapping, of which YAML's loader silently drops the first."""
+    """Refuses duplicate keys in a mapping; YAML's loader silently keeps the last one."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         # Merging (<<) puts the merged keys next to the mapping's own, so only the first call sees what the file says.
@@ -44,7 +44,7 @@ class _Loader(_SAFE_LOADER):  # type: ignore[valid-type, misc]
             names = set()
             for key, _ in node.value:
                 if key.value in names and key.value != "<<":
-                    message = f"the key {key.value!r} stands twice"
+                    message = f"duplicate key {key.value!r}"
                     raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
                 if isinstance(key, yaml.ScalarNode):
                     names.add(key.value)
@@ -166,7 +166,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def read_layer(path: Path) -> Layer:
     """Read a YAML file of keys, and import the plugins that its key `import` names.
 
-    A file that version 0.1 saved is read in the form of this version.
+    Files that version 0.1 saved are converted.
 
     Raises:
         UserError: the file does not exist, is not YAML, or was saved by a later version.

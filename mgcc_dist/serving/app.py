@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from mgcc_dist.common.errors import EXTRAS, UserError, one_line, system_error
+from mgcc_dist.common.errors import DISK_FULL, EXTRAS, UserError, one_line, system_error
 from mgcc_dist.data.images import BadFile
 from mgcc_dist.serving.corrections import Conflict
 from mgcc_dist.serving.predictions import measure
@@ -187,6 +187,8 @@ def _explain(_: Request, error: Exception) -> Response:
     """Answer with one line what the user can do something about."""
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
         return _error(400, f"{error.name} is not installed. Run `pip install 'mgcc-dist[{EXTRAS[error.name]}]'`.")
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return _error(507, f"{error.strerror}. Free some space and try again; nothing on this page is lost.")
     if isinstance(error, OSError) and (message := system_error(error)):
         return _error(507, message)
     if isinstance(error, UserError):

@@ -116,8 +116,8 @@ def fit(
     # --- numerics and launcher settings
     torch.backends.cudnn.allow_tf32 = config.tf32
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-    batches = checkpoints.saved_batches(folder) or accelerator.num_processes * config.accumulation
-    accumulation = _accumulation(task, config, batches, folder, accelerator)
+    batches_per_step = checkpoints.saved_batches(folder) or accelerator.num_processes * config.accumulation
+    accumulation = _accumulation(task, config, batches_per_step, folder, accelerator)
     apply_launch_settings(task.name, task.loader, config, accelerator, accumulation)
 
     # --- module, optimizer, EMA, and their state
@@ -144,9 +144,9 @@ def fit(
         hashes = hash_inputs(inputs)
         check_inputs(folder, state.inputs, hashes)
         state.inputs |= hashes  # data that was moved or deleted keeps its earlier path too
-    state.batches = batches
-    total = total_steps(config, task.loader, state.batches)
-    warmup = config.warmup_steps or math.ceil(task.loader.batches_for(config.warmup_epochs) / state.batches)
+    state.batches = batches_per_step
+    total = total_steps(config, task.loader, batches_per_step)
+    warmup = config.warmup_steps or math.ceil(task.loader.batches_for(config.warmup_epochs) / batches_per_step)
     sums = _LossSums(state, accelerator)
     trained = sum(parameter.numel() for parameter in template.parameters() if parameter.requires_grad)
     length = f"from step {state.step} of {total}" if state.step else f"{total} steps"

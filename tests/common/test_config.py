@@ -88,8 +88,8 @@ def test_a_wrong_setting_is_one_line_that_names_its_key(words, named):
             "network.name: expected one of unet, cmunet, mgcc, cct, swin_unet, got 'unett'.",
         ),
         ("- 1", "expected a mapping of keys, got [1]"),
-        ("loop: {steps: 1}\nloop: {epochs: 2}", "not valid YAML (the key 'loop' stands twice in"),
-        ("loop: {steps: 1, steps: 2}", "not valid YAML (the key 'steps' stands twice in"),
+        ("loop: {steps: 1}\nloop: {epochs: 2}", "not valid YAML (duplicate key 'loop' in"),
+        ("loop: {steps: 1, steps: 2}", "not valid YAML (duplicate key 'steps' in"),
         ("loop: &loop {more: *loop}", "not valid YAML (Circular reference detected)"),
     ],
 )

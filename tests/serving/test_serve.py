@@ -188,7 +188,8 @@ def test_a_full_disk_is_answered_in_one_line(client, monkeypatch):
 
     monkeypatch.setattr("mgcc_dist.serving.corrections.write_bytes", write)
     answer = correct(client, item, MASK)
-    assert (answer.status_code, answer.json()["error"][:31]) == (507, "[Errno 28] No space left on dev")
+    expected = "No space left on device. Free some space and try again; nothing on this page is lost."
+    assert (answer.status_code, answer.json()["error"]) == (507, expected)
 
 
 def test_dicom_without_pydicom_names_the_extra(client, monkeypatch):
