@@ -216,7 +216,10 @@ def _run_rank(words: list[str], folder: Path, environment: dict[str, str], stdou
 
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     if "ACCELERATE_USE_DEEPSPEED" in environment:
-        disable_shared_memory()
+        import deepspeed
+
+        # DeepSpeed then uses gloo. Its collectives in shared memory would first be compiled, for half a minute.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with contextlib.suppress(KeyboardInterrupt):
         if words[0] == "-m":
             sys.argv = words[1:]
@@ -229,10 +232,3 @@ def _run_rank(words: list[str], folder: Path, environment: dict[str, str], stdou
             sys.argv = words
             sys.path.insert(0, str(Path(words[0]).parent))
             runpy.run_path(words[0], run_name="__main__")
-
-
-def disable_shared_memory() -> None:
-    """Let DeepSpeed use gloo: its collectives in shared memory would first be compiled, for half a minute."""
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from predict_runs import SIZE, bytes_in, save_run
-from ranks import finish, torchrun
+from ranks import finish, forked
 from torch import nn
 
 from mgcc_dist.common.errors import UserError
@@ -320,7 +320,7 @@ def test_two_ranks_score_each_image_once_and_alike(run, phantom_shards, tmp_path
     options = ["--batch", "1", "--postprocess", "choose"]
     one = evaluate(run, phantom_shards.folder, tmp_path / "1", *options)
     words = ["-m", "mgcc_dist.evaluate", "--runs", run, "--shards", phantom_shards.folder, "--workers", "1"]
-    finish(torchrun(2), [*words, *options, "--out", tmp_path / "2"])
+    finish(forked(2), [*words, *options, "--out", tmp_path / "2"])
     assert table(tmp_path / "1") == table(tmp_path / "2")
     two = json.loads((tmp_path / "2" / "summary.json").read_text())
     for key in ("overall", "subsets", "reliability", "risk_coverage", "postprocess"):

@@ -96,7 +96,7 @@ def test_every_file_is_tested():
 
 def test_deepspeed_reads_the_settings_in_the_file_names():
     pytest.importorskip("deepspeed")
-    printed = ranks.finish([], [Path(__file__).with_name("ask_deepspeed.py"), *ZERO.values()])
+    printed = ranks.finish(ranks.forked(1), [Path(__file__).with_name("ask_deepspeed.py"), *ZERO.values()])
     read = json.loads(printed.splitlines()[-1])
     assert {name: (file["stage"], file["offload"]) for name, file in read.items()} == {
         "zero1.json": (1, [None, None]),
@@ -133,7 +133,7 @@ def test_the_memory_table_matches_the_output_of_its_command():
     pytest.importorskip("deepspeed")
     text = (LAUNCH / "README.md").read_text()
     [command] = re.findall(r"    python - <<'END'\n(.*?)    END\n", text, re.DOTALL)
-    printed = ranks.finish([], ["-c", textwrap.dedent(command)]).splitlines()
+    printed = ranks.finish(ranks.forked(1), ["-c", textwrap.dedent(command)]).splitlines()
     [counts] = [line for line in printed if "in the largest layer" in line]
     assert f"`{counts}`" in text
 

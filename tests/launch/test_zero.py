@@ -1,13 +1,12 @@
 """DeepSpeed's ZeRO and FSDP2 as launch/ starts them: two real ranks, compared with one rank without shards.
 
-ZeRO-3 is started by `accelerate launch`, the others on forked ranks with the environment that it would set.
+They run on forked ranks with the environment that `accelerate launch` sets.
 """
 
 import importlib.util
 import json
 import shutil
 import subprocess
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,15 +41,11 @@ pytestmark = [
 OPTIONS = ["--data.phantom", "42", "--audit.enabled", "false", "--quality.enabled", "false"]
 
 
-LDM = ["-m", "mgcc_dist.ldm"]
-
-
-def run(
-    launcher: ranks.Launcher, out: Path, *words: str, program: Sequence[str | Path] = LDM, **variables: str
-) -> subprocess.CompletedProcess:
+def run(launcher: ranks.Launcher, out: Path, *words: str, **variables: str) -> subprocess.CompletedProcess:
     config = out.parent / "toy.yaml"
     config.write_text(toy_ldm.config(steps=4, checkpoint_every=2, samples=2))
-    return ranks.run(launcher, [*program, "--config", config, "--out", out, *OPTIONS, *words], **variables)
+    words = ["-m", "mgcc_dist.ldm", "--config", str(config), "--out", str(out), *OPTIONS, *words]
+    return ranks.run(launcher, words, **variables)
 
 
 def zero_options(stage: int, folder: Path, count: int = 2) -> list[str]:
@@ -97,13 +92,22 @@ def one_rank(tmp_path_factory):
 def two_ranks(request, tmp_path_factory):
     """A ZeRO stage, the folder of a run with it, and the run's log."""
     stage, out = request.param, tmp_path_factory.mktemp("zero") / "ldm"
-    options = zero_options(stage, out.parent)
-    if stage == 3:
-        done = run(ranks.accelerate(*options), out, program=[Path(__file__).with_name("ldm_without_shared_memory.py")])
-    else:
-        done = run(ranks.forked(2), out, **launched_environment(options))
+    done = run(ranks.forked(2), out, **launched_environment(zero_options(stage, out.parent)))
     assert done.returncode == 0, done.stderr[-3000:]
     return stage, out, done.stderr
+
+
+def test_accelerate_launch_starts_ranks_with_the_environment_of_these_tests(tmp_path):
+    options = zero_options(3, tmp_path)
+    program = tmp_path / "environment.py"
+    program.write_text("import json, os\nprint(json.dumps(dict(os.environ)))\n")
+    printed = ranks.finish(ranks.accelerate(*options), [program]).splitlines()
+    first, second = sorted(map(json.loads, printed), key=lambda environment: environment["RANK"])
+    assert (first["RANK"], second["RANK"], first["WORLD_SIZE"]) == ("0", "1", "2")
+    expected = launched_environment(options)
+    assert expected["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
+    for environment in (first, second):
+        assert {key: environment.get(key) for key in expected} == expected
 
 
 def assert_same_exports(denoiser: Path, one_rank: Path) -> None:

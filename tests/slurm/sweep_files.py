@@ -55,18 +55,21 @@ def write_ready_sweep(folder: Path, data: Path, name: str, steps: int = 30, imag
     return write_sweep(folder, name, **{"defaults": defaults, "datasets": {"Phantom": {}}} | changes)
 
 
-def write_two_node_sweep(folder: Path, data: Path, name: str, environment: dict[str, str] | None = None) -> Path:
+def write_two_node_sweep(
+    folder: Path, data: Path, name: str, until: str = "autoencoder", environment: dict[str, str] | None = None
+) -> Path:
     """Write a sweep of a diffusion model, a two-node job of one rank per node, and of an independent small run.
 
     Args:
-        environment: more variables for the diffusion model
+        until: last stage of the diffusion model
+        environment: more variables for it
     """
     config, ldm = folder / "ldm.yaml", folder / name / "ldm"
     config.write_text(toy_ldm.config(steps=30, checkpoint_every=7))
     resources = {"cpus": 1, "gpus": 0, "time": "0:20:00", "environment": {"OMP_NUM_THREADS": "1"}}
     step = {
-        "run": f"ldm --config {config} --out {ldm} --until denoiser",
-        "makes": str(ldm / "denoiser" / "result.json"),
+        "run": f"ldm --config {config} --out {ldm} --until {until}",
+        "makes": str(ldm / until / "result.json"),
         "resources": resources | {"nodes": 2, "environment": {"OMP_NUM_THREADS": "1"} | (environment or {})},
     }
     return write_ready_sweep(

@@ -23,7 +23,7 @@ ZERO_2 = {
 
 
 def test_a_preempted_zero_2_job_ends_in_the_weights_of_an_undisturbed_one(slurm_up, phantom_data, tmp_path):
-    sweep, out = write_two_node_sweep(tmp_path, phantom_data, "zero", ZERO_2), tmp_path / "zero"
+    sweep, out = write_two_node_sweep(tmp_path, phantom_data, "zero", "denoiser", ZERO_2), tmp_path / "zero"
     dispatch("submit", sweep)
     job, denoiser = job_of(out, "prepare"), out / "ldm" / "denoiser"
     until_in_slurm(lambda: last_step(denoiser) >= 3, 900)

@@ -154,7 +154,7 @@ def test_a_failing_packed_run_on_this_machine_does_not_affect_the_other(tmp_path
 @pytest.mark.slurm
 def test_packed_runs_are_all_signalled_and_resume_after_the_requeue(slurm_up, phantom_data, tmp_path):
     requested = {"cpus": 1, "time": "0:20:00", "environment": {"OMP_NUM_THREADS": "1"}, "runs_per_gpu": 2}
-    path = write_ready_sweep(tmp_path, phantom_data, "packed", steps=60, seeds=[1], resources=requested)
+    path = write_ready_sweep(tmp_path, phantom_data, "packed", steps=60, image_size=16, seeds=[1], resources=requested)
     dispatch("submit", path)
     out, folders = tmp_path / "packed", [run.folder for run in read_sweep(path).runs]
     (job,) = {job_of(out, str(folder.relative_to(out))) for folder in folders}
