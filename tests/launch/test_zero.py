@@ -102,7 +102,8 @@ def test_accelerate_launch_starts_ranks_with_the_environment_of_these_tests(tmp_
     program = tmp_path / "environment.py"
     program.write_text("import json, os\nprint(json.dumps(dict(os.environ)))\n")
     printed = ranks.finish(ranks.accelerate(*options), [program]).splitlines()
-    first, second = sorted(map(json.loads, printed), key=lambda environment: environment["RANK"])
+    environments = [json.loads(line) for line in printed if line.startswith("{")]
+    first, second = sorted(environments, key=lambda environment: environment["RANK"])
     assert (first["RANK"], second["RANK"], first["WORLD_SIZE"]) == ("0", "1", "2")
     expected = launched_environment(options)
     assert expected["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
