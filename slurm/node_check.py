@@ -219,7 +219,10 @@ def _container(requested: Resources, found: dict[str, str], last: str) -> Iterat
 def _python(requested: Resources, report: dict[str, Any], last: str) -> Iterator[Check]:
     name = f"{report['python']} ({report['executable']})"
     if "errors" not in report:
-        yield Check("Python", "failed", f"{name} ended while it read versions: {last}", "Install the packages again.")
+        problem = f"{name} crashed, or the job's time limit ended it, while it imported the packages: {last}"
+        yield Check(
+            "Python", "failed", problem, "Try again if the node was busy. Otherwise install the packages again."
+        )
         return
     source = "Rebuild the image." if requested.container else "Install the same versions on both sides."
     if report["errors"]:

@@ -215,7 +215,7 @@ def test_a_site_without_pyxis_is_named():
             without("srun") + "slurmstepd: error: execve(): python3: No such file or directory\ndoctor: srun 2\n",
             *({}, "srun", "failed", "Python did not start (exit code 2): slurmstepd: error: execve(): python3: No"),
         ),
-        (GOOD_LOG, {"python": "3.11.9", "executable": "/x"}, "Python", "failed", "ended while it read versions"),
+        (GOOD_LOG, {"python": "3.11.9", "executable": "/x"}, "Python", "failed", "while it imported the packages"),
         (
             *(GOOD_LOG, REPORT | {"errors": {"torch": "ImportError: libcudart.so.13"}}),
             *("Python", "failed", "import torch: ImportError: libcudart.so.13"),
