@@ -7,6 +7,7 @@ fast          as `mgcc predict --precision no` runs it: phase up-convolutions wi
 onnx          the exported file in ONNX Runtime
 torchscript   the exported file in PyTorch
 openvino      the ONNX file in OpenVINO, float32, latency mode
+onnx_int8, openvino_int8   the file of `mgcc export --int8`, in both
 
 All take one uint8 image of the network's input size and return mask and probability, so no resizing is timed that the
 others do not do. They are measured alternately in one process; each time is the median over the rounds. The network is
@@ -19,7 +20,6 @@ import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,55 +28,20 @@ import torch
 
 from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.files import write_json
-from mgcc_dist.inference.export_formats import FORMATS
+from mgcc_dist.inference.export_formats import FORMATS, Run, open_onnx, open_openvino
 from mgcc_dist.inference.export_graph import ExportGraph
+from mgcc_dist.inference.int8 import quantize
 from mgcc_dist.inference.predictor import Predictor
 from mgcc_dist.kernels.dispatcher import fuse
 from mgcc_dist.models.config import MGCCConfig
 from mgcc_dist.models.network import build_network
 from mgcc_dist.models.unet import PAPER_WIDTHS
 
-Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""images uint8 [1,S,S,3] -> mask, probability"""
-
 
 def in_pytorch(predictor: Predictor) -> Run:
     def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         mask, probability = predictor.predict(images[0])
         return mask[None], probability[None]
-
-    return run
-
-
-def in_onnxruntime(path: Path, threads: int) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: tuple(session.run(["mask", "probability"], {"images": images}))
-
-
-def in_torchscript(path: Path) -> Run:
-    module = torch.jit.load(path)
-
-    @torch.inference_mode()
-    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        mask, probability = module(torch.from_numpy(images))
-        return mask.numpy(), probability.numpy()
-
-    return run
-
-
-def in_openvino(path: Path, threads: int) -> Run:
-    import openvino
-
-    hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-    model = openvino.Core().compile_model(path, "CPU", hints)
-
-    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = model(images)
-        return found["mask"], found["probability"]
 
     return run
 
@@ -104,15 +69,17 @@ def main() -> None:
             Predictor(fuse(copy.deepcopy(network), "torch"), options.size, device="cpu", precision="no")
         ),
     }
-    graph = ExportGraph(network, options.size, "stretch").eval().requires_grad_(False)
     example = torch.from_numpy(np.zeros((2, options.size, options.size + 1, 3), np.uint8))
     with tempfile.TemporaryDirectory() as folder:
-        onnx, script = Path(folder) / "mgcc.onnx", Path(folder) / "mgcc.pt"
-        FORMATS["torchscript"].write(graph, example, {}, script)
-        FORMATS["onnx"].write(graph, example, {}, onnx)
-        runs["onnx"] = in_onnxruntime(onnx, options.threads)
-        runs["torchscript"] = in_torchscript(script)
-        runs["openvino"] = in_openvino(onnx, options.threads)
+        files = {name: Path(folder) / name for name in ("onnx", "torchscript", "float32", "int8")}
+        formats = {"torchscript": ("torchscript", False), "float32": ("onnx", False), "onnx": ("onnx", True)}
+        for name, (to, winograd) in formats.items():
+            graph = ExportGraph(copy.deepcopy(network), options.size, "stretch", winograd).eval().requires_grad_(False)
+            FORMATS[to].write(graph, example, {}, files[name])
+        quantize(files["float32"], files["int8"], [images])
+        runs |= {to: FORMATS[to].open(files[to]) for to in ("onnx", "torchscript")}
+        runs |= {"openvino": open_openvino(files["onnx"])}
+        runs |= {"onnx_int8": open_onnx(files["int8"]), "openvino_int8": open_openvino(files["int8"])}
         outputs = {name: run(images) for name, run in runs.items()}  # warms up
         for run in runs.values():
             run(images)
@@ -127,7 +94,7 @@ def main() -> None:
         "image_size": options.size,
         "batch": 1,
         "threads": options.threads,
-        "precision": "float32",
+        "precision": "float32, or INT8 where the name says so",
         "rounds": options.rounds,
     }
     settings |= {"note": options.note} if options.note else {}

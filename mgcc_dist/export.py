@@ -14,19 +14,30 @@ Images become grey, are resized as in training (`data.fit`) and scaled, and the 
 `mgcc predict --precision no`. BN is folded into convolutions, and up-convolutions are in their phase form. The file is
 run by its own backend and compared with PyTorch before it gets its name. It says which run and weights it is of.
 
+--int8 SHARDS writes ONNX with 8-bit convolutions: about three times as fast on CPUs with VNNI, and a quarter of the
+size. The loss of IoU on validation images is measured and reported; above --max-iou-loss nothing is written.
+
 onnx needs the extra `export`, openvino also `openvino`; OpenVINO also reads the ONNX file. See docs/how-to/export.md.
 
 safetensors writes a model folder, a few MB with a model card: for `--model` of predict, evaluate and export, and for
 `mgcc push`. monai writes a bundle around the TorchScript file. See docs/how-to/models.md.
 """
 
-from mgcc_dist.common.errors import run_program
+from mgcc_dist.common.errors import UserError, run_program
 from mgcc_dist.common.program import Command, Program
 from mgcc_dist.inference.config import ExportConfig
 
 
 def run(config: ExportConfig) -> None:
-    """Export the network."""
+    """Export the network.
+
+    Raises:
+        UserError: see the formats; or an option is for another format.
+    """
+    if config.int8 and config.to != "onnx":
+        raise UserError("--int8: is for --to onnx, which OpenVINO reads, too. Leave out --to or --int8.")
+    if config.split and not config.int8:
+        raise UserError("--split: names the validation images of --int8. Pass --int8 SHARDS, too.")
     if config.to == "safetensors":
         from mgcc_dist.inference.model_folder import export_model
         from mgcc_dist.reporting.model_card import model_card

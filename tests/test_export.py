@@ -16,13 +16,15 @@ from predict_runs import SIZE, files_in, noise, save_run
 import mgcc_dist as mgcc
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of
+from mgcc_dist.data.splits import Split, write_split
 from mgcc_dist.export import main
-from mgcc_dist.inference import export_formats
+from mgcc_dist.inference import export, export_formats, int8, winograd
 from mgcc_dist.inference.export import FORMATS
 from mgcc_dist.inference.export_graph import ExportGraph
 from mgcc_dist.inference.networks import build_network
 from mgcc_dist.inference.predictor import Predictor
 from mgcc_dist.models.config import MGCCConfig
+from mgcc_dist.predict import main as predict
 from tests.conftest import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "how-to" / "export.md"
@@ -75,12 +77,26 @@ def test_the_graph_fits_images_as_the_run_was_trained(fit):
         check(lambda images: [each.numpy() for each in graph(torch.from_numpy(images))], predictor, shape)
 
 
+@pytest.mark.parametrize(
+    ("dilation", "upsample", "height", "width"),
+    [(1, False, 8, 12), (2, False, 16, 8), (1, True, 4, 6), (2, False, 12, 8)],
+)
+def test_a_winograd_convolution_is_the_convolution(dilation, upsample, height, width):
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(5, 7, 3, padding=dilation, dilation=dilation).requires_grad_(False)
+    x = torch.randn(2, 5, height, width)
+    expected = conv(torch.nn.functional.interpolate(x, scale_factor=2) if upsample else x)
+    torch.testing.assert_close(winograd.WinogradConv(conv, conv, upsample)(x), expected, atol=1e-4, rtol=0)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """The folder of a run of MGCC, and its network as ONNX."""
+    """The folder of a run of MGCC, and its network as ONNX, with 3x3 convolutions in Winograd's form."""
     folder = tmp_path_factory.mktemp("export")
     run = save_run(folder / "run", network=MGCCConfig(widths=(4, 8), taps=(1, 2), gates=(True, True, True)))
-    main(["--run", str(run), "--out", str(folder / "new" / "mgcc.onnx")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "CHANNELS", 4)
+        main(["--run", str(run), "--out", str(folder / "new" / "mgcc.onnx")])
     return run, folder / "new" / "mgcc.onnx"
 
 
@@ -108,6 +124,84 @@ def test_onnx_has_folded_norms_phase_convolutions_and_no_paths(exported):
     assert not {"Resize", "Upsample"} & set(outputs.values())
     assert "Conv" not in {outputs[node.input[0]] for node in model.graph.node if node.op_type == "BatchNormalization"}
     assert str(REPOSITORY).encode() not in exported[1].read_bytes()
+    kernels = [tuple(each.dims) for each in model.graph.initializer if len(each.dims) == 4]
+    assert {(36, 1, 6, 6), (25, 1, 4, 4)} <= set(kernels)  # the tiles of Winograd's form
+
+
+@pytest.fixture
+def plain_onnx(exported, monkeypatch):
+    """Write the exported ONNX file instead of translating a network again."""
+
+    def write(graph, images, metadata, path):
+        shutil.copyfile(exported[1], path)
+        export_formats.describe_onnx(path, metadata)
+
+    monkeypatch.setattr(export_formats, "write_onnx", write)
+    monkeypatch.setitem(FORMATS, "onnx", FORMATS["onnx"]._replace(write=write))
+
+
+def test_int8_says_what_it_costs(exported, plain_onnx, phantom_shards, tmp_path, monkeypatch, caplog):
+    run, keys, out = exported[0], phantom_shards.keys(), tmp_path / "out" / "int8.onnx"
+    write_split(tmp_path / "split.json", Split("some", tuple(keys[3:]), (), tuple(keys[:3])))
+    words = ["--run", str(run), "--out", str(out), "--int8", str(phantom_shards.folder)]
+    with pytest.raises(UserError, match=r"--int8: needs validation images, and .*run does not say its split"):
+        main(words)
+    words += ["--split", str(tmp_path / "split.json")]
+    main(words)
+    metadata = onnxruntime.InferenceSession(out).get_modelmeta().custom_metadata_map
+    before, after, loss = (float(metadata[key]) for key in ("float32_iou", "int8_iou", "int8_iou_loss"))
+    assert loss == pytest.approx(before - after, abs=2e-4)
+    assert metadata["int8_images"] == "3"
+    assert f"IoU of 3 validation images: {metadata['float32_iou']} in float32" in caplog.text
+    kinds = {node.op_type for node in onnx.load(out).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+    (expected,) = (each.probability for each in predictor_of(run).predict(pictures(1, SIZE, SIZE)))
+    _, (found,) = FORMATS["onnx"].open(out)(pictures(1, SIZE, SIZE))
+    assert 0 < np.abs(found - expected).max() < 0.05
+    main(words)  # the same export
+    with pytest.raises(UserError, match=r"int8\.onnx: exists and is not this export"):
+        main(["--run", str(run), "--out", str(out)])
+
+    monkeypatch.setattr(
+        export, "measure", lambda *_: dict(zip(int8.MEASURED, ("3", "0.6", "0.7", "0.1", "0"), strict=True))
+    )
+    for limit, files in (("0.05", []), ("0.2", ["refused.onnx"])):
+        words[3] = str(tmp_path / "new" / "refused.onnx")
+        options = [*words, "--max-iou-loss", limit]
+        if files:
+            main(options)
+        else:
+            with pytest.raises(
+                UserError, match=r"lowers the IoU of 3 validation images from 0\.7 to 0\.6, by more than"
+            ):
+                main(options)
+        assert files_in(tmp_path / "new") == files
+    with pytest.raises(UserError, match=r"by more than --max-iou-loss 0\.05"):
+        main([*words, "--max-iou-loss", "0.05"])  # also of a file that exists
+
+
+def test_predict_runs_an_exported_file_and_refuses_one_of_other_weights(exported, plain_onnx, tmp_path):
+    run, path = exported
+    Image.fromarray(noise(40, 30)).save(tmp_path / "image.png")
+
+    def probabilities(backend, *options):
+        out = tmp_path / "".join(filter(str.isalnum, backend))
+        words = ["--run", str(run), str(tmp_path / "image.png"), "--out", str(out), "--backend", backend]
+        predict([*words, "--precision", "no", "--workers", "0", "--probabilities", *options])
+        return np.asarray(Image.open(out / "probabilities" / "image.png")).astype(int)
+
+    expected = probabilities("torch")
+    assert expected.std() > 10
+    for backend in ("onnx", "openvino", str(path)):
+        assert np.abs(probabilities(backend, "--uncertainty", "tta") - expected).max() <= 1
+    other = tmp_path / "other.onnx"
+    shutil.copyfile(path, other)
+    export_formats.describe_onnx(other, {"weights_sha256": "0"})
+    with pytest.raises(UserError, match=r"--backend .*other\.onnx: is of other weights than .*run"):
+        probabilities(str(other))
+    other.write_text("not a model")
+    with pytest.raises(UserError, match=r"--backend .*other\.onnx: can't be read\. Export it again"):
+        probabilities(str(other))
 
 
 def test_the_same_export_is_kept_and_another_file_is_refused(exported, tmp_path):
@@ -130,13 +224,12 @@ def test_torchscript_predicts_as_the_run(exported, tmp_path):
     out.write_bytes(b"not a model")
     main([*words, "--overwrite"])
     for shape in SHAPES:
-        check(lambda images: FORMATS["torchscript"].run(out, images), predictor_of(run), shape)
+        check(lambda images: FORMATS["torchscript"].open(out)(images), predictor_of(run), shape)
     main(words)  # the same export
 
 
-def test_openvino_predicts_as_the_run(exported, tmp_path, monkeypatch):
-    run, path = exported
-    monkeypatch.setattr(export_formats, "write_onnx", lambda graph, images, metadata, to: shutil.copyfile(path, to))
+def test_openvino_predicts_as_the_run(exported, plain_onnx, tmp_path):
+    run, _ = exported
     out = tmp_path / "mgcc.xml"
     (tmp_path / "mgcc.bin").write_text("something else")
     with pytest.raises(UserError, match=r"mgcc\.bin: exists and is not this export"):
@@ -145,7 +238,7 @@ def test_openvino_predicts_as_the_run(exported, tmp_path, monkeypatch):
     main(["--run", str(run), "--to", "openvino", "--out", str(out)])
     assert {"mgcc.bin", "mgcc.xml"} == {each.name for each in tmp_path.iterdir()}
     images = pictures(2, 21, 45)
-    _, probability = FORMATS["openvino"].run(out, images)
+    _, probability = FORMATS["openvino"].open(out)(images)
     expected = np.stack([each.probability for each in predictor_of(run).predict(images)])
     np.testing.assert_allclose(probability, expected, atol=1e-3)  # float32 resizing
     main(["--run", str(run), "--to", "openvino", "--out", str(out)])  # the same export
@@ -153,7 +246,9 @@ def test_openvino_predicts_as_the_run(exported, tmp_path, monkeypatch):
 
 def test_a_backend_that_computes_something_else_leaves_no_file(tmp_path, monkeypatch):
     run = save_run(tmp_path / "run")
-    wrong = FORMATS["torchscript"]._replace(run=lambda path, images: (None, np.zeros(images.shape[:3], np.float32)))
+    wrong = FORMATS["torchscript"]._replace(
+        open=lambda path: lambda images: (None, np.zeros(images.shape[:3], np.float32))
+    )
     monkeypatch.setitem(FORMATS, "torchscript", wrong)
     with pytest.raises(UserError, match=r"--to torchscript: .*differ by 0\.\d+ from PyTorch's"):
         main(["--run", str(run), "--to", "torchscript", "--out", str(tmp_path / "new" / "a.pt")])
@@ -165,6 +260,8 @@ def test_a_backend_that_computes_something_else_leaves_no_file(tmp_path, monkeyp
     [
         ("--out a.pt", r"--out a\.pt: the suffix of onnx is \.onnx\. Rename it, or change --to\."),
         ("--out a.onnx", r"no_run"),
+        ("--out a.pt --to torchscript --int8 shards", r"--int8: is for --to onnx"),
+        ("--out a.onnx --split busi_test_1", r"--split: names the validation images of --int8\. Pass --int8"),
     ],
 )
 def test_wrong_options_are_refused(words, message):

@@ -7,9 +7,12 @@ from typing import Literal
 from mgcc_dist.common.options import argument, flag
 from mgcc_dist.common.value_types import (
     FileOrFolder,
+    FileOrName,
     FilePath,
+    Folder,
     FolderPath,
     Name,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -56,6 +59,8 @@ class PredictConfig:
     """images per forward pass, as memory allows"""
     workers: NonNegativeInt = 2
     """processes that read images; 0 for none"""
+    backend: str = "torch"
+    """torch, onnx, openvino, a file of mgcc export, or auto: the fastest, for 100 images or more"""
     kernels: Literal["auto", "torch", "triton"] = "auto"
     """implementation of up-convolutions, gates and ConvMixer layers, as in mgcc segment"""
     precision: Literal["auto", "no", "bf16"] = "auto"
@@ -78,6 +83,13 @@ class ExportConfig:
     MONAI bundle"""
     weights: Literal["best", "last"] = "best"
     """best: highest validation score; last: last step"""
+    int8: Folder | None = None
+    """onnx: 8-bit convolutions, calibrated with the validation images of this shard folder, on which the loss of IoU is
+    measured"""
+    split: FileOrName | None = None
+    """split file or shipped split whose validation images --int8 takes; none: the split of the run"""
+    max_iou_loss: NonNegativeFloat = 0.01
+    """loss of IoU from which --int8 is refused"""
     decoders: bool = flag()
     """safetensors: also write the auxiliary decoders, for --uncertainty decoders; they are in the run's checkpoint, so
     this needs --weights last"""

@@ -22,6 +22,8 @@ METADATA_FILE, RT_INFO = "metadata.json", "mgcc_dist"
 Metadata = dict[str, str]
 Outputs = tuple[np.ndarray, np.ndarray]
 """mask bool [B,H,W] and probability float32 [B,H,W]"""
+Run = Callable[[np.ndarray], Outputs]
+"""runs an opened file on images uint8 [B,H,W,3]"""
 
 
 class Format(NamedTuple):
@@ -32,8 +34,10 @@ class Format(NamedTuple):
     """gets an `ExportGraph`, example images, what the file shall say about itself, and the path"""
     read: Callable[[Path], Metadata]
     """returns what the file says about itself; raises an exception of its library if it is not such a file"""
-    run: Callable[[Path, np.ndarray], Outputs]
-    """runs the file on images uint8 [B,H,W,3]"""
+    open: Callable[[Path], Run]
+    """opens the file in its backend on the CPU, with as many threads as PyTorch has"""
+    winograd: bool = False
+    """whether large convolutions are written in Winograd's form"""
     companions: tuple[str, ...] = ()
     """suffixes of the files that belong to it"""
 
@@ -77,12 +81,23 @@ def read_onnx(path: Path) -> Metadata:
     return {each.key: each.value for each in onnx.load(path).metadata_props}
 
 
-def run_onnx(path: Path, images: np.ndarray) -> Outputs:
+def describe_onnx(path: Path, metadata: Metadata) -> None:
+    """Replace what an ONNX file says about itself."""
+    import onnx
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+
+
+def open_onnx(path: Path) -> Run:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    mask, probability = session.run(list(OUTPUTS), {INPUT: images})
-    return mask, probability
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: tuple(session.run(list(OUTPUTS), {INPUT: images}))
 
 
 def write_torchscript(graph: nn.Module, images: Tensor, metadata: Metadata, path: Path) -> None:
@@ -100,10 +115,16 @@ def read_torchscript(path: Path) -> Metadata:
     return content
 
 
-def run_torchscript(path: Path, images: np.ndarray) -> Outputs:
-    with _quiet(), torch.no_grad():
-        mask, probability = torch.jit.load(path, map_location="cpu")(torch.from_numpy(images))
-    return mask.numpy(), probability.numpy()
+def open_torchscript(path: Path) -> Run:
+    with _quiet():
+        module = torch.jit.load(path, map_location="cpu")
+
+    @torch.inference_mode()
+    def run(images: np.ndarray) -> Outputs:
+        mask, probability = module(torch.from_numpy(images))
+        return mask.numpy(), probability.numpy()
+
+    return run
 
 
 def write_openvino(graph: nn.Module, images: Tensor, metadata: Metadata, path: Path) -> None:
@@ -129,18 +150,27 @@ def read_openvino(path: Path) -> Metadata:
     return content
 
 
-def run_openvino(path: Path, images: np.ndarray) -> Outputs:
+def open_openvino(path: Path) -> Run:
+    """Open OpenVINO's XML, or ONNX."""
     import openvino
 
-    model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    found = model(images)
-    return found["mask"], found["probability"]
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    hints["INFERENCE_NUM_THREADS"] = str(torch.get_num_threads())
+    model = openvino.Core().compile_model(path, "CPU", hints)
+
+    def run(images: np.ndarray) -> Outputs:
+        found = model(images)
+        return tuple(found[name] for name in OUTPUTS)  # type: ignore[return-value]
+
+    return run
 
 
 FORMATS = {
-    "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), write_onnx, read_onnx, run_onnx),
-    "torchscript": Format(".pt", (), write_torchscript, read_torchscript, run_torchscript),
+    "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), write_onnx, read_onnx, open_onnx, winograd=True),
+    "torchscript": Format(".pt", (), write_torchscript, read_torchscript, open_torchscript),
     "openvino": Format(
-        ".xml", ("onnx", "onnxscript", "openvino"), write_openvino, read_openvino, run_openvino, (".bin",)
+        *(".xml", ("onnx", "onnxscript", "openvino"), write_openvino, read_openvino, open_openvino),
+        winograd=True,
+        companions=(".bin",),
     ),
 }

@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mgcc_dist.data.geometry import Fit
 from mgcc_dist.inference.predictor import THRESHOLD
+from mgcc_dist.inference.winograd import THREE_BY_THREE, WinogradConv, has_enough_channels, use_winograd
 from mgcc_dist.kernels.upconv.phases import phase_weights
 from mgcc_dist.models.blocks import UpConv
 
@@ -27,17 +28,18 @@ class ExportGraph(nn.Module):
     Any B, H and W. The same as `Predictor.predict`, up to rounding.
 
     Args:
-        network: images [B,1,S,S] in [-1,1] -> logits [B,1,S,S], in evaluation mode; gets phase up-convolutions.
+        network: images [B,1,S,S] in [-1,1] -> logits [B,1,S,S], in evaluation mode; its convolutions are replaced.
         image_size: S.
         fit: how images become the square.
+        winograd: whether large 3x3 convolutions are those of `winograd.py`.
     """
 
     luma: Tensor
     square: Tensor
 
-    def __init__(self, network: nn.Module, image_size: int, fit: Fit) -> None:
+    def __init__(self, network: nn.Module, image_size: int, fit: Fit, winograd: bool = False) -> None:
         super().__init__()
-        self.network = use_phases(network)
+        self.network = use_fast_convolutions(network, winograd)
         self.fit = fit
         self.register_buffer("luma", torch.tensor(LUMA, dtype=torch.float32), persistent=False)
         self.register_buffer("square", torch.arange(image_size), persistent=False)
@@ -101,19 +103,20 @@ def resize_matrix(
 
 
 class PhaseUpConv(nn.Module):
-    """An up-convolution in evaluation as one 2x2 convolution with BN folded in: [B,C,H,W] -> [B,O,2H,2W].
+    """An up-convolution in evaluation as one 2x2 convolution: [B,C,H,W] -> [B,O,2H,2W].
 
     It needs 4/9 of the operations of upsampling and a 3x3 convolution. `mgcc_dist.kernels.upconv` has the same for
     PyTorch, with writes to strides that exporters do not translate well.
+
+    Args:
+        conv: 3x3, with BN folded in.
     """
 
-    def __init__(self, plain: UpConv) -> None:
+    def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        norm: Any = plain.norm
-        folded = fuse_conv_bn_eval(plain.conv, norm)
-        assert folded.bias is not None
-        self.weight = nn.Parameter(phase_weights(folded.weight).flatten(0, 2))  # [4 O,C,2,2]
-        self.bias = nn.Parameter(folded.bias.repeat(4))
+        assert conv.bias is not None
+        self.weight = nn.Parameter(phase_weights(conv.weight).flatten(0, 2))  # [4 O,C,2,2]
+        self.bias = nn.Parameter(conv.bias.repeat(4))
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -122,8 +125,21 @@ class PhaseUpConv(nn.Module):
         return F.pixel_shuffle(torch.stack(windows, 2).flatten(1, 2), 2)
 
 
-def use_phases(network: nn.Module) -> nn.Module:
-    """Replace the up-convolutions of a network in evaluation mode by their phase form. Modifies and returns it."""
+def use_fast_convolutions(network: nn.Module, winograd: bool) -> nn.Module:
+    """Replace the up-convolutions of a network in evaluation mode by their phase form. Modifies and returns it.
+
+    With `winograd`, up-convolutions and 3x3 convolutions of many channels get Winograd's form instead.
+    """
     for name, child in list(network.named_children()):
-        setattr(network, name, PhaseUpConv(child) if isinstance(child, UpConv) else use_phases(child))
+        if isinstance(child, UpConv):
+            norm: Any = child.norm
+            folded = fuse_conv_bn_eval(child.conv, norm)
+            conv: nn.Module = PhaseUpConv(folded)
+            if winograd and has_enough_channels(folded):
+                conv = nn.Sequential(WinogradConv(folded, conv, upsample=True), nn.ReLU())
+            setattr(network, name, conv)
+        elif winograd and type(child) in THREE_BY_THREE:
+            use_winograd(child)
+        else:
+            use_fast_convolutions(child, winograd)
     return network

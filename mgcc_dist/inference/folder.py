@@ -16,6 +16,7 @@ from mgcc_dist.data.dicom_regions import PLAUSIBLE, Spacing, is_plausible
 from mgcc_dist.data.images import bits_used
 from mgcc_dist.data.workers import load_in_order
 from mgcc_dist.evaluation.temperature import read_temperature
+from mgcc_dist.inference.backends import open_backend
 from mgcc_dist.inference.config import PredictConfig
 from mgcc_dist.inference.output_folder import PREDICTIONS, SKIPPED, OutputFolder, list_names
 from mgcc_dist.inference.predictor import Predictor, load
@@ -42,7 +43,6 @@ def predict_folder(config: PredictConfig) -> None:
             import_module(package)  # missing ones are named before anything is predicted
     paths = read_inputs(config.images)
     predictor = load(config.run, config.weights, precision=config.precision, kernels=config.kernels)
-    members = _open_members(config, predictor)
     temperature = read_temperature(predictor.info) if config.calibrated else 1.0
     sources = list_sources(paths, config.out, config.keep_identifiers, from_list=config.images == (STDIN,))
     options = OutputOptions(
@@ -60,7 +60,10 @@ def predict_folder(config: PredictConfig) -> None:
         )
     if "dicom-seg" in config.masks:
         sources = [_refuse_without_uids(source) for source in sources]
-    out = OutputFolder(config.out, _contents(config, predictor, members, temperature, paths, sources))
+    predictor, int8 = open_backend(config, predictor, sum(source.frames for source in sources))
+    members = _open_members(config, predictor)
+    contents = _contents(config, predictor, members, temperature, paths, sources) | ({"int8": int8} if int8 else {})
+    out = OutputFolder(config.out, contents)
     out.open(config.overwrite)
     hashes = {source.file: source.sha256() for source in sources}
     if out.is_finished(hashes) and _listed(config.out) == hashes.keys():
