@@ -160,7 +160,7 @@ def open_openvino(path: Path) -> Run:
 
     def run(images: np.ndarray) -> Outputs:
         found = model(images)
-        return tuple(found[name] for name in OUTPUTS)  # type: ignore[return-value]
+        return tuple(found[name] for name in OUTPUTS)
 
     return run
 

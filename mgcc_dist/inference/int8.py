@@ -70,7 +70,7 @@ def quantize(source: Path, target: Path, images: Sequence[np.ndarray]) -> None:
 
     chosen = np.unique(np.linspace(0, len(images) - 1, min(RANGES, len(images))).round().astype(int))
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.indices = iter(track(chosen.tolist(), "calibrating", "images"))
 
