@@ -106,6 +106,7 @@ setup(
             *OPENVINO,
             *SERVE,
             "httpx2>=2",  # Starlette's TestClient
+            "fire>=0.7",  # runs MONAI bundles from the command line
             "hypothesis>=6.100",
             "mypy>=1.15",
             "packaging>=24",

@@ -14,8 +14,9 @@ Several runs are an ensemble: their mean probability is scored. Writes
 curve by that score. --fit-temperature fits a temperature to the validation images and stores it next to the weights;
 --calibrated applies it.
 
-Intervals resample patients (groups of the records), so they cover other patients, not other seeds. Choose
-post-processing on validation images and apply it to others: --postprocess choose, then --postprocess OUT. A finished
+Intervals resample patients (groups of the records), so they cover other patients, not other seeds. Choose threshold and
+post-processing on validation images and apply them to others: --threshold choose --postprocess choose, then --threshold
+OUT --postprocess OUT. A finished
 evaluation is never replaced; the same command does nothing. With several processes:
 accelerate launch -m mgcc_dist.evaluate.
 """
@@ -24,6 +25,7 @@ import logging
 
 from mgcc_dist.common.errors import run_program
 from mgcc_dist.common.program import Command, Program
+from mgcc_dist.common.words import counted
 from mgcc_dist.evaluation.config import EvaluateConfig
 
 logger = logging.getLogger("mgcc_dist.evaluate")
@@ -58,12 +60,12 @@ def run(config: EvaluateConfig) -> None:
         inputs.temperature,
         config.fit_temperature,
     )
-    scores = evaluation.run(inputs.postprocess)
+    scores = evaluation.run(inputs.postprocess, inputs.threshold)
     with raise_on_all_ranks():
         if accelerator.is_main_process:
             summary = write_evaluation(config, inputs, scores, accelerator)
             print(main_table(summary))
-            logger.info("evaluate: %d images -> %s", len(scores.rows), config.out / "page.html")
+            logger.info("evaluate: %s -> %s", counted(len(scores.rows), "image"), config.out / "page.html")
 
 
 PROGRAM = Program(

@@ -24,6 +24,7 @@ from mgcc_dist.common.errors import UserError, one_line, run_program
 from mgcc_dist.common.options import argument, flag
 from mgcc_dist.common.program import Command, Program
 from mgcc_dist.common.value_types import FilePath, Folder, FolderPath, Name, NonNegativeInt, PositiveInt, UnitInterval
+from mgcc_dist.common.words import counted
 from mgcc_dist.data.file_listing import readable_name
 from mgcc_dist.data.readers.folder import folder
 from mgcc_dist.data.readers.patients import SUBFOLDER, is_list
@@ -238,7 +239,7 @@ def write_index_file(config: IndexConfig) -> None:
     shards = index_shards(config.root, config.out, name, layout, config.skip_bad)
     print(one_line(summarize(shards)))
     if shards.index["skipped"]:
-        logger.warning("shards: %d records skipped", shards.index["skipped"])
+        logger.warning("shards: %s skipped", counted(shards.index["skipped"], "record"))
 
 
 def write_split_file(config: SplitConfig) -> None:

@@ -22,7 +22,10 @@ from mgcc_dist.evaluate import main
 from mgcc_dist.evaluation.calibration import risk_coverage
 from mgcc_dist.evaluation.config import EvaluateConfig
 from mgcc_dist.evaluation.gallery import Case, draw_cases
+from mgcc_dist.evaluation.metrics import score_image
 from mgcc_dist.evaluation.scores import score_images
+from mgcc_dist.evaluation.threshold import THRESHOLDS, threshold_scores
+from mgcc_dist.evaluation.threshold import choose as choose_threshold
 from mgcc_dist.inference import predictor
 from mgcc_dist.inference.evaluation_inputs import open_inputs
 from mgcc_dist.inference.loading import load_predictor
@@ -196,6 +199,42 @@ def test_post_processing_is_chosen_on_val_and_applied_to_other_images(run, phant
     assert by_folder["postprocess"] == by_words["postprocess"] == {"setting": setting, "chosen": False}
     assert [row["key"] for row in table(tmp_path / "test")] == sorted(keys[2:12])
     assert table(tmp_path / "test") == table(tmp_path / "words")
+
+
+def test_a_threshold_is_chosen_on_val_and_applied_to_other_images(
+    run, phantom_shards, tmp_path, monkeypatch, no_pictures
+):
+    monkeypatch.setattr(predictor, "load_network", lambda path: (Dark(-0.6), SIZE))
+    keys = phantom_shards.keys()
+    write_split(tmp_path / "split.json", Split("halves", tuple(keys[:2]), tuple(keys[2:12]), tuple(keys[12:])))
+    val = ["--split", str(tmp_path / "split.json")]
+    plain = evaluate(run, phantom_shards.folder, tmp_path / "plain", *val)
+    assert plain["threshold"] == {"value": 0.5, "chosen": False}
+    chosen = evaluate(run, phantom_shards.folder, tmp_path / "val", *val, "--threshold", "choose")
+    value = chosen["threshold"]["value"]
+    assert value != 0.5
+    assert chosen["overall"]["corrected"]["iou"]["mean"] > plain["overall"]["corrected"]["iou"]["mean"]
+    assert any(f"--threshold {tmp_path / 'val'}" in note for note in chosen["notes"])
+    rest = [*val, "--subset", "unlabeled"]
+    by_folder = evaluate(run, phantom_shards.folder, tmp_path / "test", *rest, "--threshold", str(tmp_path / "val"))
+    assert by_folder["threshold"] == {"value": value, "chosen": False}
+    by_number = evaluate(run, phantom_shards.folder, tmp_path / "number", *rest, "--threshold", str(value))
+    assert by_number["overall"] == by_folder["overall"]
+    with pytest.raises(UserError, match=r"--threshold 1: is not a number between 0 and 1, choose, or the folder of"):
+        evaluate(run, phantom_shards.folder, tmp_path / "wrong", "--threshold", "1")
+    with pytest.raises(UserError, match=r"--threshold .*: holds no finished evaluation\. Run it with --thr"):
+        evaluate(run, phantom_shards.folder, tmp_path / "wrong", "--threshold", str(tmp_path))
+
+
+def test_scores_at_thresholds_are_those_of_the_masks():
+    probability, truth = np.random.default_rng(0).random((9, 7), np.float32), np.eye(9, 7, dtype=bool)
+    probability[0, :3] = 0.25, 0.5, 0.75
+    expected = [score_image(probability > limit, truth, False)["corrected"]["iou"] for limit in THRESHOLDS]
+    assert threshold_scores(probability, truth) == expected
+    scores = np.zeros((2, len(THRESHOLDS)))
+    assert choose_threshold(scores) == 0.5
+    scores[1, 3] = 0.1
+    assert choose_threshold(scores) == THRESHOLDS[3] == 0.2
 
 
 def test_a_temperature_is_fitted_on_val_and_moves_no_mask(phantom_shards, tmp_path, dark, no_pictures):

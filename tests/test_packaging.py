@@ -148,6 +148,7 @@ def test_every_import_is_a_declared_dependency(requirements):
         "mgcc_dist/inference/dicom_seg.py": "clinic",
         "mgcc_dist/inference/nifti.py": "clinic",
         "mgcc_dist/inference/export_formats.py": "openvino",
+        "mgcc_dist/inference/int8.py": "openvino",
         "mgcc_dist/serving/app.py": "serve",
         "mgcc_dist/serving/security.py": "serve",
         "mgcc_dist/serving/server.py": "serve",

@@ -212,7 +212,7 @@ def test_skip_bad_lists_unreadable_images_and_predicts_the_others(run, images):
 
 def test_only_unreadable_images_is_an_error_even_with_skip_bad(run, images):
     (images / "bad.png").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"none of 1 images can be read\. The first error is bad\.png: not a readable"):
+    with pytest.raises(UserError, match=r"of 1 image none can be read\. The first error is bad\.png: not a readable"):
         predict(run, images, "--skip-bad")
 
 

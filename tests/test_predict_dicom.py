@@ -167,7 +167,7 @@ def test_an_image_that_dicom_seg_cannot_refer_to_is_skipped(run, images):
 def test_a_folder_of_damaged_dicom_is_not_named(run, images):
     images.mkdir()
     (images / "a.dcm").write_bytes(b"damaged")
-    with pytest.raises(UserError, match="none of 1 images can be read"):
+    with pytest.raises(UserError, match="of 1 image none can be read"):
         predict(run, images, "--skip-bad")
     assert "Jane" not in (run.parent / "out" / "predict.json").read_text()
 

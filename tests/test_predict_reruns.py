@@ -134,7 +134,7 @@ def test_corrected_mask_is_kept_and_named_while_a_prediction_is_completed(run, i
     (out / "masks" / "c.png").write_bytes(b"corrected by hand, too")
     predict(run, images)
     log = capsys.readouterr().err
-    assert "kept 2 files that were changed, or not written by `mgcc predict`: masks/c.png, masks/a.png." in log
+    assert "kept 2 files changed since, or not written by `mgcc predict`: masks/c.png, masks/a.png." in log
     now = bytes_in(out)
     assert now["masks/a.png"] == b"corrected by hand"
     assert now["masks/c.png"] == b"corrected by hand, too"
@@ -156,7 +156,7 @@ def test_outputs_of_an_image_that_can_no_longer_be_read_are_deleted_unless_they_
     assert files_in(out / "masks") == ["b.png", "c.png"]
     assert files_in(out / "overlays") == ["c.png"]
     assert (out / "masks" / "c.png").stat().st_size
-    assert "kept 1 files that were changed, or not written by `mgcc predict`: masks/b.png." in capsys.readouterr().err
+    assert "kept 1 file changed since, or not written by `mgcc predict`: masks/b.png." in capsys.readouterr().err
 
 
 def test_changed_table_is_not_replaced_when_images_are_added(run, images):

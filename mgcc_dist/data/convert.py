@@ -12,6 +12,7 @@ from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import write_json
 from mgcc_dist.common.lock import LOCK, lock
 from mgcc_dist.common.progress import track
+from mgcc_dist.common.words import counted
 from mgcc_dist.data.images import BadFile, resize_image, resize_mask
 from mgcc_dist.data.mask_summary import MaskSummary
 from mgcc_dist.data.readers.reader import Reader
@@ -76,7 +77,7 @@ def summarize(shards: ShardFolder) -> str:
     unlabeled = sum(not record.labeled for record in shards.records)
     with_mask = f", {len(shards) - unlabeled} with a mask" if 0 < unlabeled < len(shards) else ""
     without_mask = f"{with_mask}, {unlabeled} without a mask" if unlabeled else ""
-    return f"{shards.folder}: {len(shards)} records ({counts}){without_mask}"
+    return f"{shards.folder}: {counted(len(shards), 'record')} ({counts}){without_mask}"
 
 
 def _read_samples(

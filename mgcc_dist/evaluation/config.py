@@ -33,6 +33,9 @@ class EvaluateConfig:
     """best: highest validation score; last: last step"""
     tta: tuple[Literal["flips", "scales"], ...] = argument((), nargs="+")
     """test-time augmentation: mean over mirrored images (flips), over three image sizes (scales), or both"""
+    threshold: str = "0.5"
+    """probability above which a pixel is lesion; choose: the best of 0.05, 0.1, ... 0.95 on the evaluated images; a
+    folder: what that evaluation chose"""
     postprocess: str = "none"
     """words of fill,min=SHARE,largest (fill holes; drop components below this share of the image; keep the largest);
     choose: the best of these on the evaluated images; a folder: what that evaluation chose"""

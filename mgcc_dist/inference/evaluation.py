@@ -17,6 +17,7 @@ from mgcc_dist.data.datasets import ResizedDataset, SampleDataset, subset_by_key
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.data.workers import load_in_order
+from mgcc_dist.evaluation import threshold as thresholds
 from mgcc_dist.evaluation.calibration import Array, brier, confidence, reliability_bins
 from mgcc_dist.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from mgcc_dist.evaluation.metrics import score_image
@@ -25,7 +26,6 @@ from mgcc_dist.evaluation.summary import NAMES, Row
 from mgcc_dist.evaluation.surface import surface_scores
 from mgcc_dist.evaluation.temperature import calibrate, logit_histogram
 from mgcc_dist.inference.ensemble import Ensemble
-from mgcc_dist.inference.predictor import THRESHOLD
 from mgcc_dist.inference.uncertainty import Members
 
 MM = {"hd95": "hd95", "asd": "assd", "nsd": "nsd"}
@@ -47,6 +47,8 @@ class Scores:
     """its index into the data"""
     postprocess: Postprocess
     """what was done to the masks"""
+    threshold: float = thresholds.DEFAULT
+    """above which a pixel is lesion"""
     corrupted: dict[Condition, list[Row]] = field(default_factory=dict)
     """rows under each corruption, without surface distances"""
     histograms: list[Array] = field(default_factory=list)
@@ -139,20 +141,25 @@ class Evaluation:
         self.batches = [indices[start : start + batch] for start in range(0, len(indices), batch)]
         self.images = len(indices)
 
-    def run(self, postprocess: Postprocess | None) -> Scores:
-        """Score all images; None first chooses the post-processing that is best on them. Collective.
+    def run(self, postprocess: Postprocess | None, threshold: float | None = thresholds.DEFAULT) -> Scores:
+        """Score all images; None first chooses what is best on them: the threshold, then post-processing. Collective.
 
         Raises:
             UserError: a record can't be read, or a network's output is not finite.
         """
-        passes = 1 + len(self.conditions) + (postprocess is None)
+        passes = 1 + len(self.conditions) + (postprocess is None) + (threshold is None)
         with ProgressBar(passes * len(self.data), "evaluating", "images", share=passes * self.images) as bar:
-            if postprocess is None:
+            if threshold is None:
                 with raise_on_all_ranks():
-                    settings = list(self._setting_scores(bar))
-                postprocess = choose(gather_object(settings))
+                    scores = list(self._compare(thresholds.threshold_scores, bar))
+                threshold = thresholds.choose(gather_object(scores))
+            if postprocess is None:
+                score = partial(_post_processing_scores, threshold=threshold)
+                with raise_on_all_ranks():
+                    scores = list(self._compare(score, bar))
+                postprocess = choose(gather_object(scores))
             with raise_on_all_ranks():
-                scored = list(self._score(postprocess, bar))
+                scored = list(self._score(postprocess, threshold, bar))
         everything: list[_Scored] = sorted(
             gather_object(scored), key=lambda each: (each.row["dataset"], each.row["key"])
         )
@@ -161,21 +168,25 @@ class Evaluation:
             [each.bins for each in everything],
             [each.data_index for each in everything],
             postprocess,
+            threshold,
             {condition: [each.corrupted[i] for each in everything] for i, condition in enumerate(self.conditions)},
             [each.histogram for each in everything if each.histogram is not None],
         )
 
-    def _setting_scores(self, bar: ProgressBar) -> Iterator[list[float]]:
+    def _compare(
+        self, score: Callable[[np.ndarray, np.ndarray], list[float]], bar: ProgressBar
+    ) -> Iterator[list[float]]:
+        """Yield for each image the scores of several settings, from probability and truth."""
         for samples in self._load():
             for sample, probability in zip(samples, self._predict(samples), strict=True):
-                yield setting_scores(probability > THRESHOLD, truth_of(sample))
+                yield score(probability, truth_of(sample))
                 bar.update()
 
-    def _score(self, postprocess: Postprocess, bar: ProgressBar) -> Iterator[_Scored]:
+    def _score(self, postprocess: Postprocess, threshold: float, bar: ProgressBar) -> Iterator[_Scored]:
         for indices, samples in zip(self.batches, self._load(), strict=True):
             scored = []
             for index, sample, probability in zip(indices, samples, self._predict(samples), strict=True):
-                truth, mask = truth_of(sample), postprocess(probability > THRESHOLD)
+                truth, mask = truth_of(sample), postprocess(probability > threshold)
                 histogram = logit_histogram(probability, truth) if self.logits else None
                 probability = calibrate(probability, self.temperature)
                 row = image_row(sample, probability, mask) | surface_row(sample, mask, self.tolerance, self.in_mm)
@@ -190,7 +201,7 @@ class Evaluation:
                 change = partial(corrupt, keys=keys, name=name, strength=strength, seed=self.seed)
                 probabilities = self._predict(samples, change)
                 for sample, probability, each in zip(samples, probabilities, scored, strict=True):
-                    mask = postprocess(probability > THRESHOLD)
+                    mask = postprocess(probability > threshold)
                     each.corrupted.append(image_row(sample, calibrate(probability, self.temperature), mask))
                     bar.update()
             yield from scored
@@ -203,6 +214,10 @@ class Evaluation:
         self, samples: Sequence[Sample], change: Callable[[np.ndarray], np.ndarray] | None = None
     ) -> list[np.ndarray]:
         return self.ensemble.probabilities([sample.image for sample in samples], _names(samples), change)
+
+
+def _post_processing_scores(probability: np.ndarray, truth: np.ndarray, threshold: float) -> list[float]:
+    return setting_scores(probability > threshold, truth)
 
 
 def _names(samples: Sequence[Sample]) -> list[str]:

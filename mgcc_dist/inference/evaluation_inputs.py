@@ -13,6 +13,7 @@ from mgcc_dist.data.datasets import SampleDataset
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.shard_cache import open_cache
 from mgcc_dist.data.splits import SUBSETS, Split, locate_split, read_split
+from mgcc_dist.evaluation import threshold as thresholds
 from mgcc_dist.evaluation.config import EvaluateConfig
 from mgcc_dist.evaluation.postprocess import Postprocess, parse
 from mgcc_dist.evaluation.summary import FORMAT, SUMMARY, VERSION
@@ -29,6 +30,8 @@ class Inputs:
     ensemble: Ensemble
     data: SampleDataset
     postprocess: Postprocess | None
+    """None: to be chosen on the evaluated images"""
+    threshold: float | None
     """None: to be chosen on the evaluated images"""
     request: dict[str, Any]
     """everything that the scores depend on"""
@@ -64,6 +67,7 @@ def open_inputs(config: EvaluateConfig, accelerator: Accelerator) -> Inputs:
     folders = [ShardFolder.open(folder, accelerator.is_local_main_process, cache) for folder in config.shards]
     split, keys = _read_subset(config)
     postprocess = _read_postprocess(config.postprocess)
+    threshold = _read_threshold(config.threshold)
     runs = [predictor.info for predictor in predictors]
     request = {
         "weights": [info["weights_sha256"] for info in runs],
@@ -72,6 +76,7 @@ def open_inputs(config: EvaluateConfig, accelerator: Accelerator) -> Inputs:
         "subset": config.evaluated,
         "tta": sorted(config.tta),
         "postprocess": "choose" if postprocess is None else str(postprocess),
+        "threshold": "choose" if threshold is None else None if threshold == thresholds.DEFAULT else threshold,
         "corruptions": config.seed if config.corruptions else None,
         "tolerance": config.tolerance,
         "size": config.size,
@@ -85,6 +90,7 @@ def open_inputs(config: EvaluateConfig, accelerator: Accelerator) -> Inputs:
         Ensemble(predictors, "flips" in config.tta, "scales" in config.tta),
         open_records(folders, keys, config.size, by_shard=config.cache_gb > 0),
         postprocess,
+        threshold,
         request,
         runs,
         members,
@@ -148,11 +154,28 @@ def _read_postprocess(setting: str) -> Postprocess | None:
         return None
     if not Path(setting).is_dir():
         return parse(setting)
-    path = Path(setting) / SUMMARY
+    return parse(_read_summary("--postprocess", setting)["postprocess"]["setting"])
+
+
+def _read_threshold(setting: str) -> float | None:
+    """Return a threshold given as number or as the folder of an evaluation; None for `choose`.
+
+    Raises:
+        UserError: it is neither, or the folder holds no finished evaluation.
+    """
+    if setting == "choose":
+        return None
+    if not Path(setting).is_dir():
+        return thresholds.parse(setting)
+    chosen = _read_summary("--threshold", setting).get("threshold", {})  # earlier versions had no other than 0.5
+    return float(chosen.get("value", thresholds.DEFAULT))
+
+
+def _read_summary(option: str, folder: str) -> dict[str, Any]:
+    path = Path(folder) / SUMMARY
     if not path.is_file():
-        raise UserError(f"--postprocess {setting}: holds no finished evaluation. Run it with --postprocess choose.")
-    remedy = "Rerun that evaluation into another folder."
-    return parse(read_versioned(path, FORMAT, VERSION, remedy)["postprocess"]["setting"])
+        raise UserError(f"{option} {folder}: holds no finished evaluation. Run it with {option} choose.")
+    return read_versioned(path, FORMAT, VERSION, "Rerun that evaluation into another folder.")
 
 
 def _notes(
@@ -172,9 +195,12 @@ def _notes(
             notes.append(f"{run} was trained on the evaluated images ({config.evaluated} of {split.name}).")
         elif config.evaluated == "validation" and config.weights == "best":
             notes.append(f"The best step of {run} was chosen on the evaluated images, so its scores are optimistic.")
-    if config.postprocess == "choose":
+    names = {"threshold": "threshold", "postprocess": "post-processing"}
+    if chosen := [option for option in names if getattr(config, option) == "choose"]:
+        subject = " and the ".join(names[option] for option in chosen)
+        options = " ".join(f"--{option} {config.out}" for option in chosen)
         notes.append(
-            "The post-processing was chosen on the evaluated images, so scores are optimistic. Apply it to other "
-            f"images by --postprocess {config.out}."
+            f"The {subject} {'was' if len(chosen) == 1 else 'were'} chosen on the evaluated images, so scores are "
+            f"optimistic. Apply it to other images by {options}."
         )
     return notes

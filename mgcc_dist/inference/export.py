@@ -14,6 +14,7 @@ import torch
 import mgcc_dist
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import link, scratch_folder
+from mgcc_dist.common.words import counted
 from mgcc_dist.inference.config import ExportConfig
 from mgcc_dist.inference.export_formats import FORMATS, Format, Metadata, describe_onnx
 from mgcc_dist.inference.export_graph import ExportGraph
@@ -95,8 +96,8 @@ def _quantize(path: Path, val: ValImages, metadata: Metadata, max_iou_loss: floa
     measured = measure(float32, path, val)
     float32.unlink()
     logger.info(
-        "export: IoU of %s validation images: %s in float32, %s in INT8; %.2f %% of the pixels differ",
-        *(measured["int8_images"], measured["float32_iou"], measured["int8_iou"]),
+        "export: IoU of %s: %s in float32, %s in INT8; %.2f %% of the pixels differ",
+        *(counted(int(measured["int8_images"]), "validation image"), measured["float32_iou"], measured["int8_iou"]),
         100 * float(measured["int8_differing_pixels"]),
     )
     check_loss(measured, max_iou_loss)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.progress import ProgressBar
+from mgcc_dist.common.words import counted
 from mgcc_dist.data.dicom_regions import PLAUSIBLE, Spacing, is_plausible
 from mgcc_dist.data.images import bits_used
 from mgcc_dist.data.workers import load_in_order
@@ -88,28 +89,29 @@ def predict_folder(config: PredictConfig) -> None:
                 rows += writer.write(frame, squares, predictor.fit, of_members)
     if not rows:
         raise UserError(
-            f"--images {' '.join(config.images)}: none of {len(sources)} images can be read. "
+            f"--images {' '.join(config.images)}: of {counted(len(sources), 'image')} none can be read. "
             f"The first error is {skipped[0]['file']}: {skipped[0]['problem']}"
         )
 
     out.sync()
     if skipped:
         out.write(SKIPPED, table(skipped))
-        logger.warning("predict: skipped %d files, see %s", len(skipped), config.out / SKIPPED)
+        logger.warning("predict: skipped %s, see %s", counted(len(skipped), "file"), config.out / SKIPPED)
     out.write(PREDICTIONS, table(rows))
     out.finish(hashes)
     if out.kept:
         logger.warning(
-            "predict: kept %d files that were changed, or not written by `mgcc predict`: %s. "
+            "predict: kept %s changed since, or not written by `mgcc predict`: %s. "
             "predictions.csv describes the network's masks.",
-            *(len(out.kept), list_names(out.kept)),
+            *(counted(len(out.kept), "file"), list_names(out.kept)),
         )
     lesions = {(row["file"], row["frame"]) for row in rows if row["lesion"] == "yes"}
     images = {(row["file"], row["frame"]) for row in rows}
-    logger.info("predict: %d images, %d with a lesion -> %s", len(images), len(lesions), config.out / PREDICTIONS)
+    found = counted(len(images), "image")
+    logger.info("predict: %s, %d with a lesion -> %s", found, len(lesions), config.out / PREDICTIONS)
     if config.reject_below is not None:
         review = {(row["file"], row["frame"]) for row in rows if row["review"] == "yes"}
-        logger.info("predict: %d of %d images are for review by a person (column review)", len(review), len(images))
+        logger.info("predict: for review by a person (column review): %d of %s", len(review), found)
 
 
 def _predict(

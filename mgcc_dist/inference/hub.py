@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 from mgcc_dist.common.errors import UserError, reason_of
 from mgcc_dist.common.files import create_folder, link, scratch_folder
 from mgcc_dist.inference.config import PullConfig, PushConfig
+from mgcc_dist.inference.loading import read_weights
 from mgcc_dist.inference.model_folder import CARD, FILES, read_model, verify_model
 from mgcc_dist.train.initial_weights import MODEL, WEIGHTS, find_weights
 
@@ -37,8 +38,10 @@ def push(config: PushConfig) -> None:
     Raises:
         UserError: the folder is not a complete model folder, or the Hub can't be reached or refuses.
     """
-    folder = find_weights(config.model, "best").parent
+    weights = find_weights(config.model, "best")
+    folder = weights.parent
     if not (folder / MODEL).is_file():
+        read_weights(weights)  # what is no network can't be exported either
         raise UserError(
             f"--model {config.model}: is not a model folder. Export it first: mgcc export --run {config.model} "
             "--to safetensors --out DIR"

@@ -15,6 +15,7 @@ import numpy as np
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of
 from mgcc_dist.common.progress import track
+from mgcc_dist.common.words import counted
 from mgcc_dist.data.datasets import subset_by_keys
 from mgcc_dist.data.records import ShardFolder
 from mgcc_dist.data.sample import Sample
@@ -109,8 +110,8 @@ def measure(float32: Path, int8: Path, images: ValImages) -> Metadata:
 def check_loss(metadata: Metadata, limit: float) -> None:
     """Raise UserError if the measured loss of IoU is above `limit`."""
     if not float(metadata["int8_iou_loss"]) <= limit:
+        images = counted(int(metadata["int8_images"]), "validation image")
         raise UserError(
-            f"--int8: lowers the IoU of {metadata['int8_images']} validation images from {metadata['float32_iou']} to "
-            f"{metadata['int8_iou']}, by more than --max-iou-loss {limit:g}. Export in float32 (without --int8), or "
-            "raise --max-iou-loss."
+            f"--int8: lowers the IoU of {images} from {metadata['float32_iou']} to {metadata['int8_iou']}, by more "
+            f"than --max-iou-loss {limit:g}. Export in float32 (without --int8), or raise --max-iou-loss."
         )

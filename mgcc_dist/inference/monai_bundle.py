@@ -61,7 +61,9 @@ def export_bundle(config: ExportConfig) -> None:
     network, image_size = load_network(weights)
     info = run_info(weights)
     metadata = _metadata(info, metadata_of(config, info))
-    if config.out.exists() and not config.overwrite:
+    if config.overwrite:
+        _check_replaceable(config.out)
+    elif config.out.exists():
         if not _is_same(config.out, metadata):
             raise UserError(f"--out {config.out}: exists and is not this export. Choose another, or use --overwrite.")
         logger.info("export: %s is up to date", config.out)
@@ -87,6 +89,18 @@ def _is_same(folder: Path, metadata: dict[str, Any]) -> bool:
         return read_object(folder / METADATA) == metadata and all((folder / name).is_file() for name in (NETWORK, PAGE))
     except (UserError, InvalidJson, NotADirectoryError):
         return False
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raise UserError if `folder` exists, is not empty and is not a bundle of this package."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    try:
+        known = read_object(folder / METADATA) if folder.exists() else {"mgcc_dist": {}}
+    except (UserError, InvalidJson, NotADirectoryError, FileNotFoundError):
+        known = {}
+    if "mgcc_dist" not in known:
+        raise UserError(f"--out {folder}: exists and is not a MONAI bundle of mgcc-dist. Choose another --out.")
 
 
 def _channels_first(*shape: int) -> Tensor:

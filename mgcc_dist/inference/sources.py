@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import sha256_of
+from mgcc_dist.common.words import counted
 from mgcc_dist.data.dicom import DICOM_SUFFIXES, DicomHeader, NoImage, is_dicom, read_header
 from mgcc_dist.data.file_listing import describe_unread, walk_files
 from mgcc_dist.data.images import SUFFIXES, BadFile, find_unreadable
@@ -110,7 +111,7 @@ def list_sources(
         for note in describe_unread(others, folder):
             logger.warning("predict: %s", f"{len(others)} other files are not read" if private else note)
     if others_listed := sum(file in named for file in unread):
-        logger.warning("predict: %d files of the list are neither images nor DICOM images", others_listed)
+        logger.warning("predict: neither image nor DICOM image: %s of the list", counted(others_listed, "file"))
     if not sources:
         kinds = ", ".join((*SUFFIXES, ".dcm"))
         raise UserError(f"--images {' '.join(map(str, paths))}: no images ({kinds}) in the folder or its subfolders")
@@ -217,7 +218,7 @@ def _unique(sources: list[Source]) -> list[Source]:
             source = replace(source, file=other, stem=other)
         kept[source.file] = source
     if copies:
-        logger.warning("predict: left out %d copies of other DICOM files", copies)
+        logger.warning("predict: left out %s of other DICOM files", counted(copies, "copy"))
     names = Counter(source.name(frame) for source in kept.values() for frame in range(source.frames))
     name, count = names.most_common(1)[0]
     if count > 1:

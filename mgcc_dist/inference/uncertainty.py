@@ -174,9 +174,14 @@ def load_with_auxiliary(weights: Path, option: str, remedy: str) -> MultiLevelCr
     _load(method, path, option, remedy)
     used = load_file(weights)
     if any(not torch.equal(tensor, used[name]) for name, tensor in method.predictor().state_dict().items()):
+        if weights.parent.name == "best":
+            raise UserError(
+                f"{option}: a run keeps its auxiliary decoders only in its newest checkpoint ({path}), which is of "
+                f"another step than {weights}. Pass --weights last, or: {remedy}"
+            )
         raise UserError(
-            f"{option}: {path}, which has the auxiliary decoders, is of another step than {weights}, or the run "
-            f"averaged its weights. Pass --weights last. {remedy}"
+            f"{option}: {path}, which has the auxiliary decoders, has other weights than {weights}: the run averaged "
+            f"them. {remedy}"
         )
     return method
 

@@ -35,7 +35,6 @@ from mgcc_dist.evaluation.summary import (
 from mgcc_dist.evaluation.temperature import fit_temperature, write_temperature
 from mgcc_dist.inference.evaluation import Scores, truth_of
 from mgcc_dist.inference.evaluation_inputs import Inputs
-from mgcc_dist.inference.predictor import THRESHOLD
 from mgcc_dist.reporting.evaluation_page import OVERLAP, protocol_table, render_evaluation
 
 logger = logging.getLogger("mgcc_dist.evaluate")
@@ -100,6 +99,7 @@ def write_evaluation(
         "request": inputs.request,
         "runs": inputs.runs,
         "notes": inputs.notes,
+        "threshold": {"value": scores.threshold, "chosen": inputs.threshold is None},
         "postprocess": {"setting": str(scores.postprocess), "chosen": inputs.postprocess is None},
         "overall": summarize(scores.rows),
         "subsets": summarize_subsets(scores.rows),
@@ -155,7 +155,7 @@ def _panels(cases: Sequence[tuple[str, Row]], inputs: Inputs, scores: Scores) ->
         score = (
             f"Dice {100 * row['dice']:.0f} %" if row["lesion"] else f"{100 * row['predicted_area']:.1f} % of the image"
         )
-        mask = scores.postprocess(probability > THRESHOLD)
+        mask = scores.postprocess(probability > scores.threshold)
         panels.append(Case(f"{why}\n{row['key']}, {score}", sample.image, truth_of(sample), mask))
     return panels
 

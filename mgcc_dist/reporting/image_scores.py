@@ -18,6 +18,7 @@ from mgcc_dist.common.files import read_versioned
 from mgcc_dist.data.sample import STRETCHED
 from mgcc_dist.evaluation.statistics import Interval
 from mgcc_dist.evaluation.summary import FORMAT, IMAGES, METRICS, NAMES, REQUEST, SUMMARY, VERSION, Row, average
+from mgcc_dist.evaluation.threshold import DEFAULT
 from mgcc_dist.reporting.image_arrays import METRICS as METRIC_KEYS
 from mgcc_dist.reporting.image_arrays import ImageArrays
 from mgcc_dist.reporting.runs import Run, RunCollection
@@ -64,6 +65,8 @@ class Evaluation:
         request = self.summary["request"]
         size = f"{request['size']} px" if request["size"] else "stored size"
         steps = [str(self.summary["postprocess"]["setting"]), *(f"tta {name}" for name in request["tta"])]
+        threshold = self.summary.get("threshold", {}).get("value", DEFAULT)  # earlier versions had no other
+        steps += [f"threshold {threshold:g}"] * (threshold != DEFAULT)
         weights = self.summary["config"]["weights"]
         changes = [step for step in steps if step != "none"] + [f"{weights} weights"] * (weights != "best")
         how = ", ".join([_part(request["subset"]), size, *changes])

@@ -11,6 +11,7 @@ from tabulate import tabulate
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_object, read_versioned
 from mgcc_dist.evaluation.temperature import CALIBRATION
+from mgcc_dist.evaluation.threshold import DEFAULT
 from mgcc_dist.inference.evaluation_inputs import FORMAT, SUMMARY, VERSION
 from mgcc_dist.inference.model_folder import read_model
 from mgcc_dist.reporting.evaluation import IMAGES
@@ -141,6 +142,8 @@ def _provenance(model: Content, summary: Content) -> str:
     extras = [f"--tta {' '.join(summary['request']['tta'])}"] if summary["request"]["tta"] else []
     if (setting := summary["postprocess"]["setting"]) != "none":
         extras.append(f"--postprocess {setting}")
+    if (threshold := summary.get("threshold", {}).get("value", DEFAULT)) != DEFAULT:
+        extras.append(f"--threshold {threshold:g}")
     return said + (f" With {' and '.join(extras)}, which `mgcc predict` does not apply." if extras else "")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import uvicorn
 
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.words import counted
 from mgcc_dist.data.dicom_regions import Spacing
 from mgcc_dist.data.images import bits_used
 from mgcc_dist.inference.folder import spacing_option
@@ -62,7 +63,7 @@ def serve(config: ServeConfig) -> None:
         )
         progress = session.queue.progress()
         if config.images:
-            logger.info("serve: %d images, %d of them corrected", progress["total"], progress["corrected"])
+            logger.info("serve: %s, %d corrected", counted(progress["total"], "image"), progress["corrected"])
         logger.info("serve: corrections -> %s. Ctrl-C stops the server.", config.out)
         print(address, flush=True)
         opener = config.out / OPENER

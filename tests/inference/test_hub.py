@@ -228,4 +228,7 @@ def test_only_a_complete_model_folder_is_pushed(hub, model, tmp_path):
         UserError, match=r"is not a model folder\. Export it first: mgcc export --run .* --to safetensors"
     ):
         push.main(["lab/tiny", "--model", str(run)])
+    (tmp_path / "image.png").write_bytes(b"not a network")
+    with pytest.raises(UserError, match=r"image\.png: does not hold a segmentation network"):
+        push.main(["lab/tiny", "--model", str(tmp_path / "image.png")])
     assert hub.requests == []

@@ -1,11 +1,15 @@
 """`mgcc export --to monai`: MONAI loads and verifies the bundle, and runs it to the masks of `mgcc predict`."""
 
 import json
+import re
+import shutil
 
+import fire
 import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow, verify_net_in_out
+from monai.bundle import run as monai_run
 from PIL import Image
 from predict_runs import SIZE, bytes_in, files_in, noise, save_run
 from safetensors import safe_open
@@ -35,7 +39,7 @@ def exported(tmp_path_factory):
     return run, folder / "bundle"
 
 
-def test_monai_runs_the_bundle_to_the_masks_of_predict(exported):
+def test_monai_runs_the_bundle_to_the_masks_of_predict(exported, monkeypatch):
     run, bundle = exported
     configs = {
         "config_file": str(bundle / "configs/inference.json"),
@@ -59,6 +63,15 @@ def test_monai_runs_the_bundle_to_the_masks_of_predict(exported):
         assert ((mask > 0) != expected).mean() < 0.005
     verify_net_in_out("network_def", **configs, bundle_root=str(bundle), device="cpu", any=SIZE + 3)
 
+    monkeypatch.chdir(bundle)
+    before = bytes_in(bundle / "masks")
+    shutil.rmtree("masks")
+    (command,) = re.findall(
+        r"^python -m monai\.bundle (.*)$", (bundle / "docs" / "README.md").read_text(), re.MULTILINE
+    )
+    fire.Fire({"run": monai_run}, command=command)
+    assert bytes_in(bundle / "masks") == before
+
 
 def test_the_bundle_says_what_it_is(exported):
     metadata = json.loads((exported[1] / "configs" / "metadata.json").read_text())
@@ -81,4 +94,6 @@ def test_the_same_bundle_is_kept_and_another_folder_is_refused(exported, tmp_pat
     for out in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(UserError, match="exists and is not this export"):
             main(["--run", str(run), *words, str(out)])
+        with pytest.raises(UserError, match=r"exists and is not a MONAI bundle of mgcc-dist\. Choose another --out"):
+            main(["--run", str(run), *words, str(out), "--overwrite"])
     assert files_in(tmp_path) == ["notes.txt"]
