@@ -37,19 +37,19 @@ def threshold_scores(probability: np.ndarray, truth: np.ndarray) -> list[float]:
         probability: float32 [H,W].
         truth: bool [H,W].
     """
-    limits = np.float32(THRESHOLDS)
+    limits = np.array(THRESHOLDS, np.float32)
     # How many pixels, and pixels of the lesion, are above each limit: p > limit, as in a prediction.
     predicted, overlap = (
         len(values) - np.searchsorted(np.sort(values), limits, side="right")
         for values in (probability.ravel(), probability[truth])
     )
     lesion = int(truth.sum())
-    counts = [(int(tp), int(area), lesion) for tp, area in zip(overlap, predicted, strict=True)]
+    counts = [(tp, area, lesion) for tp, area in np.stack([overlap, predicted], axis=1).tolist()]
     return [scores_from_counts(each, truth.size)["corrected"]["iou"] for each in counts]
 
 
 def choose(scores: Iterable[Sequence[float]]) -> float:
     """Return the threshold with the highest mean of `threshold_scores` over images."""
-    means = np.round(np.mean(list(scores), axis=0), 9)  # rounding errors must not decide between equal thresholds
-    best = [threshold for threshold, mean in zip(THRESHOLDS, means, strict=True) if mean == means.max()]
-    return min(best, key=lambda threshold: abs(threshold - DEFAULT))
+    means = np.mean(np.array(list(scores)), axis=0).round(9)  # rounding errors must not decide between equal thresholds
+    best = np.flatnonzero(means == means.max())
+    return min((THRESHOLDS[index] for index in best), key=lambda threshold: abs(threshold - DEFAULT))
