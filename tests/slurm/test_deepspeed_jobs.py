@@ -35,7 +35,7 @@ def test_a_preempted_zero_2_job_ends_in_the_weights_of_an_undisturbed_one(slurm_
     words = ["-m", "mgcc_dist.ldm", "--config", config, "--out", quiet, "--until", "denoiser"]
     log = ranks.finish_log(ranks.forked(2), words, **ZERO_2)
     assert "world size 2 (DEEPSPEED)" in log
-    until_in_slurm(lambda: have_ended(job_of(out, "report")), 900)
+    until_in_slurm(lambda: have_ended(job, job_of(out, "report")), 900)
     assert "3 tasks: 3 done" in dispatch("status", sweep)
     assert "stopped by a signal at step" in read_log(out, job)
     assert read_json(next(denoiser.glob("checkpoints/*/state.json")))["zero_stage"] == 2
