@@ -185,7 +185,11 @@ def check_preemption(names: list[str], settings: dict[str, str]) -> Check:
     cancelling = [name for name, mode in modes.items() if "CANCEL" in mode]
     if cancelling:
         what = f"jobs of {', '.join(cancelling)} are cancelled, not requeued (PreemptMode=CANCEL)"
-        advice = "Runs save before that, if the grace time is long enough. Restart them with `mgcc slurm resume`."
+        times = ", ".join(f"{existing[name].get('GraceTime', 0)} s for {name}" for name in cancelling)
+        advice = (
+            f"A run that saves within the grace time ({times}) requeues itself. "
+            "Restart others with `mgcc slurm resume`."
+        )
         return Check("preemption", "warning", what, advice)
     return Check("preemption", "ok", ", ".join(f"{name}: PreemptMode={mode}" for name, mode in modes.items()))
 

@@ -103,7 +103,10 @@ def test_a_site_on_which_all_works(answers):
             {"sacct": UserError("sacct: Slurm accounting storage is disabled")},
             *({}, "accounting", "warning", "Slurm accounting storage is disabled"),
         ),
-        ({}, {"partition": "gpu"}, "preemption", "warning", "jobs of gpu are cancelled, not requeued"),
+        (
+            *({}, {"partition": "gpu"}, "preemption", "warning"),
+            "not requeued (PreemptMode=CANCEL) A run that saves within the grace time (60 s for gpu) requeues",
+        ),
     ],
 )
 def test_what_a_site_lacks_is_named_with_what_to_do(answers, changed, requested, name, state, text):
