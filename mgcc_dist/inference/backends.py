@@ -23,6 +23,8 @@ from mgcc_dist.inference.predictor import THRESHOLD, Predictor
 
 logger = logging.getLogger("mgcc_dist.predict")
 
+PACKAGES = {name: {*FORMATS["onnx"].packages, *FORMATS[name].packages} for name in ("onnx", "openvino")}
+"""what each backend needs: both get an ONNX file"""
 AUTO_IMAGES = 100
 """images from which `auto` exports the network, which takes seconds"""
 SPEEDUP = 1.2
@@ -70,7 +72,11 @@ class FastestPredictor(Predictor):
 
     def squares(self, squares: Sequence[np.ndarray], names: Sequence[object] | None = None) -> list[Tensor]:
         if not self.chosen and squares:
-            self.chosen = choose(self.predictor, export_and_open(self.predictor, self.backends), squares)
+            try:
+                self.chosen = choose(self.predictor, export_and_open(self.predictor, self.backends), squares)
+            except UserError as error:
+                logger.warning("predict: --backend auto uses PyTorch: %s", error)
+                self.chosen = self.predictor
         return (self.chosen or self.predictor).squares(squares, names)
 
 
@@ -90,13 +96,13 @@ def open_backend(config: PredictConfig, predictor: Predictor, images: int) -> tu
         return predictor, None
     if config.precision == "bf16":
         raise UserError(f"--precision bf16: is for --backend torch. Leave it out, or leave out --backend {name}.")
-    if name in ("onnx", "openvino"):
-        for package in FORMATS[name].packages:
+    if name in PACKAGES:
+        for package in PACKAGES[name]:
             import_module(package)
         return ExportedPredictor(predictor, lambda: export_and_open(predictor, [name])[name]), None
     if name != "auto":
         return _open_file(Path(name), predictor)
-    installed = [name for name in ("onnx", "openvino") if all(find_spec(each) for each in FORMATS[name].packages)]
+    installed = [name for name in PACKAGES if all(map(find_spec, PACKAGES[name]))]
     reason = ""
     if predictor.device.type != "cpu":
         reason = f"the network is on {predictor.device}"

@@ -107,6 +107,18 @@ def test_backends_that_cannot_be_are_refused(predictor, options, images, message
         backends.open_backend(replace(CONFIG, **options), predictor, images)
 
 
+def test_auto_predicts_what_cannot_be_exported_by_pytorch(predictor, monkeypatch, caplog):
+    def fail(*_):
+        raise UserError("--to onnx: PyTorch can't translate this network")
+
+    monkeypatch.setattr(backends, "write_compared", fail)
+    fastest = backends.FastestPredictor(predictor, ["onnx"])
+    torch.testing.assert_close(fastest.squares(SQUARES), predictor.squares(SQUARES))
+    assert "--backend auto uses PyTorch: --to onnx: PyTorch can't translate" in caplog.text
+    fastest.squares(SQUARES)
+    assert caplog.text.count("--backend auto") == 1
+
+
 def test_auto_exports_for_many_images_only(predictor, caplog):
     caplog.set_level(logging.INFO)
     config = replace(CONFIG, backend="auto")
