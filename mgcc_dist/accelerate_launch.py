@@ -47,7 +47,9 @@ def launch_command(words: Sequence[str]) -> list[str]:
     file = find_file(name)
     index = next((index for index, word in enumerate(rest) if word in LAUNCHED), None)
     if index is None:
-        raise UserError(f"launch {name}: no program given. Add one of {', '.join(LAUNCHED)}, and then its options.")
+        hint = next(filter(None, (did_you_mean(word, LAUNCHED) for word in rest if not word.startswith("-"))), "")
+        advice = f"Add one of {', '.join(LAUNCHED)}, and then its options."
+        raise UserError(f"launch {name}: no program given.{hint} {advice}")
     options = ["--config_file", str(file), *_deepspeed_options(file), *rest[:index]]
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
     return [*launcher, *options, "-m", f"mgcc_dist.{rest[index]}", *rest[index + 1 :]]

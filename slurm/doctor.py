@@ -51,7 +51,10 @@ def examine(cluster_file: str | None, preset: str, shared: Path, wait_minutes: f
             return
         settings = cluster.settings()
     except UserError as error:
-        yield Check("Slurm", "failed", str(error), "Ask the site whether slurmctld runs, or try again later.")
+        advice = "Ask the site whether slurmctld runs, or try again later."
+        if "configuration source" in str(error):
+            advice = "This machine has no slurm.conf. Run this on a Slurm login node, or set SLURM_CONF."
+        yield Check("Slurm", "failed", str(error), advice)
         return
     checks = list(check_site(requested, settings))
     yield from checks

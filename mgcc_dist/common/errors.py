@@ -146,8 +146,8 @@ def one_line(text: str) -> str:
 
 
 def reason_of(error: BaseException | None) -> str:
-    """Return the first 300 characters of an error's text as one line, for the reason in a message."""
-    return " ".join(str(error).split())[:300]
+    """Return the first 300 characters of an error's text as one line, or else its type, for the reason in a message."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _exit(program: str, message: str, only_rank_0: bool = False) -> NoReturn:

@@ -11,6 +11,8 @@ from mgcc_dist.sweep.expansion import Sweep
 from mgcc_dist.sweep.runs import SweepRun, is_same_run
 from mgcc_dist.train.saved_run import differences
 
+SEED_FOLDER = re.compile(r"seed_(-?\d+)(?:-|$)")
+
 
 def match_runs(sweep: Sweep, found: RunCollection, folders: Sequence[Path]) -> list[tuple[SweepRun, Run | None]]:
     """Pair every run of the sweep with its run folder, finished or unfinished, or with None if there is none.
@@ -22,13 +24,18 @@ def match_runs(sweep: Sweep, found: RunCollection, folders: Sequence[Path]) -> l
     Raises:
         UserError: a finished run in the folder of a sweep's run is another one, or two folders hold the same run.
     """
-    by_parent: dict[Path, list[Run]] = {}
+    nearby_runs: dict[tuple[Path, int], list[Run]] = {}
     for run in (*found.segmentation, *found.unfinished):
-        by_parent.setdefault(run.folder.resolve().parent, []).append(run)
+        if name := SEED_FOLDER.match(run.folder.name):
+            nearby_runs.setdefault((run.folder.resolve().parent, int(name[1])), []).append(run)
+    resolved: dict[Path, list[Path]] = {}  # the rows of a sweep have hundreds of runs
     matched: list[tuple[SweepRun, Run | None]] = []
     for wanted in sweep.runs:
-        parents = dict.fromkeys(parent.resolve() for parent in _possible_parents(sweep, wanted, folders))
-        nearby = [run for parent in parents for run in by_parent.get(parent, ()) if _has_seed(run.folder, wanted.seed)]
+        parent = wanted.folder.parent
+        if parent not in resolved:
+            resolved[parent] = [each.resolve() for each in _possible_parents(sweep, wanted, folders)]
+        parents = dict.fromkeys(resolved[parent])
+        nearby = [run for each in parents for run in nearby_runs.get((each, wanted.seed), ())]
         candidates = [run for run in nearby if run.folder.name == wanted.folder.name]
         candidates += [run for run in nearby if run not in candidates and is_same_run(run.folder, wanted.config)]
         if len(candidates) > 1:
@@ -47,10 +54,6 @@ def _possible_parents(sweep: Sweep, wanted: SweepRun, folders: Sequence[Path]) -
     parent = wanted.folder.parent
     relative = parent.relative_to(sweep.out)
     return [parent, *(base / relative for folder in folders for base in (folder, folder / sweep.out.name))]
-
-
-def _has_seed(folder: Path, seed: int) -> bool:
-    return re.match(rf"seed_{seed}(-|$)", folder.name) is not None
 
 
 def _check_config(sweep: Sweep, wanted: SweepRun, run: Run) -> None:

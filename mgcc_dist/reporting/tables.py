@@ -169,9 +169,11 @@ def _differences(reference: dict[int, _ImageScores], others: dict[int, _ImageSco
             )
         difference = 100 * (ours.values - theirs.values)
         scored = ~np.isnan(difference).any(axis=1)  # the lesion protocol skips images without a lesion
-        keys += [key for key, kept in zip(ours.keys, scored, strict=True) if kept]
+        keys += [key for key, kept in zip(ours.keys, scored.tolist(), strict=True) if kept]
         values.append(difference[scored])
-    names, image = np.unique(np.array(keys, dtype=str), return_inverse=True)
+    names = sorted(set(keys))  # np.unique would sort the keys of all seeds
+    index = {name: row for row, name in enumerate(names)}
+    image = np.fromiter((index[key] for key in keys), np.int64, len(keys))
     sums = np.zeros((len(names), len(METRICS)))
     np.add.at(sums, image, np.concatenate(values))
     return sums, np.bincount(image, minlength=len(names)).astype(np.int64)

@@ -38,7 +38,7 @@ from mgcc_dist.train.zero_resharding import load_resharded
 logger = logging.getLogger(__name__)
 
 _DAMAGE = (
-    *(OSError, EOFError, KeyError, ValueError, RuntimeError, TypeError, AttributeError),
+    *(OSError, EOFError, KeyError, ValueError, RuntimeError, TypeError, AttributeError, AssertionError),
     *(SafetensorError, pickle.UnpicklingError),
 )
 """what loading a damaged checkpoint raises"""
@@ -100,6 +100,8 @@ def save(
                 distributed_checkpoint.save(weights.as_distributed(ema.averages), checkpoint_id=scratch / "ema")
             elif ema and (main or weights.sharded):
                 save_weights(_named(ema), scratch / _ema_file(weights, accelerator))
+        accelerator.wait_for_everyone()
+        with raise_on_all_ranks(), explained(scratch):
             if main:
                 of_run = {
                     "world_size": accelerator.num_processes,
@@ -107,11 +109,13 @@ def save(
                     "fsdp": is_fsdp(accelerator),
                     "ema_updates": ema.updates if ema else 0,
                     "shapes": weights.shapes,
+                    "files": sorted(
+                        str(file.relative_to(scratch))
+                        for file in scratch.rglob("*")
+                        if file.is_file() and file.suffix != ".py"  # DeepSpeed's scripts, which nothing needs
+                    ),
                 }
                 write_json(scratch / "state.json", _as_json(state) | of_run)
-        accelerator.wait_for_everyone()
-        with raise_on_all_ranks(), explained(scratch):
-            if main:
                 _sync(scratch)
                 check_fence(folder)
                 scratch.rename(final)
@@ -133,6 +137,7 @@ def restore(folder: Path, weights: Weights, ema: Ema | None, accelerator: Accele
     *earlier, path = saved_checkpoints(folder)
     try:
         saved = read_json(path / "state.json")
+        _check_complete(path, saved.pop("files", []))
         stage, ranks = saved.pop("zero_stage"), saved.pop("world_size")
         _check_sharding(path, _sharding(stage, saved.pop("fsdp", False)), accelerator)
         _check_shapes(folder, path, saved.pop("shapes"), weights.shapes)
@@ -200,6 +205,12 @@ def _load_averages(path: Path, ema: Ema, weights: Weights, accelerator: Accelera
         average.copy_(averages[name])
 
 
+def _check_complete(path: Path, files: list[str]) -> None:
+    """Raise ValueError if a file is missing: Accelerate continues without some, and DeepSpeed names other causes."""
+    if missing := [file for file in files if not (path / file).is_file()]:
+        raise ValueError(f"{missing[0]} is missing" + f", and {len(missing) - 1} more" * (len(missing) > 1))
+
+
 def _sharding(stage: int, fsdp: bool) -> str:
     return f"ZeRO-{stage}" if stage else "FSDP2" if fsdp else "full weights per rank"
 
@@ -208,8 +219,10 @@ def _check_sharding(path: Path, saved: str, accelerator: Accelerator) -> None:
     """Raise UserError if the checkpoint is sharded in another way than the weights here."""
     now = _sharding(zero_stage(accelerator), is_fsdp(accelerator))
     if saved != now:
+        ranks = ", on at least two ranks" * (saved == "FSDP2" and accelerator.num_processes == 1)
         raise UserError(
-            f"{path}: was saved with {saved} and can't be loaded with {now}. Resume it with the same launch file."
+            f"{path}: was saved with {saved} and can't be loaded with {now}. "
+            f"Resume it with the same launch file{ranks}."
         )
 
 

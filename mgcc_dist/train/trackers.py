@@ -52,7 +52,10 @@ class Tracker(Protocol):
 def check_tracker(name: TrackerName) -> None:
     """Raise a UserError unless the package of the tracker is installed."""
     if name not in ("none", "tensorboard") and find_spec(name) is None:
-        raise UserError(f"loop.tracker: {name} is not installed. Run `pip install {name}`, or choose another tracker.")
+        package = name if name == "trackio" else "'mgcc-dist[trackers]'"
+        raise UserError(
+            f"loop.tracker: {name} is not installed. Run `pip install {package}`, or choose another tracker."
+        )
 
 
 class TrackedRun:

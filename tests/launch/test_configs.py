@@ -70,6 +70,7 @@ def test_a_launch_file_of_ones_own_is_used_as_it_is(tmp_path):
     ("words", "message"),
     [
         (["8gpu_zero4", "ldm"], r"launch 8gpu_zero4: no such launch file\. Did you mean 8gpu_zero"),
+        (["8gpu_zero2", "sgment"], r"no program given\. Did you mean segment\? Add one of segment, ldm"),
         (["8gpu_zero2", "--preset", "busi"], r"launch 8gpu_zero2: no program given\. Add one of segment, ldm"),
         (
             [str(ranks.REPOSITORY / "configs/segment/mgcc_demo.yaml"), "ldm"],

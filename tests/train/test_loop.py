@@ -249,3 +249,13 @@ def test_a_damaged_file_of_a_checkpoint_is_reported_in_one_line(tmp_path, file, 
     (tmp_path / "checkpoints" / "step-00000012" / file).write_bytes(content)
     with pytest.raises(UserError, match=r"Move it elsewhere to start the run again: it has no other checkpoint\.$"):
         run(tmp_path)
+
+
+def test_a_missing_file_of_a_checkpoint_is_named(tmp_path):
+    """Accelerate went on without the random states, and DeepSpeed named a wrong shape or raised an AssertionError."""
+    run(tmp_path)
+    (tmp_path / "checkpoints" / "step-00000012" / "random_states_0.pkl").unlink()
+    with pytest.raises(
+        UserError, match=r"step-00000012: can't be loaded \(random_states_0\.pkl is missing\)\. Move it"
+    ):
+        run(tmp_path)
