@@ -41,7 +41,7 @@ class PredictConfig:
     probabilities: bool = flag()
     """also write probability maps, 16-bit PNG; 65535 is 1"""
     spacing: tuple[PositiveFloat, ...] = argument((), nargs="+")
-    """mm per pixel of images that do not say it: one number, or one for x and one for y"""
+    """mm per pixel of images whose file does not say it: one number, or one for x and one for y"""
     uncertainty: Literal["decoders", "tta", "ensemble"] | None = None
     """score each image by how well the predictions of the network's decoders, of mirrored images, or of several runs
     agree; decoders are in a run's checkpoint, so they need --weights last"""

@@ -157,9 +157,11 @@ def _check_input(path: Path, out: Path, from_list: bool) -> None:
         if path.suffix.lower() not in SUFFIXES and not is_dicom(path) and not find_unreadable(path):
             raise UserError(f"--images {path}: neither an image ({', '.join(SUFFIXES)}) nor DICOM")
         return
-    inner, outer = path.resolve(), out.resolve()
-    if inner.is_relative_to(outer) or outer.is_relative_to(inner):
-        raise UserError(f"--out {out}: --images {path} is inside it, or it is inside --images. Choose another --out.")
+    images, outputs = path.resolve(), out.resolve()
+    if outputs.is_relative_to(images):
+        raise UserError(f"--out {out}: is in --images {path}. Choose another --out.")
+    if images.is_relative_to(outputs):
+        raise UserError(f"--out {out}: contains --images {path}. Choose another --out.")
     for predicted in (path, path.resolve().parent):
         if (predicted / CONTENTS).is_file() and (predicted / WRITTEN).is_file():
             raise UserError(f"--images {path}: {predicted} holds predictions. Give the folder of the images.")

@@ -20,7 +20,7 @@ class ServeConfig:
     run: RunOrModel = argument(alias="model")
     """folder of a segmentation run or model, or a shipped model by name (mgcc list models); --model is the same"""
     out: FolderPath = Path("corrections")
-    """folder of the corrections; new, or of an earlier start"""
+    """folder of the corrections: a new one, or that of an earlier start, which is continued"""
     images: tuple[FileOrFolder, ...] = argument((), nargs="+")
     """images, DICOM files, or folders of them with any subfolders, to correct one after the other"""
     order: Literal["name", "uncertainty"] = "name"
@@ -32,7 +32,7 @@ class ServeConfig:
     weights: Literal["best", "last"] = "best"
     """best: highest validation score; last: last step"""
     spacing: tuple[PositiveFloat, ...] = argument((), nargs="+")
-    """mm per pixel of images that do not say it: one number, or one for x and one for y"""
+    """mm per pixel of images whose file does not say it: one number, or one for x and one for y"""
     port: NonNegativeInt = 0
     """port on this machine; 0: any free one"""
     max_upload_mb: PositiveInt = 256

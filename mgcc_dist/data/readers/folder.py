@@ -22,10 +22,10 @@ def folder(root: Path, patient: str = "") -> ImageFileReader:
 
     Masks have the name of their image, also with `_mask`, `_gt`, `_seg` or `_label` at the end (and a number: the mask
     is the union). The file type may differ. Images without a mask are unlabeled; a mask without an image is an error.
-    Keys are the file stems, with `_` instead of dots.
+    Keys are the file names without suffix, with `_` instead of dots; they must be unique in all subfolders.
 
-    Groups are near-duplicates; with `--groups patient` all images of a patient. If the last subfolder is the patient,
-    the first one is the class only if it is another one, and keys include the subfolders.
+    Groups are near-duplicates; with `--groups patient` all images of a patient. With `--patient subfolder` the last
+    subfolder is the patient, a first one above it the class, and keys include the subfolders.
 
     Raises:
         UserError: the root or its images folder does not exist or has no images.
