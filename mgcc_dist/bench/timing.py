@@ -139,7 +139,7 @@ def cuda_graph_timer(milliseconds: float, cold: bool) -> Timer:
 def timers(device: torch.device, direction: str, milliseconds: float) -> dict[str, Timer]:
     """Return the timers by name.
 
-    The backward alone is not captured: it runs on the stream of its forward, which is outside the graph.
+    The backward by itself is not captured: it runs on the stream of its forward, which is outside the graph.
     """
     if device.type == "cpu":
         return {"processor_time" if torch.get_num_threads() == 1 else "wall": cpu_timer(milliseconds)}

@@ -274,14 +274,14 @@ def _find(registry: Registry[Any], name: Any, key: str, source: str) -> Componen
 
 
 def _section_of(key: str, sections: Mapping[str, Section]) -> str:
-    """The innermost section with a component that `key` stands in; "" if none."""
+    """The innermost section with a component that contains `key`; "" if none."""
     return max((each for each in sections if key.startswith(f"{each}.")), key=len, default="")
 
 
 def _is_dropped(
     key: str, value: Any, index: int, options: Mapping[str, Option], sections: Mapping[str, Section], source: str
 ) -> bool:
-    """Whether a key that is not an option may stand in the layer `index`: an empty section, or another component's key.
+    """Whether a key that is no option is allowed in the layer `index`: an empty section, or another component's key.
 
     Raises:
         UserError: another component has it, but this layer is not before the one that chooses the component.

@@ -76,7 +76,7 @@ def _windows(images: Tensor) -> Tensor:
 
 
 class FeatureLoss:
-    """Distance in the features of `network`, which stays frozen and is no part of what is trained and saved."""
+    """Distance in the features of `network`, which stays frozen and is neither trained nor saved."""
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network.eval().requires_grad_(False)

@@ -114,7 +114,7 @@ def mean_intervals(values: np.ndarray, clusters: Sequence[str], bounded: Sequenc
     Args:
         values: float [N,M]; NaN where an image does not have the score.
         clusters: the cluster of each image.
-        bounded: whether each score lies in [0,1].
+        bounded: whether each score is in [0,1].
 
     Returns:
         M intervals; None for a score that no image has. Fewer than MIN_CLUSTERS clusters have a mean, but no interval.

@@ -24,10 +24,10 @@ class Metric:
     """A mean over images: what each image contributes, or None if it does not count."""
 
     path: tuple[str, ...]
-    """where it stands in a summary"""
+    """its path of keys in a summary"""
     value: Callable[[Row], float | None]
     bounded: bool = True
-    """whether it lies in [0,1]"""
+    """whether it is in [0,1]"""
 
 
 def _column(name: str) -> Callable[[Row], float | None]:

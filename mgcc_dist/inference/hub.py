@@ -87,7 +87,7 @@ def pull(config: PullConfig) -> None:
             for name in (name for name in FILES if name in sizes):
                 if sizes[name] > LARGEST:
                     raise UserError(
-                        f"{config.repo}: {name} has {sizes[name]:,} bytes, which is no model of this package"
+                        f"{config.repo}: {name} has {sizes[name]:,} bytes, which is not a model of this package"
                     )
                 api.hf_hub_download(config.repo, name, revision=info.sha, local_dir=folder)
         try:

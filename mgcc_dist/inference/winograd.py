@@ -62,7 +62,7 @@ THREE_BY_THREE = {
 class WinogradConv(nn.Module):
     """A 3x3 convolution with BN folded in, in evaluation: [B,C,H,W] -> [B,O,H,W], or [B,O,2H,2W] if `upsample`.
 
-    Where the sides of the output are no multiples of 4 * dilation, `plain` computes it.
+    Where the sides of the output are not multiples of 4 * dilation, `plain` computes it.
 
     Args:
         conv: has padding equal to its dilation.

@@ -175,7 +175,7 @@ def saved_batches(folder: Path) -> int:
 
 @contextmanager
 def _first_failure() -> Iterator[None]:
-    """Raise the error of the first rank that failed instead of FSDP2's CheckpointException, which is no Exception."""
+    """Raise the error of the first rank that failed instead of FSDP2's CheckpointException, a BaseException."""
     try:
         yield
     except CheckpointException as error:

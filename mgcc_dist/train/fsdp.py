@@ -14,7 +14,8 @@ def is_fsdp(accelerator: Accelerator) -> bool:
 def wrap_blocks(module: nn.Module, accelerator: Accelerator) -> None:
     """Make Accelerate wrap the smallest blocks of more than `fsdp_min_num_params` parameters. Call it before `prepare`.
 
-    Wrapping by size, in Accelerate 1.15, also wraps lists of modules, which torch refuses. So it is told the classes.
+    Wrapping by size, in Accelerate 1.15, also wraps lists of modules, which torch refuses. So the classes to wrap are
+    passed instead.
     """
     plugin = accelerator.state.fsdp_plugin
     if plugin.min_num_params > 0:
