@@ -15,6 +15,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -191,6 +192,7 @@ def _fork(path: str, arguments: Sequence[str], kept: Sequence[int]) -> int:
     """Do what `spawnv_passfds` does for `python -c TEXT` in a fork of this process."""
     if pid := os.fork():
         return pid
+    multiprocessing.forkserver._forkserver._lock = threading.Lock()  # the caller holds it: ranks start servers, too
     try:
         null = os.open(os.devnull, os.O_RDWR)
         for file in [int(link.name) for link in Path("/proc/self/fd").iterdir()]:
