@@ -32,12 +32,18 @@ DRAWN = """
 const at = toScreen({ x: arguments[0], y: arguments[1] });
 return document.getElementById("mask").getContext("2d").getImageData(at.x, at.y, 1, 1).data[3];
 """
+"""how opaque the mask is drawn at a position on the image"""
 WHEEL = """
 const at = toScreen({ x: arguments[0], y: arguments[1] }), box = sheet.getBoundingClientRect();
 const options = { deltaY: -120, clientX: at.x + box.left, clientY: at.y + box.top, cancelable: true };
 sheet.dispatchEvent(new WheelEvent("wheel", options));
 """
-"""how opaque the mask is drawn at a position on the image"""
+"""zooms in at a position on the image"""
+LEFT_OF_THE_IMAGE = """
+const canvas = document.getElementById("mask"), width = Math.floor(toScreen({ x: 0, y: 0 }).x);
+return canvas.getContext("2d").getImageData(0, 0, width, canvas.height).data.some(value => value);
+"""
+"""whether anything is drawn left of the image, such as the mask at an earlier zoom"""
 
 
 @pytest.fixture
@@ -133,8 +139,10 @@ def test_a_dropped_image_is_corrected_by_mouse_and_keyboard_and_saved(page, tmp_
     # Keyboard: a larger brush, and a dab one pixel further left and up.
     press("a", "]", "]")
     element("sheet").send_keys(Keys.SHIFT, Keys.ARROW_LEFT, Keys.ARROW_UP, Keys.NULL, " ")
+    page.execute_script("move(-100, 0)")
     press("0")
     assert page.execute_script("return view.scale") == fitted
+    assert not page.execute_script(LEFT_OF_THE_IMAGE)
     larger = page.execute_script("return Number(document.getElementById('size').value)")
     disc(expected, x - 1, y - 1, larger, 255)
     assert larger > radius
@@ -152,9 +160,17 @@ def test_a_dropped_image_is_corrected_by_mouse_and_keyboard_and_saved(page, tmp_
     assert np.array_equal(np.asarray(Image.open(saved)), expected)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "images" / saved.name)), blob())
     assert not page.execute_script("return unsaved")
+
+    # The first of several files is shown while the others are read.
+    drop(("b.png", png(blob(210))), ("evil.svg", b"<svg/>"), ("c.png", png(blob(220))))
+    wait_for("list.length === 3 && item !== null")
+    wait_for("document.getElementById('message').className === 'bad'")
+    assert page.execute_script("return item.label") == "b.png"
+    press("n")
+    wait_for("item !== null && item.label === 'c.png'")
     origin = page.execute_script("return location.origin")
     loaded = page.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
     assert all(name.startswith((origin, "data:")) for name in loaded)
     severe = [entry["message"] for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
-    assert len(severe) == 1
-    assert "/api/uploads" in severe[0]  # the refused file
+    assert len(severe) == 2
+    assert all("/api/uploads" in each for each in severe)  # the refused files
