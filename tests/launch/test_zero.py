@@ -106,7 +106,7 @@ def test_accelerate_launch_starts_ranks_with_the_environment_of_these_tests(tmp_
     first, second = sorted(environments, key=lambda environment: environment["RANK"])
     assert (first["RANK"], second["RANK"], first["WORLD_SIZE"]) == ("0", "1", "2")
     expected = launched_environment(options)
-    assert expected["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
+    assert expected["ACCELERATE_DEEPSPEED_CONFIG_FILE"] == str(tmp_path / "zero3.json")
     for environment in (first, second):
         assert {key: environment.get(key) for key in expected} == expected
 
