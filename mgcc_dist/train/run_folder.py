@@ -47,8 +47,8 @@ def open_run_folder(folder: Path, config: Any, accelerator: Accelerator, fixed_l
     if is_finished(folder) and not check_run_folder(folder, config, fixed_length):
         return
     lock_folder(folder, accelerator)
-    raise_fence(folder, accelerator)
     longer = check_run_folder(folder, config, fixed_length)
+    raise_fence(folder, accelerator)
     resumes = has_run(folder)
     accelerator.wait_for_everyone()
     with raise_on_all_ranks():
