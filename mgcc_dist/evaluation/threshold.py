@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.evaluation.metrics import scores_from_counts
 
 DEFAULT = 0.5
 THRESHOLDS = tuple(percent / 100 for percent in range(5, 100, 5))
@@ -37,6 +36,8 @@ def threshold_scores(probability: np.ndarray, truth: np.ndarray) -> list[float]:
         probability: float32 [H,W].
         truth: bool [H,W].
     """
+    from mgcc_dist.evaluation.metrics import scores_from_counts  # torch, which a report does not need
+
     limits = np.array(THRESHOLDS, np.float32)
     # How many pixels, and pixels of the lesion, are above each limit: p > limit, as in a prediction.
     predicted, overlap = (

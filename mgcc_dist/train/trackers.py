@@ -102,7 +102,7 @@ class TrackedRun:
         self._failed = True
         logger.warning(
             "%s: %s. The run continues without it; %s has all rows.",
-            *(self._name, reason, self._folder / "metrics.jsonl"),
+            *(self._name, reason.rstrip("."), self._folder / "metrics.jsonl"),
         )
 
     def _work(self) -> None:
@@ -124,6 +124,8 @@ class TrackedRun:
                     own["steps"][split] = step
                     write_json(self._folder / STATE, state)
             tracker.close()
+        except UserError as error:  # a damaged tracker.json
+            self._give_up(str(error))
         except (Exception, SystemExit) as error:  # SystemExit: wandb's, without a key and a terminal
             self._give_up(f"{type(error).__name__}: {reason_of(error)}")
 

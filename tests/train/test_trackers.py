@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import struct
 import threading
 
@@ -158,6 +159,15 @@ def test_a_tracker_that_hangs_does_not_hold_up_the_run(folder, monkeypatch, capl
     answers.set()
     assert closed.wait(60)
     assert sent == [1]  # the rest is given up
+
+
+def test_a_damaged_tracker_file_is_named_and_the_run_continues(tmp_path, caplog):
+    (tmp_path / "tracker.json").write_text("[5")
+    run = TrackedRun("tensorboard", tmp_path, 0)
+    run.log("train", 1, {"loss": 1.0})
+    run.close()
+    [record] = [record.getMessage() for record in caplog.records if "tracker.json" in record.getMessage()]
+    assert re.match(r"tensorboard: \S+tracker\.json: is not JSON .*[^.]\. The run continues without it", record)
 
 
 def test_a_tracker_that_is_not_installed_is_refused(monkeypatch):
