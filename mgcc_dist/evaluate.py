@@ -16,8 +16,7 @@ curve by that score. --fit-temperature fits a temperature to the validation imag
 
 Intervals resample patients (groups of the records), so they cover other patients, not other seeds. Choose threshold and
 post-processing on validation images and apply them to others: --threshold choose --postprocess choose, then --threshold
-OUT --postprocess OUT. A finished
-evaluation is never replaced; the same command does nothing. With several processes:
+OUT --postprocess OUT. A finished evaluation is never replaced; the same command does nothing. With several processes:
 accelerate launch -m mgcc_dist.evaluate.
 """
 

@@ -11,8 +11,9 @@ images and returns masks; everything between is inside:
     probability   float32 [B,H,W], not calibrated; the mask is where it is above 0.5
 
 Images become grey, are resized as in training (`data.fit`) and scaled, and the probability is resized back, as in
-`mgcc predict --precision no`. BN is folded into convolutions, and up-convolutions are in their phase form. The file is
-run by its own backend and compared with PyTorch before it gets its name. It says which run and weights it is of.
+`mgcc predict --precision no`. BN is folded into convolutions, and large convolutions are in Winograd's form (onnx,
+openvino). The file is run by its own backend and compared with PyTorch before it gets its name. It says which run and
+weights it is of. `mgcc predict --backend FILE` runs it, too.
 
 --int8 SHARDS writes ONNX with 8-bit convolutions: up to four times as fast as PyTorch on CPUs with VNNI, in a quarter
 of the size. The loss of IoU on validation images is measured and reported; above --max-iou-loss nothing is written.

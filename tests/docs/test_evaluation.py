@@ -29,7 +29,7 @@ def test_commands_work_as_written(tmp_path, monkeypatch, no_pictures):
 
     blocks = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    assert len(lines) == 9
+    assert len(lines) == 11
     for line in lines:
         words = shlex.split(line)
         command, begin = ("evaluate", words.index("mgcc_dist.evaluate")) if words[0] == "torchrun" else (words[1], 1)
