@@ -18,7 +18,7 @@ from mgcc_dist.slurm.resources import load_cluster_file, merge_resources
         ("extra: {output: log}", r"extra: output is set for each job by `mgcc slurm submit`\. Remove it"),
         ("container: {runtime: apptainer, image: ''}", r"container\.image must not be empty"),
         ("container: {runtime: apptainer}", r"container: image is missing\. Set runtime \(apptainer, .*\) and image"),
-        ("qos: a\nqos: b", "the key 'qos' stands twice in line 2"),
+        ("qos: a\nqos: b", "duplicate key 'qos' in line 2"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_with_file_and_key(tmp_path, text, message):
