@@ -102,7 +102,14 @@ def main() -> None:
         same = sum(kill.same for kill in kills)
         print(f"round {number}: the same weights after {same} of {len(kills)} kills", flush=True)
         header = benchmark_header("benchmarks.kill_trials")
-        write_json(out / "kills.json", header | {"sha256": expected, "kills": [asdict(kill) for kill in kills]})
+        listed = {"sha256": expected, "rows": count_by_kind(kills), "kills": [asdict(kill) for kill in kills]}
+        write_json(out / "kills.json", header | listed)
+
+
+def count_by_kind(kills: list[Kill]) -> dict[str, dict[str, int]]:
+    """Return, per kind, the number of kills, and of those after which the weights were the same."""
+    groups = {kind: [kill.same for kill in kills if kill.kind == kind] for kind in KINDS}
+    return {kind: {"kills": len(same), "same_weights": sum(same)} for kind, same in groups.items()}
 
 
 def run_round(

@@ -99,9 +99,12 @@ def test_wandb_offline_continues_the_run_and_gets_each_step_once(folder, monkeyp
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_tensorboard_gets_the_rows_after_the_checkpoint_again(folder, accelerator):
+def test_tensorboard_gets_the_rows_after_the_checkpoint_again(folder, accelerator, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer import event_file_writer
 
+    # Files of one process and second are read in the order of their numbers as text: 10 before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     write_a_killed_and_resumed_run(folder, "tensorboard", accelerator)
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
