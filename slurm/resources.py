@@ -128,9 +128,9 @@ class Resources:
         # srun and its ranks receive these signals; bash has to wait for them and then requeue the job.
         lines = [f"trap : {' '.join(BATCH_SIGNALS)}"]
         lines += [f"module load {shlex.quote(module)} || exit" for module in self.modules]
+        if self.container:  # whose Python must not import packages of another one: from a module, or in ~/.local
+            lines += ["unset PYTHONPATH PYTHONHOME", "export PYTHONNOUSERSITE=1"]
         lines += [f"export {key}={shlex.quote(value)}" for key, value in sorted(self.environment.items())]
-        if self.container:
-            lines.append("export PYTHONNOUSERSITE=1")  # not the packages in ~/.local, which are for another Python
         if self.scratch:
             lines += [
                 f'export TMPDIR="{self.scratch}/{TMPDIR}"',

@@ -57,7 +57,8 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     """Return a JSON object about this process on `device`.
 
     Keys: `started` (UTC), `commit`, `changes` (None without any), `versions`, `node`, `system`, `processor`, `cores`
-    (that this process may use), `threads` (torch's), `device`, `slurm` (None outside a job).
+    (that this process may use), `threads` (torch's), `device`, `container` (image of Apptainer or Singularity, else
+    None), `slurm` (None outside a job).
     """
     tree = source()
     changed = tree.commit is not None and tree.commit.endswith("+")
@@ -74,6 +75,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "container": os.environ.get("SINGULARITY_CONTAINER"),  # which Apptainer sets as well
         "slurm": job or None,
     }
 

@@ -1,4 +1,7 @@
-"""Programs in containers: the commands, and jobs on the testbed with a stand-in for Apptainer."""
+"""Programs in containers: the commands, and jobs on the testbed.
+
+A stand-in for Apptainer starts the jobs. With MGCC_TEST_IMAGE=mgcc.sif, the Apptainer on the PATH starts them.
+"""
 
 import os
 import random
@@ -16,6 +19,7 @@ from same_run import assert_same_run
 from sweep_files import write_sweep, write_two_node_sweep
 
 from mgcc_dist.common.errors import UserError
+from mgcc_dist.common.files import read_json
 from mgcc_dist.slurm import batch, job_graph, resources, submit
 from mgcc_dist.slurm.job_graph import Job
 from mgcc_dist.sweep.expansion import read_sweep
@@ -25,7 +29,9 @@ FAKE = Path(__file__).parent / "fake_apptainer"
 
 @pytest.fixture
 def image(tmp_path):
-    """An image for the stand-in: it holds this Python and its packages."""
+    """Return the image that MGCC_TEST_IMAGE names, or one for the stand-in: it holds this Python and its packages."""
+    if real := os.environ.get("MGCC_TEST_IMAGE"):
+        return Path(real)
     path = tmp_path / "mgcc.sif"
     path.write_text(f"{sys.prefix}\n{sys.base_prefix}\n")
     return path
@@ -33,11 +39,12 @@ def image(tmp_path):
 
 @pytest.fixture
 def container_file(tmp_path, image, monkeypatch):
-    """Put the stand-in on the PATH, and return a cluster file that uses it."""
-    runtime = tmp_path / "bin" / "apptainer"
-    runtime.parent.mkdir()
-    shutil.copy(FAKE, runtime)
-    monkeypatch.setenv("PATH", f"{runtime.parent}:{os.environ['PATH']}")
+    """Return a cluster file that uses the image; put the stand-in on the PATH unless MGCC_TEST_IMAGE names one."""
+    if "MGCC_TEST_IMAGE" not in os.environ:
+        runtime = tmp_path / "bin" / "apptainer"
+        runtime.parent.mkdir()
+        shutil.copy(FAKE, runtime)
+        monkeypatch.setenv("PATH", f"{runtime.parent}:{os.environ['PATH']}")
     path = tmp_path / "cluster.yaml"
     path.write_text(yaml.safe_dump({"container": {"runtime": "apptainer", "image": str(image)}}))
     return path
@@ -97,7 +104,7 @@ def test_a_batch_script_runs_programs_in_the_container_and_scontrol_outside(tmp_
     assert f" {python} -u -m submitit.core._submit " in script
     assert f"is_running && {python} -m mgcc_dist.slurm.retry $code " in script
     assert '; then ask requeue "$job"; ' in script
-    assert "export PYTHONNOUSERSITE=1" in script
+    assert "unset PYTHONPATH PYTHONHOME\nexport PYTHONNOUSERSITE=1\nexport OMP_NUM_THREADS=1\n" in script
 
 
 def test_a_row_may_name_another_image_and_a_missing_one_is_refused_before_submission(tmp_path, monkeypatch, caplog):
@@ -152,7 +159,7 @@ def start_doctor(folder, cluster_file):
 
 @pytest.mark.slurm
 def test_a_two_node_job_requeued_in_a_container_has_the_losses_and_weights_of_an_undisturbed_one_outside(
-    slurm_up, phantom_data, tmp_path, container_file
+    slurm_up, phantom_data, tmp_path, image, container_file
 ):
     quiet, noisy = (write_two_node_sweep(tmp_path, phantom_data, name) for name in ("quiet", "noisy"))
     dispatch("submit", noisy, "--cluster-file", str(container_file))
@@ -166,7 +173,7 @@ def test_a_two_node_job_requeued_in_a_container_has_the_losses_and_weights_of_an
     undisturbed.result()
 
     log = read_log(out, job)
-    assert "apptainer: " in log
+    assert {start["container"] for start in read_json(stage / "environment.json")} == {str(image)}
     (stopped,) = map(int, re.findall(r"stopped by a signal at step (\d+)", log))
     assert f"from step {stopped} of 30 -> {stage}" in log
     assert_same_run(stage, expected / "ldm" / "autoencoder")
@@ -175,6 +182,6 @@ def test_a_two_node_job_requeued_in_a_container_has_the_losses_and_weights_of_an
     output, log = doctor.communicate(timeout=300)
     assert doctor.returncode == 0, output + log
     assert [line.split()[0] for line in output.splitlines()] == ["ok"] * 16 + ["doctor:"], output
-    for text in ("Slurm          slurm", "apptainer version 1.3.4, ", "test job       ran on n", "SIGUSR2 arrived"):
+    for text in ("Slurm          slurm", f", {image}", "test job       ran on n", "SIGUSR2 arrived"):
         assert text in output
     assert not list(tmp_path.glob(".mgcc-doctor-*"))
