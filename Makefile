@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out
 # Test processes for two cores: those with Slurm tests wait for their jobs.
-TEST_PROCESSES ?= 4
+TEST_PROCESSES ?= 3
 BUSI ?= $(or $(MGCC_DATA),../shared/data)/Dataset_BUSI_with_GT
 
 BIN := $(VENV)/bin
