@@ -29,11 +29,11 @@ FAKE = Path(__file__).parent / "fake_apptainer"
 
 @pytest.fixture
 def image(tmp_path):
-    """Return the image that MGCC_TEST_IMAGE names, or one for the stand-in: it holds this Python and its packages."""
+    """Return the image that MGCC_TEST_IMAGE names, or one for the stand-in: it holds this Python and package."""
     if real := os.environ.get("MGCC_TEST_IMAGE"):
         return Path(real)
     path = tmp_path / "mgcc.sif"
-    path.write_text(f"{sys.prefix}\n{sys.base_prefix}\n")
+    path.write_text(f"{sys.prefix}\n{sys.base_prefix}\n{ranks.REPOSITORY}\n")
     return path
 
 
