@@ -26,7 +26,8 @@ from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.distributed import create_accelerator
 from mgcc_dist.common.environment import benchmark_header
 from mgcc_dist.common.files import write_json
-from mgcc_dist.data.loader import Batch, StreamOffsets
+from mgcc_dist.data.batch import Batch
+from mgcc_dist.data.loader import StreamOffsets
 from mgcc_dist.diffusion import autoencoder, denoiser, latents
 from mgcc_dist.diffusion.denoiser import DenoiserLoss
 from mgcc_dist.diffusion.latents import LatentBatch

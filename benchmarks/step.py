@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mgcc_dist.common.distributed import seed_step
-from mgcc_dist.data.loader import ByteBatch
+from mgcc_dist.data.batch import ByteBatch
 from mgcc_dist.kernels import bias_free
 from mgcc_dist.kernels.dispatcher import KernelDispatcher, fuse
 from mgcc_dist.kernels.upconv.module import norm_of_upsample_conv

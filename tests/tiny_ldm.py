@@ -2,7 +2,7 @@
 
 import torch
 
-from mgcc_dist.data.loader import Batch
+from mgcc_dist.data.batch import Batch
 from mgcc_dist.diffusion.config import KLAutoencoderConfig, SamplingConfig, UNetDenoiserConfig
 from mgcc_dist.diffusion.latents import LatentBatch
 from mgcc_dist.train.config import LoopConfig

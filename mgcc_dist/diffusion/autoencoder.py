@@ -28,7 +28,7 @@ from mgcc_dist.common.distributed import gather_by_index, raise_on_all_ranks
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.files import read_object
 from mgcc_dist.common.migration import current
-from mgcc_dist.data.loader import Batch, ByteBatch
+from mgcc_dist.data.batch import Batch, ByteBatch
 from mgcc_dist.diffusion.config import AUTOENCODERS, AutoencoderConfig, KLAutoencoderConfig, ReconstructionConfig
 from mgcc_dist.diffusion.custom_autoencoder import CONFIG, CustomAutoencoder
 from mgcc_dist.diffusion.images import ImageData

@@ -30,9 +30,10 @@ from mgcc_dist.common.distributed import raise_on_all_ranks
 from mgcc_dist.common.finite import require_finite
 from mgcc_dist.common.progress import ProgressBar
 from mgcc_dist.data.augment import MIRROR, symmetry
+from mgcc_dist.data.batch import normalize
 from mgcc_dist.data.datasets import SampleDataset
 from mgcc_dist.data.images import resize_image, resize_mask
-from mgcc_dist.data.loader import Augment, Ranks, Stream, TrainLoader, normalize
+from mgcc_dist.data.loader import Augment, Ranks, Stream, TrainLoader
 from mgcc_dist.data.order import StreamItem, evaluation_batches
 from mgcc_dist.data.records import RecordFolder, read_meta, write_index, write_records
 from mgcc_dist.data.sample import RecordInfo, Sample

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from mgcc_dist.common.distributed import gather_by_index
 from mgcc_dist.common.errors import SharedError
+from mgcc_dist.data.batch import Batch, ByteBatch
 from mgcc_dist.data.geometry import STRETCHED, Fit, restore
-from mgcc_dist.data.loader import Batch, ByteBatch, EvalLoader
+from mgcc_dist.data.loader import EvalLoader
 from mgcc_dist.evaluation.metrics import pixel_counts, scores_from_counts
 from mgcc_dist.evaluation.surface import surface_distances
 

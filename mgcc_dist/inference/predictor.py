@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from mgcc_dist.common.environment import has_bf16
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.common.finite import require_finite
+from mgcc_dist.data.batch import normalize
 from mgcc_dist.data.dicom import is_dicom, read_single_frame
 from mgcc_dist.data.dicom_regions import Region
 from mgcc_dist.data.geometry import Fit, fit_image, restore
 from mgcc_dist.data.images import SUFFIXES, grey_from_array, grey_from_image, read_grey
-from mgcc_dist.data.loader import normalize
 from mgcc_dist.inference.loading import load_network, run_info
 from mgcc_dist.kernels.dispatcher import Kernels, fuse
 from mgcc_dist.train.initial_weights import find_weights

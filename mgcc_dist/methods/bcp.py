@@ -15,7 +15,7 @@ from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.train.schedules import Progress
 
 if TYPE_CHECKING:
-    from mgcc_dist.data.loader import Batch
+    from mgcc_dist.data.batch import Batch
 
 
 class BidirectionalCopyPaste(StudentWithTeacher):

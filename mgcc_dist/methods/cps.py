@@ -14,7 +14,7 @@ from mgcc_dist.models.network import build_network
 from mgcc_dist.train.schedules import Progress, consistency_weight
 
 if TYPE_CHECKING:
-    from mgcc_dist.data.loader import Batch
+    from mgcc_dist.data.batch import Batch
 
 
 class TwoNetworks(Method):

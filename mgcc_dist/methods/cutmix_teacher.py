@@ -22,7 +22,7 @@ from mgcc_dist.models.network import build_network
 from mgcc_dist.train.schedules import Progress, consistency_weight
 
 if TYPE_CHECKING:
-    from mgcc_dist.data.loader import Batch
+    from mgcc_dist.data.batch import Batch
 
 # French et al. 2020: the loss is weighted by the fraction of pixels on which the teacher is at least this confident.
 CONFIDENCE_THRESHOLD = 0.97

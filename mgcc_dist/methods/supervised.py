@@ -12,7 +12,7 @@ from mgcc_dist.models.network import build_network
 from mgcc_dist.train.schedules import Progress
 
 if TYPE_CHECKING:
-    from mgcc_dist.data.loader import Batch
+    from mgcc_dist.data.batch import Batch
 
 
 class Supervised(Method):

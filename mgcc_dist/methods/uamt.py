@@ -14,7 +14,7 @@ from mgcc_dist.models.config import NetworkConfig
 from mgcc_dist.train.schedules import Progress, consistency_weight, gaussian_ramp
 
 if TYPE_CHECKING:
-    from mgcc_dist.data.loader import Batch
+    from mgcc_dist.data.batch import Batch
 
 TEACHER_PASSES = 8
 

@@ -17,7 +17,7 @@ from mgcc_dist.models.network import EncoderDecoder, build_network
 from mgcc_dist.train.schedules import Progress
 
 if TYPE_CHECKING:
-    from mgcc_dist.data.loader import Batch
+    from mgcc_dist.data.batch import Batch
 
 
 class UniMatch(Method):

@@ -20,7 +20,7 @@ from benchmarks.step import (
     released_step,
 )
 from benchmarks.train_step import enabled
-from mgcc_dist.data.loader import ByteBatch
+from mgcc_dist.data.batch import ByteBatch
 from mgcc_dist.kernels.dispatcher import fuse
 from mgcc_dist.methods.config import MultiLevelCrossConsistencyConfig
 from mgcc_dist.methods.method import build

@@ -15,7 +15,8 @@ from torch.utils.data import ConcatDataset
 from mgcc_dist.common.distributed import gather_by_index
 from mgcc_dist.common.errors import UserError
 from mgcc_dist.data.augment import symmetry
-from mgcc_dist.data.loader import Batch, EvalLoader, ImageTrainLoader, Ranks, Stream, StreamOffsets
+from mgcc_dist.data.batch import Batch
+from mgcc_dist.data.loader import EvalLoader, ImageTrainLoader, Ranks, Stream, StreamOffsets
 from mgcc_dist.data.order import evaluation_batches
 
 few = settings(deadline=None, derandomize=True, max_examples=30)

@@ -7,7 +7,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from mgcc_dist.common.errors import SharedError
-from mgcc_dist.data.loader import Batch, EvalLoader, Ranks
+from mgcc_dist.data.batch import Batch
+from mgcc_dist.data.loader import EvalLoader, Ranks
 from mgcc_dist.data.sample import Sample
 from mgcc_dist.evaluation import scores
 from mgcc_dist.evaluation.metrics import score_image

@@ -13,7 +13,7 @@ from mgcc_dist.common.command_line import parse
 from mgcc_dist.common.config import CONFIGS
 from mgcc_dist.common.distributed import seed_step
 from mgcc_dist.common.errors import UserError
-from mgcc_dist.data.loader import Batch
+from mgcc_dist.data.batch import Batch
 from mgcc_dist.methods.config import METHODS
 from mgcc_dist.methods.cutmix_teacher import random_boxes
 from mgcc_dist.methods.method import build

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mgcc_dist.common.gpus import NAMES, PEAKS, peak_flops
-from mgcc_dist.data.loader import Batch
+from mgcc_dist.data.batch import Batch
 from mgcc_dist.diffusion.config import UNetDenoiserConfig
 from mgcc_dist.diffusion.denoiser import DenoiserLoss, build
 from mgcc_dist.diffusion.latents import LatentBatch
