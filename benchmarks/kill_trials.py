@@ -160,7 +160,7 @@ def kill_if_due(victim: Victim, longest: float, chance: random.Random, state: Pa
     victim.left -= 1
     rows = [row for folder in victim.folders for row in read_rows(folder / "metrics.jsonl")[-1:]]
     kill = Kill(0, victim.name, kind, round(now - victim.started, 1), rows[-1]["step"] if rows else 0)
-    if kind == "slurmd":  # the same start goes on
+    if kind == "slurmd":  # the same start continues
         victim.due = now + chance.uniform(0, longest / 2)
     else:
         victim.started, victim.restarts = None, restarts + 1

@@ -56,16 +56,6 @@ def cancel(jobs: list[str]) -> None:
     run("scancel", *jobs)
 
 
-def job_id() -> str:
-    """Return the id of the job that this process is in; "" outside of Slurm. Each task of an array has its own."""
-    return os.environ.get("SLURM_JOB_ID", "")
-
-
-def restart_count() -> int:
-    """Return how often Slurm has restarted the job that this process is in."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", 0))
-
-
 def settings() -> dict[str, str]:
     """Return slurm.conf as the controller has it."""
     lines = (line.partition("=") for line in run("scontrol", "show", "config").splitlines())

@@ -10,8 +10,8 @@ from typing import Any
 from submitit import JobEnvironment
 
 from mgcc_dist.common.errors import EXIT_STOPPED, EXIT_USER_ERROR
+from mgcc_dist.common.fence import slurm_start
 from mgcc_dist.common.files import read_json, write_json
-from mgcc_dist.slurm import cluster
 
 ATTEMPTS_FILE = "attempts.json"
 PREEMPTION_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
@@ -99,7 +99,8 @@ def is_attempt_recorded(folder: Path) -> bool:
 
 
 def _this_start() -> dict[str, str | int]:
-    return {"job": cluster.job_id(), "restarts": cluster.restart_count()}
+    job, restarts = slurm_start()
+    return {"job": job, "restarts": restarts}
 
 
 def read_attempts(folder: Path) -> dict[str, Any]:

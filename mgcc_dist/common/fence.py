@@ -66,19 +66,19 @@ def check_fence(folder: Path) -> None:
 
 def process_name() -> str:
     """Return `pid 12 on HOST` for this process; in a Slurm job, `pid 12 on HOST, Slurm job 3, restart 1`."""
-    job, restart = _slurm_start()
+    job, restart = slurm_start()
     return f"pid {os.getpid()} on {socket.gethostname()}" + (f", Slurm job {job}, restart {restart}" if job else "")
 
 
 def is_earlier_start(name: str) -> bool:
     """Return whether the process with this name belongs to an earlier start of the Slurm job of this process."""
-    job, restart = _slurm_start()
+    job, restart = slurm_start()
     found = re.search(r", Slurm job (\d+), restart (\d+)$", name)
     return found is not None and found[1] == job and int(found[2]) < restart
 
 
-def _slurm_start() -> tuple[str, int]:
-    """Return this process's Slurm job, or "", and how often Slurm has restarted it."""
+def slurm_start() -> tuple[str, int]:
+    """Return this process's Slurm job, or "", and how often Slurm has restarted it. Each task of an array has a job."""
     return os.environ.get("SLURM_JOB_ID", ""), int(os.environ.get("SLURM_RESTART_COUNT", 0))
 
 
