@@ -27,19 +27,11 @@ from benchmarks.step import PAPER_WIDTHS
 from mgcc_dist.common.environment import benchmark_header, has_bf16
 from mgcc_dist.common.files import write_json
 from mgcc_dist.kernels.dispatcher import fuse
-from mgcc_dist.models.blocks import MSAG, DoubleConv, UpConv
+from mgcc_dist.models.blocks import MSAG, NORMED_CONVOLUTIONS, DoubleConv, UpConv
 from mgcc_dist.models.config import MGCCConfig
 from mgcc_dist.models.network import build_network
 from mgcc_dist.reporting.efficiency_measure import measure_latency
 from mgcc_dist.reporting.paper import load_paper_table
-
-GATE_PARTS = ("pointwise", "ordinary", "dilated", "vote")
-CONVOLUTIONS: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
-    DoubleConv: (("conv1", "norm1"), ("conv2", "norm2")),
-    UpConv: (("conv", "norm"),),
-    MSAG: tuple((part, f"{part}_norm") for part in GATE_PARTS),
-}
-"""the convolutions that BatchNorm directly follows, and the norms"""
 
 
 def main() -> None:
@@ -96,7 +88,7 @@ def prepare(name: str, plain: nn.Module, device: torch.device) -> nn.Module:
 def fold_norms(network: nn.Module, kinds: Sequence[type[nn.Module]], dtype: torch.dtype) -> nn.Module:
     """Fold BatchNorm into the convolutions of these classes, and store these in `dtype`. Modifies and returns it."""
     for module in network.modules():
-        for conv, norm in next((CONVOLUTIONS[kind] for kind in kinds if isinstance(module, kind)), ()):
+        for conv, norm in next((NORMED_CONVOLUTIONS[kind] for kind in kinds if isinstance(module, kind)), ()):
             folded = fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm))
             setattr(module, conv, folded.to(dtype))  # so that autocast has nothing to cast
             setattr(module, norm, nn.Identity())

@@ -30,11 +30,11 @@ from mgcc_dist.common.value_types import choices, parse_value
 CONFIGS = Path(__file__).parents[1] / "configs"
 Config = TypeVar("Config")
 # Those of libyaml are ten times as fast, for sweeps of a thousand runs.
-_SAFE_LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+SAFE_LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
-class _Loader(_SAFE_LOADER):  # type: ignore[valid-type, misc]
+class _Loader(SAFE_LOADER):  # type: ignore[valid-type, misc]
     """Refuses duplicate keys in a mapping; YAML's loader silently keeps the last one."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:

@@ -14,9 +14,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mgcc_dist.data.geometry import Fit
 from mgcc_dist.inference.predictor import THRESHOLD
-from mgcc_dist.inference.winograd import THREE_BY_THREE, WinogradConv, has_enough_channels, use_winograd
+from mgcc_dist.inference.winograd import WinogradConv, has_enough_channels, use_winograd
 from mgcc_dist.kernels.upconv.phases import phase_weights
-from mgcc_dist.models.blocks import UpConv
+from mgcc_dist.models.blocks import NORMED_CONVOLUTIONS, UpConv
 
 LUMA = (19595, 38470, 7471)
 """Pillow's weights of red, green and blue, over 65536"""
@@ -138,7 +138,7 @@ def use_fast_convolutions(network: nn.Module, winograd: bool) -> nn.Module:
             if winograd and has_enough_channels(folded):
                 conv = nn.Sequential(WinogradConv(folded, conv, upsample=True), nn.ReLU())
             setattr(network, name, conv)
-        elif winograd and type(child) in THREE_BY_THREE:
+        elif winograd and type(child) in NORMED_CONVOLUTIONS:
             use_winograd(child)
         else:
             use_fast_convolutions(child, winograd)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mgcc_dist.models.blocks import MSAG, DoubleConv
+from mgcc_dist.models.blocks import NORMED_CONVOLUTIONS
 
 CHANNELS = 128
 """channels from which it is faster than a direct convolution: with fewer, the transforms outweigh the products"""
@@ -52,11 +52,6 @@ UPSAMPLE = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0],
 """a row of an upsampled tile, from four pixels"""
 UPSAMPLED = [0, 1, 3, 4, 5]
 """frequencies of an upsampled tile that are not zero"""
-THREE_BY_THREE = {
-    DoubleConv: (("conv1", "norm1"), ("conv2", "norm2")),
-    MSAG: (("ordinary", "ordinary_norm"), ("dilated", "dilated_norm")),
-}
-"""the 3x3 convolutions of a block, and the BN that follows each"""
 
 
 class WinogradConv(nn.Module):
@@ -108,9 +103,9 @@ class WinogradConv(nn.Module):
 
 def use_winograd(block: nn.Module) -> None:
     """Replace the 3x3 convolutions of a DoubleConv or MSAG in evaluation mode, and fold their BN into them."""
-    for conv_name, norm_name in THREE_BY_THREE[type(block)]:
+    for conv_name, norm_name in NORMED_CONVOLUTIONS[type(block)]:
         conv: Any = getattr(block, conv_name)
-        if has_enough_channels(conv):
+        if conv.kernel_size == (3, 3) and has_enough_channels(conv):
             folded = fuse_conv_bn_eval(conv, getattr(block, norm_name))
             setattr(block, conv_name, WinogradConv(folded, folded))
             setattr(block, norm_name, nn.Identity())

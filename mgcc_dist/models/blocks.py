@@ -142,6 +142,14 @@ class MSAG(nn.Module):
         return x + x * norm_of_convolution(multi_scale, self.vote, self.vote_norm).sigmoid()  # Eq. 6
 
 
+NORMED_CONVOLUTIONS: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
+    DoubleConv: (("conv1", "norm1"), ("conv2", "norm2")),
+    UpConv: (("conv", "norm"),),
+    MSAG: tuple((name, f"{name}_norm") for name in ("pointwise", "ordinary", "dilated", "vote")),
+}
+"""the convolutions of each block that BN directly follows, and that BN"""
+
+
 def _drawn(draw: Callable[[Sequence[int]], Tensor], shape: Sequence[int], x: Tensor) -> Tensor:
     """Return random values of `shape` [..,C,H,W] that do not depend on the memory layout of x, for use with x.
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
+from mgcc_dist.common.config import SAFE_LOADER
 from mgcc_dist.common.errors import UserError, reason_of
 from mgcc_dist.methods.segment_config import SegmentConfig
 from mgcc_dist.train.saved_run import read_config
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # many times faster, where libyaml is there
 OWN_LINES = re.compile(r"^(?:out|  seed): (.*)$", re.MULTILINE)
 """of a config.yaml, with what a run has for itself"""
 
@@ -39,7 +39,7 @@ class RunConfigs:
             own, others = _own_values(text), OWN_LINES.sub("", text)
             if len(own) == 2 and (known := self._parsed.get(others)):
                 return {**known, "out": own[1], "loop": {**known["loop"], "seed": own[0]}}
-            config: Any = yaml.load(text, LOADER) or {}
+            config: Any = yaml.load(text, SAFE_LOADER) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not valid YAML ({reason_of(error)}). Restore it.") from error
         if not isinstance(config, dict) or not isinstance(config.get("data", {}), dict):
@@ -73,7 +73,7 @@ class RunConfigs:
 
 def _own_values(text: str) -> list[Any]:
     with suppress(yaml.YAMLError):  # a value of several lines
-        return [yaml.load(value, LOADER) for value in OWN_LINES.findall(text)]
+        return [yaml.load(value, SAFE_LOADER) for value in OWN_LINES.findall(text)]
     return []
 
 
